@@ -1,0 +1,48 @@
+# The two commands of the README are `make run` and `make test`; the others are named in CONTRIBUTING.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+.PHONY: run test check format lock test-servers test-vllm bench clean
+
+# Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
+$(VENV)/run.stamp: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warmroute needs Python 3.11 or newer; set PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+run: $(VENV)/run.stamp  ## serve on 127.0.0.1:8080 with four simulated workers
+	WARMROUTE_SERVER__DECISION_HEADERS=true $(BIN)/warmroute serve --simulate 4 --insecure-no-auth
+
+test: check  ## every check and every test
+	$(BIN)/pytest -q tests
+
+check: $(VENV)/dev.stamp  ## formatting, lint, types, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/dev.stamp  ## renew both lock files
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.5 GB, minutes)
+	$(BIN)/python -m tests.vllm.setup
+	$(BIN)/pytest -q -m vllm tests/vllm
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

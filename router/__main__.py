@@ -1,0 +1,11 @@
+"""``warmroute``, and ``python -m router``."""
+
+from router.cli import cli
+
+
+def main() -> None:
+    cli()
+
+
+if __name__ == "__main__":
+    main()

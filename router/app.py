@@ -1,0 +1,294 @@
+"""Composition root: configuration → objects → serving → drain. Only here are clocks, sockets and registries created."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import signal
+import ssl
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import (
+    CollectorRegistry,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from router.config import Config, PolicyConfig
+from router.core.affinity import LastWorkers
+from router.core.fingerprint import BLOCK_BYTES
+from router.core.fleet import Fleet, FleetRules, Member
+from router.core.health import HealthRules, State
+from router.core.prefix_index import PrefixIndex
+from router.core.record import Record
+from router.dispatch import Dispatcher, DispatchSettings
+from router.metrics import FleetCollector, Metrics
+from router.policies import POLICIES, PolicySettings
+from router.policies.base import Policy
+from router.server.admin import AdminPort
+from router.server.data import DataPort
+from router.server.listen import Handler, listen, make_server, require_c_parser, tls_context
+from router.upstream.connection import Limits
+from router.upstream.discovery import Source
+from router.upstream.discovery.dns import DnsSource
+from router.upstream.discovery.file import FileSource
+from router.upstream.discovery.static import StaticSource
+from router.upstream.exchange import Upstream
+from router.upstream.keeper import FleetKeeper
+from router.upstream.pool import Pool, PoolSettings
+from router.upstream.watch import WatchSettings
+
+log = logging.getLogger("warmroute")
+
+DRAIN_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A router that serves. Ports are the real ones, also where the configuration said 0."""
+
+    url: str
+    admin_url: str
+    data: DataPort
+    fleet: Fleet
+    pool: Pool
+
+
+async def serve(config: Config, on_ready: Any = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: live requests end, new ones are told to come back elsewhere."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config) as router:
+        _calm_collector()
+        log.info("serving", extra={"url": router.url, "admin": router.admin_url})
+        if on_ready is not None:
+            on_ready(router)
+        await stop.wait()
+        log.info("draining", extra={"live": router.data.live, "at_most_s": config.server.drain_s})
+        router.data.is_draining = True
+        await _drained(router.data, config.server.drain_s)
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Running]:
+    """A router, serving inside the block. Raises OSError when a port cannot be had."""
+    require_c_parser()
+    clock = time.monotonic  # finer than uvloop's own, which counts in milliseconds
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    index = PrefixIndex(config.index.max_blocks, _default_blocks(config))
+    fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, lambda model: model in fleet.served_models())
+    pool = Pool(_pool_settings(config))
+    upstream = Upstream(pool, metrics.gaps)
+    decisions: deque[Record] = deque(maxlen=config.admin.decisions)
+    last_workers = LastWorkers(config.index.max_sessions)
+
+    def observe(record: Record) -> None:
+        decisions.append(record)
+        metrics.observe(record)
+
+    dispatcher = Dispatcher(
+        DispatchSettings(config.retries.max_attempts, config.retries.budget_ratio, config.retries.min_budget),
+        fleet,
+        index,
+        last_workers,
+        make_policy(config.policy),
+        upstream,
+        observe,
+        clock,
+    )
+    data = DataPort(config.server, config.limits, dispatcher, fleet, clock, metrics.observe_refusal)
+    admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions)
+    keeper = FleetKeeper(
+        _sources(config),
+        fleet,
+        pool,
+        upstream,
+        _watch_settings(config),
+        config.fleet.discovery_interval_s,
+        dispatcher.use_ring,
+        clock,
+    )
+
+    def sizes() -> Iterable[tuple[str, str, float]]:
+        yield "open_worker_connections", "Connections to workers.", pool.open_connections
+        yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
+        yield "live_requests", "Requests under way.", data.live
+
+    registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    Info("warmroute_build", "What is running.", registry=registry).info(
+        {"version": version("warmroute"), "policy": config.policy.name}
+    )
+    tls = tls_context(config.server.tls_cert, config.server.tls_key)
+    async with (
+        _listening(config, data.handle, config.server.host, config.server.port, tls) as port,
+        _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_port,
+    ):
+        tasks = [asyncio.create_task(pool.run(), name="sweep"), asyncio.create_task(keeper.run(), name="keeper")]
+        scheme = "https" if tls else "http"
+        try:
+            yield Running(
+                url=f"{scheme}://{_in_url(config.server.host)}:{port}",
+                admin_url=f"http://{_in_url(config.admin.host)}:{admin_port}",
+                data=data,
+                fleet=fleet,
+                pool=pool,
+            )
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            data.close()
+    pool.close()
+
+
+@asynccontextmanager
+async def _listening(
+    config: Config, handler: Handler, host: str, port: int, tls: ssl.SSLContext | None
+) -> AsyncIterator[int]:
+    listener = listen(host, port)
+    runner = web.ServerRunner(make_server(handler, config.limits), handle_signals=False, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, ssl_context=tls, backlog=4096).start()
+        yield listener.getsockname()[1]
+    finally:
+        await runner.cleanup()
+        listener.close()
+
+
+async def _drained(data: DataPort, at_most_s: float) -> None:
+    try:
+        async with asyncio.timeout(at_most_s):
+            while data.live:
+                await asyncio.sleep(DRAIN_LOOK_S)
+    except TimeoutError:
+        log.warning("drain ended with requests under way", extra={"live": data.live})
+
+
+def _calm_collector() -> None:
+    """Requests make almost no cycles, and a full collection walks the whole index: rarely is often enough."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 100, 100)
+
+
+def make_policy(config: PolicyConfig) -> Policy:
+    settings = PolicySettings(
+        ring_bound=config.ring_bound,
+        miss_weight=config.miss_weight,
+        prior=config.prior,
+        leave_weight=config.leave_weight,
+        alone=config.alone,
+    )
+    return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
+
+
+def _sources(config: Config) -> list[Source]:
+    fleet = config.fleet
+    sources: list[Source] = []
+    if fleet.workers:
+        sources.append(StaticSource(fleet.workers))
+    if fleet.workers_file:
+        sources.append(FileSource(Path(fleet.workers_file)))
+    if fleet.workers_dns:
+        sources.append(DnsSource(fleet.workers_dns))
+    return sources
+
+
+def _default_blocks(config: Config) -> int:
+    return int(config.index.default_worker_tokens * config.policy.initial_bytes_per_token / BLOCK_BYTES)
+
+
+def _fleet_rules(config: Config) -> FleetRules:
+    probes = config.probes
+    return FleetRules(
+        health=HealthRules(probes.failures, probes.ejection_s, probes.max_ejection_s, probes.slow_start_s),
+        initial_prefill_rate=config.policy.initial_prefill_rate,
+        initial_bytes_per_token=config.policy.initial_bytes_per_token,
+        stale_load_s=config.load.stale_s,
+        default_cache_tokens=config.index.default_worker_tokens,
+    )
+
+
+def _pool_settings(config: Config) -> PoolSettings:
+    timeouts, fleet = config.timeouts, config.fleet
+    limits = Limits(
+        max_reply_bytes=timeouts.max_reply_bytes,
+        max_event_bytes=timeouts.max_event_bytes,
+        first_event_s=timeouts.first_event_s,
+        event_gap_s=timeouts.event_gap_s,
+        answer_s=timeouts.answer_s,
+    )
+    return PoolSettings(
+        limits=limits,
+        connect_s=timeouts.connect_s,
+        idle_s=fleet.idle_s,
+        max_idle=fleet.max_idle_connections,
+        worker_key=fleet.worker_key,
+        tls=ssl.create_default_context(cafile=fleet.ca_file or None),
+    )
+
+
+def _watch_settings(config: Config) -> WatchSettings:
+    probes, load = config.probes, config.load
+    return WatchSettings(
+        probe_interval_s=probes.interval_s,
+        ill_interval_s=probes.ill_interval_s,
+        models_interval_s=probes.models_interval_s,
+        probe_timeout_s=probes.timeout_s,
+        load_interval_s=load.poll_interval_s,
+        load_timeout_s=load.timeout_s,
+    )
+
+
+def _workers(fleet: Fleet, index: PrefixIndex) -> list[dict[str, Any]]:
+    """For the admin port, which alone may show URLs."""
+    return [
+        {
+            "name": member.name,
+            "url": member.address.url,
+            "state": member.health.state.value,
+            "models": sorted(member.models),
+            "in_flight": fleet.in_flight[member.position],
+            "queued_prefill_tokens": round(fleet.queued_prefill_tokens[member.position]),
+            "prefill_rate": round(1.0 / fleet.seconds_per_token[member.position], 1),
+            "running": member.load.running if member.load else None,
+            "waiting": member.load.waiting if member.load else None,
+            "kv_cache_usage": member.load.kv_cache_usage if member.load else None,
+            "cache_tokens": member.load.cache_tokens if member.load else None,
+            "index_blocks": index.blocks(member.position),
+        }
+        for member in fleet.members()
+    ]
+
+
+def _log_health(member: Member) -> None:
+    fields = {"worker": member.name, "url": member.address.url}
+    if member.health.state is State.EJECTED:
+        causes = {cause.value: times for cause, times in member.health.ejections.items()}
+        log.warning("worker ejected", extra={**fields, "ejections": causes})
+    else:
+        log.info("worker is up", extra=fields)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

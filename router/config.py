@@ -1,0 +1,351 @@
+"""Every setting: type, unit, default, bound, and one sentence. Read from TOML, environment and flags, checked once.
+
+Flags win over the environment, the environment over the file, the file over the defaults written here, and nowhere
+else are there defaults. A key ``a.b`` is ``WARMROUTE_A__B`` in the environment; lists are separated by commas there.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from router.core.worker import parse_address
+
+PREFIX = "WARMROUTE_"
+
+PolicyName = Literal[
+    "cache_aware", "prefix_ring", "session_affinity", "power_of_two", "least_loaded", "round_robin", "random"
+]
+
+
+class ConfigError(Exception):
+    """One line that names the key, its value and its bound."""
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every table of the configuration is."""
+
+
+class ServerConfig(Section, frozen=True):
+    """What clients meet."""
+
+    host: Annotated[str, Meta(min_length=1, description="Address that the data port listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Data port; 0 takes any free one.")] = 8080
+    tls_cert: Annotated[str, Meta(description="PEM certificate chain of the data port; empty: no TLS.")] = ""
+    tls_key: Annotated[str, Meta(description="PEM private key that belongs to tls_cert.")] = ""
+    cors_origins: Annotated[
+        list[str], Meta(description="Origins that browsers may call from; empty: CORS is off.")
+    ] = []
+    allowed_hosts: Annotated[list[str], Meta(description="Host names that requests may carry; empty: any.")] = []
+    insecure_no_auth: Annotated[bool, Meta(description="Serve everybody. There is no other way to start yet.")] = False
+    decision_headers: Annotated[
+        bool, Meta(description="Answer with x-warmroute-reason and x-warmroute-predicted-cached-tokens.")
+    ] = False
+    drain_s: Annotated[float, Meta(ge=0, le=3600, description="Seconds that live requests may take after SIGTERM.")] = (
+        25.0
+    )
+
+
+class AdminConfig(Section, frozen=True):
+    """Metrics, workers and decisions: for the people who run it."""
+
+    host: Annotated[str, Meta(min_length=1, description="Address that the admin port listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Admin port; 0 takes any free one.")] = 8081
+    token: Annotated[str, Meta(description="Bearer token; required when the admin host is not loopback.")] = ""
+    decisions: Annotated[int, Meta(ge=0, le=100_000, description="How many recent decisions /decisions remembers.")] = (
+        200
+    )
+
+
+class LimitsConfig(Section, frozen=True):
+    """What a client may cost."""
+
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 8 << 20
+    max_header_bytes: Annotated[int, Meta(ge=512, le=1 << 20, description="Largest header field, in bytes.")] = 8190
+    max_headers: Annotated[int, Meta(ge=8, le=1000, description="Most header fields of a request.")] = 64
+    body_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds for a body to arrive.")] = 30.0
+    keepalive_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds that an idle client connection stays.")] = (
+        75.0
+    )
+    write_stall_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Seconds without progress after which a client that stopped reading is cut."),
+    ] = 30.0
+    max_parsing_bodies: Annotated[
+        int, Meta(ge=1, le=64, description="Large bodies that are decoded off the loop at once; others wait.")
+    ] = 2
+
+
+class FleetConfig(Section, frozen=True):
+    """Which workers there are, and how they are reached."""
+
+    workers: Annotated[list[str], Meta(description="URLs of workers, each an origin.")] = []
+    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again when it changes.")] = ""
+    workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
+        ""
+    )
+    discovery_interval_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds between looks at file and DNS.")
+    ] = 2.0
+    simulate: Annotated[int, Meta(ge=0, le=64, description="Simulated workers to start inside this process.")] = 0
+    worker_key: Annotated[str, Meta(description="Key that workers ask for; sent as their Bearer token.")] = ""
+    ca_file: Annotated[str, Meta(description="PEM file of authorities for https workers; empty: the system's.")] = ""
+    max_idle_connections: Annotated[
+        int, Meta(ge=0, le=100_000, description="Idle connections kept for each worker.")
+    ] = 256
+    idle_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds an idle connection is reused; keep it below the worker's own.")
+    ] = 4.0
+
+
+class ProbesConfig(Section, frozen=True):
+    """How illness is found, and how long it keeps a worker out."""
+
+    interval_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds between probes of a healthy worker.")] = 2.0
+    ill_interval_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds between probes of an ill worker.")] = 0.25
+    models_interval_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds between looks at /v1/models.")] = 5.0
+    timeout_s: Annotated[float, Meta(gt=0, le=600, description="Seconds that a probe may take.")] = 2.0
+    failures: Annotated[int, Meta(ge=1, le=100, description="Failed probes, or answers of 500, that eject.")] = 3
+    ejection_s: Annotated[
+        float, Meta(gt=0, le=3600, description="First ejection; each further one is twice as long.")
+    ] = 1.0
+    max_ejection_s: Annotated[float, Meta(gt=0, le=86400, description="Longest ejection.")] = 60.0
+    slow_start_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Seconds in which a returned worker regains its share.")
+    ] = 10.0
+
+
+class LoadConfig(Section, frozen=True):
+    """What workers say of their load."""
+
+    poll_interval_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds between reads of a worker's /metrics.")
+    ] = 0.25
+    timeout_s: Annotated[float, Meta(gt=0, le=60, description="Seconds that such a read may take.")] = 2.0
+    stale_s: Annotated[float, Meta(gt=0, le=3600, description="Age after which polled load is not believed.")] = 5.0
+
+
+class PolicyConfig(Section, frozen=True):
+    """How workers are ranked."""
+
+    name: Annotated[PolicyName, Meta(description="The policy.")] = "cache_aware"
+    ring_bound: Annotated[
+        float,
+        Meta(ge=0, le=100, description="prefix_ring: most load over the mean, 1.25 for a quarter more; 0: unbounded."),
+    ] = 1.25
+    miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 4.0
+    prior: Annotated[
+        tuple[float, float],
+        Meta(description="cache_aware: chance that the ring's first two workers hold earlier turns, p."),
+    ] = (0.9, 0.3)
+    leave_weight: Annotated[
+        float, Meta(ge=0, le=100, description="cache_aware: cost of leaving the ring's first, μ.")
+    ] = 0.3
+    alone: Annotated[bool, Meta(description="This is the only router: the ring says nothing about others.")] = False
+    initial_prefill_rate: Annotated[
+        float, Meta(gt=0, description="Tokens per second that a worker is believed to prefill before it was seen to.")
+    ] = 10_000.0
+    initial_bytes_per_token: Annotated[
+        float, Meta(gt=0, le=64, description="Prompt bytes per token before a worker reported usage.")
+    ] = 4.0
+    seed: Annotated[int, Meta(description="Seed of the policies that draw lots.")] = 0
+
+
+class IndexConfig(Section, frozen=True):
+    """What the router remembers of prefixes."""
+
+    max_blocks: Annotated[
+        int, Meta(ge=1024, le=1 << 28, description="Blocks of 1,024 bytes remembered over all workers.")
+    ] = 4_000_000
+    default_worker_tokens: Annotated[
+        int, Meta(ge=1, description="Cache size of a worker that does not report one, in tokens.")
+    ] = 500_000
+    max_sessions: Annotated[int, Meta(ge=1, le=1 << 26, description="Sessions whose last worker is remembered.")] = (
+        200_000
+    )
+
+
+class RetriesConfig(Section, frozen=True):
+    """How far a request is carried when workers fail it before its first byte."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=100, description="Workers that one request is sent to at the most.")] = 5
+    budget_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of live requests.")
+    ] = 0.2
+    min_budget: Annotated[int, Meta(ge=0, le=1000, description="Such retries that are always allowed.")] = 3
+
+
+class TimeoutsConfig(Section, frozen=True):
+    """How long a worker may keep us waiting."""
+
+    connect_s: Annotated[float, Meta(gt=0, le=600, description="Seconds to connect.")] = 2.0
+    first_event_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds to a stream's first event.")] = 300.0
+    event_gap_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds between two events of a stream.")] = 60.0
+    answer_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds to a whole answer that is not streamed.")] = (
+        1800.0
+    )
+    max_reply_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 30, description="Largest reply that is held until it is whole.")
+    ] = 64 << 20
+    max_event_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest event of a stream.")] = 1 << 20
+
+
+class LogConfig(Section, frozen=True):
+    """What is said on standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe line that is written.")
+    ] = "info"
+
+
+class Config(Section, frozen=True):
+    """The whole configuration."""
+
+    server: ServerConfig = ServerConfig()
+    admin: AdminConfig = AdminConfig()
+    limits: LimitsConfig = LimitsConfig()
+    fleet: FleetConfig = FleetConfig()
+    probes: ProbesConfig = ProbesConfig()
+    load: LoadConfig = LoadConfig()
+    policy: PolicyConfig = PolicyConfig()
+    index: IndexConfig = IndexConfig()
+    retries: RetriesConfig = RetriesConfig()
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    log: LogConfig = LogConfig()
+
+
+class Setting(Struct, frozen=True):
+    """One line of the reference."""
+
+    key: str
+    type: str
+    default: Any
+    bound: str
+    description: str
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.key.replace(".", "__").upper()
+
+
+def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Merge file, environment and flags (``"a.b"`` → value; None: not given) and check all of it.
+
+    Raises ConfigError, whose text is one line.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read_toml(file)
+    for key, value in _from_environment(environment).items():
+        _put(tree, key, value)
+    for key, value in flags.items():
+        if value is not None:
+            _put(tree, key, value)
+    try:
+        config = msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), tree)) from None
+    _check_across(config)
+    return config
+
+
+def settings() -> Iterator[Setting]:
+    """Every key in order, for the reference."""
+    for section in msgspec.structs.fields(Config):
+        hints = get_type_hints(section.type, include_extras=True)
+        for field in msgspec.structs.fields(section.type):
+            base, meta = get_args(hints[field.name])
+            default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            yield Setting(
+                f"{section.name}.{field.name}", _type_name(base), default, _bound(base, meta), meta.description
+            )
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not TOML: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {setting.variable: setting for setting in settings()}
+    found: dict[str, Any] = {}
+    for name, text in environment.items():
+        if not name.startswith(PREFIX):
+            continue
+        if name not in known:
+            raise ConfigError(f"{name}={text!r}: no such setting")
+        setting = known[name]
+        is_list = setting.type.startswith(("list", "tuple"))
+        found[setting.key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+    return found
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    table = tree.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{section}={table!r}: must be a table")
+    table[name] = value
+
+
+def _explain(error: str, tree: dict[str, Any]) -> str:
+    """msgspec's ``what - at `$.a.b` `` → ``a.b=value: what``."""
+    what, _, where = error.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    if what.startswith("Object contains unknown field"):
+        name = what.split("`")[1]
+        return f"{path + '.' if path else ''}{name}: no such setting"
+    value: Any = tree
+    path = path.split("[")[0]
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else value
+    setting = next((setting for setting in settings() if setting.key == path), None)
+    rule = f"{setting.type} {setting.bound}".strip() if setting else "table"
+    return f"{path}={value!r}: must be {rule}"
+
+
+def _check_across(config: Config) -> None:
+    """What no single key can say."""
+    for url in config.fleet.workers:
+        try:
+            parse_address(url)
+        except ValueError as error:
+            raise ConfigError(f"fleet.workers={url!r}: {error}") from None
+    if config.fleet.workers_dns and not config.fleet.workers_dns.rpartition(":")[2].isdigit():
+        raise ConfigError(f"fleet.workers_dns={config.fleet.workers_dns!r}: must be NAME:PORT")
+    if bool(config.server.tls_cert) != bool(config.server.tls_key):
+        raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
+    if any(not 0 <= p <= 1 for p in config.policy.prior):
+        raise ConfigError(f"policy.prior={config.policy.prior!r}: each must be between 0 and 1")
+    if config.probes.max_ejection_s < config.probes.ejection_s:
+        raise ConfigError(
+            f"probes.max_ejection_s={config.probes.max_ejection_s}: must be >= probes.ejection_s={config.probes.ejection_s}"
+        )
+    if not is_loopback(config.admin.host) and not config.admin.token:
+        raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _type_name(base: Any) -> str:
+    if get_origin(base) in (list, tuple):
+        return f"{get_origin(base).__name__} of {get_args(base)[0].__name__}"
+    return "one of" if get_origin(base) is Literal else str(base.__name__)
+
+
+def _bound(base: Any, meta: Meta) -> str:
+    if get_origin(base) is Literal:
+        return ", ".join(get_args(base))
+    signs = (("≥", meta.ge), (">", meta.gt), ("≤", meta.le))
+    return " ".join(f"{sign} {limit}" for sign, limit in signs if limit is not None)

@@ -1,0 +1,33 @@
+"""How one attempt on one worker can fail. Never seen by a client: the next worker is, or one error for all of them.
+
+AttemptFailed
+├── WorkerDied          refused, reset, closed before the end, or spoke what is not HTTP
+│   └── CannotConnect   not even a connection: nothing of the request was sent
+├── WorkerSilent        a deadline passed
+└── ReplyTooLarge       the worker answers, but with more than may be held
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AttemptFailed(Exception):
+    cause: ClassVar[str]
+    """A label of the retry counter."""
+
+
+class WorkerDied(AttemptFailed):
+    cause = "died"
+
+
+class CannotConnect(WorkerDied):
+    cause = "connect"
+
+
+class WorkerSilent(AttemptFailed):
+    cause = "timeout"
+
+
+class ReplyTooLarge(AttemptFailed):
+    cause = "too_large"

@@ -1,0 +1,115 @@
+"""The one tree of errors that a client may see.
+
+    RouterError
+    ├── ClientError                the request is wrong, and will stay wrong
+    │   ├── InvalidJson            400  invalid_json
+    │   ├── InvalidRequest         400  invalid_request_error
+    │   ├── ModelNotFound          404  model_not_found
+    │   ├── RouteNotFound          404  not_found
+    │   ├── MethodNotAllowed       405  method_not_allowed
+    │   ├── BodyTimeout            408  request_timeout
+    │   ├── RequestTooLarge        413  request_too_large
+    │   ├── UnsupportedEncoding    415  unsupported_encoding
+    │   ├── HostNotAllowed         421  host_not_allowed
+    │   └── HeadersTooLarge        431  headers_too_large
+    ├── WorkerError                502  worker_error: every attempt failed
+    │   └── WorkerTimeout          504  worker_timeout
+    └── Unavailable                503  ours, for now: come back after ``retry_after_s``
+        ├── NoWorkerAvailable           no_worker_available
+        ├── ModelUnavailable            model_unavailable
+        ├── Overloaded                  overloaded
+        └── Draining                    draining
+
+The class says whose fault it is. A message never holds a worker's URL, a worker's 5xx body or a prompt.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RouterError(Exception):
+    """``status``: HTTP status. ``code``: the closed set of interface names. ``retryable``: may a retry help?"""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class ClientError(RouterError):
+    status, code, kind = 400, "invalid_request_error", "invalid_request_error"
+
+
+class InvalidJson(ClientError):
+    code = "invalid_json"
+
+
+class InvalidRequest(ClientError):
+    pass
+
+
+class ModelNotFound(ClientError):
+    status, code, kind = 404, "model_not_found", "not_found_error"
+
+
+class RouteNotFound(ClientError):
+    status, code, kind = 404, "not_found", "not_found_error"
+
+
+class MethodNotAllowed(ClientError):
+    status, code = 405, "method_not_allowed"
+
+
+class BodyTimeout(ClientError):
+    status, code = 408, "request_timeout"
+
+
+class RequestTooLarge(ClientError):
+    status, code = 413, "request_too_large"
+
+
+class UnsupportedEncoding(ClientError):
+    status, code = 415, "unsupported_encoding"
+
+
+class HostNotAllowed(ClientError):
+    status, code = 421, "host_not_allowed"
+
+
+class HeadersTooLarge(ClientError):
+    status, code = 431, "headers_too_large"
+
+
+class WorkerError(RouterError):
+    status, code, kind, retryable = 502, "worker_error", "api_error", True
+
+
+class WorkerTimeout(WorkerError):
+    status, code = 504, "worker_timeout"
+
+
+class Unavailable(RouterError):
+    status, code, kind, retryable = 503, "overloaded", "service_unavailable_error", True
+
+
+class NoWorkerAvailable(Unavailable):
+    code = "no_worker_available"
+
+
+class ModelUnavailable(Unavailable):
+    code = "model_unavailable"
+
+
+class Overloaded(Unavailable):
+    pass
+
+
+class Draining(Unavailable):
+    code = "draining"

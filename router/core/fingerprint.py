@@ -1,0 +1,58 @@
+"""A prompt as a chain of block hashes, and the key of its stable part.
+
+Decides which prompts share a prefix, and how far. Never sees tokens, and never joins what two models, adapters, salts
+or tenants sent: they start from different seeds. The hashes are fast, not cryptographic: whoever builds a collision on
+purpose can mislead a routing decision, but never reads anyone's cache, since the worker compares tokens of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+BLOCK_BYTES = 1024
+"""About 256 tokens of English text or code."""
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """``hashes[i]`` stands for the first ``(i + 1) * BLOCK_BYTES`` bytes of the prompt; a part block has none."""
+
+    hashes: Sequence[int]
+    """64-bit values, from the prompt's start on."""
+    prompt_bytes: int
+
+
+def fingerprint(
+    segments: Iterable[bytes], *, model: str, adapter: str = "", cache_salt: str = "", tenant: str = ""
+) -> Fingerprint:
+    """Chain of the prompt's canonical bytes; how they are cut into segments makes no difference. O(bytes).
+
+    Two prompts share ``n`` hashes exactly as far as their first ``n`` whole blocks, model, adapter, salt and tenant agree.
+    """
+    prompt = b"".join(segments)
+    view = memoryview(prompt)
+    link = xxh3_64_intdigest(_scope(model, adapter, cache_salt, tenant))
+    hashes: list[int] = []
+    for start in range(0, len(prompt) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        link = xxh3_64_intdigest(view[start : start + BLOCK_BYTES], link)
+        hashes.append(link)
+    return Fingerprint(hashes, len(prompt))
+
+
+def anchor(segments: Iterable[bytes], *, model: str, adapter: str = "", tenant: str = "") -> int:
+    """64-bit ring key of a prompt's stable part: tools, system prompt and first user turn, one segment an item.
+
+    Here the cuts count: "ab" then "c" is another conversation than "a" then "bc".
+    """
+    digest = xxh3_64(_scope(model, adapter, tenant))
+    for segment in segments:
+        digest.update(b"%d:" % len(segment))
+        digest.update(segment)
+    return digest.intdigest()
+
+
+def _scope(*names: str) -> bytes:
+    """The names with their lengths before them, so that no two lists of names give the same bytes."""
+    return "".join([f"{len(name)}:{name}" for name in names]).encode("utf-8", "surrogatepass")

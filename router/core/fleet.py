@@ -1,0 +1,369 @@
+"""Who the workers are, what each may serve, and how busy each is. Decides who may be tried; never who is best.
+
+Workers stand at positions. Every figure that policies read lies in a list by position, kept up to date as leases come
+and go, so that a decision copies nothing. A removed worker keeps its position until its last lease has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
+from router.core.facts import FleetView
+from router.core.fingerprint import BLOCK_BYTES
+from router.core.health import Health, HealthRules, State
+from router.core.load import (
+    MAX_SECONDS_PER_TOKEN,
+    MIN_LEARNT_TOKENS,
+    MIN_SECONDS_PER_TOKEN,
+    DecayedRatio,
+    LoadReport,
+)
+from router.core.worker import WorkerAddress, WorkerName
+
+ModelCard = Mapping[str, Any]
+"""One entry of a worker's /v1/models, as it wrote it."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker of the fleet."""
+
+    position: int
+    address: WorkerAddress
+    name: WorkerName
+    health: Health
+    seconds_per_token: DecayedRatio
+    models: Mapping[str, ModelCard] = field(default_factory=dict)
+    load: LoadReport | None = None
+    load_at: float = 0.0
+    last_answer_at: float = 0.0
+    """When the worker last gave a first token: the prefill after it began no earlier."""
+    removed: bool = False
+    leases: set[Lease] = field(default_factory=set)
+
+
+class Lease:
+    """One request in flight on one worker; ends when the ``with`` block does, after the last byte."""
+
+    __slots__ = ("_fleet", "admitted_at", "answered", "member", "service_s", "shows_first_token", "tokens")
+
+    def __init__(self, fleet: Fleet, member: Member, tokens: float, now: float, shows_first_token: bool) -> None:
+        self._fleet = fleet
+        self.member = member
+        self.tokens = tokens
+        self.admitted_at = now
+        self.shows_first_token = shows_first_token
+        self.answered = False
+        self.service_s = 0.0
+        """Seconds that the worker spent on this prefill alone, once the first token is back."""
+
+    def on_first_token(self, now: float) -> None:
+        """The prefill is done: its tokens no longer queue. Calling it again changes nothing."""
+        if self.answered:
+            return
+        self.answered = True
+        member = self.member
+        self.service_s = now - max(member.last_answer_at, self.admitted_at)
+        member.last_answer_at = now
+        self._fleet.queued_prefill_tokens[member.position] -= self.tokens
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._fleet.end(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Eligible:
+    """Who may be tried for a model. ``panic``: all of them are ejected, and are tried since nobody else is there."""
+
+    positions: Sequence[int]
+    panic: bool
+
+
+class Holdings(Protocol):
+    """What remembers which prefixes each worker holds; the fleet tells it who is there and how large their caches are."""
+
+    def add(self, position: int, capacity_blocks: int | None = None) -> None: ...
+
+    def remove(self, position: int) -> None: ...
+
+    def resize(self, position: int, capacity_blocks: int) -> None: ...
+
+    def clear(self, position: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRules:
+    """What the fleet starts from: rates in tokens/s, ages in s."""
+
+    health: HealthRules
+    initial_prefill_rate: float
+    initial_bytes_per_token: float
+    stale_load_s: float
+    default_cache_tokens: int
+
+
+class Fleet:
+    """All workers by position, and the figures that policies read."""
+
+    def __init__(
+        self, rules: FleetRules, holdings: Holdings, notify: Callable[[Member], None] = lambda _member: None
+    ) -> None:
+        """``notify`` is called after a worker's health changed."""
+        self._notify = notify
+        self._rules = rules
+        self._holdings = holdings
+        self._slots: list[Member | None] = []
+        self._by_name: dict[WorkerName, Member] = {}
+        self._eligible: dict[str, Eligible] = {}
+        self._known_models: set[str] = set()
+        self._bytes_per_token: dict[str, DecayedRatio] = {}
+        self._returning: set[Member] = set()
+        self.membership_version = 0
+        self.names: list[WorkerName] = []
+        self.in_flight: list[int] = []
+        self.foreign_in_flight: list[int] = []
+        self.queued_prefill_tokens: list[float] = []
+        self.foreign_prefill_tokens: list[float] = []
+        self.seconds_per_token: list[float] = []
+        self.slowdown: list[float] = []
+        self.view = FleetView(
+            names=self.names,
+            in_flight=self.in_flight,
+            foreign_in_flight=self.foreign_in_flight,
+            queued_prefill_tokens=self.queued_prefill_tokens,
+            foreign_prefill_tokens=self.foreign_prefill_tokens,
+            seconds_per_token=self.seconds_per_token,
+            slowdown=self.slowdown,
+        )
+
+    # --- membership
+
+    def set_members(self, addresses: Iterable[WorkerAddress]) -> tuple[list[Member], list[Member]]:
+        """Make the fleet consist of ``addresses``; returns who came and who left."""
+        wanted = {address.name: address for address in addresses}
+        left = [member for name, member in self._by_name.items() if name not in wanted]
+        for member in left:
+            self._remove(member)
+        came = [self._add(address) for name, address in wanted.items() if name not in self._by_name]
+        if came or left:
+            self.membership_version += 1
+            self._eligible.clear()
+        return came, left
+
+    def members(self) -> Iterator[Member]:
+        return iter(self._by_name.values())
+
+    def member(self, position: int) -> Member:
+        member = self._slots[position]
+        if member is None:
+            raise KeyError(position)
+        return member
+
+    def position_of(self, name: WorkerName) -> int | None:
+        member = self._by_name.get(name)
+        return None if member is None else member.position
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def _add(self, address: WorkerAddress) -> Member:
+        try:
+            position = self._slots.index(None)
+        except ValueError:
+            position = len(self._slots)
+            self._slots.append(None)
+            self.names.append(WorkerName(""))
+            self.in_flight.append(0)
+            self.foreign_in_flight.append(0)
+            self.queued_prefill_tokens.append(0.0)
+            self.foreign_prefill_tokens.append(0.0)
+            self.seconds_per_token.append(0.0)
+            self.slowdown.append(1.0)
+        rate = DecayedRatio(1.0 / self._rules.initial_prefill_rate, MIN_LEARNT_TOKENS)
+        member = Member(position, address, address.name, Health(self._rules.health), rate)
+        self._slots[position] = self._by_name[member.name] = member
+        self.names[position] = member.name
+        self.in_flight[position] = self.foreign_in_flight[position] = 0
+        self.queued_prefill_tokens[position] = self.foreign_prefill_tokens[position] = 0.0
+        self.seconds_per_token[position] = rate.value
+        self.slowdown[position] = 1.0
+        self._holdings.add(position, self._capacity_blocks(member))
+        return member
+
+    def _remove(self, member: Member) -> None:
+        member.removed = True
+        del self._by_name[member.name]
+        self._returning.discard(member)
+        if not member.leases:
+            self._free(member)
+
+    def _free(self, member: Member) -> None:
+        self._slots[member.position] = None
+        self._holdings.remove(member.position)
+
+    # --- who may be tried
+
+    def eligible(self, model: str) -> Eligible:
+        """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
+        found = self._eligible.get(model)
+        if found is None:
+            found = self._eligible[model] = self._find_eligible(model)
+        if not found.positions:
+            del self._eligible[model]
+            if model in self._known_models:
+                raise ModelUnavailable(f"no worker serves the model {model!r} at the moment", retry_after_s=2)
+            if not self._known_models:
+                raise NoWorkerAvailable("no worker has come up yet", retry_after_s=1)
+            raise ModelNotFound(f"the model {model!r} does not exist", param="model")
+        return found
+
+    def _find_eligible(self, model: str) -> Eligible:
+        serving = [member for member in self._by_name.values() if model in member.models]
+        up = sorted(member.position for member in serving if member.health.state is State.UP)
+        return Eligible(up or sorted(member.position for member in serving), panic=not up)
+
+    def is_ready(self) -> bool:
+        return any(member.models and member.health.state is State.UP for member in self._by_name.values())
+
+    def served_models(self) -> dict[str, ModelCard]:
+        """By name, in order; a model of several workers with the card of the first."""
+        cards: dict[str, ModelCard] = {}
+        for member in self._by_name.values():
+            for model, card in member.models.items():
+                cards.setdefault(model, card)
+        return dict(sorted(cards.items()))
+
+    def set_models(self, member: Member, models: Mapping[str, ModelCard]) -> None:
+        if models != member.models:
+            member.models = models
+            self._known_models.update(models)
+            self._eligible.clear()
+
+    def on_health_changed(self, member: Member) -> None:
+        """To be called when one of the member's health methods returned True."""
+        self._eligible.clear()
+        if member.health.returned_at is not None and not member.removed:
+            self._returning.add(member)
+        self._notify(member)
+
+    def refresh_slowdowns(self, now: float) -> None:
+        """Only workers that came back lately cost anything here."""
+        if not self._returning:
+            return
+        for member in tuple(self._returning):
+            self.slowdown[member.position] = member.health.slowdown(now)
+            if member.health.returned_at is None:
+                self._returning.discard(member)
+
+    # --- leases
+
+    def lease(self, position: int, uncached_tokens: float, now: float, *, shows_first_token: bool) -> Lease:
+        """``shows_first_token``: the reply is streamed, so that the end of its prefill will be seen."""
+        member = self.member(position)
+        lease = Lease(self, member, uncached_tokens, now, shows_first_token)
+        member.leases.add(lease)
+        self.in_flight[position] += 1
+        self.queued_prefill_tokens[position] += uncached_tokens
+        return lease
+
+    def end(self, lease: Lease) -> None:
+        """Called by the lease itself."""
+        member = lease.member
+        if lease not in member.leases:
+            return
+        member.leases.remove(lease)
+        position = member.position
+        self.in_flight[position] -= 1
+        if not lease.answered:
+            self.queued_prefill_tokens[position] -= lease.tokens
+        if not member.leases:
+            self.queued_prefill_tokens[position] = 0.0  # what rounding left
+            if member.removed:
+                self._free(member)
+
+    def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
+        """How fast the worker prefilled, from what it really computed and the time it had for it."""
+        if uncached_tokens < MIN_LEARNT_TOKENS or lease.service_s <= 0:
+            return
+        rate = lease.member.seconds_per_token
+        rate.add(lease.service_s, uncached_tokens)
+        if not lease.member.removed:
+            self.seconds_per_token[lease.member.position] = min(
+                max(rate.value, MIN_SECONDS_PER_TOKEN), MAX_SECONDS_PER_TOKEN
+            )
+
+    def bytes_per_token(self, model: str) -> float:
+        """Prompt bytes per token, as the model's tokenizer was seen to make them."""
+        ratio = self._bytes_per_token.get(model)
+        return self._rules.initial_bytes_per_token if ratio is None else ratio.value
+
+    def learn_bytes_per_token(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
+        ratio = self._bytes_per_token.get(model)
+        if ratio is None:
+            if model not in self._known_models:
+                return
+            ratio = DecayedRatio(self._rules.initial_bytes_per_token, MIN_LEARNT_TOKENS)
+            self._bytes_per_token[model] = ratio
+        ratio.add(prompt_bytes, prompt_tokens)
+
+    def _capacity_blocks(self, member: Member) -> int:
+        reported = member.load.cache_tokens if member.load else None
+        tokens = self._rules.default_cache_tokens if reported is None else reported
+        ratios = [self.bytes_per_token(model) for model in member.models]
+        mean = sum(ratios) / len(ratios) if ratios else self._rules.initial_bytes_per_token
+        return max(1, int(tokens * mean / BLOCK_BYTES))
+
+    # --- polled load
+
+    def on_load(self, member: Member, report: LoadReport, now: float) -> bool:
+        """Take in a report; returns True if the worker is another process than before."""
+        before = member.load
+        restarted = (
+            before is not None
+            and None not in (before.process_start_time, report.process_start_time)
+            and before.process_start_time != report.process_start_time
+        )
+        member.load, member.load_at = report, now
+        if restarted:
+            self._holdings.clear(member.position)
+        if before is None or before.cache_tokens != report.cache_tokens:
+            self._holdings.resize(member.position, self._capacity_blocks(member))
+        self._settle_unstreamed(member, report, now)
+        position = member.position
+        unanswered = sum(not lease.answered for lease in member.leases)
+        foreign_waiting = max(0, report.waiting - unanswered)
+        self.foreign_in_flight[position] = max(0, report.running + report.waiting - len(member.leases))
+        self.foreign_prefill_tokens[position] = foreign_waiting * self._mean_tokens(member)
+        return restarted
+
+    def expire_load(self, member: Member, now: float) -> None:
+        """A report that is too old says nothing of now: others' load counts as none (fail open)."""
+        if now - member.load_at > self._rules.stale_load_s:
+            self.foreign_in_flight[member.position] = 0
+            self.foreign_prefill_tokens[member.position] = 0.0
+
+    def _mean_tokens(self, member: Member) -> float:
+        """What a request that we do not know is likely to queue: the mean of those that we do."""
+        tokens = [lease.tokens for lease in member.leases]
+        return sum(tokens) / len(tokens) if tokens else 1000.0
+
+    def _settle_unstreamed(self, member: Member, report: LoadReport, now: float) -> None:
+        """A reply that is not streamed shows no first token. Once nothing waits there, its prefill is under way or
+        done: count it as done when its expected time has passed."""
+        if report.waiting:
+            return
+        seconds_per_token = self.seconds_per_token[member.position]
+        for lease in member.leases:
+            if (
+                not (lease.answered or lease.shows_first_token)
+                and now - lease.admitted_at > lease.tokens * seconds_per_token
+            ):
+                lease.answered = True
+                self.queued_prefill_tokens[member.position] -= lease.tokens

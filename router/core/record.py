@@ -1,0 +1,36 @@
+"""What happened to one request: filled in as it goes its way, read once after the last byte."""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.core.request import Route
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """Times are seconds on the router's monotonic clock; 0.0 means that it has not happened."""
+
+    route: Route
+    model: str
+    policy: str
+    request_id: str
+    stream: bool
+    started_at: float
+    decided_at: float = 0.0
+    sent_at: float = 0.0
+    first_byte_at: float = 0.0
+    ended_at: float = 0.0
+    status: int = 0
+    worker: str = ""
+    reason: str = ""
+    outcome: str = "pending"
+    attempts: int = 0
+    retries: list[str] = msgspec.field(default_factory=list)
+    """The cause of each retry, in order."""
+    prompt_tokens: int = 0
+    """As the worker counted; 0 when it did not say."""
+    predicted_cached_tokens: float = 0.0
+    actual_cached_tokens: int | None = None
+    """None when the worker did not say: unknown is not zero."""
+    chunks: int = 0
+    bytes_out: int = 0

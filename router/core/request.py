@@ -1,0 +1,52 @@
+"""One request as the router understands it: decoded once, frozen, passed down."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NewType
+
+import msgspec
+
+from router.core.fingerprint import Fingerprint
+
+Tenant = NewType("Tenant", str)
+NO_TENANT = Tenant("")
+
+SessionKey = NewType("SessionKey", int)
+"""64-bit digest of tenant, the source that named the session, and its name: equal names from two sources differ."""
+
+
+class Route(Enum):
+    """The inference routes; the value is the path on both sides and the metric label."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    EMBEDDINGS = "/v1/embeddings"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+
+    # Identity, not Enum's own hash of the name in Python code: routes key dictionaries on every request.
+    __hash__ = object.__hash__
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    route: Route
+    model: str
+    stream: bool
+    body: bytes
+    """What goes to the worker: the client's bytes, with at most the usage request spliced in."""
+    fingerprint: Fingerprint
+    """Of the canonical prompt: tools, then messages in order. Its length is the body's on routes that reuse no KV."""
+    anchor: int
+    """64-bit ring key of the stable prefix: tools, system prompt, first user turn."""
+    earlier_bytes: int
+    """Of the prompt, the bytes before the newest messages, once there is an assistant's message; else 0."""
+    session: SessionKey | None
+    tenant: Tenant
+    hides_usage: bool
+    """True where the router asked for the usage chunk and the client did not."""
+    request_id: str
+    traceparent: str = ""
+    """W3C trace context to pass on; empty where the client sent none."""

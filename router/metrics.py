@@ -1,0 +1,255 @@
+"""Records and the fleet's state as Prometheus sees them. Names and labels are the public interface.
+
+Whatever happens on each request is a bound child, looked up once; what can be read when Prometheus asks (the fleet, the
+index) is read then, and costs requests nothing. Labels come from closed sets: models that no worker ever listed count as
+``other``, and so does every new combination beyond the limit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from router.core.fleet import Fleet
+from router.core.health import State
+from router.core.prefix_index import PrefixIndex
+from router.core.record import Record
+from router.core.retry import RetryBudget
+
+TTFT_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0),
+    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+"""vLLM's own, so that the two can be laid over each other."""
+
+DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+GAP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0)
+MAX_LABEL_VALUES = 1000
+BATCH = 100
+"""Records counted at once: about a millisecond."""
+
+OTHER = "other"
+
+
+class Gaps:
+    """Times between a stream's reads, counted by bucket: a third of what a histogram of the library costs."""
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(GAP_BUCKETS) + 1)
+        self.total_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(GAP_BUCKETS, seconds)] += 1
+        self.total_s += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Children:
+    """Everything that one (route, model, status, policy, reason) counts into."""
+
+    requests: Counter
+    duration: Histogram
+    first_token: Histogram
+    decisions: Counter
+    prompt_tokens: Counter
+    predicted_tokens: Counter
+    actual_tokens: Counter
+
+
+class Metrics:
+    """``is_known(model)`` says whether a model's name may become a label."""
+
+    def __init__(self, registry: CollectorRegistry, is_known: Callable[[str], bool]) -> None:
+        self._registry = registry
+        self._is_known = is_known
+        self._children: dict[tuple[str, str, int, str, str], _Children] = {}
+        self._gaps: dict[str, Gaps] = {}
+        self._pending: list[Record] = []
+        self._requests = Counter(
+            "warmroute_requests", "Requests by how they ended.", ("route", "model", "status"), registry=registry
+        )
+        self._duration = Histogram(
+            "warmroute_request_duration_seconds",
+            "From the request's head to the last byte of its answer.",
+            ("route", "model"),
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "warmroute_time_to_first_token_seconds",
+            "From the request's head to the first event of its stream.",
+            ("model", "policy"),
+            buckets=TTFT_BUCKETS,
+            registry=registry,
+        )
+        overhead = Histogram(
+            "warmroute_router_overhead_seconds",
+            "Time that the router itself took: reading and deciding, or handing the request to a worker.",
+            ("phase",),
+            buckets=OVERHEAD_BUCKETS,
+            registry=registry,
+        )
+        self._decide = overhead.labels("decide")
+        self._decisions = Counter(
+            "warmroute_routing_decisions", "Decisions by policy and reason.", ("policy", "reason"), registry=registry
+        )
+        self._retries = Counter(
+            "warmroute_retries", "Attempts after the first, by cause.", ("cause",), registry=registry
+        )
+        self._prompt_tokens = Counter(
+            "warmroute_prompt_tokens", "Prompt tokens as workers counted them.", ("model",), registry=registry
+        )
+        self._predicted_tokens = Counter(
+            "warmroute_predicted_cached_tokens",
+            "Of those, tokens that were expected to be cached on the chosen worker.",
+            ("model",),
+            registry=registry,
+        )
+        self._actual_tokens = Counter(
+            "warmroute_actual_cached_tokens", "Of those, tokens that were cached.", ("model",), registry=registry
+        )
+        registry.register(_GapCollector(self._gaps))
+
+    def observe(self, record: Record) -> None:
+        """Counted a little later, many at once: in one go they cost half of what they cost one by one."""
+        self._pending.append(record)
+        if len(self._pending) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        pending, self._pending = self._pending, []
+        for record in pending:
+            self._count(record)
+
+    def _count(self, record: Record) -> None:
+        key = (record.route.value, record.model, record.status, record.policy, record.reason)
+        children = self._children.get(key) or self._bind(key)
+        children.requests.inc()
+        children.duration.observe(record.ended_at - record.started_at)
+        if record.decided_at:
+            self._decide.observe(record.decided_at - record.started_at)
+            children.decisions.inc()
+        if record.stream and record.first_byte_at:
+            children.first_token.observe(record.first_byte_at - record.started_at)
+        for cause in record.retries:
+            self._retries.labels(cause).inc()
+        if record.actual_cached_tokens is not None:
+            children.prompt_tokens.inc(record.prompt_tokens)
+            children.predicted_tokens.inc(min(record.predicted_cached_tokens, record.prompt_tokens))
+            children.actual_tokens.inc(record.actual_cached_tokens)
+
+    def observe_refusal(self, route: str, status: int) -> None:
+        """A request that never reached dispatch."""
+        self._requests.labels(route, OTHER, str(status)).inc()
+
+    def gaps(self, model: str) -> Callable[[float], None]:
+        gaps = self._gaps.get(model)
+        if gaps is None:
+            label = self._model_label(model) if len(self._gaps) < MAX_LABEL_VALUES else OTHER
+            gaps = self._gaps.setdefault(label, Gaps())
+        return gaps.observe
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The text and its content type."""
+        self.flush()
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def _model_label(self, model: str) -> str:
+        return model if self._is_known(model) else OTHER
+
+    def _bind(self, key: tuple[str, str, int, str, str]) -> _Children:
+        route, given, status, policy, reason = key
+        model = self._model_label(given)
+        if len(self._children) >= MAX_LABEL_VALUES:
+            model = OTHER
+        children = _Children(
+            requests=self._requests.labels(route, model, str(status)),
+            duration=self._duration.labels(route, model),
+            first_token=self._first_token.labels(model, policy),
+            decisions=self._decisions.labels(policy, reason or "none"),
+            prompt_tokens=self._prompt_tokens.labels(model),
+            predicted_tokens=self._predicted_tokens.labels(model),
+            actual_tokens=self._actual_tokens.labels(model),
+        )
+        if model == given:
+            self._children[key] = children
+        return children
+
+
+class _GapCollector(Collector):
+    def __init__(self, gaps: dict[str, Gaps]) -> None:
+        self._gaps = gaps
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(
+            "warmroute_inter_chunk_seconds", "Time between two reads of a stream.", labels=("model",)
+        )
+        for model, gaps in self._gaps.items():
+            buckets, total = [], 0
+            for bound, here in zip((*map(str, GAP_BUCKETS), "+Inf"), gaps.counts, strict=True):
+                total += here
+                buckets.append((bound, float(total)))
+            family.add_metric((model,), buckets, gaps.total_s)
+        return (family,)
+
+
+class FleetCollector(Collector):
+    """The fleet, the index and the bounded things, read when Prometheus asks."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        index: PrefixIndex,
+        budget: RetryBudget,
+        sizes: Callable[[], Iterable[tuple[str, str, float]]],
+    ) -> None:
+        self._fleet = fleet
+        self._index = index
+        self._budget = budget
+        self._sizes = sizes
+
+    def collect(self) -> Iterator[Metric]:
+        fleet, index = self._fleet, self._index
+        state = _gauge("worker_state", "1 for the state that the worker is in.", "worker", "state")
+        in_flight = _gauge("worker_in_flight", "Requests of this router on the worker.", "worker")
+        queued = _gauge("worker_queued_prefill_tokens", "Tokens sent there whose first token is not back.", "worker")
+        rate = _gauge("worker_prefill_rate", "Learnt prefill rate, tokens per second.", "worker")
+        held = _gauge("prefix_index_blocks", "Blocks of the index that the worker is believed to hold.", "worker")
+        room = _gauge("prefix_index_max_blocks", "Blocks that the index will remember of the worker.", "worker")
+        ejections = CounterMetricFamily(
+            "warmroute_worker_ejections", "Times that the worker was taken out.", labels=("worker", "cause")
+        )
+        for member in fleet.members():
+            name, position = str(member.name), member.position
+            for each in State:
+                state.add_metric((name, each.value), float(member.health.state is each))
+            in_flight.add_metric((name,), fleet.in_flight[position])
+            queued.add_metric((name,), max(fleet.queued_prefill_tokens[position], 0.0))
+            rate.add_metric((name,), 1.0 / fleet.seconds_per_token[position])
+            held.add_metric((name,), index.blocks(position))
+            room.add_metric((name,), index.limit(position))
+            for cause, times in member.health.ejections.items():
+                ejections.add_metric((name, cause.value), times)
+        yield from (state, in_flight, queued, rate, held, room, ejections)
+        retrying = _gauge("retries_in_flight", "Retries under way that the budget governs.")
+        retrying.add_metric((), self._budget.retrying)
+        limit = _gauge("retries_max_in_flight", "How many the budget allows at the moment.")
+        limit.add_metric((), self._budget.limit)
+        yield from (retrying, limit)
+        for name, description, value in self._sizes():
+            size = _gauge(name, description)
+            size.add_metric((), value)
+            yield size
+
+
+def _gauge(name: str, description: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"warmroute_{name}", description, labels=labels)

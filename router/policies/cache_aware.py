@@ -1,0 +1,170 @@
+"""Where the first token is expected soonest: the default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import add
+
+import msgspec
+
+from router.core.facts import Facts
+from router.core.prefix_index import positions_of
+from router.policies.base import Ranking
+from router.policies.ring_order import take_eligible
+
+RATE_BAND = 1.25
+"""Learnt rates that differ by less are taken as equal: measurement noise would otherwise pull the same way at each decision,
+and give one worker the load and the cache churn of two."""
+REQUEST_TOKENS = 100.0
+"""What each request in flight costs beyond its prefill: it takes a slot and a share of every step."""
+CROWD_TOKENS = 400.0
+"""What those above the fleet's mean cost more, and the more the further above."""
+
+
+class CacheAware:
+    """Ascending by expected time to first token, and by what the choice costs those who come after.
+
+    Formula, in prefill tokens, then times the worker's pace::
+
+        cost(w) = queued(w) + foreign_queued(w) + miss(w) + crowd(w) + [w is not the ring's first] · s · μ · prompt
+
+    ``miss(w)`` is λ for each token of the prompt that w is not expected to hold: an uncached token delays this request
+    and those queued behind it, and evicts something. A stretch of the prompt that also came in another request, fewer
+    requests ago than are now in flight, is *hot*: several in flight have it, so it repays being held on more workers,
+    and missing it costs less than λ, down to 1. (The turns of one conversation follow one another and are not hot; a system
+    prompt that everyone sends is.) Otherwise a shared prefix gathers λ times its own prefill in the queue of
+    its first worker before a second may learn it.
+
+    Expected to be held is what the index knows and, on the anchor's first ring workers, at least ``p_k · earlier_tokens``:
+    another replica would have put the earlier turns there. ``s`` is the share of the requests in flight that are not
+    ours: where nobody else routes, or ``alone`` is set, the ring only breaks ties.
+
+    ``crowd(w) = 100 · (load - least load + 1) + 400 · max(load - mean, 0)² / (mean + 2)``, where a load is all requests in
+    flight: decoding takes slots and steps. Relative to the fleet, so that an error in a worker's pace does not
+    multiply its whole load.
+
+    ``pace(w)`` is ``seconds_per_token(w)`` over the fleet's mean, drawn towards 1 by a factor of at most 1.25, times
+    ``slowdown(w)``.
+
+    Inputs: all of ``Facts`` but the session. Parameters: ``miss_weight`` λ = 4, ``prior`` p = (0.9, 0.3), ``leave_weight``
+    μ = 0.3, ``alone`` = False. A higher λ gives more hits and longer waits for them; it matters less than it seems
+    between 2 and 6. Complexity: O(n · log n) for n workers, most of it one list pass and one sort.
+    Wrong when the queues are: what other replicas sent since the last poll is unseen. And where caches are far too
+    small for their prompts, waiting for a hit gains little: what the index names may be evicted by then.
+    """
+
+    name = "cache_aware"
+    reasons = frozenset({"cached", "ring", "load", "cold"})
+
+    def __init__(
+        self,
+        miss_weight: float = 4.0,
+        prior: Sequence[float] = (0.9, 0.3),
+        leave_weight: float = 0.3,
+        alone: bool = False,
+    ) -> None:
+        self._miss_weight = miss_weight
+        self._prior = tuple(prior)
+        self._leave_weight = leave_weight
+        self._alone = alone
+
+    def rank(self, facts: Facts) -> Ranking:
+        rows = _take_rows(facts)
+        own, total = sum(rows.in_flight), sum(rows.loads)
+        foreign_share = 0.0 if self._alone or not total else 1.0 - own / total
+        near = take_eligible(facts, max(1, len(self._prior)))
+        miss = self._weigh_misses(facts, own)
+        if foreign_share and near:
+            self._expect_on_ring(facts, near, miss)
+            leave = foreign_share * self._leave_weight * facts.prompt_tokens
+            miss = [tokens + leave for tokens in miss]
+            miss[near[0]] -= leave
+        costs = _add_up(rows, miss if rows.is_whole_fleet else [miss[position] for position in facts.eligible])
+        cost_of = (
+            costs.__getitem__ if rows.is_whole_fleet else dict(zip(facts.eligible, costs, strict=True)).__getitem__
+        )
+        order = sorted(facts.eligible, key=cost_of)
+        for position in reversed(near):
+            if cost_of(position) == cost_of(order[0]):
+                # Of equals, the ring's first come first.
+                order.remove(position)
+                order.insert(0, position)
+        return Ranking(order, self._explain(facts, order[0], near[0] if foreign_share and near else None))
+
+    def _weigh_misses(self, facts: Facts, in_flight: int) -> list[float]:
+        """By position: what the prompt's uncached tokens there cost, each λ, or less where they are hot."""
+        weight = self._miss_weight
+        groups = facts.matches.groups
+        if not groups:
+            return [weight * facts.prompt_tokens] * len(facts.fleet.names)
+        cost = weight * (facts.prompt_tokens - groups[0][1])
+        costs: list[float] = []
+        for number, (_workers, tokens, age) in enumerate(groups):
+            costs.append(cost)
+            shallower = groups[number + 1][1] if number + 1 < len(groups) else 0.0
+            rarity = min(1.0, (age + 1) / (in_flight + 1))
+            cost += (1.0 + (weight - 1.0) * rarity) * (tokens - shallower)
+        miss = [cost] * len(facts.fleet.names)
+        for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True):
+            for position in positions_of(workers):
+                miss[position] = held_cost
+        return miss
+
+    def _expect_on_ring(self, facts: Facts, near: Sequence[int], miss: list[float]) -> None:
+        """Lower the cost where other replicas would have put the earlier turns, as far as the index knows of less."""
+        for position, chance in zip(near, self._prior, strict=False):
+            unknown = chance * facts.earlier_tokens - facts.matches.tokens(position)
+            if unknown > 0:
+                miss[position] = max(0.0, miss[position] - self._miss_weight * unknown)
+
+    def _explain(self, facts: Facts, first: int, ring_first: int | None) -> str:
+        groups = facts.matches.groups
+        best = groups[0][1] if groups else 0.0
+        held = facts.matches.tokens(first) if groups else 0.0
+        expected = self._prior[0] * facts.earlier_tokens if ring_first is not None and self._prior else 0.0
+        if first == ring_first and expected > held:
+            return "ring"
+        if held < max(best, expected):
+            return "load"
+        return "cached" if groups else "cold"
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    """The fleet's figures of the eligible workers only, in their order: others, and free positions, set no mean."""
+
+    in_flight: Sequence[int]
+    loads: Sequence[int]
+    queued: Sequence[float]
+    foreign_queued: Sequence[float]
+    seconds: Sequence[float]
+    slowdown: Sequence[float]
+    is_whole_fleet: bool
+
+
+def _take_rows(facts: Facts) -> _Rows:
+    fleet, eligible = facts.fleet, facts.eligible
+    own, foreign = fleet.in_flight, fleet.foreign_in_flight
+    queued, foreign_queued = fleet.queued_prefill_tokens, fleet.foreign_prefill_tokens
+    seconds, slowdown = fleet.seconds_per_token, fleet.slowdown
+    is_whole_fleet = len(eligible) == len(fleet.names)
+    if not is_whole_fleet:
+        own, foreign = [own[position] for position in eligible], [foreign[position] for position in eligible]
+        queued, foreign_queued, seconds, slowdown = (
+            [figure[position] for position in eligible] for figure in (queued, foreign_queued, seconds, slowdown)
+        )
+    return _Rows(own, list(map(add, own, foreign)), queued, foreign_queued, seconds, slowdown, is_whole_fleet)
+
+
+def _add_up(rows: _Rows, miss: Sequence[float]) -> list[float]:
+    """By row: the whole cost, never negative, so that a slowdown always makes it more."""
+    mean, least = sum(rows.loads) / len(rows.loads), min(rows.loads) - 1
+    bend = CROWD_TOKENS / (mean + 2.0)
+    mean_s = sum(rows.seconds) / len(rows.seconds)
+    low_s, high_s = mean_s / RATE_BAND, mean_s * RATE_BAND
+    return [
+        (own + foreign + tokens + REQUEST_TOKENS * (load - least) + (bend * (load - mean) ** 2 if load > mean else 0.0))
+        * (slow if low_s <= pace_s <= high_s else slow * pace_s / (high_s if pace_s > high_s else low_s))
+        for own, foreign, tokens, load, pace_s, slow in zip(
+            rows.queued, rows.foreign_queued, miss, rows.loads, rows.seconds, rows.slowdown, strict=True
+        )
+    ]

@@ -1,0 +1,74 @@
+"""The admin port: metrics, workers, decisions. For people who run the router; never for clients."""
+
+from __future__ import annotations
+
+import hmac
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from router.core.record import Record
+
+
+class AdminPort:
+    """``decisions`` is what dispatch fills: the newest record last."""
+
+    def __init__(
+        self,
+        token: str,
+        metrics: Callable[[], tuple[bytes, str]],
+        workers: Callable[[], list[dict[str, Any]]],
+        decisions: deque[Record],
+    ) -> None:
+        self._token = token.encode()
+        self._metrics = metrics
+        self._workers = workers
+        self._decisions = decisions
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._token and not self._knows_token(request):
+            return web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, text="GET only\n")
+        if request.path == "/metrics":
+            body, content_type = self._metrics()
+            return web.Response(body=body, headers={"Content-Type": content_type})
+        if request.path == "/workers":
+            return _json({"workers": self._workers()})
+        if request.path == "/decisions":
+            return _json({"decisions": [_decision(record) for record in reversed(self._decisions)]})
+        if request.path == "/health":
+            return web.Response(text="ok\n")
+        return web.Response(status=404, text="not found\n")
+
+    def _knows_token(self, request: web.BaseRequest) -> bool:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _decision(record: Record) -> dict[str, Any]:
+    return {
+        "request_id": record.request_id,
+        "route": record.route.value,
+        "model": record.model,
+        "worker": record.worker,
+        "policy": record.policy,
+        "reason": record.reason,
+        "status": record.status,
+        "outcome": record.outcome,
+        "attempts": record.attempts,
+        "retries": record.retries,
+        "prompt_tokens": record.prompt_tokens,
+        "predicted_cached_tokens": round(record.predicted_cached_tokens),
+        "actual_cached_tokens": record.actual_cached_tokens,
+        "decide_s": round(max(record.decided_at - record.started_at, 0.0), 6),
+        "time_to_first_token_s": round(max(record.first_byte_at - record.started_at, 0.0), 6),
+        "duration_s": round(max(record.ended_at - record.started_at, 0.0), 6),
+    }

@@ -1,0 +1,158 @@
+"""A client's connection as dispatch and the splice meet it. aiohttp read the request; the answer's bytes are written here.
+
+For replies from workers the head is our own and leaves in one write with the first bytes of the body, since every write is
+a system call. aiohttp is told that the response has been sent: ``SENT`` and ``SENT_AND_CLOSE`` do nothing when it prepares
+and ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+
+from router.core.errors import RouterError
+from router.core.record import Record
+from router.core.reply import Reply
+from router.core.request import Route
+from router.server.errors import error_body
+from router.wire.framing import frame
+from router.wire.sse import DIALECTS
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_PASSED_HEADERS = (b"content-type", b"retry-after", b"date")
+"""All that a worker's headers may tell a client."""
+
+_ONE_WRITE_BYTES = 65536
+
+
+class _Sent(web.StreamResponse):
+    """A response whose bytes have left already. It holds no state of a request, so one serves them all."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._stays_open = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._stays_open
+
+    async def prepare(self, _request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, _data: bytes = b"") -> None:
+        return None
+
+
+class ClientConnection:
+    """One request's way back. Satisfies dispatch's Client and the splice's Sink."""
+
+    __slots__ = (
+        "_decision_headers",
+        "_extra_head",
+        "_protocol",
+        "_request",
+        "_stall_s",
+        "_transport",
+        "has_started",
+        "is_chunked",
+        "keep_alive",
+        "route",
+    )
+
+    def __init__(
+        self, request: web.BaseRequest, route: Route, *, extra_head: bytes, stall_s: float, decision_headers: bool
+    ) -> None:
+        self._request = request
+        self._transport = request.transport
+        self._protocol = request.protocol
+        self._extra_head = extra_head
+        self._stall_s = stall_s
+        self._decision_headers = decision_headers
+        self.route = route
+        self.is_chunked = request.version >= HttpVersion11
+        self.keep_alive = request.keep_alive and self.is_chunked
+        self.has_started = False
+
+    # The splice's side
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)  # type: ignore[union-attr]  # is_closing is asked before
+
+    def is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def is_full(self) -> bool:
+        return self._protocol.writing_paused
+
+    # Dispatch's side
+
+    async def answer(self, reply: Reply, record: Record) -> None:
+        body = reply.body
+        head = self._head(reply, record) + b"Content-Length: %d\r\n\r\n" % len(body)
+        record.bytes_out = len(body)
+        if self.is_closing():
+            return
+        self.has_started = True
+        if len(body) < _ONE_WRITE_BYTES:
+            self.write(head + body)
+        else:
+            self._transport.writelines((head, body))  # type: ignore[union-attr]
+        if self.is_full() and not await self.drained():
+            self.abort()
+
+    def stream_head(self, reply: Reply, record: Record) -> bytes:
+        self.has_started = True
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if self.is_chunked else b"\r\n"
+        return self._head(reply, record) + b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" + framing
+
+    async def drained(self) -> bool:
+        """Until the client has read on, or made no progress for the stall limit (False), or is gone (False)."""
+        left = float("inf")
+        while not self.is_closing() and self.is_full():
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await self._request.writer.drain()
+            except TimeoutError:
+                now = self._transport.get_write_buffer_size() if self._transport is not None else 0
+                if now >= left:
+                    return False
+                left = now
+        return not self.is_closing()
+
+    def break_off(self, error: RouterError) -> None:
+        if not self.is_closing():
+            event = DIALECTS[self.route].error_event % error_body(error, self.route)
+            self.write(frame(event) if self.is_chunked else event)
+        self.keep_alive = False
+        if self._transport is not None:
+            self._transport.close()  # what is buffered leaves, without the chunk that would end the body
+
+    def abort(self) -> None:
+        self.keep_alive = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def sent(self) -> web.StreamResponse:
+        return SENT if self.keep_alive else SENT_AND_CLOSE
+
+    def _head(self, reply: Reply, record: Record) -> bytes:
+        lines = [b"HTTP/1.1 %d %b\r\n" % (reply.status, _REASONS.get(reply.status, "").encode())]
+        headers = reply.headers
+        lines += [b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_HEADERS if name in headers]
+        lines.append(b"x-warmroute-worker: %b\r\n" % record.worker.encode())
+        if self._decision_headers:
+            lines.append(
+                b"x-warmroute-reason: %b\r\nx-warmroute-predicted-cached-tokens: %d\r\n"
+                % (record.reason.encode(), record.predicted_cached_tokens)
+            )
+        if not self.keep_alive:
+            lines.append(b"Connection: close\r\n")
+        lines.append(self._extra_head)
+        return b"".join(lines)
+
+
+SENT = _Sent(keep_alive=True)
+SENT_AND_CLOSE = _Sent(keep_alive=False)

@@ -1,0 +1,247 @@
+"""The data port: routes, limits on what a client may send, and errors → status. Routing itself is dispatch's.
+
+Paths are matched exactly, and anything else is 404: nothing passes through. aiohttp's low-level server calls ``handle`` for
+each request; its router, middlewares and access log would cost more than the whole decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from router.config import LimitsConfig, ServerConfig
+from router.core.errors import (
+    BodyTimeout,
+    Draining,
+    HostNotAllowed,
+    MethodNotAllowed,
+    RequestTooLarge,
+    RouteNotFound,
+    RouterError,
+    UnsupportedEncoding,
+)
+from router.core.request import NO_TENANT, Request, Route
+from router.server.client import ClientConnection
+from router.server.errors import error_response
+from router.wire.requests import parse_request
+
+log = logging.getLogger("warmroute.server")
+
+LARGE_BODY_BYTES = 512 << 10
+"""Decoding more than this takes milliseconds, and so leaves the loop."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_INFERENCE = {route.value: route for route in Route}
+
+
+class Dispatch(Protocol):
+    async def dispatch(self, request: Request, client: ClientConnection, started_at: float) -> None: ...
+
+
+class Catalog(Protocol):
+    """What the fleet serves."""
+
+    def is_ready(self) -> bool: ...
+
+    def served_models(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+
+class DataPort:
+    """Answers every request of the data port."""
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        limits: LimitsConfig,
+        dispatch: Dispatch,
+        catalog: Catalog,
+        clock: Callable[[], float],
+        observe_refusal: Callable[[str, int], None],
+    ) -> None:
+        self._server = server
+        self._limits = limits
+        self._dispatch = dispatch
+        self._catalog = catalog
+        self._clock = clock
+        self._observe_refusal = observe_refusal
+        self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
+        self._id_prefix = secrets.token_hex(6)
+        self._ids = count(1)
+        self._plain: dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
+            "/v1/models": self._models,
+            "/health": self._health,
+            "/ready": self._ready,
+        }
+        self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
+        self.is_draining = False
+        self.live = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
+        started_at = self._clock()
+        path = request.raw_path
+        route = _INFERENCE.get(path) or _INFERENCE.get(request.path)
+        request_id = self._request_id(request)
+        client: ClientConnection | None = None
+        self.live += 1
+        try:
+            if self._checks_origin and (early := self._check_origin(request)) is not None:
+                return early
+            if route is None:
+                return await self._answer_plain(request)
+            self._check_open(request)
+            body = await self._read_body(request)
+            parsed = await self._parse(route, body, request, request_id)
+            client = ClientConnection(
+                request,
+                route,
+                extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
+                stall_s=self._limits.write_stall_s,
+                decision_headers=self._server.decision_headers,
+            )
+            await self._dispatch.dispatch(parsed, client, started_at)
+            return client.sent()
+        except RouterError as error:
+            if client is None:
+                self._observe_refusal(route.value if route else "other", error.status)
+            response = error_response(error, route, request_id)
+            self._add_cors(request, response)
+            if isinstance(error, RequestTooLarge | BodyTimeout | Draining):
+                response.force_close()
+            return response
+        except Exception:
+            log.exception("unexpected error", extra={"request_id": request_id})
+            if client is not None and client.has_started:
+                client.abort()
+                return client.sent()
+            self._observe_refusal(route.value if route else "other", 500)
+            return error_response(RouterError("internal error"), route, request_id)
+        finally:
+            self.live -= 1
+
+    def close(self) -> None:
+        self._parsers.shutdown(wait=False, cancel_futures=True)
+
+    # What comes in
+
+    def _check_open(self, request: web.BaseRequest) -> None:
+        if request.method != "POST":
+            raise MethodNotAllowed(f"{request.path} takes POST")
+        if self.is_draining:
+            raise Draining("the router is shutting down", retry_after_s=1)
+
+    def _request_id(self, request: web.BaseRequest) -> str:
+        given = request.headers.get("X-Request-Id")
+        if given and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._id_prefix}-{next(self._ids):x}"
+
+    async def _read_body(self, request: web.BaseRequest) -> bytes:
+        """Bounded in bytes and time. Most bodies came with their head, and need no wait."""
+        headers = request.headers
+        encoding = headers.get("Content-Encoding")
+        if encoding is not None and encoding.lower() != "identity":
+            raise UnsupportedEncoding(f"Content-Encoding {encoding[:32]!r} is not supported: send the body as it is")
+        limit = self._limits.max_body_bytes
+        if (request.content_length or 0) > limit:
+            raise RequestTooLarge(f"the body is larger than {limit} bytes")
+        content = request.content
+        if content.is_eof():
+            body = content.read_nowait()
+        else:
+            body = await self._read_slow_body(request, limit)
+        if len(body) > limit:
+            raise RequestTooLarge(f"the body is larger than {limit} bytes")
+        return body
+
+    async def _read_slow_body(self, request: web.BaseRequest, limit: int) -> bytes:
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        pieces: list[bytes] = []
+        total = 0
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                while piece := await request.content.readany():
+                    pieces.append(piece)
+                    total += len(piece)
+                    if total > limit:
+                        break
+        except TimeoutError:
+            raise BodyTimeout(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
+        return b"".join(pieces)
+
+    async def _parse(self, route: Route, body: bytes, request: web.BaseRequest, request_id: str) -> Request:
+        if len(body) < LARGE_BODY_BYTES:
+            return parse_request(route, body, request.headers, NO_TENANT, request_id)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._parsers, parse_request, route, body, request.headers, NO_TENANT, request_id
+        )
+
+    # What is answered here
+
+    async def _answer_plain(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = self._plain.get(request.path)
+        if answer is None:
+            raise RouteNotFound(f"there is no {request.path[:200]!r}")
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{request.path} takes GET")
+        response = await answer(request)
+        self._add_cors(request, response)
+        return response
+
+    async def _health(self, _request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, _request: web.BaseRequest) -> web.StreamResponse:
+        if self.is_draining:
+            return web.Response(status=503, text="draining\n")
+        ready = self._catalog.is_ready()
+        return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")
+
+    async def _models(self, _request: web.BaseRequest) -> web.StreamResponse:
+        cards = list(self._catalog.served_models().values())
+        return web.Response(
+            body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"
+        )
+
+    # Hosts and origins, for those who listed any
+
+    def _check_origin(self, request: web.BaseRequest) -> web.StreamResponse | None:
+        allowed = self._server.allowed_hosts
+        host = (request.headers.get("Host") or "").rpartition("]")[2].partition(":")[0] or request.host
+        if allowed and host not in allowed:
+            raise HostNotAllowed("this host name is not served here")
+        if request.method == "OPTIONS" and self._cors_origin(request):
+            response = web.Response(status=204)
+            self._add_cors(request, response)
+            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
+            response.headers["Access-Control-Allow-Headers"] = request.headers.get(
+                "Access-Control-Request-Headers", "authorization, content-type"
+            )
+            response.headers["Access-Control-Max-Age"] = "600"
+            return response
+        return None
+
+    def _cors_origin(self, request: web.BaseRequest) -> str:
+        origin = request.headers.get("Origin", "")
+        return origin if origin and origin in self._server.cors_origins else ""
+
+    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        if self._checks_origin and (origin := self._cors_origin(request)):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+
+    def _cors_head(self, request: web.BaseRequest) -> bytes:
+        if not self._checks_origin or not (origin := self._cors_origin(request)):
+            return b""
+        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")

@@ -1,0 +1,9 @@
+"""A fleet of workers that behave as vLLM does, without a GPU: prefix cache, queue, chunked prefill, metrics, faults.
+
+Imports nothing else of the router's, so that it can judge it.
+"""
+
+from router.simulator.fleet import SimulatedFleet, start_fleet
+from router.simulator.settings import Fault, SimulatorSettings
+
+__all__ = ["Fault", "SimulatedFleet", "SimulatorSettings", "start_fleet"]

@@ -1,0 +1,272 @@
+"""Continuous batching with chunked prefill, in virtual time: when each request gets its first and its last token.
+
+Pure: time comes in as integer nanoseconds and nothing is awaited. A step takes at most `max_num_batched_tokens` tokens,
+one for each request that decodes and the rest in prefill chunks, first come first served, and lasts
+
+    step_overhead + (itl if anything decodes)
+                  + Σ over chunks: chunk / prefill_rate + attention_cost · chunk · (context + chunk / 2)
+
+Every decoding request takes a token in every step, so a request's end is a step number. While nothing is prefilled,
+steps are equal and are taken in one go, however many they are and however many requests decode. Integer time makes
+that exact. Must never loop over the decoding requests in a step, and never depend on how often `advance` is called.
+
+    waiting ──admitted: seat and blocks──▶ prefilling ──last chunk──▶ decoding ──last token──▶ done
+       └───────────────────── abort: at once, blocks freed ──────────────────────────────────▶ done
+"""
+
+from collections import OrderedDict
+from heapq import heappop, heappush
+
+from router.simulator.generation import EngineLimits, Event, Generation, State
+from router.simulator.prefix_cache import PrefixCache
+from router.simulator.stats import EngineStats
+
+NS_PER_S = 1_000_000_000
+
+
+__all__ = ["NS_PER_S", "Engine", "EngineLimits", "Event", "Generation"]
+
+
+class Engine:
+    """One worker's scheduler. `advance` brings it to a time and tells what happened; others act at that time.
+
+    Time must not go back between calls. `submit` and `abort` first advance, and return nothing of what that brings:
+    it comes with the next `advance`.
+    """
+
+    def __init__(self, limits: EngineLimits, cache: PrefixCache) -> None:
+        self.cache = cache
+        self.stats = EngineStats()
+        self._limits = limits
+        self._waiting: OrderedDict[Generation, None] = OrderedDict()
+        self._prefilling: dict[Generation, None] = {}
+        self._decoding = 0
+        self._events: list[Event] = []
+        # Steps at which something befalls a decoding request; those of aborted ones are skipped when they come up.
+        self._due: list[tuple[int, int, Generation]] = []
+        self._pushes = 0
+        self._step = 0
+        # The span in progress: `_span_steps` equal steps from `_now_ns`, of which one with chunks, or many without.
+        self._now_ns = 0
+        self._step_ns = 0
+        self._span_steps = 0
+        self._chunks: list[tuple[Generation, int]] = []
+
+    @property
+    def running(self) -> int:
+        return len(self._prefilling) + self._decoding
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Whether the cache, were it empty, could hold the request; one that does not fit must not be submitted."""
+        return self._blocks(prompt_tokens + max(output_tokens - 1, 0)) <= self.cache.blocks
+
+    def submit(self, generation: Generation, now_ns: int, ready_ns: int | None = None) -> None:
+        """Queue a generation that reaches the scheduler at `ready_ns` (now, unless told); those must not decrease.
+
+        Raises ValueError when it could never be held.
+        """
+        if not self.fits(generation.prompt_tokens, generation.output_tokens):
+            raise ValueError("the cache is smaller than the request")
+        self._advance(now_ns)
+        generation.ready_ns = now_ns if ready_ns is None else ready_ns
+        self._waiting[generation] = None
+        if self._span_steps > 1 and len(self._waiting) == 1:
+            self._span_steps = min(self._span_steps, self._steps_until(generation.ready_ns))
+
+    def abort(self, generation: Generation, now_ns: int) -> None:
+        """Drop a generation and free its blocks now. The step in progress still lasts as long. Idempotent."""
+        self._advance(now_ns)
+        if generation.state is State.DONE:
+            return
+        if generation.state is State.WAITING:
+            del self._waiting[generation]
+        elif generation.state is State.PREFILLING:
+            del self._prefilling[generation]
+        else:
+            self._decoding -= 1
+        self._span_steps = min(self._span_steps, 1)
+        self._end(generation, "abort")
+
+    def advance(self, now_ns: int) -> list[Event]:
+        """Complete every step that ends by `now_ns`; what happened since the last call, in order of time."""
+        self._advance(now_ns)
+        events, self._events = self._events, []
+        return events
+
+    def next_event_ns(self) -> int | None:
+        """The next time at which something can happen that `advance` has to be called for; None when idle."""
+        if self._events:
+            return self._now_ns
+        if self._span_steps:
+            return self._now_ns + self._span_steps * self._step_ns
+        return next(iter(self._waiting)).ready_ns if self._waiting else None
+
+    def next_step_ns(self) -> int | None:
+        """When the step in progress ends: the next time at which any token can come."""
+        return self._now_ns + self._step_ns if self._span_steps else self.next_event_ns()
+
+    def generated(self, generation: Generation) -> int:
+        """How many tokens it had at the last advance."""
+        if generation.first_ns == 0:
+            return 0
+        return min(generation.output_tokens, 1 + self._step - generation.first_step)
+
+    def _advance(self, now_ns: int) -> None:
+        while True:
+            if not self._span_steps:
+                if not self._waiting:
+                    return
+                start_ns = max(self._now_ns, next(iter(self._waiting)).ready_ns)
+                if start_ns > now_ns:
+                    return
+                self._now_ns = start_ns
+                self._plan()
+            steps = min(self._span_steps, (now_ns - self._now_ns) // self._step_ns)
+            if steps == 0:
+                return
+            self._take(steps)
+            if self._span_steps:
+                return
+            self._plan()
+
+    def _take(self, steps: int) -> None:
+        """Complete that many steps of the span, and what falls due with the last of them."""
+        self._now_ns += steps * self._step_ns
+        self._span_steps -= steps
+        self._step += steps
+        self.stats.steps += steps
+        if self._decoding:
+            self.stats.generation_tokens += steps * self._decoding
+            self.stats.itl_s.observe(self._step_ns / NS_PER_S, steps * self._decoding)
+        due = self._due
+        while due and due[0][0] <= self._step:
+            generation = heappop(due)[2]
+            if generation.state is not State.DECODING:
+                continue
+            if generation.finish_step <= self._step:
+                self._decoding -= 1
+                self._finish(generation)
+            elif generation.holding is not None:
+                self.cache.grow(generation.holding)
+                self._push(generation)
+        chunks, self._chunks = self._chunks, []
+        for generation, tokens in chunks:
+            if generation.state is State.PREFILLING:
+                self._complete_chunk(generation, tokens)
+
+    def _complete_chunk(self, generation: Generation, tokens: int) -> None:
+        block_tokens, before = self._limits.block_tokens, generation.computed_tokens
+        after = generation.computed_tokens = before + tokens
+        if generation.holding is not None:
+            self.cache.commit(generation.holding, generation.hashes[before // block_tokens : after // block_tokens])
+        if after < generation.prompt_tokens:
+            return
+        del self._prefilling[generation]
+        generation.first_ns, generation.first_step = self._now_ns, self._step
+        generation.finish_step = self._step + generation.output_tokens - 1
+        self.stats.prompt_tokens += generation.prompt_tokens
+        self.stats.prefill_s.observe((self._now_ns - generation.scheduled_ns) / NS_PER_S)
+        self.stats.ttft_s.observe((self._now_ns - generation.ready_ns) / NS_PER_S)
+        self.stats.generation_tokens += min(generation.output_tokens, 1)
+        if generation.output_tokens:
+            self._events.append(Event(generation, self._now_ns, is_last=False))
+        if generation.output_tokens <= 1:
+            self._finish(generation)
+        else:
+            self._decoding += 1
+            generation.state = State.DECODING
+            self._push(generation)
+
+    def _push(self, generation: Generation) -> None:
+        """Note the step at which this generation ends, or before that the one that fills its last block."""
+        holding = generation.holding
+        step = generation.finish_step
+        if holding is not None and holding.reserved:
+            grown = self._blocks(generation.prompt_tokens + generation.output_tokens - 1) - holding.reserved
+            full = generation.first_step + grown * self._limits.block_tokens - generation.prompt_tokens + 1
+            step = min(step, full)
+        self._pushes += 1
+        heappush(self._due, (step, self._pushes, generation))
+
+    def _finish(self, generation: Generation) -> None:
+        if generation.holding is not None:
+            self.cache.commit(generation.holding, generation.output_hashes)
+        self._events.append(Event(generation, self._now_ns, is_last=True))
+        self.stats.e2e_s.observe((self._now_ns - generation.ready_ns) / NS_PER_S)
+        self._end(generation, generation.finish_reason)
+
+    def _end(self, generation: Generation, reason: str) -> None:
+        generation.state = State.DONE
+        self.stats.finished[reason] += 1
+        if generation.holding is not None:
+            self.cache.close(generation.holding)
+            generation.holding = None
+
+    def _plan(self) -> None:
+        """Begin the next span at `_now_ns`: one step with prefill chunks, or decode steps until something is due."""
+        limits = self._limits
+        budget = limits.max_num_batched_tokens - self._decoding
+        chunks: list[tuple[Generation, int]] = []
+        for generation in self._prefilling:
+            tokens = min(budget, generation.prompt_tokens - generation.computed_tokens)
+            if tokens == 0:
+                break
+            chunks.append((generation, tokens))
+            budget -= tokens
+        while budget and self._waiting and (admitted := self._admit()) is not None:
+            tokens = min(budget, admitted.prompt_tokens - admitted.computed_tokens)
+            chunks.append((admitted, tokens))
+            budget -= tokens
+        self._chunks = chunks
+        self._step_ns = limits.step_overhead_ns + (limits.itl_ns if self._decoding else 0)
+        if chunks:
+            self._step_ns = max(1, self._step_ns + sum(self._chunk_ns(*chunk) for chunk in chunks))
+            self._span_steps = 1
+        elif self._decoding:
+            while self._due[0][2].state is not State.DECODING:
+                heappop(self._due)
+            self._span_steps = self._due[0][0] - self._step
+            if self._waiting and (ready_ns := next(iter(self._waiting)).ready_ns) > self._now_ns:
+                self._span_steps = min(self._span_steps, self._steps_until(ready_ns))
+
+    def _admit(self) -> Generation | None:
+        """Move the first in the queue among the running, if it is there and there are a seat and blocks for it."""
+        generation = next(iter(self._waiting))
+        if generation.ready_ns > self._now_ns or self.running >= self._limits.max_num_seqs:
+            return None
+        prompt_blocks = self._blocks(generation.prompt_tokens)
+        total_blocks = self._blocks(generation.prompt_tokens + max(generation.output_tokens - 1, 0))
+        generation.holding = self.cache.open(
+            generation.hashes,
+            prompt_blocks=prompt_blocks,
+            growth_blocks=total_blocks - prompt_blocks,
+            # At least one token is always computed.
+            max_cached=(generation.prompt_tokens - 1) // self._limits.block_tokens,
+        )
+        if generation.holding is None:
+            return None
+        del self._waiting[generation]
+        self._prefilling[generation] = None
+        generation.state = State.PREFILLING
+        generation.scheduled_ns = self._now_ns
+        generation.cached_tokens = generation.computed_tokens = generation.holding.cached * self._limits.block_tokens
+        self.stats.prefix_queries += generation.prompt_tokens
+        self.stats.prefix_hits += generation.cached_tokens
+        self.stats.queue_s.observe((self._now_ns - generation.ready_ns) / NS_PER_S)
+        return generation
+
+    def _chunk_ns(self, generation: Generation, tokens: int) -> int:
+        limits = self._limits
+        attention_s = limits.attention_cost * tokens * (generation.computed_tokens + tokens / 2)
+        return round((tokens / limits.prefill_rate + attention_s) * NS_PER_S)
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._limits.block_tokens)
+
+    def _steps_until(self, at_ns: int) -> int:
+        """Steps of the span that end at or, at the latest, first after `at_ns`; at least the one in progress."""
+        return max(1, -(-(at_ns - self._now_ns) // self._step_ns))

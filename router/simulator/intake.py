@@ -1,0 +1,251 @@
+"""From a request's body to what the engine and the wire need, or the error that vLLM would answer.
+
+Pure. Decides limits, prompts and answers before anything is queued, so that nothing after it can fail for the client's
+fault.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+
+from router.simulator.answers import Book
+from router.simulator.engine import Generation
+from router.simulator.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    MessagesRequest,
+    render_chat,
+    render_messages,
+)
+from router.simulator.settings import SimulatorSettings
+from router.simulator.tokenizer import Vocabulary, cut_blocks, cut_more_blocks, hash_blocks, root_hash
+from router.simulator.wire import ChatWire, CompletionWire, MessagesWire, Wire
+
+T = TypeVar("T")
+COMPLETIONS_MAX_TOKENS = 16
+UNDECODABLE = "Bad Request"  # what vLLM calls a body that does not decode, as against one that asks for too much
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Prompt = tuple[bytes, Sequence[int] | None]  # the text, and its token ids where the client gave them
+
+
+class Refusal(Exception):
+    """A request that is answered with an error, whose shape is the route's question."""
+
+    def __init__(self, status: int, message: str, kind: str, param: str | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+
+
+def refuse(status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> NoReturn:
+    raise Refusal(status, message, kind, param)
+
+
+@dataclass(slots=True, eq=False)
+class PlannedChoice:
+    """One generation, the place in the book that it reads, and where its text is cut off by a stop string."""
+
+    generation: Generation
+    place: int
+    max_text_bytes: int | None
+    prompt_ids: Sequence[int] | None
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """A whole request: its choices in order, and how to answer."""
+
+    wire: Wire
+    choices: list[PlannedChoice]
+    is_stream: bool
+    wants_usage: bool
+    wants_ids: bool
+    n: int
+
+
+class Intake:
+    """The decoders and checks of one worker."""
+
+    def __init__(self, settings: SimulatorSettings, vocabulary: Vocabulary, book: Book) -> None:
+        self.vocabulary = vocabulary
+        self._settings = settings
+        self._book = book
+        self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+        self._capacity_tokens = settings.cache_blocks * settings.block_tokens
+
+    def decode(self, body: bytes, shape: type[T]) -> T:
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            decoder = self._decoders[shape] = msgspec.json.Decoder(shape)
+        try:
+            decoded: T = decoder.decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            refuse(400, str(error), UNDECODABLE)
+        return decoded
+
+    def model_of(self, asked: str | None) -> tuple[str, str]:
+        """The name to answer under, and what tells its KV apart: an adapter's is not its base model's."""
+        settings = self._settings
+        if asked is None or asked in settings.models:
+            return asked or settings.models[0], settings.models[0]
+        if asked not in settings.adapters:
+            refuse(404, f"The model `{asked}` does not exist.", "NotFoundError", "model")
+        return asked, asked
+
+    def plan_chat(self, body: bytes, request_id: str, created_s: int) -> Plan:
+        request = self.decode(body, ChatRequest)
+        model, kv_name = self.model_of(request.model)
+        if request.add_generation_prompt and request.continue_final_message:
+            refuse(400, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+        if not request.messages:
+            refuse(400, "messages must contain at least one item", param="messages")
+        prompt = render_chat(
+            request.messages,
+            bytes(request.tools),
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final=request.continue_final_message,
+        )
+        limit = request.max_completion_tokens or request.max_tokens
+        return self._plan(request, ChatWire(request_id, model, created_s), [(prompt, None)], kv_name, limit)
+
+    def plan_completion(self, body: bytes, request_id: str, created_s: int) -> Plan:
+        request = self.decode(body, CompletionRequest)
+        model, kv_name = self.model_of(request.model)
+        limit = COMPLETIONS_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        prompts = self._prompts(request.prompt)
+        return self._plan(request, CompletionWire(request_id, model, created_s), prompts, kv_name, limit)
+
+    def plan_messages(self, body: bytes, request_id: str) -> Plan:
+        request = self.decode(body, MessagesRequest)
+        model, kv_name = self.model_of(request.model)
+        if request.max_tokens is None:
+            refuse(400, "max_tokens: field required", param="max_tokens")
+        plain = GenerateRequest(model=model, stream=request.stream, stop=request.stop_sequences)
+        return self._plan(
+            plain, MessagesWire(request_id, model), [(render_messages(request), None)], kv_name, request.max_tokens
+        )
+
+    def pool(self, text: bytes, kv_name: str, salt: str = "") -> Generation:
+        """A generation that ends with its prefill."""
+        total, ends = cut_blocks(text, self._settings.block_tokens)
+        self._check_length(total, None)
+        hashes = hash_blocks(text, ends, root_hash(kv_name, salt))
+        return Generation(prompt_tokens=max(total, 1), output_tokens=0, hashes=hashes, finish_reason="stop")
+
+    def _prompts(self, prompt: Any) -> list[_Prompt]:
+        """One or many texts, or lists of token ids."""
+        if isinstance(prompt, str):
+            return [(prompt.encode("utf-8", "surrogatepass"), None)]
+        if not isinstance(prompt, list) or not prompt:
+            refuse(400, "prompt must be a string, a list of strings or lists of token ids", param="prompt")
+        try:
+            if isinstance(prompt[0], int):
+                prompt = [prompt]
+            if isinstance(prompt[0], str):
+                return [(text.encode("utf-8", "surrogatepass"), None) for text in msgspec.convert(prompt, list[str])]
+            return [(self.vocabulary.decode(ids), ids) for ids in msgspec.convert(prompt, list[list[_TokenId]])]
+        except msgspec.ValidationError as error:
+            refuse(400, str(error), param="prompt")
+
+    def _plan(
+        self, request: GenerateRequest, wire: Wire, prompts: list[_Prompt], kv_name: str, limit: int | None
+    ) -> Plan:
+        n = request.n or 1
+        if not 1 <= n <= self._settings.max_num_seqs:
+            refuse(400, f"n must be from 1 to {self._settings.max_num_seqs}", param="n")
+        if limit is not None and limit < 1:
+            refuse(400, f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
+        if request.cache_salt == "":
+            refuse(400, "Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
+        root = root_hash(kv_name, request.cache_salt or "")
+        choices = [choice for prompt in prompts for choice in self._choices(request, prompt, root, limit, n)]
+        options = request.stream_options
+        return Plan(
+            wire,
+            choices,
+            is_stream=bool(request.stream),
+            wants_usage=options is not None and bool(options.include_usage),
+            wants_ids=bool(request.return_token_ids),
+            n=n,
+        )
+
+    def _choices(
+        self, request: GenerateRequest, prompt: _Prompt, root: int, limit: int | None, n: int
+    ) -> list[PlannedChoice]:
+        text, given_ids = prompt
+        total, ends = cut_blocks(text, self._settings.block_tokens)
+        if not total:
+            refuse(400, "The decoder prompt cannot be empty", param="prompt")
+        self._check_length(total, limit)
+        hashes = hash_blocks(text, ends, root)
+        place = self._book.place(text)
+        prompt_ids = (given_ids or self.vocabulary.encode(text)) if request.return_token_ids else None
+        output_tokens, reason = self._length(request, text, total, limit)
+        stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        choices = []
+        for index in range(n):
+            at = place + index * 977
+            tokens, cut, why = self._stop(at, output_tokens, reason, [stop for stop in stops if stop])
+            generation = Generation(
+                prompt_tokens=total,
+                output_tokens=tokens,
+                hashes=hashes,
+                output_hashes=self._output_hashes(text, ends, hashes[-1] if hashes else root, at, total, tokens),
+                finish_reason=why,
+            )
+            choices.append(PlannedChoice(generation, at, cut, prompt_ids))
+        return choices
+
+    def _check_length(self, prompt_tokens: int, limit: int | None) -> None:
+        bound = self._settings.max_model_len
+        if prompt_tokens + (limit is None) > bound:
+            message = f"This model's maximum context length is {bound} tokens, and the request has {prompt_tokens}."
+            refuse(400, message, param="input_tokens")
+        if limit is not None and prompt_tokens + limit > bound:
+            message = f"max_tokens={limit} and {prompt_tokens} input tokens exceed the context length of {bound}."
+            refuse(400, message, param="input_tokens" if prompt_tokens >= bound else "max_tokens")
+        if prompt_tokens + (limit or 1) - 1 > self._capacity_tokens:
+            message = f"The KV cache holds {self._capacity_tokens} tokens, and the request needs more."
+            refuse(400, message, param="input_tokens")
+
+    def _length(self, request: GenerateRequest, text: bytes, prompt_tokens: int, limit: int | None) -> tuple[int, str]:
+        """How many tokens come, and why no more: a limit is used up, and an answer without one ends by itself."""
+        if limit is not None:
+            return limit, "length"
+        room = min(self._settings.max_model_len, self._capacity_tokens) - prompt_tokens
+        natural = self._book.natural_tokens(text)
+        if request.ignore_eos or natural > room:
+            return max(room, 1), "length"
+        return natural, "stop"
+
+    def _stop(self, place: int, tokens: int, reason: str, stops: list[str]) -> tuple[int, int | None, str]:
+        """Where a stop string ends the answer: tokens generated, bytes of text before it, and the reason."""
+        if not stops:
+            return tokens, None, reason
+        words = self._book.read_tokens(place, 0, tokens)
+        text = b"".join(words)
+        found = [(at, len(stop)) for stop in stops if (at := text.find(stop.encode())) >= 0]
+        if not found:
+            return tokens, None, reason
+        at, length = min(found)
+        used = read = 0
+        while read < at + length:
+            read += len(words[used])
+            used += 1
+        return used, at, "stop"
+
+    def _output_hashes(
+        self, text: bytes, ends: list[int], parent: int, place: int, prompt_tokens: int, output_tokens: int
+    ) -> list[int]:
+        """Hashes of the blocks that the answer fills. The last token is never in the cache."""
+        block_tokens = self._settings.block_tokens
+        blocks = (prompt_tokens + output_tokens - 1) // block_tokens - len(ends)
+        if blocks <= 0:
+            return []
+        rest, further = cut_more_blocks(text, ends, self._book.read(place, 0, output_tokens - 1), block_tokens)
+        return hash_blocks(rest, further[:blocks], parent)

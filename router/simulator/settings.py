@@ -1,0 +1,87 @@
+"""What a simulated fleet is told: sizes, rates and faults, checked once.
+
+Decides nothing at run time. Durations are in the workers' own (virtual) time unless a docstring says wall.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """How a worker misbehaves, on the routes that serve requests; /health answers 200 except under `DEAD`."""
+
+    NONE = "none"
+    ERROR = "error"  # 500 at once
+    DRAIN = "drain"  # running requests go on, new ones get vLLM's 500 of a server that is shutting down
+    HANG = "hang"  # the request is read and never answered
+    CUT = "cut"  # the connection drops before the first token; a stream already begun drops at its next event
+    DEAD = "dead"  # the engine died: streams get an error event and a clean [DONE], others 500, /health 503
+
+
+def _require(holds: bool, key: str, bound: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{key} must be {bound}, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorSettings:
+    """One fleet of equal workers.
+
+    Raises ValueError, naming key, bound and value, when a value is out of bounds.
+
+    workers: how many, each on its own port. base_port: the first worker's port, the others follow; 0 lets the
+    kernel pick. models: names of the base model; the first is the id of which the others are aliases. adapters: names
+    served as LoRA adapters of it. cache_blocks, block_tokens: the KV cache of each worker. prefill_rate: tokens/s.
+    itl_ms: what a step costs that decodes anything. attention_cost: s per token per token of context, prefill's
+    quadratic term. step_overhead_ms: fixed cost of a step. request_overhead_ms: from a request's arrival until the
+    scheduler sees it. max_num_batched_tokens: tokens in a step. time_scale: virtual seconds per wall second.
+    stream_interval_ms (wall): the gap below which tokens of a stream share an event; 0 sends one event a token.
+    keepalive_s (wall): after which an idle connection is closed. api_key: the bearer token of /v1/*, or None.
+    serves_pooling: whether /v1/embeddings, /v1/rerank and /v1/score exist. embedding_dims: length of a vector.
+    """
+
+    workers: int = 8
+    base_port: int = 9500
+    models: tuple[str, ...] = ("sim",)
+    adapters: tuple[str, ...] = ()
+    cache_blocks: int = 3000
+    block_tokens: int = 512
+    prefill_rate: float = 15_000.0
+    itl_ms: float = 30.0
+    attention_cost: float = 0.0
+    step_overhead_ms: float = 0.0
+    request_overhead_ms: float = 0.0
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 1_000_000
+    time_scale: float = 20.0
+    stream_interval_ms: float = 25.0
+    keepalive_s: float = 5.0
+    max_body_bytes: int = 64 << 20
+    api_key: str | None = None
+    serves_pooling: bool = False
+    embedding_dims: int = 16
+    fault: Fault = Fault.NONE
+
+    def __post_init__(self) -> None:
+        for key in ("workers", "cache_blocks", "block_tokens", "max_num_seqs", "max_model_len", "max_body_bytes"):
+            _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        for key in ("prefill_rate", "time_scale", "keepalive_s", "embedding_dims"):
+            _require(getattr(self, key) > 0, key, "above 0", getattr(self, key))
+        for key in ("itl_ms", "attention_cost", "step_overhead_ms", "request_overhead_ms", "stream_interval_ms"):
+            _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
+        _require(
+            self.itl_ms + self.step_overhead_ms >= 0.001, "itl_ms + step_overhead_ms", "at least 0.001", self.itl_ms
+        )
+        last_port = self.base_port + self.workers - 1
+        _require(self.base_port >= 0 and last_port <= 65_535, "base_port", "0 or leave a port for each", self.base_port)
+        bound = f"above max_num_seqs ({self.max_num_seqs})"
+        _require(
+            self.max_num_batched_tokens > self.max_num_seqs,
+            "max_num_batched_tokens",
+            bound,
+            self.max_num_batched_tokens,
+        )
+        _require(bool(self.models), "models", "at least one name", self.models)
+        names = self.models + self.adapters
+        _require(len(set(names)) == len(names), "models, adapters", "names that differ", names)

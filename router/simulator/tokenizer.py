@@ -1,0 +1,158 @@
+"""A tokeniser without a vocabulary file: which bytes begin a token, fixed, so that equal prefixes have equal tokens.
+
+A text is cut into pieces of `PIECE_BYTES`. Token t of a piece begins at the piece's t-th *starting byte* (a class of
+bytes chosen so that prose and random words come to about 3.95 bytes a token, digits to 1, code to 3, CJK to 2), or at
+byte `16 * t`, whichever is earlier. Both depend only on what precedes them, so a longer text never changes an earlier
+token. Must never scan in Python byte by byte on the way of a request: a text is mapped to ones and zeroes in one C
+call, and a piece is counted by another, as the low half of Adler-32 is one more than the sum of its bytes (RFC 1950).
+"""
+
+from collections.abc import Sequence
+from zlib import adler32
+
+import xxhash
+
+PIECE_BYTES = 256
+MAX_TOKEN_BYTES = 16
+MAX_VOCABULARY = 2_000_000
+
+# Eight letters that make up 27 % of English prose and 8/26 of random letters; half of the capitals; digits; marks; the
+# lead bytes of UTF-8 and a quarter of its continuation bytes.
+_STARTS = frozenset(b"tdcmpbfw" + b"ACEGIKMOQSUWY" + b"0123456789" + b"\n\"',.:;=([{<") | frozenset(
+    byte for byte in range(0x80, 0x100) if byte >= 0xC0 or byte % 4 == 0
+)
+_MARKS = bytes(byte in _STARTS for byte in range(256))
+_NIBBLES = b"aeiouhjkglnrvqyz"  # sixteen bytes that begin no token
+
+
+def _count(marks: bytes) -> int:
+    """Tokens of one piece, given as a 1 for each starting byte and a 0 for each other."""
+    return max((adler32(marks) & 0xFFFF) - 1, -(-len(marks) // MAX_TOKEN_BYTES))
+
+
+def _offset_of(piece: bytes, token: int) -> int:
+    """Where the token-th token of a piece of marks begins: its shortest head with more tokens ends one byte later."""
+    low, high = 1, min(len(piece), MAX_TOKEN_BYTES * token + 1)
+    while low < high:
+        middle = (low + high) // 2
+        if _count(piece[:middle]) > token:
+            high = middle
+        else:
+            low = middle + 1
+    return low - 1 if token else 0
+
+
+def count_tokens(text: bytes) -> int:
+    """How many tokens `text` has. Linear, about 2 ns a byte."""
+    marks = text.translate(_MARKS)
+    return sum(_count(marks[start : start + PIECE_BYTES]) for start in range(0, len(marks), PIECE_BYTES))
+
+
+def cut_blocks(text: bytes, block_tokens: int, *, past: int = 0) -> tuple[int, list[int]]:
+    """The number of tokens, and the byte offset at which each full block ends, in order.
+
+    `past` tokens came before the text, which must then begin where a piece does; they are counted in.
+    """
+    total, ends, due = past, [], (past // block_tokens + 1) * block_tokens
+    marks, least = text.translate(_MARKS), PIECE_BYTES // MAX_TOKEN_BYTES
+    for start in range(0, len(marks), PIECE_BYTES):
+        piece = marks[start : start + PIECE_BYTES]
+        tokens = (adler32(piece) & 0xFFFF) - 1
+        if tokens < least:
+            tokens = _count(piece)
+        while total + tokens > due:
+            ends.append(start + _offset_of(piece, due - total))
+            due += block_tokens
+        total += tokens
+    if total == due:
+        ends.append(len(text))
+    return total, ends
+
+
+def cut_more_blocks(text: bytes, ends: Sequence[int], more: bytes, block_tokens: int) -> tuple[bytes, list[int]]:
+    """What `text`, already cut at `ends`, goes on to when `more` follows it: the rest's bytes, and its blocks' ends.
+
+    The rest begins where the last full block of `text` ends, and the offsets count from there.
+    """
+    begin = ends[-1] if ends else 0
+    aligned = begin - begin % PIECE_BYTES
+    tail = text[aligned:] + more
+    done = len(ends) * block_tokens
+    skipped = begin - aligned
+    past = done - count_tokens(tail[:skipped])
+    further = cut_blocks(tail, block_tokens, past=past)[1]
+    return tail[skipped:], [end - skipped for end in further if end > skipped]
+
+
+def hash_blocks(text: bytes, ends: Sequence[int], root: int) -> list[int]:
+    """Chained hashes of the blocks that end at `ends`: each is the xxh3 of its bytes seeded with the one before."""
+    view, digest, parent, start = memoryview(text), xxhash.xxh3_64_intdigest, root, 0
+    hashes = []
+    for end in ends:
+        parent = digest(view[start:end], seed=parent)
+        hashes.append(parent)
+        start = end
+    return hashes
+
+
+def root_hash(model: str, salt: str) -> int:
+    """What a chain begins with: prompts of other adapters or salts share no block."""
+    return xxhash.xxh3_64_intdigest(f"{model}\0{salt}".encode())
+
+
+def split_tokens(text: bytes) -> list[bytes]:
+    """The tokens themselves, as many as `count_tokens` says. About 0.3 µs a token."""
+    tokens: list[bytes] = []
+    for start in range(0, len(text), PIECE_BYTES):
+        piece = text[start : start + PIECE_BYTES]
+        starting = [at for at, byte in enumerate(piece) if byte in _STARTS]
+        starting += [PIECE_BYTES] * (MAX_TOKEN_BYTES - len(starting))
+        fixed = range(0, PIECE_BYTES * MAX_TOKEN_BYTES, MAX_TOKEN_BYTES)
+        begins = [min(pair) for pair in zip(starting, fixed, strict=False)]
+        begins = [begin for begin in begins if begin < len(piece)]
+        tokens += [piece[begin:end] for begin, end in zip(begins, [*begins[1:], len(piece)], strict=True)]
+    return tokens
+
+
+class _Ids(dict[bytes, int]):
+    """Token to id, made up on the first sight of a token; `texts` is the way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: dict[int, bytes] = {}
+
+    def __missing__(self, token: bytes) -> int:
+        if len(self) >= MAX_VOCABULARY:
+            self.clear()
+            self.texts.clear()
+        number = xxhash.xxh32_intdigest(token) & 0x3FFF_FFFF
+        while self.texts.get(number, token) != token:
+            number = (number + 1) & 0x3FFF_FFFF
+        self[token] = number
+        self.texts[number] = token
+        return number
+
+
+class Vocabulary:
+    """Ids for tokens and the way back, shared by a fleet so that one worker's ids mean the same to another.
+
+    An id is a hash of the token's bytes, so two processes give one token one id; an id never seen before becomes a
+    placeholder of one token. Bounded: it starts anew after `MAX_VOCABULARY` tokens.
+    """
+
+    def __init__(self) -> None:
+        self._ids = _Ids()
+
+    def encode(self, text: bytes) -> list[int]:
+        return list(map(self._ids.__getitem__, split_tokens(text)))
+
+    def ids_of(self, tokens: Sequence[bytes]) -> list[int]:
+        return list(map(self._ids.__getitem__, tokens))
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        texts = self._ids.texts
+        return b"".join([texts.get(number) or _placeholder(number) for number in ids])
+
+
+def _placeholder(number: int) -> bytes:
+    return b"t" + bytes(_NIBBLES[number >> shift & 15] for shift in range(0, 32, 4))

@@ -1,0 +1,234 @@
+"""Replies as vLLM shapes them: JSON bodies, SSE events, errors. Values to bytes; knows no socket.
+
+One class an API, with the same methods, so that whoever streams need not know which it is. Text of answers is plain
+ASCII without quotes, and is put between prepared bytes; ids and counts are all that is formatted for an event.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.encode
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one reply, over all its choices; created_tokens are those of blocks that it added to the cache."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    created_tokens: int
+    completion_tokens: int
+
+    def encode(self) -> bytes:
+        return b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":%b}' % (
+            self.prompt_tokens,
+            self.prompt_tokens + self.completion_tokens,
+            self.completion_tokens,
+            b'{"cached_tokens":%d,"created_cache_tokens":%d}' % (self.cached_tokens, self.created_tokens),
+        )
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished choice of an unstreamed reply. Ids are None unless the client asked for them."""
+
+    text: bytes
+    finish_reason: str
+    prompt_ids: Sequence[int] | None = None
+    ids: Sequence[int] | None = None
+
+
+class Wire(Protocol):
+    """One reply's shape. `opening` comes with a choice's first token; `closing` after the last of all choices."""
+
+    def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes: ...
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes: ...
+    def closing(self, usage: Usage, *, include_usage: bool) -> bytes: ...
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes: ...
+
+
+def _ids(key: bytes, ids: Sequence[int] | None) -> bytes:
+    return b',"%b":%b' % (key, _encode(ids)) if ids is not None else b""
+
+
+def _quote(reason: str | None) -> bytes:
+    return b"null" if reason is None else b'"%b"' % reason.encode()
+
+
+class ChatWire:
+    """`/v1/chat/completions`."""
+
+    def __init__(self, request_id: str, model: str, created_s: int) -> None:
+        self._id = f"chatcmpl-{request_id}"
+        self._model, self._created_s = model, created_s
+        self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
+            _encode(self._id),
+            created_s,
+            _encode(model),
+        )
+
+    def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes:
+        del usage
+        return (
+            b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b}\n\n'
+            % (
+                self._head,
+                choice,
+                b"" if prompt_ids is None else _ids(b"prompt_token_ids", prompt_ids) + b',"prompt_text":null',
+            )
+        )
+
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
+        return b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":null,"finish_reason":%b%b%b}]}\n\n' % (
+            self._head,
+            choice,
+            text,
+            _quote(finish_reason),
+            b"" if finish_reason is None else b',"stop_reason":null',
+            _ids(b"token_ids", ids),
+        )
+
+    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
+        return (b'%b],"usage":%b}\n\n' % (self._head, usage.encode()) if include_usage else b"") + DONE
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        bodies = [
+            b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null,"tool_calls":[]},'
+            b'"logprobs":null,"finish_reason":%b,"stop_reason":null%b}'
+            % (index, choice.text, _quote(choice.finish_reason), _ids(b"token_ids", choice.ids))
+            for index, choice in enumerate(choices)
+        ]
+        return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b%b}' % (
+            _encode(self._id),
+            self._created_s,
+            _encode(self._model),
+            b",".join(bodies),
+            usage.encode(),
+            _ids(b"prompt_token_ids", choices[0].prompt_ids),
+        )
+
+
+class CompletionWire:
+    """`/v1/completions`."""
+
+    def __init__(self, request_id: str, model: str, created_s: int) -> None:
+        self._head = b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
+            _encode(f"cmpl-{request_id}"),
+            created_s,
+            _encode(model),
+        )
+        self._prompt_ids: dict[int, Sequence[int]] = {}
+
+    def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes:
+        """Nothing: the prompt's ids come with the first content."""
+        del usage
+        if prompt_ids is not None:
+            self._prompt_ids[choice] = prompt_ids
+        return b""
+
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
+        return b'data: %b{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null%b%b}]}\n\n' % (
+            self._head,
+            choice,
+            text,
+            _quote(finish_reason),
+            _ids(b"prompt_token_ids", self._prompt_ids.pop(choice, None)),
+            _ids(b"token_ids", ids),
+        )
+
+    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
+        return (b'data: %b],"usage":%b}\n\n' % (self._head, usage.encode()) if include_usage else b"") + DONE
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        bodies = [
+            b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null%b%b}'
+            % (
+                index,
+                choice.text,
+                _quote(choice.finish_reason),
+                _ids(b"prompt_token_ids", choice.prompt_ids),
+                _ids(b"token_ids", choice.ids),
+            )
+            for index, choice in enumerate(choices)
+        ]
+        return b'%b%b],"usage":%b}' % (self._head, b",".join(bodies), usage.encode())
+
+
+class MessagesWire:
+    """`/v1/messages`, Anthropic's events; one choice, and never token ids."""
+
+    _STOP_REASONS = {"stop": b"end_turn", "length": b"max_tokens"}  # noqa: RUF012
+
+    def __init__(self, request_id: str, model: str) -> None:
+        self._id, self._model = _encode(f"chatcmpl-{request_id}"), _encode(model)
+
+    def _message(self, content: bytes, stop_reason: bytes, usage: Usage, output_tokens: int) -> bytes:
+        return (
+            b'{"id":%b,"type":"message","role":"assistant","content":[%b],"model":%b,"stop_reason":%b,'
+            b'"stop_sequence":null,"usage":%b}'
+            % (self._id, content, self._model, stop_reason, self._usage(usage, output_tokens))
+        )
+
+    @staticmethod
+    def _usage(usage: Usage, output_tokens: int) -> bytes:
+        return (
+            b'{"input_tokens":%d,"output_tokens":%d,"cache_creation_input_tokens":%d,"cache_read_input_tokens":%d}'
+            % (
+                usage.prompt_tokens,
+                output_tokens,
+                usage.created_tokens,
+                usage.cached_tokens,
+            )
+        )
+
+    def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes:
+        del choice, prompt_ids
+        return (
+            b'event: message_start\ndata: {"type":"message_start","message":%b}\n\n'
+            b"event: content_block_start\ndata: "
+            b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+            % self._message(b"", b"null", usage, 0)
+        )
+
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
+        del choice, ids
+        event = (
+            b"event: content_block_delta\ndata: "
+            b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%b"}}\n\n' % text
+        )
+        if finish_reason is None:
+            return event
+        self._stop_reason = self._STOP_REASONS[finish_reason]
+        return event + b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
+
+    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
+        del include_usage
+        return (
+            b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"%b","stop_sequence":null},'
+            b'"usage":%b}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
+            % (self._stop_reason, self._usage(usage, usage.completion_tokens))
+        )
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        content = b'{"type":"text","text":"%b"}' % choices[0].text
+        reason = b'"%b"' % self._STOP_REASONS[choices[0].finish_reason]
+        return self._message(content, reason, usage, usage.completion_tokens)
+
+
+def encode_error(status: int, message: str, kind: str, param: str | None = None) -> bytes:
+    """vLLM's error body; its code is the status as a number."""
+    return _encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
+
+
+def encode_messages_error(message: str, kind: str) -> bytes:
+    """The error body of `/v1/messages`, in Anthropic's shape with vLLM's words."""
+    return _encode({"type": "error", "error": {"type": kind, "message": message}})
+
+
+def encode_error_event(status: int, message: str, kind: str) -> bytes:
+    """The error of a stream that has begun; vLLM ends the stream cleanly after it."""
+    return b"data: %b\n\n" % encode_error(status, message, kind) + DONE

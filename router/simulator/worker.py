@@ -1,0 +1,291 @@
+"""One simulated worker without its sockets: the engine's virtual time tied to the wall's, and its tokens to replies.
+
+The engine is advanced to the exact virtual time at every arrival, departure and alarm, so an alarm that rings late
+delays what a client reads and nothing else. A stream's first token is written at once and alone; what follows is
+gathered for `stream_interval_ms` of wall time and written as one event. Must never touch a stream between two writes.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from router.simulator.answers import Book
+from router.simulator.engine import NS_PER_S, Engine, EngineLimits, Generation
+from router.simulator.intake import Plan, PlannedChoice
+from router.simulator.prefix_cache import PrefixCache
+from router.simulator.settings import Fault, SimulatorSettings
+from router.simulator.timer import make_alarm
+from router.simulator.wire import Choice, Usage, encode_error_event
+
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+MAX_UNSENT_BYTES = 1 << 20
+_ALARM_SLACK_S = 2e-6
+
+
+class Sink(Protocol):
+    """Where a stream's events go: the transport of its connection, behind the chunked framing."""
+
+    def write(self, events: bytes, *, is_last: bool) -> None: ...
+    def drop(self) -> None: ...
+    def unsent_bytes(self) -> int: ...
+
+
+class Exchange:
+    """A request being answered. `done` resolves when its last token is out, to the body of an unstreamed reply."""
+
+    __slots__ = ("done", "open_choices", "outbox", "plan", "runs", "sink")
+
+    def __init__(self, plan: Plan, sink: Sink | None, done: asyncio.Future[bytes]) -> None:
+        self.plan = plan
+        self.sink = sink
+        self.done = done
+        self.outbox: list[bytes] = []
+        self.runs = [Run(self, index, choice) for index, choice in enumerate(plan.choices)]
+        self.open_choices = len(self.runs)
+
+    def usage(self) -> Usage:
+        """What the whole request has used; prompts count once, however many choices they have."""
+        firsts = [run.choice.generation for run in self.runs[:: self.plan.n]]
+        prompt_tokens = sum(generation.prompt_tokens for generation in firsts)
+        cached_tokens = sum(generation.cached_tokens for generation in firsts)
+        created_tokens = sum(run.created_tokens for run in self.runs)
+        return Usage(prompt_tokens, cached_tokens, created_tokens, sum(run.sent_tokens for run in self.runs))
+
+
+class Run:
+    """One choice of an exchange on its way: how much of it the client has."""
+
+    __slots__ = ("choice", "created_tokens", "exchange", "index", "sent_bytes", "sent_tokens", "wrote_s")
+
+    def __init__(self, exchange: Exchange, index: int, choice: PlannedChoice) -> None:
+        self.exchange = exchange
+        self.index = index
+        self.choice = choice
+        self.sent_tokens = 0
+        self.sent_bytes = 0
+        self.created_tokens = 0
+        self.wrote_s = 0.0
+
+
+class Worker:
+    """An engine that runs on the event loop. `fault` may be set at any time; it holds from the next event on."""
+
+    def __init__(self, settings: SimulatorSettings, book: Book, ids_of: Callable[[Sequence[bytes]], list[int]]) -> None:
+        self.fault = settings.fault
+        self.engine = Engine(
+            EngineLimits(
+                block_tokens=settings.block_tokens,
+                max_num_seqs=settings.max_num_seqs,
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                prefill_rate=settings.prefill_rate,
+                attention_cost=settings.attention_cost,
+                itl_ns=round(settings.itl_ms * 1e6),
+                step_overhead_ns=round(settings.step_overhead_ms * 1e6),
+            ),
+            PrefixCache(settings.cache_blocks),
+        )
+        self._settings = settings
+        self._book = book
+        self._ids_of = ids_of
+        self._loop = asyncio.get_running_loop()
+        # Not the loop's time, which some loops keep in whole milliseconds.
+        self._start_s = time.monotonic()
+        self._ns_per_wall_s = settings.time_scale * NS_PER_S
+        self._overhead_ns = round(settings.request_overhead_ms * 1e6)
+        self._interval_s = settings.stream_interval_ms / 1e3
+        self._runs: dict[Generation, Run] = {}
+        self._streaming: dict[Run, None] = {}
+        self._alarm = make_alarm(self._on_alarm)
+        self._alarm_ns: int | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self.is_closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def now_ns(self) -> int:
+        """The worker's own time."""
+        return int((time.monotonic() - self._start_s) * self._ns_per_wall_s)
+
+    def begin(self, plan: Plan, sink: Sink | None) -> Exchange:
+        """Queue a request. The caller awaits `done`, and calls `leave` whatever comes of it."""
+        exchange = Exchange(plan, sink, self._loop.create_future())
+        now_ns = self.now_ns()
+        for run in exchange.runs:
+            self._runs[run.choice.generation] = run
+            self.engine.submit(run.choice.generation, now_ns, now_ns + self._overhead_ns)
+        self._idle.clear()
+        self._pump(now_ns)
+        return exchange
+
+    def leave(self, exchange: Exchange) -> None:
+        """The client has its reply, or has gone: whatever still runs for it is aborted at once."""
+        if exchange.open_choices:
+            now_ns = self.now_ns()
+            for run in exchange.runs:
+                self._runs.pop(run.choice.generation, None)
+                self._streaming.pop(run, None)
+                self.engine.abort(run.choice.generation, now_ns)
+            exchange.open_choices = 0
+            self._pump(now_ns)
+        if not self._runs:
+            self._idle.set()
+
+    def refresh(self) -> None:
+        """Bring the engine to now, for whoever reads its numbers."""
+        self._pump(self.now_ns())
+
+    async def wait_idle(self) -> None:
+        """Return when no request runs or waits."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Stop the clock; nothing that runs will end."""
+        self.is_closed = True
+        self._alarm.close()
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def _pump(self, now_ns: int) -> None:
+        """Take what the engine has done by now to the clients, and set the alarm for what it does next."""
+        dirty: dict[Exchange, None] = {}
+        for event in self.engine.advance(now_ns):
+            run = self._runs.get(event.generation)
+            if run is None:
+                continue
+            if event.is_last:
+                self._end(run)
+            else:
+                self._open(run)
+            dirty[run.exchange] = None
+        if not self._interval_s:
+            for run in self._streaming:
+                if self._gather(run, self.engine.generated(run.choice.generation)):
+                    dirty[run.exchange] = None
+        for exchange in dirty:
+            self._flush(exchange)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self.is_closed:
+            return
+        each_step = self._streaming and not self._interval_s
+        next_ns = self.engine.next_step_ns() if each_step else self.engine.next_event_ns()
+        if next_ns != self._alarm_ns:
+            self._alarm_ns = next_ns
+            at_s = None if next_ns is None else self._start_s + next_ns / self._ns_per_wall_s + _ALARM_SLACK_S
+            self._alarm.set(at_s)
+        if self._streaming and self._interval_s and self._tick is None:
+            self._tick = self._loop.call_later(self._interval_s, self._on_tick)
+
+    def _on_alarm(self) -> None:
+        self._alarm_ns = None
+        self._pump(self.now_ns())
+
+    def _on_tick(self) -> None:
+        """Write what each stream has gathered, but for those written to a moment ago."""
+        self._tick = None
+        self._pump(self.now_ns())
+        before_s = time.monotonic() - self._interval_s / 2
+        for run in list(self._streaming):
+            sink = run.exchange.sink
+            if run.wrote_s > before_s or sink is None or sink.unsent_bytes() > MAX_UNSENT_BYTES:
+                continue
+            if self._gather(run, self.engine.generated(run.choice.generation)):
+                self._flush(run.exchange)
+
+    def _open(self, run: Run) -> None:
+        """The first token is there: the opening of the choice, and that token in an event of its own."""
+        exchange, choice = run.exchange, run.choice
+        generation = choice.generation
+        block_tokens = self._settings.block_tokens
+        full = generation.prompt_tokens // block_tokens * block_tokens
+        run.created_tokens = full - generation.cached_tokens
+        if exchange.sink is None:
+            return
+        ids = choice.prompt_ids if exchange.plan.wants_ids else None
+        exchange.outbox.append(exchange.plan.wire.opening(run.index, exchange.usage(), ids))
+        if generation.output_tokens > 1:
+            self._gather(run, 1)
+            self._streaming[run] = None
+
+    def _gather(self, run: Run, tokens: int) -> bool:
+        """Put the events for tokens up to that many in the outbox; whether there were any."""
+        if tokens <= run.sent_tokens:
+            return False
+        if self._interval_s:
+            self._delta(run, tokens, None)
+        else:
+            for upto in range(run.sent_tokens + 1, tokens + 1):
+                self._delta(run, upto, None)
+        return True
+
+    def _delta(self, run: Run, tokens: int, finish_reason: str | None) -> None:
+        choice = run.choice
+        text = self._text(run, run.sent_tokens, tokens)
+        ids = None
+        if run.exchange.plan.wants_ids:
+            ids = self._ids_of(self._book.read_tokens(choice.place, run.sent_tokens, tokens))
+        run.sent_tokens = tokens
+        run.exchange.outbox.append(run.exchange.plan.wire.delta(run.index, text, ids, finish_reason))
+
+    def _text(self, run: Run, start: int, end: int) -> bytes:
+        text = self._book.read(run.choice.place, start, end)
+        if run.choice.max_text_bytes is not None:
+            text = text[: max(0, run.choice.max_text_bytes - run.sent_bytes)]
+            run.sent_bytes += len(text)
+        return text
+
+    def _end(self, run: Run) -> None:
+        """The last token is there: the rest of the choice, and after the last choice the end of the reply."""
+        exchange, generation = run.exchange, run.choice.generation
+        del self._runs[generation]
+        self._streaming.pop(run, None)
+        exchange.open_choices -= 1
+        if exchange.sink is None:
+            run.sent_tokens = generation.output_tokens
+            return
+        if not self._interval_s:
+            self._gather(run, generation.output_tokens - 1)
+        self._delta(run, generation.output_tokens, generation.finish_reason)
+        if not exchange.open_choices:
+            plan = exchange.plan
+            exchange.outbox.append(plan.wire.closing(exchange.usage(), include_usage=plan.wants_usage))
+
+    def _flush(self, exchange: Exchange) -> None:
+        """One write for all that is in the outbox; under a fault, what that does to a reply in progress."""
+        sink = exchange.sink
+        if exchange.done.done():
+            return
+        if sink is not None and self.fault in (Fault.CUT, Fault.DEAD):
+            self._break(exchange, sink)
+            return
+        if sink is not None:
+            now_s = time.monotonic()
+            for run in exchange.runs:
+                run.wrote_s = now_s
+            sink.write(b"".join(exchange.outbox), is_last=not exchange.open_choices)
+            exchange.outbox.clear()
+        if not exchange.open_choices:
+            exchange.done.set_result(b"" if sink is not None else self._whole(exchange))
+
+    def _break(self, exchange: Exchange, sink: Sink) -> None:
+        exchange.outbox.clear()
+        if self.fault is Fault.CUT:
+            sink.drop()
+        else:
+            sink.write(encode_error_event(500, ENGINE_DEAD, "InternalServerError"), is_last=True)
+        exchange.done.set_result(b"")
+
+    def _whole(self, exchange: Exchange) -> bytes:
+        plan = exchange.plan
+        choices = []
+        for run in exchange.runs:
+            generation, place = run.choice.generation, run.choice.place
+            tokens = generation.output_tokens
+            if tokens == 0:
+                continue
+            ids = self._ids_of(self._book.read_tokens(place, 0, tokens)) if plan.wants_ids else None
+            text = self._book.read(place, 0, tokens)[: run.choice.max_text_bytes]
+            choices.append(Choice(text, generation.finish_reason, run.choice.prompt_ids, ids))
+        return plan.wire.whole(choices, exchange.usage())

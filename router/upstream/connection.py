@@ -1,0 +1,385 @@
+"""One keep-alive connection to a worker, and the splice: a stream's bytes go to the client as they are read.
+
+    IDLE ──ask──► HEAD ──► WHOLE ──► IDLE                       a reply that is held until it is complete
+                    └────► EVENTS ──flow──► FLOW ──► TAIL ──► IDLE    a stream; in TAIL the client has all of it
+
+In FLOW a read that is one whole frame of whole events, with nothing in it that must be looked at, is written to the client
+as it came: no task switch, no copy, no new framing. Everything else is walked: frames undone, events made whole, the usage
+chunk hidden, the end judged. A byte of an incomplete event is never forwarded, nor the worker's own last chunk. Any error
+makes the connection unusable, and ``release`` aborts what is not idle and clean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerSilent
+from router.core.reply import Reply
+from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, LengthReader, UntilClosed, frame
+from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
+from router.wire.sse import EventWatch, split_events
+
+SMALL_BODY_BYTES = 16384
+"""Up to here a copy is cheaper than a second buffer for the kernel."""
+
+TAIL_S = 1.0
+"""How long a worker may take for its last chunk, which usually is in the read that closed the stream."""
+
+
+class Sink(Protocol):
+    """Where a stream goes: one client's connection."""
+
+    is_chunked: bool
+    """False for an HTTP/1.0 client, which gets bare events and then the end of the connection."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def is_closing(self) -> bool: ...
+
+    def is_full(self) -> bool: ...
+
+
+class Turn(Enum):
+    """Why a stream needs its owner: it ended well, it failed, the client is gone, or the client reads too slowly."""
+
+    DONE = 0
+    FAILED = 1
+    CLIENT_GONE = 2
+    FULL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes and seconds."""
+
+    max_reply_bytes: int
+    max_event_bytes: int
+    first_event_s: float
+    event_gap_s: float
+    answer_s: float
+
+
+class State(Enum):
+    IDLE = 0
+    HEAD = 1
+    WHOLE = 2
+    EVENTS = 3
+    FLOW = 4
+    TAIL = 5
+    CLOSED = 6
+
+
+class WorkerConnection(asyncio.Protocol):
+    """Owned by one request at a time, from ``ask`` to ``release``."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limits: Limits, on_idle: Callable[[WorkerConnection], None]
+    ) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._on_idle = on_idle
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._head = ReplyHead()
+        self._body: BodyReader = LengthReader(0)
+        self._watch: EventWatch | None = None
+        self._sink: Sink | None = None
+        self._observe_gap: Callable[[float], None] | None = None
+        self._held = b""
+        """What is not whole yet: a piece of the head, or of an event."""
+        self._pieces: list[bytes] = []
+        self._piece_bytes = 0
+        self._is_paused = False
+        self._is_delivered = False
+        self._read_at = 0.0
+        self.state = State.IDLE
+        self.error: AttemptFailed | None = None
+        self.deadline = float("inf")
+        """On the loop's clock; whoever sweeps calls ``expire`` behind it."""
+        self.idle_since = 0.0
+        self.sent_bytes = 0
+        self.chunks = 0
+
+    # What the owner calls
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state is State.IDLE and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def is_closed(self) -> bool:
+        """True once the transport is gone, whatever state it was in."""
+        return self.state is State.CLOSED and self._transport is None
+
+    @property
+    def has_answered(self) -> bool:
+        """True once any byte of the reply came."""
+        return bool(self._head.status or self._held)
+
+    def ask(self, head: bytes, body: bytes, watch: EventWatch | None) -> None:
+        """Send a request; ``watch`` for one that asks for a stream. Raises WorkerDied on a closed connection."""
+        transport = self._transport
+        if transport is None or not self.is_usable:
+            raise WorkerDied("the connection is closed")
+        self._head = ReplyHead()
+        self._watch = watch
+        self._held = b""
+        self._pieces.clear()
+        self._piece_bytes = self.sent_bytes = self.chunks = 0
+        self.state = State.HEAD
+        self.deadline = self._loop.time() + (self._limits.answer_s if watch is None else self._limits.first_event_s)
+        if len(body) <= SMALL_BODY_BYTES:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
+
+    async def reply(self) -> Reply:
+        """A whole reply, or a stream of which the first event is here. Raises AttemptFailed."""
+        while self.state in (State.HEAD, State.WHOLE) or (self.state is State.EVENTS and not self._pieces):
+            await self._wait()
+        if self.error is not None:
+            raise self.error
+        is_stream = self.state is State.EVENTS
+        body = b"" if is_stream else b"".join(self._pieces)
+        return Reply(self._head.status, self._head.headers, body, is_stream)
+
+    def flow(self, sink: Sink, head: bytes, observe_gap: Callable[[float], None]) -> None:
+        """Begin to splice: ``head`` and the events that are here leave in one write."""
+        self._sink = sink
+        self._observe_gap = observe_gap
+        self.state = State.FLOW
+        self._is_paused = self._is_delivered = False
+        self._touch(self._loop.time())
+        events = b"".join(self._pieces)
+        self._pieces.clear()
+        self._send(events, head)
+        if self._body.finished:
+            self._on_body_end()
+
+    async def turn(self) -> Turn:
+        """Wait until the stream needs its owner."""
+        while self.state is State.FLOW and not self._is_paused:
+            await self._wait()
+        if self.state is State.FLOW:
+            return Turn.FULL
+        if self.state is State.CLOSED and not self._is_delivered:
+            return Turn.FAILED if self.error is not None else Turn.CLIENT_GONE
+        return Turn.DONE
+
+    def resume(self) -> None:
+        """The client reads again."""
+        self._is_paused = False
+        self._touch(self._loop.time())
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def release(self) -> None:
+        """Give the connection back: it is kept if it is clean, else aborted, which stops the worker's work at once."""
+        self._sink = self._observe_gap = None
+        if self.state is State.IDLE:
+            self._on_idle(self)
+        elif self.state is State.TAIL:
+            self.deadline = self._loop.time() + TAIL_S
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        self.state = State.CLOSED
+        self.deadline = float("inf")
+        if self._transport is not None:
+            self._transport.abort()
+
+    def expire(self) -> None:
+        """The deadline has passed; a paused stream waits for its client, and that wait is the owner's to end."""
+        if self.state is State.TAIL:
+            self.abort()
+        elif not self._is_paused:
+            self._fail(WorkerSilent("the worker sent nothing in time"))
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a socket's transport reads and writes
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self.state in (State.IDLE, State.TAIL, State.CLOSED):
+            self.state = State.CLOSED
+        else:
+            self._fail(WorkerDied("the worker reset the connection" if exc else "the worker closed the connection"))
+
+    def eof_received(self) -> bool:
+        if self.state is State.WHOLE and isinstance(self._body, UntilClosed):
+            self.state = State.CLOSED
+            self._wake()
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        state = self.state
+        if state is State.FLOW:
+            self._on_flow(data)
+        elif state is State.HEAD:
+            self._on_head(data)
+        elif state in (State.WHOLE, State.EVENTS, State.TAIL):
+            self._on_body(data)
+        else:
+            self.abort()  # bytes that nobody asked for
+
+    # The splice
+
+    def _on_flow(self, data: bytes) -> None:
+        now = self._loop.time()
+        self._observe_gap(now - self._read_at)  # type: ignore[misc]  # set by flow, unset by release
+        self._touch(now)
+        self.chunks += 1
+        if (
+            data.endswith(b"\n\n\r\n")
+            and not self._held
+            and self._body.at_boundary
+            and EventWatch.is_plain(data)
+            and (size := CHUNK_SIZE.match(data)) is not None
+            and size.end() + int(size[1], 16) + 2 == len(data)
+            and self._sink.is_chunked  # type: ignore[union-attr]
+        ):
+            self._write(data)
+        else:
+            self._on_body(data)
+
+    def _touch(self, now: float) -> None:
+        self._read_at = now
+        self.deadline = now + self._limits.event_gap_s
+
+    def _send(self, events: bytes, head: bytes = b"") -> None:
+        """Whole events to the client in one frame of our own, with what ends the stream if it has ended."""
+        sink, watch = self._sink, self._watch
+        if sink is None or watch is None:
+            return
+        out = head
+        if events:
+            out += frame(events) if sink.is_chunked else events
+        if watch.closed:
+            out += LAST_CHUNK if sink.is_chunked else b""
+        if out:
+            self._write(out)
+        if self.state is not State.FLOW:
+            return
+        if watch.failed:
+            self._fail(WorkerDied("the worker broke the stream off"))
+        elif watch.closed:
+            self.state = State.TAIL
+            self._is_delivered = True
+            self._wake()
+
+    def _write(self, out: bytes) -> None:
+        sink = self._sink
+        if sink is None or sink.is_closing():
+            self.abort()  # the client is gone: its handler is about to be cancelled
+            self._wake()
+            return
+        sink.write(out)
+        self.sent_bytes += len(out)
+        if sink.is_full() and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+            self._wake()
+
+    # Heads and bodies
+
+    def _on_head(self, data: bytes) -> None:
+        data = self._held + data
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            self._held = data
+            if len(data) > MAX_HEAD_BYTES or not b"HTTP/1.".startswith(data[:7]):
+                self._fail(WorkerDied("the worker does not speak HTTP"))
+            return
+        self._held = b""
+        try:
+            head = parse_head(data[:end])
+            self._body = body_reader(head)
+        except BadHead:
+            self._fail(WorkerDied("the worker sent a bad response head"))
+            return
+        rest = data[end:]
+        if head.is_interim:
+            if rest:
+                self._on_head(rest)
+            return
+        self._head = head
+        self.state = State.EVENTS if self._watch is not None and head.is_event_stream else State.WHOLE
+        if rest or self._body.finished:
+            self._on_body(rest)
+
+    def _on_body(self, data: bytes) -> None:
+        payload, error = self._body.feed(data)
+        if payload:
+            if self.state is State.WHOLE:
+                self._hold(payload)
+            elif self.state in (State.EVENTS, State.FLOW):
+                self._on_events(payload)
+        if error is not None:
+            self._fail(WorkerDied("the worker broke its framing"))
+        elif self._body.finished and self.state is not State.CLOSED:
+            self._on_body_end()
+
+    def _hold(self, payload: bytes) -> None:
+        self._pieces.append(payload)
+        self._piece_bytes += len(payload)
+        if self._piece_bytes > self._limits.max_reply_bytes:
+            self._fail(ReplyTooLarge("the reply is larger than may be held"))
+
+    def _on_events(self, payload: bytes) -> None:
+        watch = self._watch
+        if watch is None:
+            return
+        whole, self._held = split_events(self._held + payload)
+        if len(self._held) > self._limits.max_event_bytes:
+            self._fail(WorkerDied("the worker sent an event without end"))
+        elif whole:
+            seen = watch.take(whole)
+            if self.state is State.FLOW:
+                self._send(seen)
+            elif seen:
+                self._pieces.append(seen)
+                self._wake()
+            elif watch.failed:
+                self._fail(WorkerDied("the stream began with an error"))
+
+    def _on_body_end(self) -> None:
+        if self.state is State.FLOW or (self.state is State.EVENTS and not self._pieces):
+            self._fail(WorkerDied("the stream ended without its closing event"))
+            return
+        if self.state is State.EVENTS:
+            return  # flow, called in a moment, comes back here
+        is_clean = self._head.keeps_alive and not self._body.surplus
+        is_released = self.state is State.TAIL and self._sink is None
+        self.state = State.IDLE if is_clean else State.CLOSED
+        self.deadline = float("inf")
+        self._wake()
+        if not is_clean and self._transport is not None:
+            self._transport.abort()
+        elif is_released:
+            self._on_idle(self)
+
+    # Waiting
+
+    def _fail(self, error: AttemptFailed) -> None:
+        if self.error is None:
+            self.error = error
+        self.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None

@@ -1,0 +1,106 @@
+"""One request to one worker: on an idle connection if there is one, and its stream on to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from router.core.attempt import WorkerDied
+from router.core.record import Record
+from router.core.reply import Reply, StreamEnd
+from router.core.request import Request
+from router.core.worker import WorkerAddress
+from router.upstream.connection import Sink, Turn, WorkerConnection
+from router.upstream.pool import Pool, WorkerPort
+from router.wire.sse import EventWatch
+
+
+class StreamClient(Sink, Protocol):
+    """A client that a stream can be sent to."""
+
+    def stream_head(self, reply: Reply, record: Record) -> bytes: ...
+
+    async def drained(self) -> bool:
+        """Wait until the client has read on; False if it made no progress for too long."""
+        ...
+
+
+class Upstream:
+    """All workers, as dispatch meets them. ``gaps(model)`` is where the times between a stream's reads are observed."""
+
+    def __init__(self, pool: Pool, gaps: Callable[[str], Callable[[float], None]]) -> None:
+        self._pool = pool
+        self._gaps = gaps
+
+    def exchange(self, worker: WorkerAddress) -> Exchange:
+        return Exchange(self._pool, self._pool.port(worker), self._gaps)
+
+
+class Exchange:
+    """A context: leaving it gives the connection back, or aborts it if it is not clean."""
+
+    __slots__ = ("_connection", "_gaps", "_pool", "_port", "_reply")
+
+    def __init__(self, pool: Pool, port: WorkerPort, gaps: Callable[[str], Callable[[float], None]]) -> None:
+        self._pool = pool
+        self._port = port
+        self._gaps = gaps
+        self._connection: WorkerConnection | None = None
+        self._reply: Reply | None = None
+
+    async def ask(self, request: Request, watch: EventWatch | None) -> Reply:
+        """Send the request; returns a whole reply, or a stream whose first event is here. Raises AttemptFailed."""
+        headers = f"X-Request-Id: {request.request_id}\r\n"
+        if request.traceparent:
+            headers += f"traceparent: {request.traceparent}\r\n"
+        return await self._send("POST", request.route.value, request.body, headers, watch)
+
+    async def get(self, path: str) -> Reply:
+        """What the router asks for itself. Raises AttemptFailed."""
+        return await self._send("GET", path, b"", "", None)
+
+    async def _send(self, method: str, path: str, body: bytes, headers: str, watch: EventWatch | None) -> Reply:
+        """A kept connection that closes before any byte of an answer was idle for too long, which is nobody's failure:
+        the request is sent again, once, on a fresh one."""
+        head = self._port.head(method, path, len(body), headers)
+        self._connection = connection = self._port.take_idle()
+        if connection is not None:
+            try:
+                connection.ask(head, body, watch)
+                self._reply = await connection.reply()
+            except WorkerDied:
+                if connection.has_answered:
+                    raise
+                connection.release()
+            else:
+                return self._reply
+        self._connection = connection = await self._pool.connect(self._port)
+        connection.ask(head, body, watch)
+        self._reply = await connection.reply()
+        return self._reply
+
+    async def relay(self, client: StreamClient, record: Record) -> StreamEnd:
+        """Splice until the stream or the client ends. Only a client that does not read makes this task run in between."""
+        connection, reply = self._connection, self._reply
+        if connection is None or reply is None:
+            raise RuntimeError("relay comes after ask")
+        connection.flow(client, client.stream_head(reply, record), self._gaps(record.model))
+        try:
+            while (turn := await connection.turn()) is Turn.FULL:
+                if not await client.drained():
+                    return StreamEnd.CLIENT_STALLED
+                connection.resume()
+        finally:
+            record.chunks, record.bytes_out = connection.chunks, connection.sent_bytes
+        return _ENDS[turn]
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._connection is not None:
+            self._connection.release()
+
+
+_ENDS = {Turn.DONE: StreamEnd.DONE, Turn.FAILED: StreamEnd.FAILED, Turn.CLIENT_GONE: StreamEnd.CLIENT_GONE}

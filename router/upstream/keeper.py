@@ -1,0 +1,79 @@
+"""Keeps the fleet true: reads the sources, adds and removes workers, builds the ring, and has each worker watched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from router.core.fleet import Fleet, Member
+from router.core.ring import Ring
+from router.core.worker import WorkerAddress
+from router.upstream.discovery import Source, Unreadable
+from router.upstream.exchange import Upstream
+from router.upstream.pool import Pool
+from router.upstream.watch import WatchSettings, WorkerWatch
+
+log = logging.getLogger("warmroute.fleet")
+
+
+class FleetKeeper:
+    """Owns one task for each worker. ``use_ring`` takes each new ring; it is built off the loop."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        fleet: Fleet,
+        pool: Pool,
+        upstream: Upstream,
+        settings: WatchSettings,
+        interval_s: float,
+        use_ring: Callable[[Ring], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._sources = sources
+        self._fleet = fleet
+        self._pool = pool
+        self._upstream = upstream
+        self._settings = settings
+        self._interval_s = interval_s
+        self._use_ring = use_ring
+        self._last: dict[int, Sequence[WorkerAddress]] = {}
+        self._tasks: dict[Member, asyncio.Task[None]] = {}
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Until cancelled; leaves no task behind."""
+        try:
+            while True:
+                await self.refresh()
+                await asyncio.sleep(self._interval_s)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Read the sources once and act on what changed."""
+        came, left = self._fleet.set_members(await self._read())
+        for member in left:
+            self._tasks.pop(member).cancel()
+            self._pool.forget(member.address)
+            log.info("worker left", extra={"worker": member.name})
+        if came or left:
+            positions = {member.name: member.position for member in self._fleet.members()}
+            self._use_ring(await asyncio.to_thread(Ring, positions))
+        for member in came:
+            log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
+            watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
+            self._tasks[member] = asyncio.create_task(watch.run(), name=f"watch {member.name}")
+
+    async def _read(self) -> list[WorkerAddress]:
+        addresses: list[WorkerAddress] = []
+        for number, source in enumerate(self._sources):
+            try:
+                self._last[number] = await source.read()
+            except Unreadable as error:
+                log.warning("workers unreadable: the last known ones stay", extra={"error": str(error)})
+            addresses.extend(self._last.get(number, ()))
+        return addresses

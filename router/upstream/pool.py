@@ -1,0 +1,130 @@
+"""The connections to all workers: opened, kept while idle, swept by their deadlines, closed.
+
+Last used, first reused; the idle limit is below the worker's own, so that a request seldom meets a closing connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from dataclasses import dataclass
+
+from router.core.attempt import CannotConnect, WorkerSilent
+from router.core.worker import WorkerAddress
+from router.upstream.connection import Limits, WorkerConnection
+
+SWEEP_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    limits: Limits
+    connect_s: float
+    idle_s: float
+    max_idle: int
+    """Idle connections kept for each worker."""
+    worker_key: str = ""
+    tls: ssl.SSLContext | None = None
+
+
+class WorkerPort:
+    """One worker's address as requests need it, and its idle connections."""
+
+    def __init__(self, address: WorkerAddress, worker_key: str, idle_s: float, max_idle: int) -> None:
+        self.address = address
+        self.idle: deque[WorkerConnection] = deque()
+        self._idle_s = idle_s
+        self._max_idle = max_idle
+        key = f"Authorization: Bearer {worker_key}\r\n" if worker_key else ""
+        host = address.url.partition("://")[2]
+        self._common = f" HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n{key}"
+        self._now = asyncio.get_running_loop().time
+
+    def head(self, method: str, path: str, body_bytes: int, headers: str) -> bytes:
+        content = f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n" if body_bytes else ""
+        return f"{method} {path}{self._common}{headers}{content}\r\n".encode("latin-1")
+
+    def take_idle(self) -> WorkerConnection | None:
+        oldest = self._now() - self._idle_s
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.is_usable and connection.idle_since > oldest:
+                return connection
+            connection.abort()
+        return None
+
+    def put_idle(self, connection: WorkerConnection) -> None:
+        if len(self.idle) >= self._max_idle or not connection.is_usable:
+            connection.abort()
+        else:
+            connection.idle_since = self._now()
+            self.idle.append(connection)
+
+    def drop_stale(self, now: float) -> None:
+        while self.idle and (not self.idle[0].is_usable or now - self.idle[0].idle_since > self._idle_s):
+            self.idle.popleft().abort()
+
+
+class Pool:
+    """Owns every connection. ``run`` must be running: it enforces the deadlines."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._ports: dict[WorkerAddress, WorkerPort] = {}
+        self._open: set[WorkerConnection] = set()
+
+    def forget(self, address: WorkerAddress) -> None:
+        """The worker left: close what is idle. Live requests end in their own time."""
+        port = self._ports.pop(address, None)
+        while port is not None and port.idle:
+            port.idle.pop().abort()
+
+    async def connect(self, port: WorkerPort) -> WorkerConnection:
+        """Raises CannotConnect, WorkerSilent."""
+        address = port.address
+        tls = self._settings.tls if address.scheme == "https" else None
+        try:
+            async with asyncio.timeout(self._settings.connect_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: WorkerConnection(self._loop, self._settings.limits, port.put_idle),
+                    address.host,
+                    address.port,
+                    ssl=tls,
+                )
+        except TimeoutError:
+            raise WorkerSilent("no connection in time") from None
+        except OSError as error:
+            raise CannotConnect(f"cannot connect: {error.strerror or type(error).__name__}") from None
+        self._open.add(connection)
+        return connection
+
+    async def run(self) -> None:
+        """Sweep until cancelled. A deadline is enforced at most SWEEP_S late, and costs a stream nothing but a number."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = self._loop.time()
+            for port in self._ports.values():
+                port.drop_stale(now)
+            self._open = {connection for connection in self._open if not connection.is_closed}
+            for connection in self._open:
+                if now > connection.deadline:
+                    connection.expire()
+
+    def close(self) -> None:
+        for connection in self._open:
+            connection.abort()
+        self._open.clear()
+        self._ports.clear()
+
+    @property
+    def open_connections(self) -> int:
+        return sum(not connection.is_closed for connection in self._open)
+
+    def port(self, address: WorkerAddress) -> WorkerPort:
+        port = self._ports.get(address)
+        if port is None:
+            settings = self._settings
+            port = self._ports[address] = WorkerPort(address, settings.worker_key, settings.idle_s, settings.max_idle)
+        return port

@@ -1,0 +1,183 @@
+"""A client's body → Request: which model, which prompt, and what of the prompt is stable. Pure; raises ClientError.
+
+Only what routing needs is typed. Everything else is the worker's to judge, and goes to it as the client wrote it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from router.core.errors import InvalidRequest
+from router.core.fingerprint import Fingerprint, anchor, fingerprint
+from router.core.request import Request, Route, Tenant
+from router.wire.session import session_key
+from router.wire.strict_json import decode_object, set_member
+
+JsonObject = dict[str, Any]
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class Body(Struct):
+    """What every inference route has."""
+
+    model: str
+    stream: bool | None = None
+    cache_salt: str | None = None
+
+
+class ChatBody(Body, kw_only=True):
+    messages: list[JsonObject]
+    tools: list[JsonObject] | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CompletionBody(Body, kw_only=True):
+    prompt: str | list[Any] | None = None
+    stream_options: StreamOptions | None = None
+
+
+class MessagesBody(Body, kw_only=True):
+    messages: list[JsonObject]
+    system: str | list[JsonObject] | None = None
+    tools: list[JsonObject] | None = None
+
+
+class Prompt(Struct, frozen=True):
+    """Segments in the order that the chat template gives them, and the two marks that routing needs."""
+
+    segments: Sequence[bytes] = ()
+    anchor_segments: int = 0
+    earlier_segments: int = 0
+
+
+def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant: Tenant, request_id: str) -> Request:
+    """Linear in the body. Raises InvalidJson, InvalidRequest."""
+    members = decode_object(body)
+    shape, read_prompt = _ROUTES[route]
+    try:
+        typed = msgspec.convert(members, shape)
+        prompt = read_prompt(typed)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except UnicodeEncodeError:
+        raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
+    stream = bool(typed.stream)
+    hides_usage = False
+    if stream and isinstance(typed, ChatBody | CompletionBody):
+        hides_usage = not (typed.stream_options and typed.stream_options.include_usage)
+        if hides_usage:
+            options = {**(members.get("stream_options") or {}), "include_usage": True}
+            body = set_member(body, members, "stream_options", msgspec.json.encode(options))
+    segments, salt = prompt.segments, typed.cache_salt or ""
+    prints = fingerprint(segments, model=typed.model, cache_salt=salt, tenant=tenant)
+    return Request(
+        route=route,
+        model=typed.model,
+        stream=stream,
+        body=body,
+        fingerprint=prints if segments else Fingerprint((), len(body)),
+        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=tenant),
+        earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
+        session=session_key(headers, members, tenant),
+        tenant=tenant,
+        hides_usage=hides_usage,
+        request_id=request_id,
+        traceparent=_traceparent(headers),
+    )
+
+
+def _traceparent(headers: Mapping[str, str]) -> str:
+    """Checked, since it becomes a line of the request to the worker."""
+    text = headers.get("traceparent", "")
+    return text if text and _TRACEPARENT.fullmatch(text) else ""
+
+
+def _invalid(error: str) -> InvalidRequest:
+    what, _, where = error.partition(" - at `$.")
+    return InvalidRequest(f"{what}{' at ' + where.rstrip('`') if where else ''}", param=where.rstrip("`") or None)
+
+
+def _chat(body: ChatBody | MessagesBody) -> Prompt:
+    """Tools, then messages in order. The stable prefix ends with the first user turn; an earlier turn ends with the
+    last assistant's message."""
+    segments: list[bytes] = []
+    if body.tools:
+        segments.append(msgspec.json.encode(body.tools))
+    system = getattr(body, "system", None)
+    if system:
+        segments.append(_text(system))
+    anchor = earlier = 0
+    for message in body.messages:
+        segments.append(_message(message))
+        role = message.get("role")
+        if role == "assistant":
+            earlier = len(segments)
+        elif role == "user" and not anchor:
+            anchor = len(segments)
+    return Prompt(segments, anchor or len(segments), earlier)
+
+
+def _message(message: JsonObject) -> bytes:
+    content = message.get("content")
+    if isinstance(content, str) and len(message) == 2:
+        return f"{message.get('role')}\n{content}\n".encode()
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    head = f"{message.get('role')}\n".encode()
+    return b"".join((head, _text(content), msgspec.json.encode(rest, order="sorted") if rest else b"", b"\n"))
+
+
+def _text(content: Any) -> bytes:
+    """A string as it is; a list of text parts as their texts; anything else as JSON. Equal content, equal bytes."""
+    if isinstance(content, str):
+        return content.encode()
+    if isinstance(content, list):
+        return b"".join(
+            part["text"].encode()
+            if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            else msgspec.json.encode(part, order="sorted")
+            for part in content
+        )
+    return b"" if content is None else msgspec.json.encode(content, order="sorted")
+
+
+def _completion(body: CompletionBody) -> Prompt:
+    prompt = body.prompt
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+        segment = b"".join(token.to_bytes(4, "big", signed=True) for token in _token_ids(prompt))
+    elif isinstance(prompt, list):
+        segment = _text(prompt[0]) if prompt else b""
+    else:
+        segment = _text(prompt)
+    return Prompt((segment,), 1, 0)
+
+
+def _token_ids(prompt: list[Any]) -> list[int]:
+    if not all(isinstance(token, int) and 0 <= token < 1 << 31 for token in prompt):
+        raise InvalidRequest("a prompt of token ids must hold integers from 0 to 2147483647 only", param="prompt")
+    return prompt
+
+
+def _no_prompt(_: Body) -> Prompt:
+    """Pooling routes: each input is read once, so no prefix is worth keeping."""
+    return Prompt()
+
+
+_ROUTES: dict[Route, tuple[type[Body], Callable[[Any], Prompt]]] = {
+    Route.CHAT: (ChatBody, _chat),
+    Route.COMPLETIONS: (CompletionBody, _completion),
+    Route.MESSAGES: (MessagesBody, _chat),
+    Route.COUNT_TOKENS: (MessagesBody, _chat),
+    Route.EMBEDDINGS: (Body, _no_prompt),
+    Route.RERANK: (Body, _no_prompt),
+    Route.SCORE: (Body, _no_prompt),
+}

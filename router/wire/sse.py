@@ -1,0 +1,141 @@
+"""Streams of server-sent events as the three streaming routes use them: what ends one, what fails one, what it counted.
+
+A stream is good when an event gave a reason for finishing *and* the closing event came: a dying engine sends the latter
+alone. Marks are searched as bytes, since parsing each event would cost more than all else that is done for it. They cannot
+appear inside text: there, every quotation mark is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from router.core.request import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the worker counted them; ``cached_tokens`` is None when it did not say."""
+
+    prompt_tokens: int
+    cached_tokens: int | None
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one route's stream speaks. Every mark is searched in whole events."""
+
+    closing: re.Pattern[bytes]
+    finished: re.Pattern[bytes]
+    failed: re.Pattern[bytes]
+    usage: re.Pattern[bytes]
+    error_event: bytes
+    """``%b`` takes the error's JSON."""
+
+
+_OPENAI = Dialect(
+    closing=re.compile(rb"(?m)^data: ?\[DONE\]"),
+    finished=re.compile(rb'"finish_reason": ?"'),
+    failed=re.compile(rb'(?m)^data: ?\{"error":'),
+    usage=re.compile(rb'"choices": ?\[\]'),
+    error_event=b"data: %b\n\n",
+)
+_ANTHROPIC = Dialect(
+    closing=re.compile(rb"(?m)^event: ?message_stop"),
+    finished=re.compile(rb'"stop_reason": ?"'),
+    failed=re.compile(rb"(?m)^event: ?error"),
+    usage=re.compile(rb'"usage": ?\{'),
+    error_event=b"event: error\ndata: %b\n\n",
+)
+DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
+
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_PROMPT_TOKENS = re.compile(rb'"(?:prompt_tokens|input_tokens)": ?(\d{1,9})')
+_OUTPUT_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens)": ?(\d{1,9})')
+_CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)": ?(\d{1,9})')
+
+
+def read_usage(text: bytes) -> Usage | None:
+    """The last usage in a reply or an event. ``text`` may be long: only what follows the last ``"usage"`` is read."""
+    at = text.rfind(b'"usage"')
+    prompt = _PROMPT_TOKENS.search(text, at) if at >= 0 else None
+    if prompt is None:
+        return None
+    cached = _CACHED_TOKENS.search(text, at)
+    output = _OUTPUT_TOKENS.search(text, at)
+    return Usage(int(prompt[1]), int(cached[1]) if cached else None, int(output[1]) if output else 0)
+
+
+def split_events(payload: bytes) -> tuple[bytes, bytes]:
+    """Whole events, and the rest that is not one yet."""
+    end = max(payload.rfind(b"\n\n") + 2, payload.rfind(b"\n\r\n") + 3)
+    return (payload[:end], payload[end:]) if end > 2 else (b"", payload)
+
+
+class EventWatch:
+    """Follows one stream. ``is_plain`` is the fast question, asked of every read; ``take`` the full one."""
+
+    __slots__ = ("closed", "dialect", "failed", "finished", "hides_usage", "usage")
+
+    def __init__(self, dialect: Dialect, *, hides_usage: bool) -> None:
+        self.dialect = dialect
+        self.hides_usage = hides_usage
+        self.finished = False
+        """A reason for finishing was given."""
+        self.closed = False
+        """The closing event came, and something had finished before it."""
+        self.failed = False
+        """The worker sent an error event, or closed without a reason for finishing."""
+        self.usage: Usage | None = None
+
+    @staticmethod
+    def is_plain(data: bytes) -> bool:
+        """True where nothing in ``data`` needs ``take``. Six searches at memchr speed: 0.3 µs for a chunk."""
+        return not (
+            b'_reason":"' in data
+            or b'_reason": "' in data
+            or b"[DONE]" in data
+            or b'"choices":[]' in data
+            or b'"choices": []' in data
+            or b'"error"' in data
+            or b"event: message_" in data
+        )
+
+    def take(self, events: bytes) -> bytes:
+        """Whole events in; out come those that the client may see. Nothing is given from a failure on."""
+        seen: list[bytes] = []
+        at = 0
+        while at < len(events) and not self.failed:
+            match = _EVENT_END.search(events, at)
+            end = match.end() if match else len(events)
+            event = events[at:end]
+            at = end
+            if self._may_be_seen(event):
+                seen.append(event)
+        return b"".join(seen)
+
+    def _may_be_seen(self, event: bytes) -> bool:
+        dialect = self.dialect
+        if dialect.failed.search(event):
+            self.failed = True
+            return False
+        if dialect.finished.search(event):
+            self.finished = True
+        if dialect.closing.search(event):
+            self.closed = self.finished
+            self.failed = not self.finished
+            return self.closed
+        if dialect.usage.search(event):
+            self._take_usage(event)
+            return not (self.hides_usage and dialect is _OPENAI)
+        return True
+
+    def _take_usage(self, event: bytes) -> None:
+        usage = read_usage(event)
+        if usage is None:
+            return
+        before = self.usage
+        if before is not None and usage.cached_tokens is None:
+            usage = replace(before, output_tokens=usage.output_tokens)  # a later event that only counts the output
+        self.usage = usage
