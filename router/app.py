@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import logging
 import random
@@ -53,6 +55,8 @@ from router.upstream.watch import WatchSettings
 log = logging.getLogger("warmroute")
 
 DRAIN_LOOK_S = 0.05
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_FREE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(config) as router:
         _calm_collector()
+        _keep_freed_memory()
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
         if on_ready is not None:
             on_ready(router)
@@ -139,25 +144,34 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
+        _working(pool, keeper, config.probes.timeout_s),
         _listening(config, data.handle, config.server.host, config.server.port, tls) as port,
         _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_port,
     ):
-        tasks = [asyncio.create_task(pool.run(), name="sweep"), asyncio.create_task(keeper.run(), name="keeper")]
-        scheme = "https" if tls else "http"
-        try:
-            yield Running(
-                url=f"{scheme}://{_in_url(config.server.host)}:{port}",
-                admin_url=f"http://{_in_url(config.admin.host)}:{admin_port}",
-                data=data,
-                fleet=fleet,
-                pool=pool,
-            )
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            data.close()
-    pool.close()
+        yield Running(
+            url=f"{'https' if tls else 'http'}://{_in_url(config.server.host)}:{port}",
+            admin_url=f"http://{_in_url(config.admin.host)}:{admin_port}",
+            data=data,
+            fleet=fleet,
+            pool=pool,
+        )
+    data.close()
+
+
+@asynccontextmanager
+async def _working(pool: Pool, keeper: FleetKeeper, first_look_s: float) -> AsyncIterator[None]:
+    """What runs beside the requests, and ends after them."""
+    tasks = [asyncio.create_task(pool.run(), name="sweep")]
+    try:
+        await keeper.start(first_look_s)
+        tasks.append(asyncio.create_task(keeper.run(), name="keeper"))
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await keeper.close()
+        pool.close()
 
 
 @asynccontextmanager
@@ -189,6 +203,15 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 100, 100)
+
+
+def _keep_freed_memory() -> None:
+    """glibc gives freed memory back to the kernel at once, and has it zeroed again for the next large body: that doubles
+    what such a body costs. Numbers from malloc.h; other C libraries do without."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
+        mallopt(M_MMAP_THRESHOLD, KEPT_FREE_BYTES // 2)
 
 
 def make_policy(config: PolicyConfig) -> Policy:

@@ -22,6 +22,7 @@ from router.core.affinity import LastWorkers
 from router.core.attempt import AttemptFailed, WorkerDied, WorkerSilent
 from router.core.errors import NoWorkerAvailable, Overloaded, RouterError, WorkerError, WorkerTimeout
 from router.core.facts import Facts
+from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT
 from router.core.fleet import Fleet, Lease, Member
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
@@ -261,9 +262,9 @@ class Dispatcher:
         cached = record.predicted_cached_tokens if usage.cached_tokens is None else usage.cached_tokens
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
-        if request.fingerprint.hashes:
-            output_bytes = usage.output_tokens * fleet.bytes_per_token(request.model)
-            self._index.record(member.position, request.fingerprint, int(output_bytes))
+        output_bytes = int(usage.output_tokens * fleet.bytes_per_token(request.model))
+        if output_bytes >= BLOCK_BYTES:
+            self._index.record(member.position, NO_PROMPT, output_bytes)
 
 
 def _refusal_of(error: AttemptFailed) -> RouterError:

@@ -8,6 +8,7 @@ purpose can mislead a routing decision, but never reads anyone's cache, since th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
 from xxhash import xxh3_64, xxh3_64_intdigest
@@ -24,6 +25,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
     prompt_bytes: int
 
 
+NO_PROMPT = Fingerprint((), 0)
+
+
 def fingerprint(
     segments: Iterable[bytes], *, model: str, adapter: str = "", cache_salt: str = "", tenant: str = ""
 ) -> Fingerprint:
@@ -33,7 +37,7 @@ def fingerprint(
     """
     prompt = b"".join(segments)
     view = memoryview(prompt)
-    link = xxh3_64_intdigest(_scope(model, adapter, cache_salt, tenant))
+    link = _seed(model, adapter, cache_salt, tenant)
     hashes: list[int] = []
     for start in range(0, len(prompt) - BLOCK_BYTES + 1, BLOCK_BYTES):
         link = xxh3_64_intdigest(view[start : start + BLOCK_BYTES], link)
@@ -46,13 +50,14 @@ def anchor(segments: Iterable[bytes], *, model: str, adapter: str = "", tenant: 
 
     Here the cuts count: "ab" then "c" is another conversation than "a" then "bc".
     """
-    digest = xxh3_64(_scope(model, adapter, tenant))
+    digest = xxh3_64(seed=_seed(model, adapter, tenant))
     for segment in segments:
         digest.update(b"%d:" % len(segment))
         digest.update(segment)
     return digest.intdigest()
 
 
-def _scope(*names: str) -> bytes:
+@lru_cache(maxsize=1024)
+def _seed(*names: str) -> int:
     """The names with their lengths before them, so that no two lists of names give the same bytes."""
-    return "".join([f"{len(name)}:{name}" for name in names]).encode("utf-8", "surrogatepass")
+    return xxh3_64_intdigest("".join([f"{len(name)}:{name}" for name in names]).encode("utf-8", "surrogatepass"))

@@ -25,7 +25,7 @@ class PolicySettings:
     """What the policies can be told; each reads its own. The meaning is in the policy's docstring."""
 
     ring_bound: float = 1.25
-    miss_weight: float = 4.0
+    miss_weight: float = 6.0
     prior: tuple[float, float] = (0.9, 0.3)
     leave_weight: float = 0.3
     alone: bool = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import add
+from collections.abc import Iterable, Sequence
+from operator import add, mul
 
 import msgspec
 
@@ -28,16 +28,18 @@ class CacheAware:
 
         cost(w) = queued(w) + foreign_queued(w) + miss(w) + crowd(w) + [w is not the ring's first] · s · μ · prompt
 
-    ``miss(w)`` is λ for each token of the prompt that w is not expected to hold: an uncached token delays this request
-    and those queued behind it, and evicts something. A stretch of the prompt that also came in another request, fewer
-    requests ago than are now in flight, is *hot*: several in flight have it, so it repays being held on more workers,
-    and missing it costs less than λ, down to 1. (The turns of one conversation follow one another and are not hot; a system
-    prompt that everyone sends is.) Otherwise a shared prefix gathers λ times its own prefill in the queue of
-    its first worker before a second may learn it.
+    ``miss(w)`` is ``λ · (1 - s/2)`` for each token of the prompt that w is not expected to hold: an uncached token delays
+    this request and those queued behind it, and evicts something. ``s`` is the share of the requests in flight that are
+    not ours: the less of a queue is known, the less it is worth waiting in it for a hit.
+
+    A stretch of the prompt that also came in another request, fewer requests ago than are now in flight, is *hot*:
+    several in flight have it, so it repays being held on more workers, and missing it costs less, down to 1. (The turns of
+    one conversation follow one another and are not hot; a system prompt that everyone sends is.) Otherwise a shared
+    prefix gathers λ times its own prefill in the queue of its first worker before a second may learn it.
 
     Expected to be held is what the index knows and, on the anchor's first ring workers, at least ``p_k · earlier_tokens``:
-    another replica would have put the earlier turns there. ``s`` is the share of the requests in flight that are not
-    ours: where nobody else routes, or ``alone`` is set, the ring only breaks ties.
+    another replica would have put the earlier turns there. Where nobody else routes, or ``alone`` is set, ``s`` is 0 and
+    the ring only breaks ties.
 
     ``crowd(w) = 100 · (load - least load + 1) + 400 · max(load - mean, 0)² / (mean + 2)``, where a load is all requests in
     flight: decoding takes slots and steps. Relative to the fleet, so that an error in a worker's pace does not
@@ -46,9 +48,9 @@ class CacheAware:
     ``pace(w)`` is ``seconds_per_token(w)`` over the fleet's mean, drawn towards 1 by a factor of at most 1.25, times
     ``slowdown(w)``.
 
-    Inputs: all of ``Facts`` but the session. Parameters: ``miss_weight`` λ = 4, ``prior`` p = (0.9, 0.3), ``leave_weight``
+    Inputs: all of ``Facts`` but the session. Parameters: ``miss_weight`` λ = 6, ``prior`` p = (0.9, 0.3), ``leave_weight``
     μ = 0.3, ``alone`` = False. A higher λ gives more hits and longer waits for them; it matters less than it seems
-    between 2 and 6. Complexity: O(n · log n) for n workers, most of it one list pass and one sort.
+    between 3 and 8. Complexity: O(n · log n) for n workers, most of it one list pass and one sort.
     Wrong when the queues are: what other replicas sent since the last poll is unseen. And where caches are far too
     small for their prompts, waiting for a hit gains little: what the index names may be evicted by then.
     """
@@ -58,7 +60,7 @@ class CacheAware:
 
     def __init__(
         self,
-        miss_weight: float = 4.0,
+        miss_weight: float = 6.0,
         prior: Sequence[float] = (0.9, 0.3),
         leave_weight: float = 0.3,
         alone: bool = False,
@@ -73,9 +75,10 @@ class CacheAware:
         own, total = sum(rows.in_flight), sum(rows.loads)
         foreign_share = 0.0 if self._alone or not total else 1.0 - own / total
         near = take_eligible(facts, max(1, len(self._prior)))
-        miss = self._weigh_misses(facts, own)
+        weight = self._miss_weight * (1.0 - foreign_share / 2.0)
+        miss = _weigh_misses(facts, weight, own)
         if foreign_share and near:
-            self._expect_on_ring(facts, near, miss)
+            self._expect_on_ring(facts, near, weight, miss)
             leave = foreign_share * self._leave_weight * facts.prompt_tokens
             miss = [tokens + leave for tokens in miss]
             miss[near[0]] -= leave
@@ -91,31 +94,12 @@ class CacheAware:
                 order.insert(0, position)
         return Ranking(order, self._explain(facts, order[0], near[0] if foreign_share and near else None))
 
-    def _weigh_misses(self, facts: Facts, in_flight: int) -> list[float]:
-        """By position: what the prompt's uncached tokens there cost, each λ, or less where they are hot."""
-        weight = self._miss_weight
-        groups = facts.matches.groups
-        if not groups:
-            return [weight * facts.prompt_tokens] * len(facts.fleet.names)
-        cost = weight * (facts.prompt_tokens - groups[0][1])
-        costs: list[float] = []
-        for number, (_workers, tokens, age) in enumerate(groups):
-            costs.append(cost)
-            shallower = groups[number + 1][1] if number + 1 < len(groups) else 0.0
-            rarity = min(1.0, (age + 1) / (in_flight + 1))
-            cost += (1.0 + (weight - 1.0) * rarity) * (tokens - shallower)
-        miss = [cost] * len(facts.fleet.names)
-        for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True):
-            for position in positions_of(workers):
-                miss[position] = held_cost
-        return miss
-
-    def _expect_on_ring(self, facts: Facts, near: Sequence[int], miss: list[float]) -> None:
+    def _expect_on_ring(self, facts: Facts, near: Sequence[int], weight: float, miss: list[float]) -> None:
         """Lower the cost where other replicas would have put the earlier turns, as far as the index knows of less."""
         for position, chance in zip(near, self._prior, strict=False):
             unknown = chance * facts.earlier_tokens - facts.matches.tokens(position)
             if unknown > 0:
-                miss[position] = max(0.0, miss[position] - self._miss_weight * unknown)
+                miss[position] = max(0.0, miss[position] - weight * unknown)
 
     def _explain(self, facts: Facts, first: int, ring_first: int | None) -> str:
         groups = facts.matches.groups
@@ -127,6 +111,25 @@ class CacheAware:
         if held < max(best, expected):
             return "load"
         return "cached" if groups else "cold"
+
+
+def _weigh_misses(facts: Facts, weight: float, in_flight: int) -> list[float]:
+    """By position: what the prompt's uncached tokens there cost, each ``weight``, or less where they are hot."""
+    groups = facts.matches.groups
+    if not groups:
+        return [weight * facts.prompt_tokens] * len(facts.fleet.names)
+    cost = weight * (facts.prompt_tokens - groups[0][1])
+    costs: list[float] = []
+    for number, (_workers, tokens, age) in enumerate(groups):
+        costs.append(cost)
+        shallower = groups[number + 1][1] if number + 1 < len(groups) else 0.0
+        rarity = min(1.0, (age + 1) / (in_flight + 1))
+        cost += (1.0 + (weight - 1.0) * rarity) * (tokens - shallower)
+    miss = [cost] * len(facts.fleet.names)
+    for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True):
+        for position in positions_of(workers):
+            miss[position] = held_cost
+    return miss
 
 
 class _Rows(msgspec.Struct, frozen=True):
@@ -155,16 +158,25 @@ def _take_rows(facts: Facts) -> _Rows:
     return _Rows(own, list(map(add, own, foreign)), queued, foreign_queued, seconds, slowdown, is_whole_fleet)
 
 
-def _add_up(rows: _Rows, miss: Sequence[float]) -> list[float]:
+def _add_up(rows: _Rows, miss: Iterable[float]) -> list[float]:
     """By row: the whole cost, never negative, so that a slowdown always makes it more."""
-    mean, least = sum(rows.loads) / len(rows.loads), min(rows.loads) - 1
+    loads = rows.loads
+    mean, least = sum(loads) / len(loads), min(loads) - 1
     bend = CROWD_TOKENS / (mean + 2.0)
-    mean_s = sum(rows.seconds) / len(rows.seconds)
+    crowd = {load: REQUEST_TOKENS * (load - least) + bend * max(load - mean, 0.0) ** 2 for load in set(loads)}
+    # Sums of whole columns in C: with a thousand workers an expression a row costs more than all the rest.
+    work = map(add, map(add, rows.queued, rows.foreign_queued), map(add, miss, map(crowd.__getitem__, loads)))
+    return list(map(mul, work, _pace(rows)))
+
+
+def _pace(rows: _Rows) -> Sequence[float]:
+    """By row: how much longer than the fleet's mean a token takes there; rates within the band count as the mean."""
+    seconds, slowdown = rows.seconds, rows.slowdown
+    mean_s = sum(seconds) / len(seconds)
     low_s, high_s = mean_s / RATE_BAND, mean_s * RATE_BAND
+    if low_s <= min(seconds) and max(seconds) <= high_s:
+        return slowdown
     return [
-        (own + foreign + tokens + REQUEST_TOKENS * (load - least) + (bend * (load - mean) ** 2 if load > mean else 0.0))
-        * (slow if low_s <= pace_s <= high_s else slow * pace_s / (high_s if pace_s > high_s else low_s))
-        for own, foreign, tokens, load, pace_s, slow in zip(
-            rows.queued, rows.foreign_queued, miss, rows.loads, rows.seconds, rows.slowdown, strict=True
-        )
+        slow if low_s <= pace_s <= high_s else slow * pace_s / (high_s if pace_s > high_s else low_s)
+        for pace_s, slow in zip(seconds, slowdown, strict=True)
     ]

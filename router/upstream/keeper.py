@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -39,25 +40,35 @@ class FleetKeeper:
         self._interval_s = interval_s
         self._use_ring = use_ring
         self._last: dict[int, Sequence[WorkerAddress]] = {}
-        self._tasks: dict[Member, asyncio.Task[None]] = {}
+        self._watched: dict[Member, tuple[WorkerWatch, asyncio.Task[None]]] = {}
         self._clock = clock
 
+    async def start(self, at_most_s: float) -> None:
+        """Find the workers and look at each once, so that the first request does not come before the first answer."""
+        await self.refresh()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                for watch, _task in self._watched.values():
+                    await watch.has_looked.wait()
+
     async def run(self) -> None:
-        """Until cancelled; leaves no task behind."""
-        try:
-            while True:
-                await self.refresh()
-                await asyncio.sleep(self._interval_s)
-        finally:
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        """Look at the sources again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self.refresh()
+
+    async def close(self) -> None:
+        """Leave no task behind."""
+        tasks = [task for _watch, task in self._watched.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
         """Read the sources once and act on what changed."""
         came, left = self._fleet.set_members(await self._read())
         for member in left:
-            self._tasks.pop(member).cancel()
+            self._watched.pop(member)[1].cancel()
             self._pool.forget(member.address)
             log.info("worker left", extra={"worker": member.name})
         if came or left:
@@ -66,7 +77,7 @@ class FleetKeeper:
         for member in came:
             log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
             watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
-            self._tasks[member] = asyncio.create_task(watch.run(), name=f"watch {member.name}")
+            self._watched[member] = watch, asyncio.create_task(watch.run(), name=f"watch {member.name}")
 
     async def _read(self) -> list[WorkerAddress]:
         addresses: list[WorkerAddress] = []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.core.load import LoadReport
 
 _LINES = re.compile(
-    rb"(?m)^(?:vllm:num_requests_running|vllm:num_requests_waiting|vllm:kv_cache_usage_perc|vllm:cache_config_info"
-    rb"|process_start_time_seconds)[ {].*$"
+    rb"\n(vllm:num_requests_running|vllm:num_requests_waiting|vllm:kv_cache_usage_perc|process_start_time_seconds)"
+    rb"(?:\{[^\n]*\})? ([^ \n]+)"
 )
-"""Only these of a worker's hundreds of lines are parsed: it is asked several times a second."""
+_CACHE_LINES = re.compile(rb"\n(vllm:cache_config_info\{[^\n]*)")
+"""Only these of a worker's hundreds of lines are read, since it is asked several times a second."""
 
 
 class BadLoad(Exception):
@@ -21,29 +23,35 @@ class BadLoad(Exception):
 
 def parse_load(text: bytes) -> LoadReport:
     """Data-parallel engines of one worker are added up. Raises BadLoad."""
-    sums: dict[str, float] = {}
-    cache_tokens: int | None = None
+    text = b"\n" + text
+    sums: dict[bytes, float] = {}
     try:
-        lines = b"\n".join(_LINES.findall(text)).decode() + "\n"
-        for family in text_string_to_metric_families(lines):
-            for sample in family.samples:
-                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-                if sample.name == "vllm:cache_config_info":
-                    cache_tokens = (cache_tokens or 0) + _cache_tokens(sample.labels)
-    except (ValueError, KeyError) as error:
+        for name, value in _LINES.findall(text):
+            sums[name] = sums.get(name, 0.0) + float(value)
+        running, waiting = (int(sums.get(b"vllm:num_requests_" + kind, 0)) for kind in (b"running", b"waiting"))
+        cache_tokens = sum(map(_cache_tokens, _CACHE_LINES.findall(text)))
+    except (ValueError, OverflowError) as error:
         raise BadLoad(str(error)) from None
     return LoadReport(
-        running=int(sums.get("vllm:num_requests_running", 0)),
-        waiting=int(sums.get("vllm:num_requests_waiting", 0)),
-        kv_cache_usage=sums.get("vllm:kv_cache_usage_perc", 0.0),
+        running=running,
+        waiting=waiting,
+        kv_cache_usage=sums.get(b"vllm:kv_cache_usage_perc", 0.0),
         cache_tokens=cache_tokens or None,
-        process_start_time=sums.get("process_start_time_seconds"),
+        process_start_time=sums.get(b"process_start_time_seconds"),
     )
 
 
-def _cache_tokens(labels: dict[str, str]) -> int:
-    size = labels.get("kv_cache_size_tokens", "")
-    if size.isdigit():
-        return int(size)
-    blocks, block = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
-    return int(blocks) * int(block) if blocks.isdigit() and block.isdigit() else 0
+@lru_cache(maxsize=4096)
+def _cache_tokens(line: bytes) -> int:
+    """Of one engine. The line has dozens of labels, and is the same each time."""
+    tokens = 0
+    for family in text_string_to_metric_families(line.decode() + "\n"):
+        for sample in family.samples:
+            size, blocks, block = (
+                sample.labels.get(k, "") for k in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size")
+            )
+            if size.isdigit():
+                tokens += int(size)
+            elif blocks.isdigit() and block.isdigit():
+                tokens += int(blocks) * int(block)
+    return tokens

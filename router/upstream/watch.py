@@ -50,8 +50,11 @@ class WorkerWatch:
         self._settings = settings
         self._clock = clock
         self._models_due = 0.0
+        self.has_looked = asyncio.Event()
+        """Set once the worker was probed and its load read, whatever came of it."""
 
     async def run(self) -> None:
+        await self.probe()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._probe_forever())
             tasks.create_task(self._poll_forever())
@@ -59,13 +62,14 @@ class WorkerWatch:
     async def _probe_forever(self) -> None:
         settings = self._settings
         while True:
-            await self.probe()
             is_well = self._member.health.state is State.UP and self._member.models
             await asyncio.sleep(settings.probe_interval_s if is_well else settings.ill_interval_s)
+            await self.probe()
 
     async def _poll_forever(self) -> None:
         while True:
             await self.poll()
+            self.has_looked.set()
             await asyncio.sleep(self._settings.load_interval_s)
 
     async def probe(self) -> None:

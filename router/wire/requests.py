@@ -118,8 +118,11 @@ def _chat(body: ChatBody | MessagesBody) -> Prompt:
         segments.append(_text(system))
     anchor = earlier = 0
     for message in body.messages:
-        segments.append(_message(message))
         role = message.get("role")
+        segments.append(f"\n{role}\n".encode())
+        segments.append(_text(message.get("content")))
+        if len(message) > 2:
+            segments.append(_rest(message))
         if role == "assistant":
             earlier = len(segments)
         elif role == "user" and not anchor:
@@ -127,13 +130,10 @@ def _chat(body: ChatBody | MessagesBody) -> Prompt:
     return Prompt(segments, anchor or len(segments), earlier)
 
 
-def _message(message: JsonObject) -> bytes:
-    content = message.get("content")
-    if isinstance(content, str) and len(message) == 2:
-        return f"{message.get('role')}\n{content}\n".encode()
+def _rest(message: JsonObject) -> bytes:
+    """What a message has beside role and content, such as its tool calls."""
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-    head = f"{message.get('role')}\n".encode()
-    return b"".join((head, _text(content), msgspec.json.encode(rest, order="sorted") if rest else b"", b"\n"))
+    return msgspec.json.encode(rest, order="sorted")
 
 
 def _text(content: Any) -> bytes:

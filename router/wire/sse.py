@@ -50,8 +50,10 @@ _ANTHROPIC = Dialect(
 )
 DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
 
+_FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_PROMPT_TOKENS = re.compile(rb'"(?:prompt_tokens|input_tokens)": ?(\d{1,9})')
+_PROMPT_TOKENS = re.compile(rb'"(prompt|input)_tokens": ?(\d{1,9})')
+_CREATED_TOKENS = re.compile(rb'"cache_creation_input_tokens": ?(\d{1,9})')
 _OUTPUT_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens)": ?(\d{1,9})')
 _CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)": ?(\d{1,9})')
 
@@ -64,7 +66,22 @@ def read_usage(text: bytes) -> Usage | None:
         return None
     cached = _CACHED_TOKENS.search(text, at)
     output = _OUTPUT_TOKENS.search(text, at)
-    return Usage(int(prompt[1]), int(cached[1]) if cached else None, int(output[1]) if output else 0)
+    prompt_tokens, cached_tokens = int(prompt[2]), int(cached[1]) if cached else None
+    if prompt[1] == b"input" and cached_tokens is not None:
+        # Anthropic counts apart what was read from the cache, and what was put there.
+        created = _CREATED_TOKENS.search(text, at)
+        prompt_tokens += cached_tokens + (int(created[1]) if created else 0)
+    return Usage(prompt_tokens, cached_tokens, int(output[1]) if output else 0)
+
+
+def _with_fingerprint(event: bytes, usage_event: bytes) -> bytes:
+    """vLLM names its configuration in the stream's last event with a body. Where that one is hidden, the name moves to
+    the one before, which is where a client that asked for no usage would have found it."""
+    name = _FINGERPRINT.search(usage_event)
+    if name is None or _FINGERPRINT.search(event):
+        return event
+    end = event.rindex(b"}")
+    return b"%b,%b%b" % (event[:end], name[0], event[end:])
 
 
 def split_events(payload: bytes) -> tuple[bytes, bytes]:
@@ -76,7 +93,7 @@ def split_events(payload: bytes) -> tuple[bytes, bytes]:
 class EventWatch:
     """Follows one stream. ``is_plain`` is the fast question, asked of every read; ``take`` the full one."""
 
-    __slots__ = ("closed", "dialect", "failed", "finished", "hides_usage", "usage")
+    __slots__ = ("_last", "closed", "dialect", "failed", "finished", "hides_usage", "usage")
 
     def __init__(self, dialect: Dialect, *, hides_usage: bool) -> None:
         self.dialect = dialect
@@ -88,6 +105,8 @@ class EventWatch:
         self.failed = False
         """The worker sent an error event, or closed without a reason for finishing."""
         self.usage: Usage | None = None
+        self._last: list[bytes] = []
+        """Events that gave a reason for finishing, until the hidden usage event after them has told what belongs there."""
 
     @staticmethod
     def is_plain(data: bytes) -> bool:
@@ -111,25 +130,34 @@ class EventWatch:
             end = match.end() if match else len(events)
             event = events[at:end]
             at = end
-            if self._may_be_seen(event):
-                seen.append(event)
+            seen += self._take_one(event)
         return b"".join(seen)
 
-    def _may_be_seen(self, event: bytes) -> bool:
+    def _take_one(self, event: bytes) -> list[bytes]:
+        """What the client sees at this event."""
         dialect = self.dialect
         if dialect.failed.search(event):
             self.failed = True
-            return False
+            return []
         if dialect.finished.search(event):
             self.finished = True
+            if self.hides_usage:
+                self._last.append(event)
+                return []
         if dialect.closing.search(event):
             self.closed = self.finished
             self.failed = not self.finished
-            return self.closed
+            return [*self._give_last(), event] if self.closed else []
         if dialect.usage.search(event):
             self._take_usage(event)
-            return not (self.hides_usage and dialect is _OPENAI)
-        return True
+            if self.hides_usage:
+                self._last = [_with_fingerprint(last, event) for last in self._last]
+                return self._give_last()
+        return [event]
+
+    def _give_last(self) -> list[bytes]:
+        last, self._last = self._last, []
+        return last
 
     def _take_usage(self, event: bytes) -> None:
         usage = read_usage(event)

@@ -1,0 +1,134 @@
+"""What one routing decision costs: 1,000 workers, a prompt of 100,000 tokens, an index as full as it would be.
+
+Also the same for 8 workers and a prompt of 2 kB, the fingerprint of 4 MB, and the index's memory through a million distinct
+prompts against its bound.
+
+    python bench/decision_cost.py
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
+from router.core.facts import Facts, FleetView
+from router.core.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
+from router.core.prefix_index import PrefixIndex
+from router.core.ring import Ring
+from router.core.worker import WorkerName
+from router.policies import POLICIES, PolicySettings
+from router.policies.base import Policy
+
+PROMPTS = 1_000_000
+PROMPTS_MAX_ENTRIES = 200_000
+
+
+def measure(what: str, call: Callable[[], object], rounds: int = 2000) -> None:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    times.sort()
+    print(
+        f"{what:44} p50 {times[rounds // 2] * 1e6:9.1f} µs   p99 {times[rounds * 99 // 100] * 1e6:9.1f} µs", flush=True
+    )
+
+
+def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
+    """Everyone holds the system prompt, a fifth of the workers half of this prompt, twenty of them nearly all of it."""
+    random = Random(1)
+    names = [WorkerName(f"w-{random.getrandbits(32):08x}") for _ in range(workers)]
+    start = time.perf_counter()
+    ring = Ring({name: position for position, name in enumerate(names)})
+    print(f"{workers} workers, {prompt_bytes:,} bytes; ring built in {(time.perf_counter() - start) * 1e3:.1f} ms")
+    prompt = random.randbytes(prompt_bytes)
+    segments = [prompt[start : start + 8000] for start in range(0, prompt_bytes, 8000)]
+    print_of_prompt = fingerprint(segments, model="m")
+    hashes = print_of_prompt.hashes
+    index = PrefixIndex(max_entries=4_000_000, default_capacity_blocks=4000)
+    for position in range(workers):
+        index.add(position)
+        for _ in range(5):
+            index.record(position, Fingerprint([random.getrandbits(64) for _ in range(100)], 100 * BLOCK_BYTES))
+        depth = len(hashes) // 20
+        if position % 5 == 0:
+            depth = len(hashes) // 2 + position % 7
+        if position % 50 == 0:
+            depth = len(hashes) - position % 11
+        index.record(position, Fingerprint(hashes[:depth], depth * BLOCK_BYTES))
+    view = FleetView(
+        names,
+        [random.randrange(20) for _ in names],
+        [random.randrange(5) for _ in names],
+        [random.random() * 50_000 for _ in names],
+        [random.random() * 5_000 for _ in names],
+        [random.uniform(0.9, 1.1) / 15_000 for _ in names],
+        [1.0] * workers,
+    )
+    policy = POLICIES["cache_aware"](PolicySettings(), random)
+    tokens = prompt_bytes / 4
+    key = anchor(segments[:2], model="m")
+
+    def decide(policy: Policy) -> None:
+        policy.rank(
+            Facts(
+                fleet=view,
+                eligible=range(workers),
+                prompt_tokens=tokens,
+                earlier_tokens=tokens * 0.9,
+                anchor=key,
+                ring=ring,
+                matches=index.match(print_of_prompt, tokens),
+                session_worker=None,
+            )
+        )
+
+    measure("  fingerprint", lambda: fingerprint(segments, model="m"), rounds)
+    measure("  anchor", lambda: anchor(segments[:2], model="m"), rounds)
+    measure("  match", lambda: index.match(print_of_prompt, tokens), rounds)
+    measure("  match and rank", partial(decide, policy), rounds)
+    measure("  record", lambda: index.record(0, print_of_prompt), rounds)
+    for name in sorted(set(POLICIES) - {"cache_aware"}):
+        other = POLICIES[name](PolicySettings(), random)
+        measure(f"  match and rank, {name}", partial(decide, other), rounds // 4)
+
+
+def measure_memory() -> None:
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    index = PrefixIndex(max_entries=PROMPTS_MAX_ENTRIES, default_capacity_blocks=PROMPTS_MAX_ENTRIES)
+    for position in range(8):
+        index.add(position)
+    random = Random(2)
+    for number in range(PROMPTS):
+        index.record(number % 8, Fingerprint([random.getrandbits(64), random.getrandbits(64)], 2 * BLOCK_BYTES))
+    now, peak = (each - before for each in tracemalloc.get_traced_memory())
+    print(
+        f"{PROMPTS:,} distinct prompts of two blocks: {index.entries:,} entries of at most {PROMPTS_MAX_ENTRIES:,};"
+        f" {now / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB, {now / index.entries:.0f} bytes an entry"
+    )
+    tracemalloc.stop()
+    index = PrefixIndex(max_entries=4_000_000, default_capacity_blocks=20_000)
+    for position in range(2):
+        index.add(position)
+        index.record(position, Fingerprint([random.getrandbits(64) for _ in range(20_000)], 20_000 * BLOCK_BYTES))
+    start = time.perf_counter()
+    held = index.blocks(0)
+    index.clear(0)
+    print(f"a restarted worker's {held:,} entries forgotten in {(time.perf_counter() - start) * 1e3:.1f} ms")
+
+
+def main() -> None:
+    large = Random(3).randbytes(4 << 20)
+    measure("fingerprint of 4 MB", lambda: fingerprint([large], model="m"), 50)
+    measure_decision(8, 2048, 2000)
+    measure_decision(1000, 400_000, 400)
+    measure_memory()
+
+
+if __name__ == "__main__":
+    main()
