@@ -138,7 +138,7 @@ class PolicyConfig(Section, frozen=True):
         float,
         Meta(ge=0, le=100, description="prefix_ring: most load over the mean, 1.25 for a quarter more; 0: unbounded."),
     ] = 1.25
-    miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 4.0
+    miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 6.0
     prior: Annotated[
         tuple[float, float],
         Meta(description="cache_aware: chance that the ring's first two workers hold earlier turns, p."),

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from router.core.affinity import LastWorkers
 from router.core.attempt import AttemptFailed, WorkerDied, WorkerSilent
@@ -82,6 +82,14 @@ class DispatchSettings:
     min_retries: int
 
 
+class _Refusal(NamedTuple):
+    """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget."""
+
+    error: RouterError
+    cause: str
+    is_free: bool
+
+
 class Dispatcher:
     """Holds what routing learns. One for the process; ``dispatch`` may run any number of times at once."""
 
@@ -142,7 +150,9 @@ class Dispatcher:
     def _facts(self, request: Request) -> Facts:
         fleet = self._fleet
         eligible = fleet.eligible(request.model)
-        fleet.refresh_slowdowns(self._clock())
+        now = self._clock()
+        fleet.refresh_slowdowns(now)
+        fleet.drain_foreign(now)
         bytes_per_token = fleet.bytes_per_token(request.model)
         prompt_tokens = request.fingerprint.prompt_bytes / bytes_per_token
         last = self._last_workers.get(request.session) if request.session is not None else None
@@ -162,58 +172,49 @@ class Dispatcher:
     ) -> None:
         """Walk the ranking until a worker answers. Raises WorkerError, WorkerTimeout, Overloaded, NoWorkerAvailable."""
         retries = 0
-        refusal: RouterError = NoWorkerAvailable("no worker is up", retry_after_s=1)
+        refusal: _Refusal | None = None
         try:
             for member in [self._fleet.member(position) for position in order[: self._settings.max_attempts]]:
-                record.attempts += 1
-                refused = await self._try(request, facts, member, client, record)
-                if refused is None:
+                refusal = await self._try(request, facts, member, client, record)
+                if refusal is None:
                     return
-                refusal, cause, is_free = refused
-                record.retries.append(cause)
-                if not is_free:
+                record.retries.append(refusal.cause)
+                if not refusal.is_free:
                     if not self.budget.take():
                         break
                     retries += 1
         finally:
             self.budget.retrying -= retries
-        if self._fleet.eligible(request.model).panic:
+        if refusal is None or self._fleet.eligible(request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
-        raise refusal
+        raise refusal.error
 
     async def _try(
         self, request: Request, facts: Facts, member: Member, client: Client, record: Record
-    ) -> tuple[RouterError, str, bool] | None:
-        """One worker. None: the client has its answer. Else why not, the cause's label, and whether trying on is free."""
-        fleet, clock = self._fleet, self._clock
+    ) -> _Refusal | None:
+        """One worker. None: the client has its answer."""
         cached = min(facts.matches.tokens(member.position), facts.prompt_tokens)
-        record.worker = member.name
-        record.predicted_cached_tokens = cached
-        record.sent_at = clock()
+        uncached = facts.prompt_tokens - cached
+        record.attempts += 1
+        record.worker, record.predicted_cached_tokens = member.name, cached
+        record.sent_at = now = self._clock()
         watch = EventWatch(DIALECTS[request.route], hides_usage=request.hides_usage) if request.stream else None
-        lease = fleet.lease(
-            member.position, facts.prompt_tokens - cached, record.sent_at, shows_first_token=request.stream
-        )
+        lease = self._fleet.lease(member.position, uncached, now, shows_first_token=request.stream)
         with lease, self._upstream.exchange(member.address) as exchange:
             self._index.record(member.position, request.fingerprint)
+            refusal: _Refusal | None
             try:
                 reply = await exchange.ask(request, watch)
+                refusal = self._on_answered(member, reply)
             except AttemptFailed as error:
-                self._on_attempt_failed(request, member, error, cached, facts.prompt_tokens)
-                return _refusal_of(error), error.cause, isinstance(error, WorkerDied)
-            now = clock()
-            if reply.status == 429 or reply.status == 503:
-                return Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", False
-            if reply.status >= 500:
-                if member.health.on_error_answer(now):
-                    fleet.on_health_changed(member)
-                return WorkerError("the workers answered with errors"), "error", False
-            if member.health.on_success(now):
-                fleet.on_health_changed(member)
-            record.first_byte_at = now
-            record.status = reply.status
+                refusal = self._on_failed(member, error)
+            if refusal is not None:
+                held = int(len(request.fingerprint.hashes) * cached / max(facts.prompt_tokens, 1.0))
+                self._index.correct(member.position, request.fingerprint, held)
+                return refusal
+            record.first_byte_at, record.status = self._clock(), reply.status
             if reply.is_stream:
-                lease.on_first_token(now)
+                lease.on_first_token(record.first_byte_at)
                 await self._relay(exchange, client, record, member)
                 usage = watch.usage if watch else None
             else:
@@ -223,29 +224,39 @@ class Dispatcher:
         self._learn(request, lease, record, usage)
         return None
 
+    def _on_answered(self, member: Member, reply: Reply) -> _Refusal | None:
+        """Is this an answer for the client? Being busy says nothing of a worker's health; wrong requests are the client's."""
+        now = self._clock()
+        if reply.status in (429, 503):
+            return _Refusal(
+                Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", is_free=False
+            )
+        if reply.status >= 500:
+            self._heed(member, member.health.on_error_answer(now))
+            return _Refusal(WorkerError("the workers answered with errors"), "error", is_free=False)
+        self._heed(member, member.health.on_success(now))
+        return None
+
+    def _on_failed(self, member: Member, error: AttemptFailed) -> _Refusal:
+        now = self._clock()
+        if isinstance(error, WorkerDied):
+            self._heed(member, member.health.on_death(now))
+            return _Refusal(WorkerError("the workers did not answer"), error.cause, is_free=True)
+        if isinstance(error, WorkerSilent):
+            self._heed(member, member.health.on_timeout(now))
+            return _Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
+        return _Refusal(WorkerError("the answer is too large"), error.cause, is_free=False)
+
+    def _heed(self, member: Member, has_changed: bool) -> None:
+        if has_changed:
+            self._fleet.on_health_changed(member)
+
     async def _relay(self, exchange: Exchange, client: Client, record: Record, member: Member) -> None:
         end = await exchange.relay(client, record)
         record.outcome = end.value
         if end is StreamEnd.FAILED:
-            if member.health.on_death(self._clock()):
-                self._fleet.on_health_changed(member)
+            self._heed(member, member.health.on_death(self._clock()))
             client.break_off(WorkerError("the worker failed while it answered"))
-
-    def _on_attempt_failed(
-        self, request: Request, member: Member, error: AttemptFailed, cached: float, prompt_tokens: float
-    ) -> None:
-        now = self._clock()
-        blocks = request.fingerprint.hashes
-        self._index.correct(member.position, request.fingerprint, int(len(blocks) * cached / max(prompt_tokens, 1.0)))
-        health = member.health
-        if isinstance(error, WorkerDied):
-            changed = health.on_death(now)
-        elif isinstance(error, WorkerSilent):
-            changed = health.on_timeout(now)
-        else:
-            changed = False
-        if changed:
-            self._fleet.on_health_changed(member)
 
     def _learn(self, request: Request, lease: Lease, record: Record, usage: Usage | None) -> None:
         """What the worker's own counts teach: tokens per byte, its rate, and what its cache really held."""
@@ -265,12 +276,6 @@ class Dispatcher:
         output_bytes = int(usage.output_tokens * fleet.bytes_per_token(request.model))
         if output_bytes >= BLOCK_BYTES:
             self._index.record(member.position, NO_PROMPT, output_bytes)
-
-
-def _refusal_of(error: AttemptFailed) -> RouterError:
-    if isinstance(error, WorkerSilent):
-        return WorkerTimeout("the workers did not answer in time")
-    return WorkerError("the workers did not answer")
 
 
 def _retry_after(reply: Reply) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.facts import FleetView
@@ -23,6 +23,15 @@ from router.core.load import (
     LoadReport,
 )
 from router.core.worker import WorkerAddress, WorkerName
+
+DRAIN_EVERY_S = 0.01
+"""How finely others' queues are drained between polls; with many workers each time costs a pass over all."""
+
+LOST_SHARE = 0.002
+"""How fast, per poll, tokens that stay in prefill are taken for those of aborted requests."""
+
+CAPACITY_STEP = 0.02
+"""A cache's size in index blocks follows the learnt bytes per token; smaller changes than this are not worth the work."""
 
 ModelCard = Mapping[str, Any]
 """One entry of a worker's /v1/models, as it wrote it."""
@@ -38,6 +47,10 @@ class Member:
     health: Health
     seconds_per_token: DecayedRatio
     models: Mapping[str, ModelCard] = field(default_factory=dict)
+    cache_blocks: int = 0
+    """Its KV cache in blocks of the index, as last told to the index."""
+    lost_tokens: float = 0.0
+    """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
     load: LoadReport | None = None
     load_at: float = 0.0
     last_answer_at: float = 0.0
@@ -86,6 +99,13 @@ class Eligible:
     panic: bool
 
 
+class OwnLoad(NamedTuple):
+    """What of a worker's load is this router's."""
+
+    in_flight: int
+    queued_tokens: float
+
+
 class Holdings(Protocol):
     """What remembers which prefixes each worker holds; the fleet tells it who is there and how large their caches are."""
 
@@ -125,6 +145,9 @@ class Fleet:
         self._known_models: set[str] = set()
         self._bytes_per_token: dict[str, DecayedRatio] = {}
         self._returning: set[Member] = set()
+        self._mean_uncached_tokens = 1000.0
+        """Of the requests that this router saw: what one that it did not see is likely to queue."""
+        self._foreign_drained_at = 0.0
         self.membership_version = 0
         self.names: list[WorkerName] = []
         self.in_flight: list[int] = []
@@ -194,7 +217,8 @@ class Fleet:
         self.queued_prefill_tokens[position] = self.foreign_prefill_tokens[position] = 0.0
         self.seconds_per_token[position] = rate.value
         self.slowdown[position] = 1.0
-        self._holdings.add(position, self._capacity_blocks(member))
+        member.cache_blocks = self._capacity_blocks(member)
+        self._holdings.add(position, member.cache_blocks)
         return member
 
     def _remove(self, member: Member) -> None:
@@ -290,6 +314,7 @@ class Fleet:
 
     def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
         """How fast the worker prefilled, from what it really computed and the time it had for it."""
+        self._mean_uncached_tokens += 0.05 * (uncached_tokens - self._mean_uncached_tokens)
         if uncached_tokens < MIN_LEARNT_TOKENS or lease.service_s <= 0:
             return
         rate = lease.member.seconds_per_token
@@ -322,8 +347,16 @@ class Fleet:
 
     # --- polled load
 
-    def on_load(self, member: Member, report: LoadReport, now: float) -> bool:
-        """Take in a report; returns True if the worker is another process than before."""
+    def own_load(self, member: Member) -> OwnLoad:
+        """To be taken before a worker is asked for its load: requests come and go while the answer is under way."""
+        return OwnLoad(len(member.leases), self.queued_prefill_tokens[member.position])
+
+    def on_load(self, member: Member, report: LoadReport, asked: OwnLoad, now: float) -> bool:
+        """Take in a report; returns True if the worker is another process than before.
+
+        What is ours of it is the larger of what was ours when the worker was ``asked``, and now: rather overlook
+        another router's request than take one of our own for it.
+        """
         before = member.load
         restarted = (
             before is not None
@@ -333,26 +366,47 @@ class Fleet:
         member.load, member.load_at = report, now
         if restarted:
             self._holdings.clear(member.position)
-        if before is None or before.cache_tokens != report.cache_tokens:
-            self._holdings.resize(member.position, self._capacity_blocks(member))
+            member.lost_tokens = 0.0
+        blocks = self._capacity_blocks(member)
+        if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
+            member.cache_blocks = blocks
+            self._holdings.resize(member.position, blocks)
         self._settle_unstreamed(member, report, now)
         position = member.position
-        unanswered = sum(not lease.answered for lease in member.leases)
-        foreign_waiting = max(0, report.waiting - unanswered)
-        self.foreign_in_flight[position] = max(0, report.running + report.waiting - len(member.leases))
-        self.foreign_prefill_tokens[position] = foreign_waiting * self._mean_tokens(member)
+        here = self.own_load(member)
+        ours = max(asked.in_flight, here.in_flight)
+        foreign = max(0, report.running + report.waiting - ours)
+        self.foreign_in_flight[position] = foreign
+        # The larger of the two again; and no queue without a request.
+        queued = self._prefilling(member, report) + report.waiting * self._mean_uncached_tokens
+        foreign_queued = max(0.0, queued - max(asked.queued_tokens, here.queued_tokens))
+        self.foreign_prefill_tokens[position] = foreign_queued if foreign else 0.0
         return restarted
+
+    def _prefilling(self, member: Member, report: LoadReport) -> float:
+        """Tokens being prefilled. Requests that are aborted leave theirs in the worker's sums for ever, so what stays
+        there for long is taken for such, and left out."""
+        here = report.prefilling_tokens or 0.0
+        member.lost_tokens = min(here, member.lost_tokens + LOST_SHARE * (here - member.lost_tokens))
+        return here - member.lost_tokens
+
+    def drain_foreign(self, now: float) -> None:
+        """Between polls others' queues get shorter too: by what the worker prefilled since, shared with our own."""
+        elapsed = now - self._foreign_drained_at
+        if elapsed < DRAIN_EVERY_S:
+            return
+        self._foreign_drained_at = now
+        for position, foreign in enumerate(self.foreign_prefill_tokens):
+            if foreign > 0.0:
+                share = foreign / (foreign + max(self.queued_prefill_tokens[position], 0.0))
+                drained = elapsed / self.seconds_per_token[position] * share
+                self.foreign_prefill_tokens[position] = max(0.0, foreign - drained)
 
     def expire_load(self, member: Member, now: float) -> None:
         """A report that is too old says nothing of now: others' load counts as none (fail open)."""
         if now - member.load_at > self._rules.stale_load_s:
             self.foreign_in_flight[member.position] = 0
             self.foreign_prefill_tokens[member.position] = 0.0
-
-    def _mean_tokens(self, member: Member) -> float:
-        """What a request that we do not know is likely to queue: the mean of those that we do."""
-        tokens = [lease.tokens for lease in member.leases]
-        return sum(tokens) / len(tokens) if tokens else 1000.0
 
     def _settle_unstreamed(self, member: Member, report: LoadReport, now: float) -> None:
         """A reply that is not streamed shows no first token. Once nothing waits there, its prefill is under way or

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import add, mul
 
 import msgspec
@@ -74,10 +74,10 @@ class CacheAware:
         rows = _take_rows(facts)
         own, total = sum(rows.in_flight), sum(rows.loads)
         foreign_share = 0.0 if self._alone or not total else 1.0 - own / total
-        near = take_eligible(facts, max(1, len(self._prior)))
+        near = take_eligible(facts, max(1, len(self._prior))) if foreign_share else ()
         weight = self._miss_weight * (1.0 - foreign_share / 2.0)
         miss = _weigh_misses(facts, weight, own)
-        if foreign_share and near:
+        if near:
             self._expect_on_ring(facts, near, weight, miss)
             leave = foreign_share * self._leave_weight * facts.prompt_tokens
             miss = [tokens + leave for tokens in miss]
@@ -87,12 +87,9 @@ class CacheAware:
             costs.__getitem__ if rows.is_whole_fleet else dict(zip(facts.eligible, costs, strict=True)).__getitem__
         )
         order = sorted(facts.eligible, key=cost_of)
-        for position in reversed(near):
-            if cost_of(position) == cost_of(order[0]):
-                # Of equals, the ring's first come first.
-                order.remove(position)
-                order.insert(0, position)
-        return Ranking(order, self._explain(facts, order[0], near[0] if foreign_share and near else None))
+        if len(order) > 1 and cost_of(order[0]) == cost_of(order[1]):
+            _put_ring_first(facts, order, cost_of)
+        return Ranking(order, self._explain(facts, order[0], near[0] if near else None))
 
     def _expect_on_ring(self, facts: Facts, near: Sequence[int], weight: float, miss: list[float]) -> None:
         """Lower the cost where other replicas would have put the earlier turns, as far as the index knows of less."""
@@ -130,6 +127,15 @@ def _weigh_misses(facts: Facts, weight: float, in_flight: int) -> list[float]:
         for position in positions_of(workers):
             miss[position] = held_cost
     return miss
+
+
+def _put_ring_first(facts: Facts, order: list[int], cost_of: Callable[[int], float]) -> None:
+    """Of the cheapest, all equal, the ring's first two come first. The ring is walked only when there are such."""
+    least = cost_of(order[0])
+    for position in reversed(take_eligible(facts, 2)):
+        if cost_of(position) == least:
+            order.remove(position)
+            order.insert(0, position)
 
 
 class _Rows(msgspec.Struct, frozen=True):

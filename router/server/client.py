@@ -100,8 +100,6 @@ class ClientConnection:
             self.write(head + body)
         else:
             self._transport.writelines((head, body))  # type: ignore[union-attr]
-        if self.is_full() and not await self.drained():
-            self.abort()
 
     def stream_head(self, reply: Reply, record: Record) -> bytes:
         self.has_started = True
@@ -109,7 +107,7 @@ class ClientConnection:
         return self._head(reply, record) + b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" + framing
 
     async def drained(self) -> bool:
-        """Until the client has read on, or made no progress for the stall limit (False), or is gone (False)."""
+        """Until the client has read on (True) or is gone (False): one that makes no progress for the stall limit is cut."""
         left = float("inf")
         while not self.is_closing() and self.is_full():
             try:
@@ -118,7 +116,7 @@ class ClientConnection:
             except TimeoutError:
                 now = self._transport.get_write_buffer_size() if self._transport is not None else 0
                 if now >= left:
-                    return False
+                    self.abort()
                 left = now
         return not self.is_closing()
 

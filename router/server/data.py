@@ -109,6 +109,7 @@ class DataPort:
                 decision_headers=self._server.decision_headers,
             )
             await self._dispatch.dispatch(parsed, client, started_at)
+            await client.drained()  # the worker is free already; the client has yet to read the end
             return client.sent()
         except RouterError as error:
             if client is None:

@@ -169,6 +169,7 @@ class Engine:
         generation.first_ns, generation.first_step = self._now_ns, self._step
         generation.finish_step = self._step + generation.output_tokens - 1
         self.stats.prompt_tokens += generation.prompt_tokens
+        self.stats.computed_prompt_tokens += generation.prompt_tokens - generation.cached_tokens
         self.stats.prefill_s.observe((self._now_ns - generation.scheduled_ns) / NS_PER_S)
         self.stats.ttft_s.observe((self._now_ns - generation.ready_ns) / NS_PER_S)
         self.stats.generation_tokens += min(generation.output_tokens, 1)

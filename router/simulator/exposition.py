@@ -50,6 +50,9 @@ class Exposition:
             reason: f'vllm:request_success_total{{{labels},finished_reason="{reason}"}} '
             for reason in ("stop", "length", "abort", "error")
         }
+        self._computed = _family(
+            "prompt_tokens_by_source_total", "counter", "Prompt tokens, by where they came from."
+        ) + (f'vllm:prompt_tokens_by_source_total{{{labels},source="local_compute"}} ')
         self._reasons = _family("num_requests_waiting_by_reason", "gauge", "Number of waiting requests, by reason.") + (
             f'vllm:num_requests_waiting_by_reason{{{labels},reason="deferred"}} 0.0\n'
             f'vllm:num_requests_waiting_by_reason{{{labels},reason="capacity"}} '
@@ -84,6 +87,7 @@ class Exposition:
             stats.generation_tokens,
         )
         lines = [f"{head}{float(number)}\n" for head, number in zip(self._values, numbers, strict=True)]
+        lines.append(f"{self._computed}{float(stats.computed_prompt_tokens)}\n")
         lines.append(f"{self._reasons}{float(engine.waiting)}\n{self._success_head}")
         lines += [f"{head}{float(stats.finished[reason])}\n" for reason, head in self._success.items()]
         histograms = (stats.ttft_s, stats.itl_s, stats.e2e_s, stats.queue_s, stats.prefill_s)

@@ -40,6 +40,7 @@ class EngineStats:
     """Counters of one engine. Prefix cache queries and hits are in tokens."""
 
     prompt_tokens: int = 0
+    computed_prompt_tokens: int = 0
     generation_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0

@@ -157,7 +157,7 @@ class WorkerConnection(asyncio.Protocol):
         events = b"".join(self._pieces)
         self._pieces.clear()
         self._send(events, head)
-        if self._body.finished:
+        if self._body.finished and self.state is not State.CLOSED:
             self._on_body_end()
 
     async def turn(self) -> Turn:
@@ -282,7 +282,7 @@ class WorkerConnection(asyncio.Protocol):
             return
         sink.write(out)
         self.sent_bytes += len(out)
-        if sink.is_full() and self._transport is not None:
+        if sink.is_full() and self._transport is not None and not self._watch.closed:  # type: ignore[union-attr]
             self._is_paused = True
             self._transport.pause_reading()
             self._wake()

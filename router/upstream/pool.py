@@ -61,6 +61,12 @@ class WorkerPort:
             connection.idle_since = self._now()
             self.idle.append(connection)
 
+    def close(self) -> None:
+        """Close what is idle, and keep nothing from now on."""
+        self._max_idle = 0
+        while self.idle:
+            self.idle.pop().abort()
+
     def drop_stale(self, now: float) -> None:
         while self.idle and (not self.idle[0].is_usable or now - self.idle[0].idle_since > self._idle_s):
             self.idle.popleft().abort()
@@ -76,10 +82,10 @@ class Pool:
         self._open: set[WorkerConnection] = set()
 
     def forget(self, address: WorkerAddress) -> None:
-        """The worker left: close what is idle. Live requests end in their own time."""
+        """The worker left: close what is idle. Live requests end in their own time, and their connections with them."""
         port = self._ports.pop(address, None)
-        while port is not None and port.idle:
-            port.idle.pop().abort()
+        if port is not None:
+            port.close()
 
     async def connect(self, port: WorkerPort) -> WorkerConnection:
         """Raises CannotConnect, WorkerSilent."""

@@ -90,6 +90,7 @@ class WorkerWatch:
         """Once: the load. A worker that does not say is not ill; its last figures are believed until they are stale."""
         if self._member.health.state is State.EJECTED:
             return
+        asked = self._fleet.own_load(self._member)
         reply = await self._get("/metrics", self._settings.load_timeout_s)
         if reply is None or reply.status != 200:
             self._fleet.expire_load(self._member, self._clock())
@@ -99,7 +100,7 @@ class WorkerWatch:
         except BadLoad as error:
             log.warning("unreadable metrics", extra={"worker": self._member.name, "error": str(error)})
             return
-        if self._fleet.on_load(self._member, report, self._clock()):
+        if self._fleet.on_load(self._member, report, asked, self._clock()):
             log.info("worker restarted: its cache is empty", extra={"worker": self._member.name})
 
     async def _read_models(self, now: float) -> None:

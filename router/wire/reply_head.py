@@ -53,6 +53,8 @@ def parse_head(data: bytes) -> ReplyHead:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         raise BadHead(str(error)) from None
     head.headers = {name.lower(): value for name, value in given.items()}
+    if b"transfer-encoding" in head.headers and data.lower().count(b"\r\ntransfer-encoding:") > 1:
+        raise BadHead("several transfer codings")
     head.status = parser.get_status_code()
     head.keeps_alive = parser.should_keep_alive()
     return head

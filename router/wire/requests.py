@@ -121,7 +121,7 @@ def _chat(body: ChatBody | MessagesBody) -> Prompt:
         role = message.get("role")
         segments.append(f"\n{role}\n".encode())
         segments.append(_text(message.get("content")))
-        if len(message) > 2:
+        if len(message) > 2 or "content" not in message:
             segments.append(_rest(message))
         if role == "assistant":
             earlier = len(segments)

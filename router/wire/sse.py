@@ -52,26 +52,24 @@ DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _AN
 
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_PROMPT_TOKENS = re.compile(rb'"(prompt|input)_tokens": ?(\d{1,9})')
-_CREATED_TOKENS = re.compile(rb'"cache_creation_input_tokens": ?(\d{1,9})')
-_OUTPUT_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens)": ?(\d{1,9})')
-_CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)": ?(\d{1,9})')
+_COUNTS = re.compile(
+    rb'"(prompt|completion|cached|input|output|cache_read_input|cache_creation_input)_tokens": ?(\d{1,9})'
+)
 
 
 def read_usage(text: bytes) -> Usage | None:
     """The last usage in a reply or an event. ``text`` may be long: only what follows the last ``"usage"`` is read."""
     at = text.rfind(b'"usage"')
-    prompt = _PROMPT_TOKENS.search(text, at) if at >= 0 else None
-    if prompt is None:
+    counts: dict[bytes, bytes] = dict(_COUNTS.findall(text, at)) if at >= 0 else {}
+    if b"prompt" in counts:
+        cached = counts.get(b"cached")
+        return Usage(int(counts[b"prompt"]), None if cached is None else int(cached), int(counts.get(b"completion", 0)))
+    if b"input" not in counts:
         return None
-    cached = _CACHED_TOKENS.search(text, at)
-    output = _OUTPUT_TOKENS.search(text, at)
-    prompt_tokens, cached_tokens = int(prompt[2]), int(cached[1]) if cached else None
-    if prompt[1] == b"input" and cached_tokens is not None:
-        # Anthropic counts apart what was read from the cache, and what was put there.
-        created = _CREATED_TOKENS.search(text, at)
-        prompt_tokens += cached_tokens + (int(created[1]) if created else 0)
-    return Usage(prompt_tokens, cached_tokens, int(output[1]) if output else 0)
+    # Anthropic counts apart what was read from the cache, what was put there, and the rest.
+    read = counts.get(b"cache_read_input")
+    prompt_tokens = int(counts[b"input"]) + int(read or 0) + int(counts.get(b"cache_creation_input", 0))
+    return Usage(prompt_tokens, None if read is None else int(read), int(counts.get(b"output", 0)))
 
 
 def _with_fingerprint(event: bytes, usage_event: bytes) -> bytes:
