@@ -108,17 +108,20 @@ class ClientConnection:
 
     async def drained(self) -> bool:
         """Until the client has read on (True) or is gone (False): one that makes no progress for the stall limit is cut."""
-        left = float("inf")
+        left = self._unsent_bytes()
         while not self.is_closing() and self.is_full():
             try:
                 async with asyncio.timeout(self._stall_s):
                     await self._request.writer.drain()
             except TimeoutError:
-                now = self._transport.get_write_buffer_size() if self._transport is not None else 0
+                now = self._unsent_bytes()
                 if now >= left:
                     self.abort()
                 left = now
         return not self.is_closing()
+
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def break_off(self, error: RouterError) -> None:
         if not self.is_closing():

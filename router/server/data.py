@@ -99,8 +99,16 @@ class DataPort:
             if route is None:
                 return await self._answer_plain(request)
             self._check_open(request)
-            body = await self._read_body(request)
-            parsed = await self._parse(route, body, request, request_id)
+            self._check_body(request)
+            content = request.content
+            # Most bodies came with their head, and most are small: neither is worth a coroutine.
+            body = content.read_nowait() if content.is_eof() else await self._read_slow_body(request)
+            if len(body) > self._limits.max_body_bytes:
+                raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
+            if len(body) < LARGE_BODY_BYTES:
+                parsed = parse_request(route, body, request.headers, NO_TENANT, request_id)
+            else:
+                parsed = await self._parse_large(route, body, request, request_id)
             client = ClientConnection(
                 request,
                 route,
@@ -146,43 +154,30 @@ class DataPort:
             return given
         return f"{self._id_prefix}-{next(self._ids):x}"
 
-    async def _read_body(self, request: web.BaseRequest) -> bytes:
-        """Bounded in bytes and time. Most bodies came with their head, and need no wait."""
-        headers = request.headers
-        encoding = headers.get("Content-Encoding")
+    def _check_body(self, request: web.BaseRequest) -> None:
+        """What the head tells of the body."""
+        encoding = request.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
             raise UnsupportedEncoding(f"Content-Encoding {encoding[:32]!r} is not supported: send the body as it is")
-        limit = self._limits.max_body_bytes
-        if (request.content_length or 0) > limit:
-            raise RequestTooLarge(f"the body is larger than {limit} bytes")
-        content = request.content
-        if content.is_eof():
-            body = content.read_nowait()
-        else:
-            body = await self._read_slow_body(request, limit)
-        if len(body) > limit:
-            raise RequestTooLarge(f"the body is larger than {limit} bytes")
-        return body
+        if (request.content_length or 0) > self._limits.max_body_bytes:
+            raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
-    async def _read_slow_body(self, request: web.BaseRequest, limit: int) -> bytes:
+    async def _read_slow_body(self, request: web.BaseRequest) -> bytes:
+        """Bounded in bytes and time; at the bound it stops reading."""
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         pieces: list[bytes] = []
         total = 0
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
-                while piece := await request.content.readany():
+                while total <= self._limits.max_body_bytes and (piece := await request.content.readany()):
                     pieces.append(piece)
                     total += len(piece)
-                    if total > limit:
-                        break
         except TimeoutError:
             raise BodyTimeout(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
         return b"".join(pieces)
 
-    async def _parse(self, route: Route, body: bytes, request: web.BaseRequest, request_id: str) -> Request:
-        if len(body) < LARGE_BODY_BYTES:
-            return parse_request(route, body, request.headers, NO_TENANT, request_id)
+    async def _parse_large(self, route: Route, body: bytes, request: web.BaseRequest, request_id: str) -> Request:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._parsers, parse_request, route, body, request.headers, NO_TENANT, request_id

@@ -45,6 +45,8 @@ class ReplyHead:
 
 def parse_head(data: bytes) -> ReplyHead:
     """``data`` ends with the head's blank line. Raises BadHead; httptools refuses two lengths, and a length with chunks."""
+    if len(data) > MAX_HEAD_BYTES:
+        raise BadHead("too long")
     head = ReplyHead()
     given: dict[bytes, bytes] = {}
     parser = httptools.HttpResponseParser(_Callbacks(given.__setitem__))

@@ -8,13 +8,14 @@ appear inside text: there, every quotation mark is escaped.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from router.core.request import Route
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens as the worker counted them; ``cached_tokens`` is None when it did not say."""
 
     prompt_tokens: int
@@ -163,5 +164,7 @@ class EventWatch:
             return
         before = self.usage
         if before is not None and usage.cached_tokens is None:
-            usage = replace(before, output_tokens=usage.output_tokens)  # a later event that only counts the output
+            usage = Usage(
+                before.prompt_tokens, before.cached_tokens, usage.output_tokens
+            )  # a later event that only counts the output
         self.usage = usage
