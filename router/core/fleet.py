@@ -15,14 +15,15 @@ from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailabl
 from router.core.facts import FleetView
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.health import Health, HealthRules, State
-from router.core.load import (
-    MAX_SECONDS_PER_TOKEN,
-    MIN_LEARNT_TOKENS,
-    MIN_SECONDS_PER_TOKEN,
-    DecayedRatio,
-    LoadReport,
-)
+from router.core.load import LoadReport
+from router.core.rates import DecayedRatio, PrefillTimes, believed
 from router.core.worker import WorkerAddress, WorkerName
+
+OWN_SAMPLES = 10.0
+"""With more than so many (decayed) samples, a worker's rate is its own and no longer follows the fleet's."""
+
+BELIEVED_TOKENS = 256.0
+"""What the bytes per token that configuration names weigh against the first that are seen."""
 
 DRAIN_EVERY_S = 0.01
 """How finely others' queues are drained between polls; with many workers each time costs a pass over all."""
@@ -45,7 +46,7 @@ class Member:
     address: WorkerAddress
     name: WorkerName
     health: Health
-    seconds_per_token: DecayedRatio
+    prefills: PrefillTimes = field(default_factory=PrefillTimes)
     models: Mapping[str, ModelCard] = field(default_factory=dict)
     cache_blocks: int = 0
     """Its KV cache in blocks of the index, as last told to the index."""
@@ -145,6 +146,8 @@ class Fleet:
         self._known_models: set[str] = set()
         self._bytes_per_token: dict[str, DecayedRatio] = {}
         self._returning: set[Member] = set()
+        self._prefills = believed(rules.initial_prefill_rate)
+        self._unproven: set[Member] = set()
         self._mean_uncached_tokens = 1000.0
         """Of the requests that this router saw: what one that it did not see is likely to queue."""
         self._foreign_drained_at = 0.0
@@ -209,13 +212,13 @@ class Fleet:
             self.foreign_prefill_tokens.append(0.0)
             self.seconds_per_token.append(0.0)
             self.slowdown.append(1.0)
-        rate = DecayedRatio(1.0 / self._rules.initial_prefill_rate, MIN_LEARNT_TOKENS)
-        member = Member(position, address, address.name, Health(self._rules.health), rate)
+        member = Member(position, address, address.name, Health(self._rules.health))
         self._slots[position] = self._by_name[member.name] = member
+        self._unproven.add(member)
         self.names[position] = member.name
         self.in_flight[position] = self.foreign_in_flight[position] = 0
         self.queued_prefill_tokens[position] = self.foreign_prefill_tokens[position] = 0.0
-        self.seconds_per_token[position] = rate.value
+        self.seconds_per_token[position] = member.prefills.seconds_per_token(self._prefills)
         self.slowdown[position] = 1.0
         member.cache_blocks = self._capacity_blocks(member)
         self._holdings.add(position, member.cache_blocks)
@@ -225,6 +228,7 @@ class Fleet:
         member.removed = True
         del self._by_name[member.name]
         self._returning.discard(member)
+        self._unproven.discard(member)
         if not member.leases:
             self._free(member)
 
@@ -313,16 +317,19 @@ class Fleet:
                 self._free(member)
 
     def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
-        """How fast the worker prefilled, from what it really computed and the time it had for it."""
+        """How fast the worker prefilled, from what it really computed and the time it had for it.
+
+        Workers that have shown little of their own are taken for the fleet's mean, and so follow it.
+        """
         self._mean_uncached_tokens += 0.05 * (uncached_tokens - self._mean_uncached_tokens)
-        if uncached_tokens < MIN_LEARNT_TOKENS or lease.service_s <= 0:
+        if uncached_tokens <= 0 or lease.service_s <= 0 or lease.member.removed:
             return
-        rate = lease.member.seconds_per_token
-        rate.add(lease.service_s, uncached_tokens)
-        if not lease.member.removed:
-            self.seconds_per_token[lease.member.position] = min(
-                max(rate.value, MIN_SECONDS_PER_TOKEN), MAX_SECONDS_PER_TOKEN
-            )
+        lease.member.prefills.add(uncached_tokens, lease.service_s)
+        self._prefills.add(uncached_tokens, lease.service_s)
+        if lease.member.prefills.samples > OWN_SAMPLES:
+            self._unproven.discard(lease.member)
+        for member in (lease.member, *self._unproven):
+            self.seconds_per_token[member.position] = member.prefills.seconds_per_token(self._prefills)
 
     def bytes_per_token(self, model: str) -> float:
         """Prompt bytes per token, as the model's tokenizer was seen to make them."""
@@ -334,7 +341,7 @@ class Fleet:
         if ratio is None:
             if model not in self._known_models:
                 return
-            ratio = DecayedRatio(self._rules.initial_bytes_per_token, MIN_LEARNT_TOKENS)
+            ratio = DecayedRatio(self._rules.initial_bytes_per_token * BELIEVED_TOKENS, BELIEVED_TOKENS)
             self._bytes_per_token[model] = ratio
         ratio.add(prompt_bytes, prompt_tokens)
 
