@@ -40,6 +40,7 @@ LARGE_BODY_BYTES = 512 << 10
 """Decoding more than this takes milliseconds, and so leaves the loop."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _INFERENCE = {route.value: route for route in Route}
 
 
@@ -81,6 +82,7 @@ class DataPort:
             "/health": self._health,
             "/ready": self._ready,
         }
+        self._hosts = frozenset(map(str.lower, server.allowed_hosts))
         self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
         self.is_draining = False
         self.live = 0
@@ -213,9 +215,7 @@ class DataPort:
     # Hosts and origins, for those who listed any
 
     def _check_origin(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        allowed = self._server.allowed_hosts
-        host = (request.headers.get("Host") or "").rpartition("]")[2].partition(":")[0] or request.host
-        if allowed and host not in allowed:
+        if self._hosts and _host_name(request.headers.get("Host", "")) not in self._hosts:
             raise HostNotAllowed("this host name is not served here")
         if request.method == "OPTIONS" and self._cors_origin(request):
             response = web.Response(status=204)
@@ -241,3 +241,9 @@ class DataPort:
         if not self._checks_origin or not (origin := self._cors_origin(request)):
             return b""
         return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
+
+
+def _host_name(header: str) -> str:
+    """Of a Host header (RFC 9110, section 7.2) the name, without a port or an address's brackets; empty if it is none."""
+    match = _HOST.fullmatch(header)
+    return (match[1] or match[2]).lower() if match else ""

@@ -10,13 +10,14 @@ Every decoding request takes a token in every step, so a request's end is a step
 steps are equal and are taken in one go, however many they are and however many requests decode. Integer time makes
 that exact. Must never loop over the decoding requests in a step, and never depend on how often `advance` is called.
 
-    waiting ──admitted: seat and blocks──▶ prefilling ──last chunk──▶ decoding ──last token──▶ done
-       └───────────────────── abort: at once, blocks freed ──────────────────────────────────▶ done
+    front end ──ready──▶ waiting ──admitted: seat and blocks──▶ prefilling ──last chunk──▶ decoding ──last token──▶ done
+        └──────────────────── abort: at once, blocks freed ─────────────────────────────────────────▶ done
 """
 
 from collections import OrderedDict
 from heapq import heappop, heappush
 
+from router.simulator.front_end import FrontEnd
 from router.simulator.generation import EngineLimits, Event, Generation, State
 from router.simulator.prefix_cache import PrefixCache
 from router.simulator.stats import EngineStats
@@ -34,10 +35,11 @@ class Engine:
     it comes with the next `advance`.
     """
 
-    def __init__(self, limits: EngineLimits, cache: PrefixCache) -> None:
+    def __init__(self, limits: EngineLimits, cache: PrefixCache, *, request_latency_ns: int = 0) -> None:
         self.cache = cache
         self.stats = EngineStats()
         self._limits = limits
+        self._front_end = FrontEnd(request_latency_ns)
         self._waiting: OrderedDict[Generation, None] = OrderedDict()
         self._prefilling: dict[Generation, None] = {}
         self._decoding = 0
@@ -58,24 +60,22 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._front_end)
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Whether the cache, were it empty, could hold the request; one that does not fit must not be submitted."""
         return self._blocks(prompt_tokens + max(output_tokens - 1, 0)) <= self.cache.blocks
 
-    def submit(self, generation: Generation, now_ns: int, ready_ns: int | None = None) -> None:
-        """Queue a generation that reaches the scheduler at `ready_ns` (now, unless told); those must not decrease.
+    def submit(self, generation: Generation, now_ns: int, work_ns: int = 0) -> None:
+        """Queue a generation, which reaches the scheduler when the front end has done that much work for it.
 
         Raises ValueError when it could never be held.
         """
         if not self.fits(generation.prompt_tokens, generation.output_tokens):
             raise ValueError("the cache is smaller than the request")
         self._advance(now_ns)
-        generation.ready_ns = now_ns if ready_ns is None else ready_ns
-        self._waiting[generation] = None
-        if self._span_steps > 1 and len(self._waiting) == 1:
-            self._span_steps = min(self._span_steps, self._steps_until(generation.ready_ns))
+        self._front_end.take(generation, now_ns, work_ns)
+        self._begin_batches(now_ns)
 
     def abort(self, generation: Generation, now_ns: int) -> None:
         """Drop a generation and free its blocks now. The step in progress still lasts as long. Idempotent."""
@@ -83,7 +83,8 @@ class Engine:
         if generation.state is State.DONE:
             return
         if generation.state is State.WAITING:
-            del self._waiting[generation]
+            if not self._front_end.drop(generation):
+                del self._waiting[generation]
         elif generation.state is State.PREFILLING:
             del self._prefilling[generation]
         else:
@@ -102,12 +103,12 @@ class Engine:
         if self._events:
             return self._now_ns
         if self._span_steps:
-            return self._now_ns + self._span_steps * self._step_ns
-        return next(iter(self._waiting)).ready_ns if self._waiting else None
+            return self._or_batch(self._now_ns + self._span_steps * self._step_ns)
+        return self._or_batch(next(iter(self._waiting)).ready_ns if self._waiting else None)
 
     def next_step_ns(self) -> int | None:
         """When the step in progress ends: the next time at which any token can come."""
-        return self._now_ns + self._step_ns if self._span_steps else self.next_event_ns()
+        return self._or_batch(self._now_ns + self._step_ns) if self._span_steps else self.next_event_ns()
 
     def generated(self, generation: Generation) -> int:
         """How many tokens it had at the last advance."""
@@ -116,6 +117,24 @@ class Engine:
         return min(generation.output_tokens, 1 + self._step - generation.first_step)
 
     def _advance(self, now_ns: int) -> None:
+        self._begin_batches(now_ns)
+        self._take_steps_until(now_ns)
+
+    def _begin_batches(self, now_ns: int) -> None:
+        """Let each batch of the front end that begins by then begin at its time, and queue its generations."""
+        while (batch_ns := self._front_end.next_batch_ns()) is not None and batch_ns <= now_ns:
+            self._take_steps_until(batch_ns)
+            for generation in self._front_end.begin_batch():
+                self._waiting[generation] = None
+                if self._span_steps > 1 and len(self._waiting) == 1:
+                    self._span_steps = min(self._span_steps, self._steps_until(generation.ready_ns))
+
+    def _or_batch(self, at_ns: int | None) -> int | None:
+        """That time, or when the front end's next batch begins, if that is sooner."""
+        batch_ns = self._front_end.next_batch_ns()
+        return at_ns if batch_ns is None or (at_ns is not None and at_ns < batch_ns) else batch_ns
+
+    def _take_steps_until(self, now_ns: int) -> None:
         while True:
             if not self._span_steps:
                 if not self._waiting:

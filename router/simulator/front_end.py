@@ -7,29 +7,11 @@ told. Must never let a later batch through before an earlier one.
     arrived ──front end is free──▶ batch: Σ work ──▶ + latency ──▶ ready for the scheduler
 """
 
-from dataclasses import dataclass
-
 from router.simulator.generation import Generation
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCost:
-    """What a request costs before the scheduler sees it. Work adds up over those that come together; latency does not.
-
-    latency_ns, work_ns: of each request; token_work_ns: of each token of its prompts.
-    """
-
-    latency_ns: int = 0
-    work_ns: int = 0
-    token_work_ns: float = 0.0
-
-    def work_of(self, prompt_tokens: int) -> int:
-        """Nanoseconds of work for one request with that many tokens in all its prompts."""
-        return self.work_ns + round(self.token_work_ns * prompt_tokens)
-
-
 class FrontEnd:
-    """Times must not go back between calls. All is O(1) a request, but for dropping one that waits."""
+    """Those that wait, and when it will be free. Times must not go back between calls; all is O(1) a request."""
 
     def __init__(self, latency_ns: int) -> None:
         self._latency_ns = latency_ns
@@ -40,7 +22,10 @@ class FrontEnd:
         """How many wait for a batch to begin."""
         return len(self._arrived)
 
-    def take(self, generation: Generation, work_ns: int) -> None:
+    def take(self, generation: Generation, now_ns: int, work_ns: int) -> None:
+        """One has arrived now, and needs that much work; what is free begins with it by `begin_batch`."""
+        if not self._arrived:
+            self._free_ns = max(self._free_ns, now_ns)
         self._arrived[generation] = work_ns
 
     def drop(self, generation: Generation) -> bool:
@@ -51,10 +36,10 @@ class FrontEnd:
         """When the next batch may begin; None while nobody waits for one."""
         return self._free_ns if self._arrived else None
 
-    def begin_batch(self, now_ns: int) -> list[Generation]:
+    def begin_batch(self) -> list[Generation]:
         """Begin with all that have arrived, and return them with the time at which they will be ready."""
         batch = list(self._arrived)
-        self._free_ns = now_ns + sum(self._arrived.values())
+        self._free_ns += sum(self._arrived.values())
         self._arrived.clear()
         for generation in batch:
             generation.ready_ns = self._free_ns + self._latency_ns

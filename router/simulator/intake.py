@@ -16,6 +16,7 @@ from router.simulator.requests import (
     ChatRequest,
     CompletionRequest,
     GenerateRequest,
+    Message,
     MessagesRequest,
     render_chat,
     render_messages,
@@ -63,9 +64,23 @@ class Plan:
     wire: Wire
     choices: list[PlannedChoice]
     is_stream: bool
-    wants_usage: bool
     wants_ids: bool
     n: int
+
+
+def _wants_usage(request: GenerateRequest) -> bool:
+    """Whether a stream tells its usage; options that say anything are refused where nothing is streamed."""
+    options = request.stream_options
+    if options is None or options.include_usage is None:
+        return False
+    if not request.stream:
+        refuse(400, "Stream options can only be defined when `stream=True`.", param="stream_options")
+    return options.include_usage
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    if not messages:
+        refuse(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
 
 
 class Intake:
@@ -99,11 +114,11 @@ class Intake:
 
     def plan_chat(self, body: bytes, request_id: str, created_s: int) -> Plan:
         request = self.decode(body, ChatRequest)
+        wants_usage = _wants_usage(request)
         model, kv_name = self.model_of(request.model)
         if request.add_generation_prompt and request.continue_final_message:
             refuse(400, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
-        if not request.messages:
-            refuse(400, "messages must contain at least one item", param="messages")
+        _check_messages(request.messages)
         prompt = render_chat(
             request.messages,
             bytes(request.tools),
@@ -111,24 +126,31 @@ class Intake:
             continue_final=request.continue_final_message,
         )
         limit = request.max_completion_tokens or request.max_tokens
-        return self._plan(request, ChatWire(request_id, model, created_s), [(prompt, None)], kv_name, limit)
+        wire = ChatWire(request_id, model, created_s, wants_usage=wants_usage)
+        return self._plan(request, wire, [(prompt, None)], kv_name, limit)
 
     def plan_completion(self, body: bytes, request_id: str, created_s: int) -> Plan:
         request = self.decode(body, CompletionRequest)
+        wants_usage = _wants_usage(request)
         model, kv_name = self.model_of(request.model)
         limit = COMPLETIONS_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         prompts = self._prompts(request.prompt)
-        return self._plan(request, CompletionWire(request_id, model, created_s), prompts, kv_name, limit)
+        wire = CompletionWire(request_id, model, created_s, wants_usage=wants_usage)
+        return self._plan(request, wire, prompts, kv_name, limit)
 
     def plan_messages(self, body: bytes, request_id: str) -> Plan:
         request = self.decode(body, MessagesRequest)
-        model, kv_name = self.model_of(request.model)
         if request.max_tokens is None:
-            refuse(400, "max_tokens: field required", param="max_tokens")
-        plain = GenerateRequest(model=model, stream=request.stream, stop=request.stop_sequences)
-        return self._plan(
-            plain, MessagesWire(request_id, model), [(render_messages(request), None)], kv_name, request.max_tokens
-        )
+            refuse(400, "max_tokens: Field required", UNDECODABLE, "body.max_tokens")
+        if request.max_tokens < 1:
+            refuse(400, "max_tokens must be positive", UNDECODABLE, "body.max_tokens")
+        if request.cache_salt == "":
+            refuse(400, "cache_salt: String should have at least 1 character", UNDECODABLE, "body.cache_salt")
+        model, kv_name = self.model_of(request.model)
+        _check_messages(request.messages)
+        plain = GenerateRequest(stream=request.stream, stop=request.stop_sequences, cache_salt=request.cache_salt)
+        wire, prompt = MessagesWire(request_id, model), render_messages(request)
+        return self._plan(plain, wire, [(prompt, None)], kv_name, request.max_tokens)
 
     def pool(self, text: bytes, kv_name: str, salt: str = "") -> Generation:
         """A generation that ends with its prefill."""
@@ -141,8 +163,10 @@ class Intake:
         """One or many texts, or lists of token ids."""
         if isinstance(prompt, str):
             return [(prompt.encode("utf-8", "surrogatepass"), None)]
-        if not isinstance(prompt, list) or not prompt:
-            refuse(400, "prompt must be a string, a list of strings or lists of token ids", param="prompt")
+        if prompt == []:
+            refuse(400, "You must pass at least one prompt")
+        if not isinstance(prompt, list):
+            refuse(400, "prompt must be a string, a list of strings or lists of token ids", UNDECODABLE, "body.prompt")
         try:
             if isinstance(prompt[0], int):
                 prompt = [prompt]
@@ -164,15 +188,7 @@ class Intake:
             refuse(400, "Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
         root = root_hash(kv_name, request.cache_salt or "")
         choices = [choice for prompt in prompts for choice in self._choices(request, prompt, root, limit, n)]
-        options = request.stream_options
-        return Plan(
-            wire,
-            choices,
-            is_stream=bool(request.stream),
-            wants_usage=options is not None and bool(options.include_usage),
-            wants_ids=bool(request.return_token_ids),
-            n=n,
-        )
+        return Plan(wire, choices, is_stream=bool(request.stream), wants_ids=bool(request.return_token_ids), n=n)
 
     def _choices(
         self, request: GenerateRequest, prompt: _Prompt, root: int, limit: int | None, n: int

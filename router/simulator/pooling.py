@@ -27,7 +27,7 @@ class PoolingWire:
     def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
         raise NotImplementedError
 
-    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
+    def closing(self, usage: Usage) -> bytes:
         raise NotImplementedError
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
@@ -55,7 +55,7 @@ def _plan(intake: Intake, request: PoolingRequest, prompts: list[str], wire: Poo
     salt = request.cache_salt or ""
     generations = [intake.pool(prompt.encode("utf-8", "surrogatepass"), kv_name, salt) for prompt in prompts]
     choices = [PlannedChoice(generation, 0, None, None) for generation in generations]
-    return Plan(wire, choices, is_stream=False, wants_usage=False, wants_ids=False, n=1)
+    return Plan(wire, choices, is_stream=False, wants_ids=False, n=1)
 
 
 def plan_embeddings(intake: Intake, body: bytes, request_id: str, created_s: int, dims: int) -> Plan:

@@ -55,6 +55,7 @@ class MessagesRequest(msgspec.Struct, kw_only=True):
     messages: list[Message]
     model: str | None = None
     max_tokens: int | None = None
+    cache_salt: str | None = None
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None

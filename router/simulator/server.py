@@ -25,10 +25,9 @@ from router.simulator.replies import ChunkedSink, Sent
 from router.simulator.requests import DetokenizeRequest, MessagesRequest, TokenizeRequest, render_chat, render_messages
 from router.simulator.settings import Fault, SimulatorSettings
 from router.simulator.tokenizer import Vocabulary, count_tokens, split_tokens
-from router.simulator.wire import encode_error, encode_messages_error
+from router.simulator.wire import VLLM_VERSION, encode_error, encode_messages_error
 from router.simulator.worker import ENGINE_DEAD, Worker
 
-VLLM_VERSION = "0.32.0"
 _JSON = "application/json"
 _READ_BUFFER_BYTES = 1 << 20
 

@@ -34,7 +34,9 @@ class SimulatorSettings:
     served as LoRA adapters of it. cache_blocks, block_tokens: the KV cache of each worker. prefill_rate: tokens/s.
     itl_ms: what a step costs that decodes anything. attention_cost: s per token per token of context, prefill's
     quadratic term. step_overhead_ms: fixed cost of a step. request_overhead_ms: from a request's arrival until the
-    scheduler sees it. max_num_batched_tokens: tokens in a step. time_scale: virtual seconds per wall second.
+    scheduler sees it, besides the front end's work: request_work_ms for each request, which adds up over requests that
+    come together, and tokenize_us_per_token for each token of its prompts. max_num_batched_tokens: tokens in a step.
+    time_scale: virtual seconds per wall second.
     stream_interval_ms (wall): the gap below which tokens of a stream share an event; 0 sends one event a token.
     keepalive_s (wall): after which an idle connection is closed. api_key: the bearer token of /v1/*, or None.
     serves_pooling: whether /v1/embeddings, /v1/rerank and /v1/score exist. embedding_dims: length of a vector.
@@ -51,6 +53,8 @@ class SimulatorSettings:
     attention_cost: float = 0.0
     step_overhead_ms: float = 0.0
     request_overhead_ms: float = 0.0
+    request_work_ms: float = 0.0
+    tokenize_us_per_token: float = 0.0
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     max_model_len: int = 1_000_000
@@ -68,7 +72,9 @@ class SimulatorSettings:
             _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("prefill_rate", "time_scale", "keepalive_s", "embedding_dims"):
             _require(getattr(self, key) > 0, key, "above 0", getattr(self, key))
-        for key in ("itl_ms", "attention_cost", "step_overhead_ms", "request_overhead_ms", "stream_interval_ms"):
+        for key in ("itl_ms", "attention_cost", "step_overhead_ms", "request_overhead_ms", "request_work_ms"):
+            _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
+        for key in ("tokenize_us_per_token", "stream_interval_ms"):
             _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _require(
             self.itl_ms + self.step_overhead_ms >= 0.001, "itl_ms + step_overhead_ms", "at least 0.001", self.itl_ms

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+VLLM_VERSION = "0.32.0"
+FINGERPRINT = b',"system_fingerprint":"vllm-%b-simulated"' % VLLM_VERSION.encode()
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
 
@@ -23,12 +25,15 @@ class Usage:
     created_tokens: int
     completion_tokens: int
 
-    def encode(self) -> bytes:
-        return b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":%b}' % (
+    def encode(self, *, tells_created: bool) -> bytes:
+        details = b'{"cached_tokens":%d' % self.cached_tokens
+        if tells_created:
+            details += b',"created_cache_tokens":%d' % self.created_tokens
+        return b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":%b}}' % (
             self.prompt_tokens,
             self.prompt_tokens + self.completion_tokens,
             self.completion_tokens,
-            b'{"cached_tokens":%d,"created_cache_tokens":%d}' % (self.cached_tokens, self.created_tokens),
+            details,
         )
 
 
@@ -47,7 +52,7 @@ class Wire(Protocol):
 
     def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes: ...
     def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes: ...
-    def closing(self, usage: Usage, *, include_usage: bool) -> bytes: ...
+    def closing(self, usage: Usage) -> bytes: ...
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes: ...
 
 
@@ -60,9 +65,10 @@ def _quote(reason: str | None) -> bytes:
 
 
 class ChatWire:
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. The fingerprint comes with a stream's usage, or else where a choice ends."""
 
-    def __init__(self, request_id: str, model: str, created_s: int) -> None:
+    def __init__(self, request_id: str, model: str, created_s: int, *, wants_usage: bool = False) -> None:
+        self._wants_usage = wants_usage
         self._id = f"chatcmpl-{request_id}"
         self._model, self._created_s = model, created_s
         self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
@@ -83,39 +89,44 @@ class ChatWire:
         )
 
     def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
-        return b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":null,"finish_reason":%b%b%b}]}\n\n' % (
+        return b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":null,"finish_reason":%b%b%b}]%b}\n\n' % (
             self._head,
             choice,
             text,
             _quote(finish_reason),
             b"" if finish_reason is None else b',"stop_reason":null',
             _ids(b"token_ids", ids),
+            b"" if finish_reason is None or self._wants_usage else FINGERPRINT,
         )
 
-    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
-        return (b'%b],"usage":%b}\n\n' % (self._head, usage.encode()) if include_usage else b"") + DONE
+    def closing(self, usage: Usage) -> bytes:
+        if not self._wants_usage:
+            return DONE
+        return b'%b],"usage":%b%b}\n\n' % (self._head, usage.encode(tells_created=True), FINGERPRINT) + DONE
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         bodies = [
-            b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null,"tool_calls":[]},'
+            b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null},'
             b'"logprobs":null,"finish_reason":%b,"stop_reason":null%b}'
             % (index, choice.text, _quote(choice.finish_reason), _ids(b"token_ids", choice.ids))
             for index, choice in enumerate(choices)
         ]
-        return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b%b}' % (
+        return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b%b%b}' % (
             _encode(self._id),
             self._created_s,
             _encode(self._model),
             b",".join(bodies),
-            usage.encode(),
+            usage.encode(tells_created=True),
+            FINGERPRINT,
             _ids(b"prompt_token_ids", choices[0].prompt_ids),
         )
 
 
 class CompletionWire:
-    """`/v1/completions`."""
+    """`/v1/completions`, whose usage tells nothing of created tokens."""
 
-    def __init__(self, request_id: str, model: str, created_s: int) -> None:
+    def __init__(self, request_id: str, model: str, created_s: int, *, wants_usage: bool = False) -> None:
+        self._wants_usage = wants_usage
         self._head = b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
             _encode(f"cmpl-{request_id}"),
             created_s,
@@ -131,17 +142,20 @@ class CompletionWire:
         return b""
 
     def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
-        return b'data: %b{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null%b%b}]}\n\n' % (
+        return b'data: %b{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null%b%b}]%b}\n\n' % (
             self._head,
             choice,
             text,
             _quote(finish_reason),
             _ids(b"prompt_token_ids", self._prompt_ids.pop(choice, None)),
             _ids(b"token_ids", ids),
+            b"" if finish_reason is None or self._wants_usage else FINGERPRINT,
         )
 
-    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
-        return (b'data: %b],"usage":%b}\n\n' % (self._head, usage.encode()) if include_usage else b"") + DONE
+    def closing(self, usage: Usage) -> bytes:
+        if not self._wants_usage:
+            return DONE
+        return b'data: %b],"usage":%b%b}\n\n' % (self._head, usage.encode(tells_created=False), FINGERPRINT) + DONE
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         bodies = [
@@ -155,7 +169,8 @@ class CompletionWire:
             )
             for index, choice in enumerate(choices)
         ]
-        return b'%b%b],"usage":%b}' % (self._head, b",".join(bodies), usage.encode())
+        counts = usage.encode(tells_created=False)
+        return b'%b%b],"usage":%b%b}' % (self._head, b",".join(bodies), counts, FINGERPRINT)
 
 
 class MessagesWire:
@@ -166,20 +181,20 @@ class MessagesWire:
     def __init__(self, request_id: str, model: str) -> None:
         self._id, self._model = _encode(f"chatcmpl-{request_id}"), _encode(model)
 
-    def _message(self, content: bytes, stop_reason: bytes, usage: Usage, output_tokens: int) -> bytes:
+    def _message(self, content: bytes, stop_reason: bytes, usage: bytes) -> bytes:
         return (
             b'{"id":%b,"type":"message","role":"assistant","content":[%b],"model":%b,"stop_reason":%b,'
-            b'"stop_sequence":null,"usage":%b}'
-            % (self._id, content, self._model, stop_reason, self._usage(usage, output_tokens))
+            b'"stop_sequence":null,"usage":%b}' % (self._id, content, self._model, stop_reason, usage)
         )
 
     @staticmethod
-    def _usage(usage: Usage, output_tokens: int) -> bytes:
+    def _usage(usage: Usage) -> bytes:
+        """Of a reply that has ended: its three counts of input add up to the prompt's tokens."""
         return (
             b'{"input_tokens":%d,"output_tokens":%d,"cache_creation_input_tokens":%d,"cache_read_input_tokens":%d}'
             % (
-                usage.prompt_tokens,
-                output_tokens,
+                usage.prompt_tokens - usage.created_tokens - usage.cached_tokens,
+                usage.completion_tokens,
                 usage.created_tokens,
                 usage.cached_tokens,
             )
@@ -191,7 +206,7 @@ class MessagesWire:
             b'event: message_start\ndata: {"type":"message_start","message":%b}\n\n'
             b"event: content_block_start\ndata: "
             b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
-            % self._message(b"", b"null", usage, 0)
+            % self._message(b"", b"null", b'{"input_tokens":%d,"output_tokens":0}' % usage.prompt_tokens)
         )
 
     def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
@@ -205,18 +220,17 @@ class MessagesWire:
         self._stop_reason = self._STOP_REASONS[finish_reason]
         return event + b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
 
-    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
-        del include_usage
+    def closing(self, usage: Usage) -> bytes:
         return (
             b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"%b","stop_sequence":null},'
             b'"usage":%b}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
-            % (self._stop_reason, self._usage(usage, usage.completion_tokens))
+            % (self._stop_reason, self._usage(usage))
         )
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         content = b'{"type":"text","text":"%b"}' % choices[0].text
         reason = b'"%b"' % self._STOP_REASONS[choices[0].finish_reason]
-        return self._message(content, reason, usage, usage.completion_tokens)
+        return self._message(content, reason, self._usage(usage))
 
 
 def encode_error(status: int, message: str, kind: str, param: str | None = None) -> bytes:

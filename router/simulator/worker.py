@@ -84,6 +84,7 @@ class Worker:
                 step_overhead_ns=round(settings.step_overhead_ms * 1e6),
             ),
             PrefixCache(settings.cache_blocks),
+            request_latency_ns=round(settings.request_overhead_ms * 1e6),
         )
         self._settings = settings
         self._book = book
@@ -92,7 +93,6 @@ class Worker:
         # Not the loop's time, which some loops keep in whole milliseconds.
         self._start_s = time.monotonic()
         self._ns_per_wall_s = settings.time_scale * NS_PER_S
-        self._overhead_ns = round(settings.request_overhead_ms * 1e6)
         self._interval_s = settings.stream_interval_ms / 1e3
         self._runs: dict[Generation, Run] = {}
         self._streaming: dict[Run, None] = {}
@@ -111,12 +111,20 @@ class Worker:
         """Queue a request. The caller awaits `done`, and calls `leave` whatever comes of it."""
         exchange = Exchange(plan, sink, self._loop.create_future())
         now_ns = self.now_ns()
+        work_ns = self._work_ns(exchange)
         for run in exchange.runs:
             self._runs[run.choice.generation] = run
-            self.engine.submit(run.choice.generation, now_ns, now_ns + self._overhead_ns)
+            self.engine.submit(run.choice.generation, now_ns, work_ns)
+            work_ns = 0
         self._idle.clear()
         self._pump(now_ns)
         return exchange
+
+    def _work_ns(self, exchange: Exchange) -> int:
+        """The front end's work for a whole request, done for its first choice; the others find it done."""
+        prompts = exchange.runs[:: exchange.plan.n]
+        tokens = sum(run.choice.generation.prompt_tokens for run in prompts)
+        return round(self._settings.request_work_ms * 1e6 + self._settings.tokenize_us_per_token * 1e3 * tokens)
 
     def leave(self, exchange: Exchange) -> None:
         """The client has its reply, or has gone: whatever still runs for it is aborted at once."""
@@ -250,7 +258,7 @@ class Worker:
         self._delta(run, generation.output_tokens, generation.finish_reason)
         if not exchange.open_choices:
             plan = exchange.plan
-            exchange.outbox.append(plan.wire.closing(exchange.usage(), include_usage=plan.wants_usage))
+            exchange.outbox.append(plan.wire.closing(exchange.usage()))
 
     def _flush(self, exchange: Exchange) -> None:
         """One write for all that is in the outbox; under a fault, what that does to a reply in progress."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from router.core.load import LoadReport
 
@@ -16,6 +13,9 @@ _LINES = re.compile(
 _COMPUTED = re.compile(rb'\nvllm:prompt_tokens_by_source_total\{(?=[^\n]*source="local_compute")[^\n]*\} ([^ \n]+)')
 _CACHE_LINES = re.compile(rb"\n(vllm:cache_config_info\{[^\n]*)")
 """Only these of a worker's hundreds of lines are read, since it is asked several times a second."""
+
+_SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
+"""Labels; inside another label's value every quotation mark is escaped, so none looks like this."""
 
 
 class BadLoad(Exception):
@@ -51,17 +51,7 @@ def _prefilling(sums: dict[bytes, float], computed: list[float]) -> float | None
     return max(0.0, queries - hits - sum(computed))
 
 
-@lru_cache(maxsize=4096)
 def _cache_tokens(line: bytes) -> int:
-    """Of one engine. The line has dozens of labels, and is the same each time."""
-    tokens = 0
-    for family in text_string_to_metric_families(line.decode() + "\n"):
-        for sample in family.samples:
-            size, blocks, block = (
-                sample.labels.get(k, "") for k in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size")
-            )
-            if size.isdigit():
-                tokens += int(size)
-            elif blocks.isdigit() and block.isdigit():
-                tokens += int(blocks) * int(block)
-    return tokens
+    """Of one engine."""
+    sizes = {name: int(value) for name, value in _SIZES.findall(line)}
+    return sizes.get(b"kv_cache_size_tokens") or sizes.get(b"num_gpu_blocks", 0) * sizes.get(b"block_size", 0)

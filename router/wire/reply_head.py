@@ -58,7 +58,11 @@ def parse_head(data: bytes) -> ReplyHead:
     if b"transfer-encoding" in head.headers and data.lower().count(b"\r\ntransfer-encoding:") > 1:
         raise BadHead("several transfer codings")
     head.status = parser.get_status_code()
-    head.keeps_alive = parser.should_keep_alive()
+    connection = head.headers.get(b"connection", b"").lower()
+    # RFC 9112, section 9.3. Not the parser's own word: behind an empty body it has forgotten the head already.
+    head.keeps_alive = b"close" not in connection and (
+        parser.get_http_version() == "1.1" or b"keep-alive" in connection
+    )
     return head
 
 

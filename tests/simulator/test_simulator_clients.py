@@ -61,4 +61,5 @@ async def test_the_anthropic_client_reads_every_shape() -> None:
         counted = await client.messages.count_tokens(
             model="sim", system="be brief", messages=[{"role": "user", "content": WORDS}]
         )
-        assert counted.input_tokens == final.usage.input_tokens
+        created = final.usage.cache_creation_input_tokens or 0
+        assert counted.input_tokens == final.usage.input_tokens + final.usage.cache_read_input_tokens + created

@@ -22,8 +22,9 @@ LIMITS = EngineLimits(
 FOREVER = 10**15
 
 
-def make_engine(blocks: int = 1_000, **changes: float) -> Engine:
-    return Engine(replace(LIMITS, **changes), PrefixCache(blocks))  # type: ignore[arg-type]
+def make_engine(blocks: int = 1_000, *, request_latency_ns: int = 0, **changes: float) -> Engine:
+    limits = replace(LIMITS, **changes)  # type: ignore[arg-type]
+    return Engine(limits, PrefixCache(blocks), request_latency_ns=request_latency_ns)
 
 
 def prompt(tokens: int, output: int = 1, *, name: int = 0, block_tokens: int = 16) -> Generation:
@@ -92,10 +93,53 @@ def test_an_arrival_cuts_a_run_of_decode_steps_at_the_next_step() -> None:
 
 
 def test_a_request_reaches_the_scheduler_after_its_overhead() -> None:
-    engine, generation = make_engine(), prompt(20)
-    engine.submit(generation, 0, 500 * MS)
-    assert engine.next_event_ns() == 500 * MS
-    assert first_ms(engine.advance(FOREVER), generation) == 520
+    engine, generation = make_engine(request_latency_ns=500 * MS), prompt(20)
+    engine.submit(generation, 0, 7 * MS)
+    assert engine.next_event_ns() == 507 * MS
+    assert first_ms(engine.advance(FOREVER), generation) == 527
+
+
+def test_latency_is_shared_by_those_that_come_together() -> None:
+    engine = make_engine(request_latency_ns=500 * MS)
+    generations = [prompt(20, name=name) for name in range(2)]
+    for generation in generations:
+        engine.submit(generation, 0)
+    events = engine.advance(FOREVER)
+    assert [first_ms(events, generation) for generation in generations] == [540, 540]
+
+
+def test_those_that_come_while_the_front_end_works_are_through_together() -> None:
+    engine = make_engine()
+    generations = [prompt(20, name=name) for name in range(3)]
+    for at, generation in enumerate(generations):
+        engine.submit(generation, at * MS, 100 * MS)
+    events = engine.advance(FOREVER)
+    # The first alone until 100; then the other two at once, until 300, and in one step.
+    assert [first_ms(events, generation) for generation in generations] == [120, 340, 340]
+
+
+def test_a_front_end_that_works_lets_decoding_go_on_and_is_free_again() -> None:
+    engine = make_engine()
+    decoding, late, later = prompt(10, 100, name=1), prompt(20, name=2), prompt(20, name=3)
+    engine.submit(decoding, 0)
+    engine.submit(late, 1 * MS, 100 * MS)
+    engine.submit(later, 900 * MS, 100 * MS)
+    events = engine.advance(FOREVER)
+    assert first_ms(events, late) == 130 + 30 + 20
+    assert first_ms(events, later) == 1020 + 30 + 20
+
+
+def test_who_leaves_before_the_front_end_turns_to_him_costs_nobody_anything() -> None:
+    engine = make_engine()
+    first, gone, last = (prompt(20, name=name) for name in range(3))
+    for generation in (first, gone, last):
+        engine.submit(generation, 0, 100 * MS)
+    assert engine.waiting == 3
+    engine.abort(gone, 50 * MS)
+    assert engine.waiting == 2
+    events = engine.advance(FOREVER)
+    assert (first_ms(events, first), first_ms(events, last)) == (120, 220)
+    assert engine.stats.finished["abort"] == 1
 
 
 def test_more_than_max_num_seqs_wait() -> None:
@@ -290,10 +334,10 @@ def test_the_engine_equals_the_step_by_step_model(drawn: list[tuple[int, int, in
         assert got == tuple(at / MS for at in expected[place])
 
 
-@given(st.lists(sizes, max_size=10), st.integers(1, 97), st.integers(12, 40))
-@settings(max_examples=100, deadline=None)
+@given(st.lists(sizes, max_size=10), st.integers(1, 97), st.integers(12, 40), st.integers(0, 300))
+@settings(max_examples=200, deadline=None)
 def test_how_often_it_is_advanced_changes_nothing(
-    drawn: list[tuple[int, int, int, int | None]], tick_ms: int, spare_blocks: int
+    drawn: list[tuple[int, int, int, int | None]], tick_ms: int, spare_blocks: int, work_ms: int
 ) -> None:
     def run(*, ticks: bool) -> tuple[list[tuple[int, int, bool]], int, int]:
         arrivals = make_arrivals(drawn, with_aborts=True)
@@ -306,7 +350,7 @@ def test_how_often_it_is_advanced_changes_nothing(
         events: list[Event] = []
         for at_ns, what, place in sorted(actions):
             if what == 0:
-                engine.submit(arrivals[place].generation, at_ns)
+                engine.submit(arrivals[place].generation, at_ns, work_ms * MS)
             elif what == 1:
                 engine.abort(arrivals[place].generation, at_ns)
             else:
@@ -319,16 +363,29 @@ def test_how_often_it_is_advanced_changes_nothing(
     assert run(ticks=True) == run(ticks=False)
 
 
-@given(st.lists(sizes, min_size=1, max_size=10))
-@settings(max_examples=50, deadline=None)
-def test_following_next_event_finds_every_event_at_its_time(drawn: list[tuple[int, int, int, int | None]]) -> None:
+def check_next_event(engine: Engine, now_ns: int) -> int:
+    """Nothing happens before the next event's time; returns that time, after advancing to it."""
+    next_ns, step_ns = engine.next_event_ns(), engine.next_step_ns()
+    assert next_ns is not None
+    assert step_ns is not None
+    assert step_ns <= next_ns
+    assert [event for event in engine.advance(max(now_ns, next_ns - 1)) if event.at_ns > now_ns] == []
+    for event in engine.advance(next_ns):
+        assert event.at_ns <= next_ns
+    return next_ns
+
+
+@given(st.lists(sizes, min_size=1, max_size=10), st.integers(0, 300))
+@settings(max_examples=100, deadline=None)
+def test_following_next_event_finds_every_event_at_its_time(
+    drawn: list[tuple[int, int, int, int | None]], work_ms: int
+) -> None:
     engine = make_engine()
+    now_ns = 0
     for arrival in make_arrivals(drawn, with_aborts=False):
-        engine.submit(arrival.generation, arrival.at_ns)
-    engine.advance(0)
-    while (next_ns := engine.next_event_ns()) is not None:
-        step_ns = engine.next_step_ns()
-        assert step_ns is not None
-        assert step_ns <= next_ns
-        for event in engine.advance(next_ns):
-            assert event.at_ns <= next_ns
+        while (next_ns := engine.next_event_ns()) is not None and next_ns < arrival.at_ns:
+            now_ns = check_next_event(engine, now_ns)
+        engine.submit(arrival.generation, arrival.at_ns, work_ms * MS)
+        now_ns = arrival.at_ns
+    while engine.next_event_ns() is not None:
+        now_ns = check_next_event(engine, now_ns)

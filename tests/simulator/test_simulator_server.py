@@ -74,6 +74,7 @@ async def test_a_stream_opens_with_the_role_and_ends_with_a_reason_usage_and_don
     assert events[-3]["choices"][0]["finish_reason"] == "length"
     assert events[-2]["choices"] == []
     assert events[-2]["usage"]["completion_tokens"] == 9
+    assert [at for at, event in enumerate(events[:-1]) if "system_fingerprint" in event] == [len(events) - 2]
     assert events[-1] == "[DONE]"
     assert [event["choices"][0]["finish_reason"] for event in events[:-3]] == [None] * (len(events) - 3)
 
@@ -81,6 +82,7 @@ async def test_a_stream_opens_with_the_role_and_ends_with_a_reason_usage_and_don
 async def test_usage_is_not_streamed_unless_asked_for(client: Client) -> None:
     events = await client.stream("/v1/chat/completions", messages=MESSAGES, max_tokens=2)
     assert all("usage" not in event for event in events[:-1])
+    assert "system_fingerprint" in events[-2]
 
 
 async def test_the_streamed_text_is_the_unstreamed_one(client: Client) -> None:
@@ -193,9 +195,11 @@ async def test_message_streams_have_their_events_in_order(client: Client) -> Non
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
     again = await client.stream("/v1/messages", messages=MESSAGES, max_tokens=5)
-    assert again[0]["message"]["usage"]["cache_read_input_tokens"] > 0
     _, counted = await client.post("/v1/messages/count_tokens", messages=MESSAGES)
-    assert counted["input_tokens"] == again[0]["message"]["usage"]["input_tokens"]
+    assert again[0]["message"]["usage"] == {"input_tokens": counted["input_tokens"], "output_tokens": 0}
+    for usage, key in ((events[-2]["usage"], "cache_creation"), (again[-2]["usage"], "cache_read")):
+        assert usage["input_tokens"] < 32
+        assert usage["input_tokens"] + usage[f"{key}_input_tokens"] == counted["input_tokens"]
 
 
 async def test_tokenize_counts_what_a_chat_is_charged(client: Client) -> None:
@@ -216,7 +220,20 @@ async def test_tokenize_counts_what_a_chat_is_charged(client: Client) -> None:
         ("/v1/chat/completions", {"messages": MESSAGES * 9}, 400, "BadRequestError", "input_tokens"),
         ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4_000}, 400, "BadRequestError", "max_tokens"),
         ("/v1/chat/completions", {"messages": MESSAGES, "continue_final_message": True}, 400, "BadRequestError", None),
-        ("/v1/completions", {"prompt": []}, 400, "BadRequestError", "prompt"),
+        ("/v1/chat/completions", {"messages": []}, 400, "BadRequestError", None),
+        (
+            "/v1/chat/completions",
+            {"messages": MESSAGES, "stream_options": {"include_usage": True}},
+            *(400, "BadRequestError", "stream_options"),
+        ),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 0}, 400, "Bad Request", "body.max_tokens"),
+        ("/v1/messages", {"messages": MESSAGES}, 400, "Bad Request", "body.max_tokens"),
+        (
+            "/v1/messages",
+            {"messages": MESSAGES, "max_tokens": 1, "cache_salt": ""},
+            *(400, "Bad Request", "body.cache_salt"),
+        ),
+        ("/v1/completions", {"prompt": []}, 400, "BadRequestError", None),
         ("/v1/completions", {"prompt": [1, -1]}, 400, "BadRequestError", "prompt"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "BadRequestError", "max_tokens"),
     ],
@@ -443,6 +460,7 @@ async def test_ports_follow_the_base_port() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("request_work_ms", -1.0), ("tokenize_us_per_token", -1.0),
         ("workers", 0), ("base_port", 65_530), ("cache_blocks", 0), ("prefill_rate", 0.0), ("itl_ms", -1.0),
         ("max_num_batched_tokens", 64), ("models", ()), ("adapters", ("sim",)), ("time_scale", 0.0),
     ],

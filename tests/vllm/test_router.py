@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import platform
 import random
 import statistics
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -17,17 +13,28 @@ import pytest
 
 from tests.vllm.conversation import Conversation, Turn, read_counters
 from tests.vllm.lab import VllmWorker
+from tests.vllm.results import write_result
 from tests.vllm.routed import routed
 
 pytestmark = pytest.mark.vllm
 
-RESULT = Path(__file__).resolve().parents[2] / "bench/results/vllm-policies.json"
+TEST = "tests/vllm/test_router.py"
 POLICIES = ("round_robin", "cache_aware")
 # An odd number: with an even one, taking turns would send every conversation to the same worker each time.
 CONVERSATIONS = 9
 TURNS = 5
 WORDS_PER_TURN = 500
 PASSES = 3
+LONG_CONVERSATIONS = 5
+
+
+@pytest.fixture(scope="module")
+def figures() -> Iterator[dict[str, object]]:
+    """What the tests of this module find out; written when they are through, if all of them found something."""
+    found: dict[str, object] = {}
+    yield found
+    if found.keys() >= {"turns_through_the_router", "medians"}:
+        write_result("vllm-policies", TEST, found)
 
 
 async def test_conversation_stays_on_one_worker_and_is_warm_by_its_counters(
@@ -51,21 +58,35 @@ async def test_conversation_stays_on_one_worker_and_is_warm_by_its_counters(
 
 
 async def test_warm_turn_has_its_first_token_much_sooner_than_a_cold_one_of_its_length(
-    workers: Sequence[VllmWorker], tmp_path: Path
+    workers: Sequence[VllmWorker], tmp_path: Path, figures: dict[str, object]
 ) -> None:
-    warm_s, cold_s = [], []
+    warm, cold = [], []
     with routed(workers, tmp_path / "router.log") as url:
         async with aiohttp.ClientSession(url) as session:
-            for _ in range(3):
+            for _ in range(LONG_CONVERSATIONS):
                 conversation = Conversation(random.Random(), words_per_turn=4000)
-                cold_s.append((await conversation.take_turn(session)).ttft_s)
+                cold.append(await conversation.take_turn(session))
                 conversation.words_per_turn = 20
-                warm_s.append((await conversation.take_turn(session)).ttft_s)
-    assert statistics.median(warm_s) < statistics.median(cold_s) / 3
+                warm.append(await conversation.take_turn(session))
+    told = {name: _describe(turns) for name, turns in (("cold", cold), ("warm", warm))}
+    figures["turns_through_the_router"] = told
+    assert told["warm"]["median_ttft_s"] < told["cold"]["median_ttft_s"] / 3
+
+
+def _describe(turns: Sequence[Turn]) -> dict[str, float]:
+    ttft_s = [turn.ttft_s for turn in turns]
+    return {
+        "turns": len(turns),
+        "median_prompt_tokens": statistics.median(turn.prompt_tokens for turn in turns),
+        "median_cached_tokens": statistics.median(turn.cached_tokens for turn in turns),
+        "median_ttft_s": statistics.median(ttft_s),
+        "min_ttft_s": min(ttft_s),
+        "max_ttft_s": max(ttft_s),
+    }
 
 
 async def test_cache_aware_hits_more_and_answers_sooner_than_round_robin(
-    workers: Sequence[VllmWorker], tmp_path: Path
+    workers: Sequence[VllmWorker], tmp_path: Path, figures: dict[str, object]
 ) -> None:
     found: dict[str, list[dict[str, float]]] = {policy: [] for policy in POLICIES}
     for _ in range(PASSES):
@@ -75,17 +96,7 @@ async def test_cache_aware_hits_more_and_answers_sooner_than_round_robin(
         policy: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for policy, runs in found.items()
     }
-    document = {
-        "command": "pytest -m vllm tests/vllm/test_router.py",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load": os.getloadavg()[0]},
-        "conversations": CONVERSATIONS,
-        "turns": TURNS,
-        "medians": medians,
-        "passes": found,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    figures |= {"conversations": CONVERSATIONS, "turns": TURNS, "medians": medians, "passes": found}
     cache_aware, round_robin = medians["cache_aware"], medians["round_robin"]
     assert cache_aware["hit_ratio"] > round_robin["hit_ratio"] + 0.1
     assert cache_aware["mean_ttft_s"] < round_robin["mean_ttft_s"]

@@ -21,6 +21,7 @@ COUNT_TOKENS = "/v1/messages/count_tokens"
 TURNS = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "Say it again, and again. " * 40}]
 ONE_TURN = [{"role": "user", "content": "Say it again, and again. " * 40}]
 LONG = "so " * 200_000
+INPUT_PARTS = ("", "cache_creation_", "cache_read_")
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
 CASES: dict[str, tuple[str, dict[str, object]]] = {
@@ -33,6 +34,8 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "chat, streamed, unknown model": (CHAT, {"messages": TURNS, "model": "nobody", "stream": True}),
     "chat, too long": (CHAT, {"messages": [{"role": "user", "content": LONG}]}),
     "chat, empty salt": (CHAT, {"messages": TURNS, "cache_salt": ""}),
+    "chat, no messages": (CHAT, {"messages": []}),
+    "chat, several choices": (CHAT, {"messages": TURNS, "n": 2}),
     "chat, no tokens": (CHAT, {"messages": TURNS, "max_tokens": 0}),
     "chat, options without stream": (CHAT, {"messages": TURNS, "stream_options": {"include_usage": True}}),
     "completions": (COMPLETIONS, {"prompt": LONG[:900]}),
@@ -42,10 +45,16 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "completions, streamed, token ids": (COMPLETIONS, {"prompt": LONG[:900], "return_token_ids": True, **USAGE}),
     "completions, unknown model": (COMPLETIONS, {"prompt": "so", "model": "nobody"}),
     "completions, too long": (COMPLETIONS, {"prompt": LONG}),
+    "completions, empty list": (COMPLETIONS, {"prompt": []}),
+    "completions, options without stream": (COMPLETIONS, {"prompt": "so", "stream_options": {"include_usage": True}}),
+    "completions, empty options without stream": (COMPLETIONS, {"prompt": "so", "stream_options": {}}),
     "completions, empty salt": (COMPLETIONS, {"prompt": "so", "cache_salt": ""}),
     "messages": (MESSAGES, {"messages": ONE_TURN}),
     "messages, streamed": (MESSAGES, {"messages": ONE_TURN, "stream": True}),
     "messages, unknown model": (MESSAGES, {"messages": ONE_TURN, "model": "nobody"}),
+    "messages, empty salt": (MESSAGES, {"messages": ONE_TURN, "cache_salt": ""}),
+    "messages, no tokens": (MESSAGES, {"messages": ONE_TURN, "max_tokens": 0}),
+    "messages, no messages": (MESSAGES, {"messages": []}),
     "messages, too long": (MESSAGES, {"messages": [{"role": "user", "content": LONG}]}),
     "count tokens": (COUNT_TOKENS, {"messages": ONE_TURN}),
 }
@@ -93,7 +102,7 @@ async def test_usage_of_messages_tells_cached_and_new_tokens_apart(worker: lab.V
                     usage = (await answer.json())["usage"]
                 in_blocks = (total - 1) // lab.BLOCK_TOKENS * lab.BLOCK_TOKENS
                 assert usage[key] in (in_blocks, total // lab.BLOCK_TOKENS * lab.BLOCK_TOKENS), (url, usage)
-                assert usage["input_tokens"] + usage[key] == total, (url, usage)
+                assert sum(usage[f"{part}input_tokens"] for part in INPUT_PARTS) == total, (url, usage)
 
 
 async def test_metrics_that_the_router_reads_are_on_both(worker: lab.VllmWorker, simulated: str) -> None:

@@ -2,7 +2,9 @@
 
 A *scene* is some requests that arrive together; a measurement is when each got its first token, in seconds after the
 first was sent. Prompts are token ids drawn at random, so that a cold prompt was never seen and a warm one was seen
-whole. Calibration uses a few scenes of one request, and every other scene is a prediction.
+whole. Calibration uses a few scenes of one request and one of many, and every other scene is a prediction.
+
+A scene's figures are those of its fastest round: the machine is shared, and whatever else runs on it only ever adds.
 """
 
 from __future__ import annotations
@@ -40,24 +42,40 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Medians over the rounds: when the k-th first token came, and how long after the first each request was sent."""
+    """Of the fastest round: when the k-th first token came, and how long after the first each request was sent.
+
+    ``round_means_s``: the mean first token of every round, in order of time.
+    """
 
     scene: Scene
     ttft_s: Sequence[float]
     sent_s: Sequence[float]
+    round_means_s: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The simulator's parameters. A lone token's gap is taken as the fixed cost of any step, prefill or not."""
+    """The simulator's parameters. A lone token's gap is taken as the fixed cost of any step, prefill or not.
+
+    ``request_work_s`` and ``token_work_s`` are the front end's, for each request and for each token of its prompt.
+    """
 
     prefill_rate: float
     attention_cost: float
     step_overhead_s: float
     request_overhead_s: float
+    request_work_s: float
+    token_work_s: float
 
 
-CALIBRATION_SCENES = (Scene(1000), Scene(4000), Scene(8000), Scene(500, is_warm=True), Scene(8000, is_warm=True))
+CALIBRATION_SCENES = (
+    Scene(1000),
+    Scene(4000),
+    Scene(8000),
+    Scene(500, is_warm=True),
+    Scene(8000, is_warm=True),
+    Scene(500, count=8, is_warm=True),
+)
 PREDICTED_SCENES = (
     Scene(500),
     Scene(2000),
@@ -69,30 +87,34 @@ PREDICTED_SCENES = (
     Scene(1000, count=4),
     Scene(1000, count=8),
     Scene(2000, count=4),
+    Scene(1000, count=2, is_warm=True),
+    Scene(1000, count=4, is_warm=True),
     Scene(1000, count=8, is_warm=True),
     Scene(4000, count=4, is_warm=True),
 )
 
 
-async def measure(url: str, scenes: Sequence[Scene], rounds: int, draw: random.Random) -> list[Measured]:
-    """Every scene once a round, so that a machine that is slow for a while is slow for all of them."""
+async def measure(url: str, scenes: Sequence[Scene], rounds: int, draw: random.Random) -> tuple[list[Measured], float]:
+    """The scenes, and the gap between two tokens of a lone stream, in seconds.
+
+    Every scene is played once a round, so that a machine that is slow for a while is slow for all of them.
+    """
+    itls_s: list[float] = []
     runs: list[list[list[tuple[float, float]]]] = [[] for _ in scenes]
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=300)) as session:
         await _play(session, [_prompt(draw, 64)])
         for _ in range(rounds):
+            itls_s.append(await _measure_itl(session, draw))
             for scene, of_scene in zip(scenes, runs, strict=True):
                 of_scene.append(await _play_scene(session, scene, draw))
-    return [_summarise(scene, of_scene) for scene, of_scene in zip(scenes, runs, strict=True)]
+    measured = [_summarise(scene, of_scene) for scene, of_scene in zip(scenes, runs, strict=True)]
+    # The median here: tokens that the client was late to read look closer than they were.
+    return measured, statistics.median(itls_s)
 
 
-async def measure_itl(url: str, draw: random.Random, tokens: int = 64) -> float:
-    """Mean gap between two tokens of a lone stream, in seconds."""
-    gaps_s = []
-    async with aiohttp.ClientSession(url) as session:
-        for _ in range(5):
-            stamps = [stamp async for stamp in _stream(session, _prompt(draw, 200), tokens)]
-            gaps_s.append((stamps[-1] - stamps[0]) / (tokens - 1))
-    return statistics.median(gaps_s)
+async def _measure_itl(session: aiohttp.ClientSession, draw: random.Random, tokens: int = 64) -> float:
+    stamps = [stamp async for stamp in _stream(session, _prompt(draw, 200), tokens)]
+    return (stamps[-1] - stamps[0]) / (tokens - 1)
 
 
 async def _play_scene(session: aiohttp.ClientSession, scene: Scene, draw: random.Random) -> list[tuple[float, float]]:
@@ -104,13 +126,9 @@ async def _play_scene(session: aiohttp.ClientSession, scene: Scene, draw: random
 
 
 def _summarise(scene: Scene, runs: Sequence[Sequence[tuple[float, float]]]) -> Measured:
-    firsts = [sorted(first for _, first in run) for run in runs]
-    sent = [[at for at, _ in run] for run in runs]
-    return Measured(scene, _medians(firsts), _medians(sent))
-
-
-def _medians(runs: Sequence[Sequence[float]]) -> list[float]:
-    return [statistics.median(column) for column in zip(*runs, strict=True)]
+    means_s = [statistics.mean(first for _, first in run) for run in runs]
+    fastest = runs[means_s.index(min(means_s))]
+    return Measured(scene, sorted(first for _, first in fastest), [sent for sent, _ in fastest], means_s)
 
 
 async def _play(session: aiohttp.ClientSession, prompts: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
@@ -139,21 +157,29 @@ def _prompt(draw: random.Random, tokens: int) -> list[int]:
 
 
 def calibrate(points: Sequence[Measured], itl_s: float) -> Calibration:
-    """Fit overhead + p · tokens + a · tokens · context to scenes of one request; relative errors count.
+    """Fit the mean first token of all but a scene's first request, or of its only one; relative errors count.
 
-    A chunk of u tokens on c tokens of context costs u/rate + a · u · (c + u/2), so that a whole prompt costs the same
-    however it is cut, but for the steps' overhead.
+    It is linear in all parameters but the overhead of steps:
+
+        overhead + n · (w + v · prompt) + fresh · p + a · fresh · context + steps · itl
+
+    n requests that come together are through the front end together, so that each waits for the work of all. A
+    chunk of u tokens on c tokens of context costs u · p + a · u · (c + u/2), so that a whole prompt costs the same
+    however it is cut. The first of several decodes by the time, and the others wait for half of a step of that.
     """
     rows, targets = [], []
     for point in points:
-        total, seconds = point.scene.prompt_tokens, point.ttft_s[0]
+        count, total = point.scene.count, point.scene.prompt_tokens
+        seconds = statistics.mean(point.ttft_s[1:] or point.ttft_s)
         cached = (total - 1) // BLOCK_TOKENS * BLOCK_TOKENS if point.scene.is_warm else 0
         fresh = total - cached
-        steps = -(-fresh // MAX_NUM_BATCHED_TOKENS)
-        rows.append([1 / seconds, fresh / seconds, fresh * (cached + fresh / 2) / seconds])
+        steps = -(-fresh // MAX_NUM_BATCHED_TOKENS) + (0.5 if count > 1 else 0.0)
+        in_step = fresh * max(1, count - 1)
+        costs = [1, count, count * total, in_step, in_step * (cached + fresh / 2)]
+        rows.append([cost / seconds for cost in costs])
         targets.append(1 - steps * itl_s / seconds)
-    overhead_s, per_token_s, attention_cost = _least_squares(rows, targets)
-    return Calibration(1 / per_token_s, attention_cost, itl_s, overhead_s)
+    overhead_s, work_s, token_work_s, per_token_s, attention_cost = _least_squares(rows, targets)
+    return Calibration(1 / per_token_s, attention_cost, itl_s, max(0.0, overhead_s), work_s, token_work_s)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float]:
@@ -177,7 +203,9 @@ def _least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) ->
 def predict(calibration: Calibration, measured: Measured) -> list[float]:
     """When the simulator's engine gives the k-th first token, for the arrivals of ``measured``."""
     scene = measured.scene
-    engine = Engine(_limits(calibration), PrefixCache(CACHE_BLOCKS))
+    latency_ns = round(calibration.request_overhead_s * NS_PER_S)
+    engine = Engine(_limits(calibration), PrefixCache(CACHE_BLOCKS), request_latency_ns=latency_ns)
+    work_ns = round((calibration.request_work_s + calibration.token_work_s * scene.prompt_tokens) * NS_PER_S)
     now_ns = 0
     if scene.is_warm:
         for index in range(scene.count):
@@ -185,8 +213,7 @@ def predict(calibration: Calibration, measured: Measured) -> list[float]:
             now_ns = _run_dry(engine, now_ns)
     generations = [_generation(scene, index) for index in range(scene.count)]
     for generation, sent_s in zip(generations, sorted(measured.sent_s), strict=True):
-        sent_ns = now_ns + round(sent_s * NS_PER_S)
-        engine.submit(generation, sent_ns, sent_ns + round(calibration.request_overhead_s * NS_PER_S))
+        engine.submit(generation, now_ns + round(sent_s * NS_PER_S), work_ns)
     _run_dry(engine, now_ns)
     return sorted((generation.first_ns - now_ns) / NS_PER_S for generation in generations)
 
