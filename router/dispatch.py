@@ -175,6 +175,8 @@ class Dispatcher:
         refusal: _Refusal | None = None
         try:
             for member in [self._fleet.member(position) for position in order[: self._settings.max_attempts]]:
+                if member.removed:
+                    continue  # it left while another was tried, and its position may be another's by now
                 refusal = await self._try(request, facts, member, client, record)
                 if refusal is None:
                     return

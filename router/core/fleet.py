@@ -399,14 +399,17 @@ class Fleet:
 
     def drain_foreign(self, now: float) -> None:
         """Between polls others' queues get shorter too: by what the worker prefilled since, shared with our own."""
-        elapsed = now - self._foreign_drained_at
-        if elapsed < DRAIN_EVERY_S:
+        since = self._foreign_drained_at
+        if now - since < DRAIN_EVERY_S:
             return
         self._foreign_drained_at = now
-        for position, foreign in enumerate(self.foreign_prefill_tokens):
+        for member in self._by_name.values():
+            position = member.position
+            foreign = self.foreign_prefill_tokens[position]
             if foreign > 0.0:
                 share = foreign / (foreign + max(self.queued_prefill_tokens[position], 0.0))
-                drained = elapsed / self.seconds_per_token[position] * share
+                elapsed_s = now - max(since, member.load_at)
+                drained = elapsed_s / self.seconds_per_token[position] * share
                 self.foreign_prefill_tokens[position] = max(0.0, foreign - drained)
 
     def expire_load(self, member: Member, now: float) -> None:

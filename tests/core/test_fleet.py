@@ -1,0 +1,318 @@
+"""Members, leases and what is learnt of them. The index stands in for itself: it is pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
+from router.core.fingerprint import fingerprint
+from router.core.fleet import Fleet, FleetRules, Lease, Member
+from router.core.health import HealthRules, State
+from router.core.load import LoadReport
+from router.core.prefix_index import PrefixIndex
+from router.core.worker import WorkerAddress
+
+RULES = FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000)
+PROMPT = fingerprint([b"p" * 4096], model="m")
+
+
+def addresses(hosts: str) -> list[WorkerAddress]:
+    return [WorkerAddress("http", host, 80) for host in hosts]
+
+
+def make_fleet(hosts: str = "ab") -> tuple[Fleet, PrefixIndex]:
+    index = PrefixIndex(10_000, 1_000)
+    fleet = Fleet(RULES, index)
+    fleet.set_members(addresses(hosts))
+    for member in fleet.members():
+        bring_up(fleet, member)
+    return fleet, index
+
+
+def bring_up(fleet: Fleet, member: Member, model: str = "m") -> None:
+    fleet.set_models(member, {model: {"id": model}})
+    if member.health.on_probe_answered(0.0):
+        fleet.on_health_changed(member)
+
+
+def of(fleet: Fleet, host: str) -> Member:
+    return next(member for member in fleet.members() if member.address.host == host)
+
+
+def report(
+    *,
+    running: int = 0,
+    waiting: int = 0,
+    prefilling: float | None = 0.0,
+    cache: int | None = 51_200,
+    start: float = 1.0,
+) -> LoadReport:
+    return LoadReport(running, waiting, 0.5, prefilling, cache, start)
+
+
+def poll(fleet: Fleet, member: Member, now: float, given: LoadReport) -> bool:
+    return fleet.on_load(member, given, fleet.own_load(member), now)
+
+
+# Who may be tried
+
+
+def test_three_kinds_of_nobody() -> None:
+    fleet = Fleet(RULES, PrefixIndex(10_000, 1_000))
+    with pytest.raises(NoWorkerAvailable):
+        fleet.eligible("m")
+    fleet.set_members(addresses("a"))
+    bring_up(fleet, of(fleet, "a"))
+    with pytest.raises(ModelNotFound):
+        fleet.eligible("other")
+    fleet.set_models(of(fleet, "a"), {})
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("m")
+
+
+def test_requests_go_only_where_the_model_is() -> None:
+    fleet, _ = make_fleet("abc")
+    fleet.set_models(of(fleet, "b"), {"m": {"id": "m"}, "lora": {"id": "lora"}})
+    assert fleet.eligible("lora").positions == [of(fleet, "b").position]
+    assert len(fleet.eligible("m").positions) == 3
+    assert list(fleet.served_models()) == ["lora", "m"]
+
+
+def test_an_ejected_worker_is_left_out_until_nobody_else_is_there() -> None:
+    fleet, _ = make_fleet()
+    for host in "ab":
+        member = of(fleet, host)
+        member.health.on_death(1.0)
+        fleet.on_health_changed(member)
+        eligible = fleet.eligible("m")
+        assert eligible.panic is (host == "b")
+    assert len(eligible.positions) == 2
+    assert not fleet.is_ready()
+
+
+def test_a_returned_worker_is_slowed_down_and_then_no_more() -> None:
+    fleet, _ = make_fleet()
+    member = of(fleet, "a")
+    for changed in (member.health.on_death(0.0), member.health.on_probe_answered(1.0)):
+        assert changed
+        fleet.on_health_changed(member)
+    fleet.refresh_slowdowns(2.0)
+    assert fleet.slowdown[member.position] == 10.0
+    fleet.refresh_slowdowns(11.5)
+    assert fleet.slowdown[member.position] == 1.0
+
+
+# Leases and positions
+
+
+def test_a_lease_counts_until_its_last_byte_and_its_tokens_until_the_first() -> None:
+    fleet, _ = make_fleet()
+    position = of(fleet, "a").position
+    with fleet.lease(position, 500.0, 1.0, shows_first_token=True) as lease:
+        assert (fleet.in_flight[position], fleet.queued_prefill_tokens[position]) == (1, 500.0)
+        lease.on_first_token(2.0)
+        lease.on_first_token(3.0)
+        assert (fleet.in_flight[position], fleet.queued_prefill_tokens[position]) == (1, 0.0)
+    assert fleet.in_flight[position] == 0
+
+
+def test_a_position_is_not_given_away_before_its_last_lease_has_ended() -> None:
+    fleet, index = make_fleet("a")
+    first = of(fleet, "a")
+    index.record(first.position, PROMPT)
+    lease = fleet.lease(first.position, 10.0, 1.0, shows_first_token=True)
+    fleet.set_members(addresses("b"))
+    assert of(fleet, "b").position != first.position
+    with lease:
+        assert fleet.in_flight[first.position] == 1
+    fleet.set_members(addresses("bc"))
+    assert of(fleet, "c").position == first.position
+    assert index.blocks(first.position) == 0
+
+
+def test_a_worker_that_comes_back_under_its_name_begins_anew() -> None:
+    fleet, index = make_fleet("a")
+    index.record(of(fleet, "a").position, PROMPT)
+    fleet.set_members([])
+    fleet.set_members(addresses("a"))
+    assert of(fleet, "a").health.state is State.STARTING
+    assert index.blocks(of(fleet, "a").position) == 0
+
+
+# What is learnt
+
+
+def test_service_is_measured_from_when_the_worker_was_free() -> None:
+    fleet, _ = make_fleet()
+    position = of(fleet, "a").position
+    first = fleet.lease(position, 1000.0, 10.0, shows_first_token=True)
+    second = fleet.lease(position, 1000.0, 10.0, shows_first_token=True)
+    first.on_first_token(10.5)
+    second.on_first_token(11.0)
+    assert (first.service_s, second.service_s) == (0.5, 0.5)
+
+
+def test_workers_that_showed_nothing_follow_those_that_did() -> None:
+    fleet, _ = make_fleet("ab")
+    seen, unseen = of(fleet, "a").position, of(fleet, "b").position
+    now = 0.0
+    for tokens in (1000.0, 5000.0) * 20:
+        with fleet.lease(seen, tokens, now, shows_first_token=True) as lease:
+            now += tokens / 100_000.0
+            lease.on_first_token(now)
+        fleet.learn_rate(lease, tokens)
+    assert fleet.seconds_per_token[seen] == pytest.approx(1e-5, rel=0.05)
+    assert fleet.seconds_per_token[unseen] == pytest.approx(1e-5, rel=0.05)
+
+
+def test_bytes_per_token_are_learnt_for_known_models_only() -> None:
+    fleet, _ = make_fleet()
+    for _ in range(100):
+        fleet.learn_bytes_per_token("m", 3000, 1000)
+        fleet.learn_bytes_per_token("nobody", 3000, 1000)
+    assert fleet.bytes_per_token("m") == pytest.approx(3.0, rel=0.02)
+    assert fleet.bytes_per_token("nobody") == 4.0
+
+
+# Polled load
+
+
+def test_the_index_is_as_large_as_the_workers_cache() -> None:
+    fleet, index = make_fleet("a")
+    member = of(fleet, "a")
+    assert index.limit(member.position) == 100_000 * 4 // 1024
+    poll(fleet, member, 1.0, report(cache=51_200))
+    assert index.limit(member.position) == 51_200 * 4 // 1024
+
+
+def test_a_restart_empties_what_is_known_of_the_cache() -> None:
+    fleet, index = make_fleet("a")
+    member = of(fleet, "a")
+    assert not poll(fleet, member, 1.0, report(start=1.0))
+    index.record(member.position, PROMPT)
+    assert not poll(fleet, member, 2.0, report(start=1.0))
+    assert index.blocks(member.position) == 4
+    assert poll(fleet, member, 3.0, report(start=2.5))
+    assert index.blocks(member.position) == 0
+
+
+def test_what_is_not_ours_is_others() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    with fleet.lease(member.position, 800.0, 1.0, shows_first_token=True):
+        poll(fleet, member, 2.0, report(running=2, waiting=2, prefilling=3000.0))
+        assert fleet.foreign_in_flight[member.position] == 3
+        assert fleet.foreign_prefill_tokens[member.position] == pytest.approx(3000.0 + 2 * 1000.0 - 800.0, rel=0.01)
+
+
+def test_a_request_that_ended_while_the_worker_was_asked_is_not_taken_for_anothers() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    with fleet.lease(member.position, 800.0, 1.0, shows_first_token=True):
+        asked = fleet.own_load(member)
+    fleet.on_load(member, report(running=1, prefilling=800.0), asked, 2.0)
+    assert fleet.foreign_in_flight[member.position] == 0
+    assert fleet.foreign_prefill_tokens[member.position] == 0
+
+
+def test_others_queues_drain_between_polls_and_never_below_nothing() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    poll(fleet, member, 1.0, report(running=3, prefilling=5000.0))
+    fleet.drain_foreign(1.0)
+    before = fleet.foreign_prefill_tokens[member.position]
+    fleet.drain_foreign(1.1)
+    assert fleet.foreign_prefill_tokens[member.position] == pytest.approx(before - 0.1 * 10_000.0)
+    fleet.drain_foreign(100.0)
+    assert fleet.foreign_prefill_tokens[member.position] == 0
+
+
+def test_what_aborted_requests_leave_in_the_workers_sums_is_forgotten() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    for now in range(3000):
+        poll(fleet, member, float(now), report(running=1, prefilling=9000.0))
+    assert fleet.foreign_prefill_tokens[member.position] < 100.0
+
+
+def test_stale_load_is_not_believed() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    poll(fleet, member, 1.0, report(running=9, waiting=9))
+    fleet.expire_load(member, 5.9)
+    assert fleet.foreign_in_flight[member.position] == 18
+    fleet.expire_load(member, 6.1)
+    assert fleet.foreign_in_flight[member.position] == 0
+
+
+def test_a_reply_that_is_not_streamed_stops_queueing_when_its_time_has_passed_and_nothing_waits() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    with fleet.lease(member.position, 10_000.0, 0.0, shows_first_token=False):
+        poll(fleet, member, 0.5, report(running=1))
+        assert fleet.queued_prefill_tokens[member.position] == 10_000.0
+        poll(fleet, member, 1.5, report(running=1, waiting=1))
+        assert fleet.queued_prefill_tokens[member.position] == 10_000.0
+        poll(fleet, member, 1.6, report(running=1))
+        assert fleet.queued_prefill_tokens[member.position] == 0.0
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Whatever comes and goes, figures are what the leases say, and nothing is left when they have ended."""
+
+    leases: Bundle[Lease] = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fleet, _ = make_fleet("ab")
+        self.live: list[Lease] = []
+        self.now = 0.0
+
+    @rule(hosts=st.sets(st.sampled_from("abcd")))
+    def change_members(self, hosts: set[str]) -> None:
+        self.fleet.set_members(addresses("".join(sorted(hosts))))
+
+    @rule(target=leases, tokens=st.floats(0.0, 1e5), host=st.sampled_from("abcd"), streamed=st.booleans())
+    def begin(self, tokens: float, host: str, streamed: bool) -> Any:
+        member = next((member for member in self.fleet.members() if member.address.host == host), None)
+        if member is None:
+            return None
+        lease = self.fleet.lease(member.position, tokens, self.now, shows_first_token=streamed)
+        self.live.append(lease)
+        return lease
+
+    @rule(lease=leases)
+    def answer(self, lease: Lease | None) -> None:
+        self.now += 0.1
+        if lease in self.live and lease is not None:
+            lease.on_first_token(self.now)
+
+    @rule(lease=consumes(leases))
+    def end(self, lease: Lease | None) -> None:
+        if lease is not None:
+            with lease:
+                pass
+            self.live.remove(lease)
+
+    @rule(running=st.integers(0, 9), waiting=st.integers(0, 9))
+    def poll_all(self, running: int, waiting: int) -> None:
+        self.now += 1.0
+        for member in self.fleet.members():
+            poll(self.fleet, member, self.now, report(running=running, waiting=waiting))
+
+    @invariant()
+    def figures_are_what_the_leases_say(self) -> None:
+        for position in range(len(self.fleet.names)):
+            here = [lease for lease in self.live if lease.member.position == position]
+            assert self.fleet.in_flight[position] == len(here)
+            queued = sum(lease.tokens for lease in here if not lease.answered)
+            assert self.fleet.queued_prefill_tokens[position] == pytest.approx(queued, abs=1e-3)
+
+
+TestFleetMachine = FleetMachine.TestCase
+TestFleetMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
