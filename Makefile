@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: run test check format lock test-servers test-vllm bench clean
+.PHONY: run test check format lock test-vllm bench clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
 $(VENV)/run.stamp: requirements.lock pyproject.toml
@@ -43,6 +43,15 @@ lock: $(VENV)/dev.stamp  ## renew both lock files
 test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.5 GB, minutes)
 	$(BIN)/python -m tests.vllm.setup
 	$(BIN)/pytest -q -m vllm tests/vllm
+
+bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no peer and no real worker (half an hour)
+	$(BIN)/python -m bench.decision_cost
+	$(BIN)/python -m bench.loop_stall
+	$(BIN)/python -m bench.kills
+	$(BIN)/python -m bench.disconnects
+	$(BIN)/python -m bench.stalls
+	$(BIN)/python -m bench.cpu.compare --routers warmroute nginx
+	$(BIN)/python bench/routing.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,7 @@ import uvloop
 from rich.console import Console
 
 from router.app import Running, running, serve
-from router.config import Config, ConfigError, load_config
+from router.config import Config, ConfigError, load_config, settings
 from router.demo import DemoSettings, demo
 from router.logs import set_up_logging
 from router.replay import ReplayError, ReplaySettings, replay
@@ -109,17 +109,17 @@ def simulate_command(**options: Any) -> None:
     """Run simulated workers that behave as vLLM does."""
     set_up_logging("info")
     try:
-        settings = SimulatorSettings(**options)
+        fleet = SimulatorSettings(**options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    _run(_simulate(settings))
+    _run(_simulate(fleet))
 
 
-async def _simulate(settings: SimulatorSettings) -> None:
+async def _simulate(fleet_settings: SimulatorSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with await start_fleet(settings) as fleet:
+    async with await start_fleet(fleet_settings) as fleet:
         for url in fleet.urls:
             click.echo(url)
         await stop.wait()
@@ -146,13 +146,12 @@ async def _simulate(settings: SimulatorSettings) -> None:
 def replay_command(json_file: Path | None, **options: Any) -> None:
     """Send a trace's requests as they came, and report hits and times."""
     try:
-        settings = ReplaySettings(**options)
-        report = _run(replay(settings))
+        report = _run(replay(ReplaySettings(**options)))
+        Console().print(report.as_table())
+        if json_file is not None:
+            json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", "utf-8")
     except (ReplayError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    Console().print(report.as_table())
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", "utf-8")
 
 
 @cli.command("demo")
@@ -184,7 +183,7 @@ def check_config_command(file: Path) -> None:
     """Check a configuration file, with the environment over it, and print what would hold."""
     config = _load(file, {})
     shown = msgspec.to_builtins(config)
-    for section, key in (("admin", "token"), ("fleet", "worker_key")):
+    for section, key in (setting.key.split(".") for setting in settings() if setting.is_secret):
         shown[section][key] = "***" if shown[section][key] else ""
     click.echo(json.dumps(shown, indent=2))
 

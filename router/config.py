@@ -6,8 +6,10 @@ else are there defaults. A key ``a.b`` is ``WARMROUTE_A__B`` in the environment;
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,6 +23,14 @@ PREFIX = "WARMROUTE_"
 PolicyName = Literal[
     "cache_aware", "prefix_ring", "session_affinity", "power_of_two", "least_loaded", "round_robin", "random"
 ]
+
+
+Chance = Annotated[float, Meta(ge=0, le=1)]
+
+_SECRET = {"secret": True}
+
+_SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT\w*=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)")
+"""What Kubernetes puts into every container's environment for a service called ``warmroute``, behind the prefix."""
 
 
 class ConfigError(Exception):
@@ -56,7 +66,9 @@ class AdminConfig(Section, frozen=True):
 
     host: Annotated[str, Meta(min_length=1, description="Address that the admin port listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Admin port; 0 takes any free one.")] = 8081
-    token: Annotated[str, Meta(description="Bearer token; required when the admin host is not loopback.")] = ""
+    token: Annotated[
+        str, Meta(description="Bearer token; required when the admin host is not loopback.", extra=_SECRET)
+    ] = ""
     decisions: Annotated[int, Meta(ge=0, le=100_000, description="How many recent decisions /decisions remembers.")] = (
         200
     )
@@ -85,7 +97,7 @@ class FleetConfig(Section, frozen=True):
     """Which workers there are, and how they are reached."""
 
     workers: Annotated[list[str], Meta(description="URLs of workers, each an origin.")] = []
-    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again when it changes.")] = ""
+    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again and again.")] = ""
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
@@ -93,7 +105,9 @@ class FleetConfig(Section, frozen=True):
         float, Meta(gt=0, le=3600, description="Seconds between looks at file and DNS.")
     ] = 2.0
     simulate: Annotated[int, Meta(ge=0, le=64, description="Simulated workers to start inside this process.")] = 0
-    worker_key: Annotated[str, Meta(description="Key that workers ask for; sent as their Bearer token.")] = ""
+    worker_key: Annotated[
+        str, Meta(description="Key that workers ask for; sent as their Bearer token.", extra=_SECRET)
+    ] = ""
     ca_file: Annotated[str, Meta(description="PEM file of authorities for https workers; empty: the system's.")] = ""
     max_idle_connections: Annotated[
         int, Meta(ge=0, le=100_000, description="Idle connections kept for each worker.")
@@ -140,7 +154,7 @@ class PolicyConfig(Section, frozen=True):
     ] = 1.25
     miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 6.0
     prior: Annotated[
-        tuple[float, float],
+        tuple[Chance, Chance],
         Meta(description="cache_aware: chance that the ring's first two workers hold earlier turns, p."),
     ] = (0.9, 0.3)
     leave_weight: Annotated[
@@ -148,10 +162,11 @@ class PolicyConfig(Section, frozen=True):
     ] = 0.3
     alone: Annotated[bool, Meta(description="This is the only router: the ring says nothing about others.")] = False
     initial_prefill_rate: Annotated[
-        float, Meta(gt=0, description="Tokens per second that a worker is believed to prefill before it was seen to.")
+        float,
+        Meta(ge=10, le=10_000_000, description="Tokens per second that a worker is believed to prefill at first."),
     ] = 10_000.0
     initial_bytes_per_token: Annotated[
-        float, Meta(gt=0, le=64, description="Prompt bytes per token before a worker reported usage.")
+        float, Meta(ge=0.5, le=64, description="Prompt bytes per token before a worker reported usage.")
     ] = 4.0
     seed: Annotated[int, Meta(description="Seed of the policies that draw lots.")] = 0
 
@@ -163,7 +178,7 @@ class IndexConfig(Section, frozen=True):
         int, Meta(ge=1024, le=1 << 28, description="Blocks of 1,024 bytes remembered over all workers.")
     ] = 4_000_000
     default_worker_tokens: Annotated[
-        int, Meta(ge=1, description="Cache size of a worker that does not report one, in tokens.")
+        int, Meta(ge=1, le=1 << 40, description="Cache size of a worker that does not report one, in tokens.")
     ] = 500_000
     max_sessions: Annotated[int, Meta(ge=1, le=1 << 26, description="Sessions whose last worker is remembered.")] = (
         200_000
@@ -227,6 +242,7 @@ class Setting(Struct, frozen=True):
     default: Any
     bound: str
     description: str
+    is_secret: bool
 
     @property
     def variable(self) -> str:
@@ -262,7 +278,12 @@ def settings() -> Iterator[Setting]:
             base, meta = get_args(hints[field.name])
             default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
             yield Setting(
-                f"{section.name}.{field.name}", _type_name(base), default, _bound(base, meta), meta.description
+                key=f"{section.name}.{field.name}",
+                type=_type_name(base),
+                default=default,
+                bound=_bound(base, meta),
+                description=meta.description,
+                is_secret=meta.extra == _SECRET,
             )
 
 
@@ -279,12 +300,12 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     known = {setting.variable: setting for setting in settings()}
     found: dict[str, Any] = {}
     for name, text in environment.items():
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(f"{name.removeprefix(PREFIX)}={text}"):
             continue
         if name not in known:
-            raise ConfigError(f"{name}={text!r}: no such setting")
+            raise ConfigError(f"{name}: no such setting")
         setting = known[name]
-        is_list = setting.type.startswith(("list", "tuple"))
+        is_list = setting.type.startswith("list")
         found[setting.key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
     return found
 
@@ -310,7 +331,8 @@ def _explain(error: str, tree: dict[str, Any]) -> str:
         value = value.get(part) if isinstance(value, dict) else value
     setting = next((setting for setting in settings() if setting.key == path), None)
     rule = f"{setting.type} {setting.bound}".strip() if setting else "table"
-    return f"{path}={value!r}: must be {rule}"
+    shown = "***" if setting and setting.is_secret else repr(value)
+    return f"{path}={shown}: must be {rule}"
 
 
 def _check_across(config: Config) -> None:
@@ -320,12 +342,11 @@ def _check_across(config: Config) -> None:
             parse_address(url)
         except ValueError as error:
             raise ConfigError(f"fleet.workers={url!r}: {error}") from None
-    if config.fleet.workers_dns and not config.fleet.workers_dns.rpartition(":")[2].isdigit():
-        raise ConfigError(f"fleet.workers_dns={config.fleet.workers_dns!r}: must be NAME:PORT")
+    dns = config.fleet.workers_dns
+    if dns and not (re.fullmatch(r"[^:\s]+:[0-9]{1,5}", dns) and 0 < int(dns.rpartition(":")[2]) <= 65535):
+        raise ConfigError(f"fleet.workers_dns={dns!r}: must be NAME:PORT with a port from 1 to 65535")
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
-    if any(not 0 <= p <= 1 for p in config.policy.prior):
-        raise ConfigError(f"policy.prior={config.policy.prior!r}: each must be between 0 and 1")
     if config.probes.max_ejection_s < config.probes.ejection_s:
         raise ConfigError(
             f"probes.max_ejection_s={config.probes.max_ejection_s}: must be >= probes.ejection_s={config.probes.ejection_s}"
@@ -335,17 +356,27 @@ def _check_across(config: Config) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _type_name(base: Any) -> str:
-    if get_origin(base) in (list, tuple):
-        return f"{get_origin(base).__name__} of {get_args(base)[0].__name__}"
+    if get_origin(base) is list:
+        return f"list of {get_args(base)[0].__name__}"
+    if get_origin(base) is tuple:
+        element, _meta = get_args(get_args(base)[0])
+        return f"list of {len(get_args(base))} {element.__name__}"
     return "one of" if get_origin(base) is Literal else str(base.__name__)
 
 
 def _bound(base: Any, meta: Meta) -> str:
     if get_origin(base) is Literal:
         return ", ".join(get_args(base))
+    if get_origin(base) is tuple:
+        return f"each {_bound(*get_args(get_args(base)[0]))}"
+    if meta.min_length:
+        return "not empty"
     signs = (("≥", meta.ge), (">", meta.gt), ("≤", meta.le))
     return " ".join(f"{sign} {limit}" for sign, limit in signs if limit is not None)

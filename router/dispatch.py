@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from router.core.affinity import LastWorkers
-from router.core.attempt import AttemptFailed, WorkerDied, WorkerSilent
+from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
 from router.core.errors import NoWorkerAvailable, Overloaded, RouterError, WorkerError, WorkerTimeout
 from router.core.facts import Facts
 from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT
@@ -33,6 +33,9 @@ from router.core.ring import Ring
 from router.core.worker import WorkerAddress
 from router.policies.base import Policy
 from router.wire.sse import DIALECTS, EventWatch, Usage, read_usage
+
+CLIENT_GONE = 499
+"""nginx's status for a request whose client did not wait for the answer; nobody is sent it."""
 
 
 class Exchange(Protocol):
@@ -80,6 +83,11 @@ class DispatchSettings:
     max_attempts: int
     retry_ratio: float
     min_retries: int
+
+
+MISJUDGED, MISJUDGED_TOKENS = 0.1, 1024
+"""A hit smaller than predicted by more than this share and, beyond it, so many tokens is more than a matter of rounding:
+workers count in blocks of their own, and compute at least one token of a prompt anew."""
 
 
 class _Refusal(NamedTuple):
@@ -140,7 +148,7 @@ class Dispatcher:
             record.status, record.outcome = error.status, error.code
             raise
         except asyncio.CancelledError:
-            record.status, record.outcome = 499, "client_gone"
+            record.status, record.outcome = CLIENT_GONE, StreamEnd.CLIENT_GONE.value
             raise
         finally:
             self.budget.live -= 1
@@ -177,14 +185,15 @@ class Dispatcher:
             for member in [self._fleet.member(position) for position in order[: self._settings.max_attempts]]:
                 if member.removed:
                     continue  # it left while another was tried, and its position may be another's by now
+                if refusal is not None:
+                    if not refusal.is_free:
+                        if not self.budget.take():
+                            break
+                        retries += 1
+                    record.retries.append(refusal.cause)
                 refusal = await self._try(request, facts, member, client, record)
                 if refusal is None:
                     return
-                record.retries.append(refusal.cause)
-                if not refusal.is_free:
-                    if not self.budget.take():
-                        break
-                    retries += 1
         finally:
             self.budget.retrying -= retries
         if refusal is None or self._fleet.eligible(request.model).panic:
@@ -199,7 +208,7 @@ class Dispatcher:
         uncached = facts.prompt_tokens - cached
         record.attempts += 1
         record.worker, record.predicted_cached_tokens = member.name, cached
-        record.sent_at = now = self._clock()
+        now = self._clock()
         watch = EventWatch(DIALECTS[request.route], hides_usage=request.hides_usage) if request.stream else None
         lease = self._fleet.lease(member.position, uncached, now, shows_first_token=request.stream)
         with lease, self._upstream.exchange(member.address) as exchange:
@@ -208,7 +217,9 @@ class Dispatcher:
             try:
                 reply = await exchange.ask(request, watch)
                 refusal = self._on_answered(member, reply)
-            except AttemptFailed as error:
+            except ReplyTooLarge:
+                raise WorkerError("the answer is too large") from None  # another worker's would be, too
+            except (WorkerDied, WorkerSilent) as error:
                 refusal = self._on_failed(member, error)
             if refusal is not None:
                 held = int(len(request.fingerprint.hashes) * cached / max(facts.prompt_tokens, 1.0))
@@ -223,11 +234,12 @@ class Dispatcher:
                 usage = read_usage(reply.body) if reply.status == 200 else None
                 await client.answer(reply, record)
                 record.outcome = "ok" if reply.status < 400 else "client_error"
-        self._learn(request, lease, record, usage)
+        self._learn(request, facts, lease, record, usage)
         return None
 
     def _on_answered(self, member: Member, reply: Reply) -> _Refusal | None:
-        """Is this an answer for the client? Being busy says nothing of a worker's health; wrong requests are the client's."""
+        """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
+        are answered without its engine."""
         now = self._clock()
         if reply.status in (429, 503):
             return _Refusal(
@@ -236,18 +248,17 @@ class Dispatcher:
         if reply.status >= 500:
             self._heed(member, member.health.on_error_answer(now))
             return _Refusal(WorkerError("the workers answered with errors"), "error", is_free=False)
-        self._heed(member, member.health.on_success(now))
+        if reply.status < 400:
+            self._heed(member, member.health.on_success(now))
         return None
 
-    def _on_failed(self, member: Member, error: AttemptFailed) -> _Refusal:
+    def _on_failed(self, member: Member, error: WorkerDied | WorkerSilent) -> _Refusal:
         now = self._clock()
         if isinstance(error, WorkerDied):
             self._heed(member, member.health.on_death(now))
             return _Refusal(WorkerError("the workers did not answer"), error.cause, is_free=True)
-        if isinstance(error, WorkerSilent):
-            self._heed(member, member.health.on_timeout(now))
-            return _Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
-        return _Refusal(WorkerError("the answer is too large"), error.cause, is_free=False)
+        self._heed(member, member.health.on_timeout(now))
+        return _Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
 
     def _heed(self, member: Member, has_changed: bool) -> None:
         if has_changed:
@@ -256,12 +267,14 @@ class Dispatcher:
     async def _relay(self, exchange: Exchange, client: Client, record: Record, member: Member) -> None:
         end = await exchange.relay(client, record)
         record.outcome = end.value
-        if end is StreamEnd.FAILED:
+        if end is StreamEnd.CLIENT_GONE:
+            record.status = CLIENT_GONE
+        elif end is StreamEnd.FAILED:
             self._heed(member, member.health.on_death(self._clock()))
             client.break_off(WorkerError("the worker failed while it answered"))
 
-    def _learn(self, request: Request, lease: Lease, record: Record, usage: Usage | None) -> None:
-        """What the worker's own counts teach: tokens per byte, its rate, and what its cache really held."""
+    def _learn(self, request: Request, facts: Facts, lease: Lease, record: Record, usage: Usage | None) -> None:
+        """What the worker's own counts teach: tokens per byte, its rate, and what its cache no longer held."""
         member = lease.member
         if request.session is not None:
             self._last_workers.set(request.session, member.name)
@@ -269,15 +282,18 @@ class Dispatcher:
             return
         record.prompt_tokens = usage.prompt_tokens
         record.actual_cached_tokens = usage.cached_tokens
-        fleet = self._fleet
+        fleet, index = self._fleet, self._index
         if usage.prompt_tokens > 0 and request.fingerprint.hashes:
             fleet.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
-        cached = record.predicted_cached_tokens if usage.cached_tokens is None else usage.cached_tokens
+        predicted = record.predicted_cached_tokens
+        cached = predicted if usage.cached_tokens is None else usage.cached_tokens
+        if cached < predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS:
+            index.forget_older(member.position, facts.matches.last_used(member.position))
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
         output_bytes = int(usage.output_tokens * fleet.bytes_per_token(request.model))
         if output_bytes >= BLOCK_BYTES:
-            self._index.record(member.position, NO_PROMPT, output_bytes)
+            index.record(member.position, NO_PROMPT, output_bytes)
 
 
 def _retry_after(reply: Reply) -> int:

@@ -93,7 +93,7 @@ class Metrics:
         )
         overhead = Histogram(
             "warmroute_router_overhead_seconds",
-            "Time that the router itself took: reading and deciding, or handing the request to a worker.",
+            "Time from the request's head until its workers were ranked; includes waiting for its body.",
             ("phase",),
             buckets=OVERHEAD_BUCKETS,
             registry=registry,
@@ -138,7 +138,7 @@ class Metrics:
         if record.decided_at:
             self._decide.observe(record.decided_at - record.started_at)
             children.decisions.inc()
-        if record.stream and record.first_byte_at:
+        if record.stream and record.first_byte_at and record.status == 200:
             children.first_token.observe(record.first_byte_at - record.started_at)
         for cause in record.retries:
             self._retries.labels(cause).inc()

@@ -31,7 +31,7 @@ class FleetView:
     queued_prefill_tokens: Sequence[float]
     """Tokens that this router sent there, expected to miss the cache, whose first token is not back yet."""
     foreign_prefill_tokens: Sequence[float]
-    """The same for other replicas' requests, estimated from the polled waiting count."""
+    """The same for other replicas' requests, estimated from what the worker exports of its queue and its prefills."""
     seconds_per_token: Sequence[float]
     """1 / learnt prefill rate, in s per uncached token; always > 0."""
     slowdown: Sequence[float]

@@ -22,6 +22,9 @@ from router.core.worker import WorkerAddress, WorkerName
 OWN_SAMPLES = 10.0
 """With more than so many (decayed) samples, a worker's rate is its own and no longer follows the fleet's."""
 
+MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN = 0.5, 64.0
+"""A prompt beyond these is not text, or badly counted: an image says nothing of how a tokenizer cuts."""
+
 BELIEVED_TOKENS = 256.0
 """What the bytes per token that configuration names weigh against the first that are seen."""
 
@@ -73,7 +76,8 @@ class Lease:
         self.shows_first_token = shows_first_token
         self.answered = False
         self.service_s = 0.0
-        """Seconds that the worker spent on this prefill alone, once the first token is back."""
+        """Seconds that the worker spent on this prefill alone, once the first token is back.
+        0.0 where it also had to wait for a seat."""
 
     def on_first_token(self, now: float) -> None:
         """The prefill is done: its tokens no longer queue. Calling it again changes nothing."""
@@ -81,7 +85,8 @@ class Lease:
             return
         self.answered = True
         member = self.member
-        self.service_s = now - max(member.last_answer_at, self.admitted_at)
+        if member.load is None or not member.load.is_short_of_seats:
+            self.service_s = now - max(member.last_answer_at, self.admitted_at)
         member.last_answer_at = now
         self._fleet.queued_prefill_tokens[member.position] -= self.tokens
 
@@ -151,7 +156,6 @@ class Fleet:
         self._mean_uncached_tokens = 1000.0
         """Of the requests that this router saw: what one that it did not see is likely to queue."""
         self._foreign_drained_at = 0.0
-        self.membership_version = 0
         self.names: list[WorkerName] = []
         self.in_flight: list[int] = []
         self.foreign_in_flight: list[int] = []
@@ -179,7 +183,6 @@ class Fleet:
             self._remove(member)
         came = [self._add(address) for name, address in wanted.items() if name not in self._by_name]
         if came or left:
-            self.membership_version += 1
             self._eligible.clear()
         return came, left
 
@@ -321,7 +324,7 @@ class Fleet:
 
         Workers that have shown little of their own are taken for the fleet's mean, and so follow it.
         """
-        self._mean_uncached_tokens += 0.05 * (uncached_tokens - self._mean_uncached_tokens)
+        self._mean_uncached_tokens += 0.05 * (max(uncached_tokens, 0.0) - self._mean_uncached_tokens)
         if uncached_tokens <= 0 or lease.service_s <= 0 or lease.member.removed:
             return
         lease.member.prefills.add(uncached_tokens, lease.service_s)
@@ -337,6 +340,8 @@ class Fleet:
         return self._rules.initial_bytes_per_token if ratio is None else ratio.value
 
     def learn_bytes_per_token(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
+        if not MIN_BYTES_PER_TOKEN * prompt_tokens <= prompt_bytes <= MAX_BYTES_PER_TOKEN * prompt_tokens:
+            return
         ratio = self._bytes_per_token.get(model)
         if ratio is None:
             if model not in self._known_models:

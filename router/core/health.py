@@ -1,13 +1,14 @@
 """When a worker is taken out for failing, for how long, and how it comes back.
 
-              probe answers                    a death, or `failures` bad answers in a row
+              probe answers            a death, or `failures` bad answers or probes in a row
     STARTING ───────────────► UP ──────────────────────────────────────────────► EJECTED
                               ▲                                                     │
                               └── its time is over and a probe answers, or ─────────┘
-                                  a request that had no other worker succeeds
+                                  a request succeeds there all the same
 
-An ejection lasts ``ejection_s``, doubled for each one that follows soon upon the last. Being slow is load, not illness,
-and never ejects; nor do 429 and 503, which say "busy". Whether an ejected worker is tried all the same, because no
+Probes and requests are counted apart: a worker that drains answers its probes and fails its requests. An ejection lasts
+``ejection_s``, doubled for each one that follows soon upon the last. Being slow is load, not illness, and never ejects;
+nor do 429 and 503, which say "busy". Whether an ejected worker is tried all the same, because no
 other is left, is the fleet's question (panic mode), not decided here.
 """
 
@@ -47,36 +48,39 @@ class HealthRules:
 
 @dataclass(slots=True)
 class Health:
-    """One worker's. Every method takes the monotonic time and returns True if the state changed."""
+    """One worker's. Every method takes the monotonic time; those named ``on_…`` return True if the state changed."""
 
     rules: HealthRules
     state: State = State.STARTING
-    failures_in_a_row: int = 0
-    ejections_in_a_row: int = 0
+    failed_requests: int = 0
+    """In a row, as are the next two."""
+    failed_probes: int = 0
+    doublings: int = 0
+    """Of the next ejection's length; no more than it takes to reach the longest."""
     ejected_until: float = 0.0
     returned_at: float | None = None
     ejections: Counter[Cause] = field(default_factory=Counter)
 
     def on_probe_answered(self, now: float) -> bool:
+        self.failed_probes = 0
         if self.state is State.STARTING:
             self.state = State.UP
             return True
-        if self.state is State.EJECTED and now >= self.ejected_until:
-            return self._return(now)
-        return False
+        return self._return(now) if self.state is State.EJECTED and now >= self.ejected_until else False
 
     def on_probe_failed(self, now: float) -> bool:
-        return self._on_failure(Cause.PROBE, now)
+        self.failed_probes += 1
+        return self.failed_probes >= self.rules.failures and self._eject(Cause.PROBE, now)
 
     def on_success(self, now: float) -> bool:
-        self.failures_in_a_row = 0
+        self.failed_requests = 0
         return self._return(now) if self.state is State.EJECTED else False
 
     def on_error_answer(self, now: float) -> bool:
-        return self._on_failure(Cause.ERRORS, now)
+        return self._on_failed_request(Cause.ERRORS, now)
 
     def on_timeout(self, now: float) -> bool:
-        return self._on_failure(Cause.TIMEOUT, now)
+        return self._on_failed_request(Cause.TIMEOUT, now)
 
     def on_death(self, now: float) -> bool:
         """One is enough: a process that is gone fails every request, and as fast as it can."""
@@ -92,17 +96,20 @@ class Health:
             return 1.0
         return 1.0 / max(share, 0.1)
 
-    def _on_failure(self, cause: Cause, now: float) -> bool:
-        self.failures_in_a_row += 1
-        return self._eject(cause, now) if self.failures_in_a_row >= self.rules.failures else False
+    def _on_failed_request(self, cause: Cause, now: float) -> bool:
+        self.failed_requests += 1
+        return self.failed_requests >= self.rules.failures and self._eject(cause, now)
 
     def _eject(self, cause: Cause, now: float) -> bool:
         if self.state is not State.UP:
             return False
         if now - self.ejected_until > self.rules.max_ejection_s:
-            self.ejections_in_a_row = 0
-        length = min(self.rules.ejection_s * 2.0**self.ejections_in_a_row, self.rules.max_ejection_s)
-        self.ejections_in_a_row += 1
+            self.doublings = 0
+        length = self.rules.ejection_s * 2.0**self.doublings
+        if length < self.rules.max_ejection_s:
+            self.doublings += 1
+        else:
+            length = self.rules.max_ejection_s
         self.ejections[cause] += 1
         self.state = State.EJECTED
         self.ejected_until = now + length
@@ -110,6 +117,6 @@ class Health:
 
     def _return(self, now: float) -> bool:
         self.state = State.UP
-        self.failures_in_a_row = 0
+        self.failed_requests = self.failed_probes = 0
         self.returned_at = now
         return True

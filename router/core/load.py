@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SEAT_TOKENS = 1024
+"""Less than a step of prefill: a worker that had work of that kind to do would have more of it under way."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
@@ -19,3 +22,9 @@ class LoadReport:
     cache_tokens: int | None
     process_start_time: float | None
     """Unix seconds; another value than before means another process, whose cache is empty."""
+
+    @property
+    def is_short_of_seats(self) -> bool:
+        """Requests wait although next to nothing is being prefilled: decoding has all the seats, and how long one waits for
+        them says nothing of how fast the worker prefills."""
+        return self.waiting > 0 and self.prefilling_tokens is not None and self.prefilling_tokens < SEAT_TOKENS

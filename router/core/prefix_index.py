@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from itertools import compress, islice
 
 import msgspec
 
@@ -38,6 +38,8 @@ class Matches(msgspec.Struct, frozen=True):
     groups: Sequence[tuple[int, float, int]] = ()
     """Deepest first: a bit set of positions, the tokens cached on each of them (always more than nothing), and how many
     requests ago the last one came that shared so much of the prompt (0: the request before this one)."""
+    clock: int = 0
+    """The index's count of requests when it was asked."""
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         """Position and its cached tokens, deepest first."""
@@ -52,8 +54,17 @@ class Matches(msgspec.Struct, frozen=True):
                 return tokens
         return 0.0
 
+    def last_used(self, position: int) -> int:
+        """When, on the index's clock, what one worker is believed to hold was last used; -1 where that is nothing."""
+        for workers, _tokens, age in self.groups:
+            if workers >> position & 1:
+                return self.clock - age
+        return -1
+
 
 NO_MATCHES = Matches()
+MAX_FORGOTTEN = 2000
+"""Most entries that ``forget_older`` takes out at once: half a millisecond."""
 
 
 class _Held:
@@ -143,7 +154,7 @@ class PrefixIndex:
             last = held[workers.bit_length() - 1].blocks[hashes[depth - 1]]
             latest = max(last, latest)
             found.append((workers, depth * tokens_per_block, clock - latest))
-        return Matches(found)
+        return Matches(found, clock)
 
     def record(self, position: int, fingerprint: Fingerprint, output_bytes: int | None = None) -> None:
         """The prompt went to this worker, which holds it from now on, and ``output_bytes`` of reply after it.
@@ -181,6 +192,21 @@ class PrefixIndex:
         if cached_blocks > 0:
             head = Fingerprint(fingerprint.hashes[:cached_blocks], fingerprint.prompt_bytes)
             self.record(position, head, 0)
+
+    def forget_older(self, position: int, than: int) -> None:
+        """The worker turned out to have evicted something last used at ``than``: so it evicted all that was not used since.
+
+        At most MAX_FORGOTTEN entries go at once; a worker whose cache is smaller than believed will show it again.
+        """
+        held = self._held.get(position)
+        if held is None:
+            return
+        old = 0
+        for clock in islice(held.blocks.values(), MAX_FORGOTTEN):
+            if clock > than:
+                break
+            old += 1
+        self._evict(held, old)
 
     def blocks(self, position: int) -> int:
         """Entries of one worker, its replies' included; 0 where no worker is."""

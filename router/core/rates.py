@@ -7,6 +7,9 @@ from dataclasses import dataclass
 DECAY = 0.98
 """What a sample weighs after the next one came: the last fifty or so count."""
 
+MIN_SPREAD = 0.25
+"""Least variance of the prompts' tokens, over their squared mean, for a line to be told from noise."""
+
 PRIOR_SAMPLES = 3.0
 """As many samples of the whole fleet's mean count for each worker: its own soon outweigh them."""
 
@@ -59,7 +62,7 @@ class PrefillTimes:
         seconds = self.seconds + weight * fleet.seconds
         ratio = slope = seconds / tokens
         spread = samples * (self.tokens_squared + weight * fleet.tokens_squared) - tokens * tokens
-        if spread > 0.01 * tokens * tokens:
+        if spread > MIN_SPREAD * tokens * tokens:
             by_seconds = self.tokens_by_seconds + weight * fleet.tokens_by_seconds
             slope = (samples * by_seconds - tokens * seconds) / spread
         slope = min(max(slope, 0.1 * ratio), ratio)

@@ -17,7 +17,6 @@ class Record(msgspec.Struct, kw_only=True):
     stream: bool
     started_at: float
     decided_at: float = 0.0
-    sent_at: float = 0.0
     first_byte_at: float = 0.0
     ended_at: float = 0.0
     status: int = 0

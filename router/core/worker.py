@@ -38,7 +38,9 @@ def parse_address(url: str) -> WorkerAddress:
         raise ValueError(f"worker URL {url!r} must begin with http:// or https://")
     if not parts.hostname:
         raise ValueError(f"worker URL {url!r} names no host")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError(f"worker URL {url!r} must be an origin only: no path, query or user")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else 80)
+    if port == 0:
+        raise ValueError(f"worker URL {url!r} must name a port from 1 to 65535")
     return WorkerAddress(parts.scheme, parts.hostname, port)

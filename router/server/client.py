@@ -8,6 +8,7 @@ and ends them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from http import HTTPStatus
 
 from aiohttp import HttpVersion11, web
@@ -108,17 +109,23 @@ class ClientConnection:
 
     async def drained(self) -> bool:
         """Until the client has read on (True) or is gone (False): one that makes no progress for the stall limit is cut."""
-        left = self._unsent_bytes()
-        while not self.is_closing() and self.is_full():
+        if self.is_full() and not self.is_closing():
+            room = asyncio.ensure_future(self._room())
             try:
-                async with asyncio.timeout(self._stall_s):
-                    await self._request.writer.drain()
-            except TimeoutError:
-                now = self._unsent_bytes()
-                if now >= left:
-                    self.abort()
-                left = now
+                while not room.done():
+                    left = self._unsent_bytes()
+                    await asyncio.wait((room,), timeout=self._stall_s)
+                    if not room.done() and self._unsent_bytes() >= left:
+                        self.abort()
+                        break
+            finally:
+                room.cancel()
         return not self.is_closing()
+
+    async def _room(self) -> None:
+        """Waited for without a timeout of its own, which would cancel the one future that every drain of aiohttp waits for."""
+        with contextlib.suppress(ConnectionError):
+            await self._request.writer.drain()
 
     def _unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0

@@ -77,7 +77,9 @@ class FleetKeeper:
         for member in came:
             log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
             watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
-            self._watched[member] = watch, asyncio.create_task(watch.run(), name=f"watch {member.name}")
+            task = asyncio.create_task(watch.run(), name=f"watch {member.name}")
+            task.add_done_callback(_report_end)
+            self._watched[member] = watch, task
 
     async def _read(self) -> list[WorkerAddress]:
         addresses: list[WorkerAddress] = []
@@ -88,3 +90,9 @@ class FleetKeeper:
                 log.warning("workers unreadable: the last known ones stay", extra={"error": str(error)})
             addresses.extend(self._last.get(number, ()))
         return addresses
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """A watch ends by being cancelled; whatever else ends it must be heard of, for nobody awaits it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a worker is watched no more", extra={"task": task.get_name()}, exc_info=error)

@@ -89,6 +89,7 @@ class WorkerWatch:
     async def poll(self) -> None:
         """Once: the load. A worker that does not say is not ill; its last figures are believed until they are stale."""
         if self._member.health.state is State.EJECTED:
+            self._fleet.expire_load(self._member, self._clock())
             return
         asked = self._fleet.own_load(self._member)
         reply = await self._get("/metrics", self._settings.load_timeout_s)
@@ -99,6 +100,7 @@ class WorkerWatch:
             report = parse_load(reply.body)
         except BadLoad as error:
             log.warning("unreadable metrics", extra={"worker": self._member.name, "error": str(error)})
+            self._fleet.expire_load(self._member, self._clock())
             return
         if self._fleet.on_load(self._member, report, asked, self._clock()):
             log.info("worker restarted: its cache is empty", extra={"worker": self._member.name})

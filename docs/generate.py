@@ -1,0 +1,97 @@
+"""Writes the parts of the reference pages that the code knows best: ``python -m docs.generate``.
+
+A page may hold text of its own around the two marks; only what stands between them is written anew. tests/test_docs.py
+fails where a page is not what would be written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import aiohttp
+import msgspec
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.app import Running, running
+from router.config import Config, Setting, load_config, settings
+from router.simulator import Fault, SimulatorSettings, start_fleet
+
+DOCS = Path(__file__).resolve().parent
+BEGIN, END = "<!-- generated: make no change here -->", "<!-- end of what is generated -->"
+CHAT = {"model": "sim", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def describe_metrics() -> str:
+    """A table of what a router exports that has streamed, failed and ejected a worker, so that every label is there."""
+    fleet_settings = SimulatorSettings(workers=2, base_port=0, time_scale=1000)
+    async with await start_fleet(fleet_settings) as fleet:
+        flags = {"server.port": 0, "admin.port": 0, "fleet.workers": fleet.urls, "load.poll_interval_s": 0.05}
+        async with running(load_config(None, {}, flags)) as router, aiohttp.ClientSession() as session:
+            await _ask(session, router)
+            for worker in range(fleet_settings.workers):
+                fleet.set_fault(worker, Fault.CUT)
+            await _ask(session, router)
+            async with session.get(f"{router.admin_url}/metrics") as answer:
+                text = await answer.text()
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for family in text_string_to_metric_families(text):
+        if not family.name.startswith("warmroute_"):
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+async def _ask(session: aiohttp.ClientSession, router: Running) -> None:
+    async with session.post(f"{router.url}/v1/chat/completions", json=CHAT) as answer:
+        await answer.read()
+
+
+async def describe_settings() -> str:
+    """A section and a table for each table of the configuration."""
+    by_section: dict[str, list[Setting]] = {}
+    for setting in settings():
+        by_section.setdefault(setting.key.partition(".")[0], []).append(setting)
+    parts: list[str] = []
+    for field in msgspec.structs.fields(Config):
+        parts += [f"## {field.name}", "", str(field.type.__doc__), ""]
+        parts += ["| key | type and bound | default | meaning |", "|---|---|---|---|"]
+        for each in by_section[field.name]:
+            rule = f"{each.type} {each.bound}".strip()
+            parts.append(f"| `{each.key}` | {rule} | {_as_toml(each.default)} | {each.description} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def _as_toml(value: object) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+PAGES: Mapping[str, Callable[[], Awaitable[str]]] = MappingProxyType(
+    {"configuration.md": describe_settings, "metrics.md": describe_metrics}
+)
+
+
+async def render(page: str) -> str:
+    """The whole page as it should be. Raises ValueError where it lacks its marks."""
+    before, begin, rest = (DOCS / page).read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"docs/{page} lacks the marks of what is generated")
+    return f"{before}{BEGIN}\n\n{await PAGES[page]()}\n\n{END}{after}"
+
+
+async def _write_all() -> None:
+    for page in PAGES:
+        text = await render(page)
+        (DOCS / page).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    uvloop.run(_write_all())

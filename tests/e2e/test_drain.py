@@ -1,0 +1,121 @@
+"""The command in a process of its own, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from router.app import Running
+from router.wire.framing import LAST_CHUNK, frame
+from tests.e2e.routed import Broken, RawClient, connected
+from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, answering
+from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, scripted
+
+PATH = "/v1/chat/completions"
+
+
+@dataclass
+class Served:
+    process: asyncio.subprocess.Process
+    router: Running
+    """Its URL, and nothing else: the rest of it is in the other process."""
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def served(worker: str, *flags: str, drain_s: float = 20.0) -> AsyncIterator[Served]:
+    ports = ["--port", "0", "--admin-port", "0", "--insecure-no-auth"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router", "serve", *ports, "--worker", worker, *flags),
+        env={"WARMROUTE_SERVER__DRAIN_S": str(drain_s), "PATH": ""},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(20):
+            yield Served(process, cast(Running, SimpleNamespace(url=await url_of(process))))
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def url_of(process: asyncio.subprocess.Process) -> str:
+    """The router says on standard error where it serves."""
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if match := re.search(rb"serving url='([^']+)'", line):
+            return match[1].decode()
+    raise AssertionError("the router did not start")
+
+
+async def begin_stream(client: RawClient) -> None:
+    await client.post(PATH, STREAMED)
+    await client.head()
+    assert await client.chunk() == TEXT
+
+
+async def test_when_told_to_stop_live_streams_end_well_and_new_requests_go_elsewhere() -> None:
+    async def stream_in_steps(_asked: Asked, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, frame(TEXT))
+        await refused.wait()
+        await peer.send(frame(LAST + DONE) + LAST_CHUNK)
+
+    refused = asyncio.Event()
+    async with scripted(stream_in_steps) as worker, served(worker.url) as command:
+        async with connected(command.router) as client, connected(command.router) as other:
+            await other.send(b"GET /ready HTTP/1.1\r\nHost: r\r\n\r\n")
+            assert (await other.answer()).status == 200
+            await begin_stream(client)
+            command.stop()
+            status = 200
+            while status == 200:
+                await other.send(b"GET /ready HTTP/1.1\r\nHost: r\r\n\r\n")
+                status = (await other.answer()).status
+            await other.post(PATH, CHAT)
+            answer = await other.answer()
+            assert (answer.status, answer.error["code"]) == (503, "draining")
+            assert answer.headers["retry-after"]
+            refused.set()
+            assert await client.chunk() == LAST + DONE
+            assert await client.chunk() == b""
+        assert await command.process.wait() == 0
+        assert len(worker.asked) == 1
+
+
+async def test_a_stream_that_outlasts_the_drain_is_broken_off_and_never_ends_cleanly() -> None:
+    async def never_end(_asked: Asked, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, frame(TEXT))
+        await peer.gone()
+
+    async with (
+        scripted(never_end) as worker,
+        served(worker.url, drain_s=0.1) as command,
+        connected(command.router) as client,
+    ):
+        await begin_stream(client)
+        command.stop()
+        with pytest.raises((Broken, ConnectionError)):
+            await client.read_on()
+        assert await command.process.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_idle_router_stops_at_once_though_clients_are_connected(number: signal.Signals) -> None:
+    async with scripted(answering()) as worker, served(worker.url) as command, connected(command.router) as client:
+        await client.post(PATH, CHAT)
+        assert (await client.answer()).status == 200
+        command.process.send_signal(number)
+        assert await command.process.wait() == 0
+        assert await client.is_closed()

@@ -1,0 +1,94 @@
+"""Where workers come from, and that a source which cannot be read takes none of them away."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.core.worker import WorkerAddress, parse_address
+from router.upstream.discovery import Unreadable
+from router.upstream.discovery.dns import DnsSource
+from router.upstream.discovery.file import FileSource
+from router.upstream.discovery.static import StaticSource
+
+A, B = "http://10.0.0.1:8000", "https://[fd00::1]:8443"
+
+
+async def test_named_workers_are_given_in_their_order() -> None:
+    assert await StaticSource([B, A]).read() == (parse_address(B), parse_address(A))
+
+
+@pytest.mark.parametrize(
+    "url", ["", "10.0.0.1:8000", "ftp://a", "http://", "http://a/v1", "http://u@a", "http://a:99999"]
+)
+def test_what_is_not_a_workers_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"worker URL|[Pp]ort"):
+        StaticSource([url])
+
+
+async def test_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "workers"
+    source = FileSource(file)
+    file.write_text(f"# the fleet\n{A}\n\n  {B}  # behind TLS\n")
+    assert await source.read() == [parse_address(A), parse_address(B)]
+    file.write_text(f"{B}\n")
+    assert await source.read() == [parse_address(B)]
+    file.write_text("")
+    assert await source.read() == []
+
+
+@pytest.mark.parametrize("content", [f"{A}\nhttp//typo\n".encode(), b"\xff\xfe", None])
+async def test_a_file_with_one_bad_line_is_not_read_in_part(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "workers"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(Unreadable, match=str(file)):
+        await FileSource(file).read()
+
+
+class Resolver:
+    """In the loop's place, for a source that asks it for addresses only."""
+
+    def __init__(self) -> None:
+        self.hosts: Sequence[str] | OSError = ()
+        self.asked: list[tuple[str, int]] = []
+
+    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+        self.asked.append((host, port))
+        if isinstance(self.hosts, OSError):
+            raise self.hosts
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in self.hosts]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    found = Resolver()
+    monkeypatch.setattr("router.upstream.discovery.dns.asyncio.get_running_loop", lambda: found)
+    return found
+
+
+def read(source: DnsSource) -> Sequence[WorkerAddress]:
+    """Without a loop, since the resolver stands in its place."""
+    reading = source.read()
+    with pytest.raises(StopIteration) as ended:
+        reading.send(None)
+    found: Sequence[WorkerAddress] = ended.value.value
+    return found
+
+
+def test_every_address_of_a_name_is_a_worker(resolver: Resolver) -> None:
+    resolver.hosts = ("10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1")
+    found = read(DnsSource("vllm.example:8000"))
+    assert found == [WorkerAddress("http", host, 8000) for host in ("10.0.0.1", "10.0.0.2", "fd00::1")]
+    assert resolver.asked == [("vllm.example", 8000)]
+
+
+@pytest.mark.parametrize("failure", [socket.gaierror(-2, "unknown"), OSError("no network")])
+def test_a_name_that_does_not_resolve_is_unreadable(resolver: Resolver, failure: OSError) -> None:
+    resolver.hosts = failure
+    with pytest.raises(Unreadable, match=r"vllm\.example"):
+        DnsSource("vllm.example:8000").read().send(None)

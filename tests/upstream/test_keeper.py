@@ -1,0 +1,187 @@
+"""The fleet follows its sources: workers come, are looked at, and leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from router.core.fleet import Fleet, FleetRules
+from router.core.health import HealthRules, State
+from router.core.prefix_index import PrefixIndex
+from router.core.ring import Ring
+from router.core.worker import WorkerAddress, parse_address
+from router.upstream.discovery import Unreadable
+from router.upstream.exchange import Upstream
+from router.upstream.keeper import FleetKeeper
+from router.upstream.pool import Pool
+from router.upstream.watch import WatchSettings, WorkerWatch
+from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
+from tests.upstream.test_exchange import SETTINGS
+
+WATCH = WatchSettings(
+    probe_interval_s=60,
+    ill_interval_s=60,
+    models_interval_s=0.0,
+    probe_timeout_s=5,
+    load_interval_s=60,
+    load_timeout_s=5,
+)
+
+
+class FakeSource:
+    def __init__(self, *urls: str) -> None:
+        self.urls: Sequence[str] | None = urls
+
+    async def read(self) -> Sequence[WorkerAddress]:
+        if self.urls is None:
+            raise Unreadable("nothing to be read")
+        return [parse_address(url) for url in self.urls]
+
+
+class Fixture:
+    def __init__(self, *sources: FakeSource) -> None:
+        self.now = 100.0
+        self.index = PrefixIndex(100_000, 1000)
+        rules = FleetRules(HealthRules(failures=2, ejection_s=1.0), 10_000.0, 4.0, 5.0, 500_000)
+        self.fleet = Fleet(rules, self.index, notify=lambda _member: None)
+        self.pool = Pool(SETTINGS)
+        self.upstream = Upstream(self.pool, lambda _model: lambda _gap: None)
+        self.rings: list[Ring] = []
+        self.keeper = FleetKeeper(
+            sources, self.fleet, self.pool, self.upstream, WATCH, 60.0, self.rings.append, lambda: self.now
+        )
+
+    @property
+    def urls(self) -> set[str]:
+        return {member.address.url for member in self.fleet.members()}
+
+    def watch(self) -> WorkerWatch:
+        """A watch of one's own over the only member, to be moved by hand."""
+        (member,) = self.fleet.members()
+        return WorkerWatch(member, self.fleet, self.upstream, WATCH, lambda: self.now)
+
+
+@asynccontextmanager
+async def kept(*sources: FakeSource) -> AsyncIterator[Fixture]:
+    fixture = Fixture(*sources)
+    async with asyncio.timeout(20):
+        await fixture.keeper.start(10.0)
+        running = asyncio.create_task(fixture.keeper.run())
+        try:
+            yield fixture
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            fixture.pool.close()
+
+
+async def test_the_first_look_is_over_when_start_returns() -> None:
+    async with (
+        scripted(models=("m", "adapter")) as one,
+        scripted() as two,
+        kept(FakeSource(one.url, two.url)) as fixture,
+    ):
+        assert fixture.fleet.is_ready()
+        assert list(fixture.fleet.served_models()) == ["adapter", "m"]
+        assert fixture.fleet.eligible("m").positions == [0, 1]
+        assert all(member.load is not None for member in fixture.fleet.members())
+
+
+async def test_a_worker_that_does_not_answer_holds_nobody_up_and_serves_nothing() -> None:
+    async with scripted() as one, kept(FakeSource(one.url, await unused_url())) as fixture:
+        assert fixture.fleet.eligible("m").positions == [0]
+        assert [member.health.state for member in fixture.fleet.members()] == [State.UP, State.STARTING]
+
+
+async def test_workers_come_and_leave_with_their_source_and_the_ring_with_them() -> None:
+    source = FakeSource()
+    async with scripted() as one, scripted() as two, kept(source) as fixture:
+        source.urls = (one.url,)
+        await fixture.keeper.refresh()
+        assert fixture.urls == {one.url}
+        source.urls = (two.url, one.url)
+        await fixture.keeper.refresh()
+        source.urls = (two.url,)
+        await fixture.keeper.refresh()
+        assert fixture.urls == {two.url}
+        assert len(fixture.rings) == 3
+        await fixture.keeper.refresh()
+        assert len(fixture.rings) == 3, "the same workers need no new ring"
+
+
+async def test_a_source_that_cannot_be_read_takes_no_worker_away() -> None:
+    async with scripted() as one, scripted() as two:
+        static, file = FakeSource(one.url), FakeSource(two.url)
+        async with kept(static, file) as fixture:
+            file.urls = None
+            await fixture.keeper.refresh()
+            assert fixture.urls == {one.url, two.url}
+            file.urls = ()
+            await fixture.keeper.refresh()
+            assert fixture.urls == {one.url}
+
+
+async def test_a_worker_named_twice_is_one() -> None:
+    async with scripted() as one, kept(FakeSource(one.url), FakeSource(one.url)) as fixture:
+        assert len(fixture.fleet) == 1
+
+
+async def test_a_worker_that_left_is_watched_no_longer() -> None:
+    source = FakeSource()
+    async with scripted() as one, kept(source) as fixture:
+        source.urls = (one.url,)
+        await fixture.keeper.refresh()
+        source.urls = ()
+        await fixture.keeper.refresh()
+        assert not [
+            task for task in asyncio.all_tasks() if task.get_name().startswith("watch") and not task.cancelling()
+        ]
+
+
+async def look(worker: ScriptedWorker, fixture: Fixture) -> State:
+    watch = fixture.watch()
+    await watch.probe()
+    (member,) = fixture.fleet.members()
+    return member.health.state
+
+
+async def test_probes_eject_an_ill_worker_and_bring_a_well_one_back_when_its_time_is_over() -> None:
+    async with scripted() as worker, kept(FakeSource(worker.url)) as fixture:
+        worker.is_ill = True
+        assert [await look(worker, fixture) for _ in range(2)] == [State.UP, State.EJECTED]
+        worker.is_ill = False
+        assert await look(worker, fixture) is State.EJECTED
+        fixture.now += 1.5
+        assert await look(worker, fixture) is State.UP
+
+
+async def test_a_worker_comes_up_with_its_models_and_not_before() -> None:
+    async with scripted(models=()) as worker, kept(FakeSource(worker.url)) as fixture:
+        assert not fixture.fleet.is_ready()
+        worker.models = ("m",)
+        assert await look(worker, fixture) is State.UP
+        assert fixture.fleet.eligible("m").positions == [0]
+
+
+async def test_models_that_a_worker_loads_or_drops_are_noticed() -> None:
+    async with scripted() as worker, kept(FakeSource(worker.url)) as fixture:
+        worker.models = ("n",)
+        await look(worker, fixture)
+        assert list(fixture.fleet.served_models()) == ["n"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"data":5}', b'{"data":[{"id":7}]}', b"\xff"])
+async def test_a_model_list_that_makes_no_sense_is_no_models_and_no_crash(body: bytes) -> None:
+    class Odd(ScriptedWorker):
+        def _probed(self, path: str) -> bytes:
+            odd = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            return odd if path in ("/v1/models", "/metrics") else super()._probed(path)
+
+    worker = Odd()
+    server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
+    async with server, kept(FakeSource(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")) as fixture:
+        assert not fixture.fleet.is_ready()
+        assert fixture.fleet.served_models() == {}

@@ -1,0 +1,117 @@
+"""A connection's two sides without sockets: what the worker sends is fed in, what leaves is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from router.upstream.connection import Limits, WorkerConnection
+from router.wire.framing import ChunkedReader
+
+LIMITS = Limits(max_reply_bytes=2000, max_event_bytes=1000, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0)
+
+
+class Clock:
+    """What a connection asks of its loop: the time, which only a test moves, and futures."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+
+class FakeTransport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.reads = True
+        self.closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closing
+        self.written.append(bytes(data))
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def is_reading(self) -> bool:
+        return self.reads
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+
+class FakeClient:
+    """Where a stream goes. ``is_full_behind``: bytes after which it has not read on."""
+
+    def __init__(self, *, is_chunked: bool = True, is_full_behind: int | None = None) -> None:
+        self.is_chunked = is_chunked
+        self.is_full_behind = is_full_behind
+        self.writes: list[bytes] = []
+        self.gone = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.gone
+        self.writes.append(data)
+
+    def is_closing(self) -> bool:
+        return self.gone
+
+    def is_full(self) -> bool:
+        return self.is_full_behind is not None and len(self.sent) > self.is_full_behind
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.writes)
+
+    @property
+    def events(self) -> bytes:
+        """The payload so far; fails where what was sent is not whole frames."""
+        if not self.is_chunked:
+            return self.sent
+        reader = ChunkedReader()
+        payload, error = reader.feed(self.sent)
+        assert error is None
+        assert reader.at_boundary or reader.finished
+        assert not reader.surplus
+        return payload
+
+    @property
+    def has_ended(self) -> bool:
+        """True where the body has its last chunk."""
+        return self.sent.endswith(b"0\r\n\r\n")
+
+
+class Wire:
+    """One connection, its transport and whether it was given back to the pool."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.clock = Clock()
+        self.transport = FakeTransport()
+        self.idled: list[WorkerConnection] = []
+        loop = cast(asyncio.AbstractEventLoop, self.clock)
+        self.connection = WorkerConnection(loop, limits, self.idled.append)
+        self.connection.connection_made(self.transport)
+
+    def feed(self, *pieces: bytes) -> None:
+        """As a loop would: nothing is read from a transport that is closing."""
+        for piece in pieces:
+            if not self.transport.closing:
+                self.connection.data_received(piece)
+
+    def lose(self, error: Exception | None = None) -> None:
+        """The worker's side closed: the end of what it sends, and then the connection's."""
+        if not self.transport.closing and error is None:
+            self.connection.eof_received()
+        self.transport.closing = True
+        self.connection.connection_lost(error)

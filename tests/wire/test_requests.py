@@ -1,0 +1,211 @@
+"""What routing needs of a body: the prompt's bytes, its stable part, and nothing that the worker should judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from router.core.errors import InvalidJson, InvalidRequest
+from router.core.request import NO_TENANT, Request, Route, Tenant
+from router.wire.requests import parse_request
+
+LONG = "the fleet keeps what it has seen " * 100
+SYSTEM = {"role": "system", "content": LONG}
+USER = {"role": "user", "content": LONG[::-1]}
+ASSISTANT = {"role": "assistant", "content": "yes, " * 300}
+AGAIN = {"role": "user", "content": "and then? " * 200}
+
+
+def parse(
+    route: Route = Route.CHAT, headers: Mapping[str, str] | None = None, tenant: str = "", **body: Any
+) -> Request:
+    raw = json.dumps({"model": "m", **body}).encode()
+    return parse_request(route, raw, headers or {}, Tenant(tenant), "r-1")
+
+
+def shared(one: Request, other: Request) -> int:
+    pairs = zip(one.fingerprint.hashes, other.fingerprint.hashes, strict=False)
+    return sum(a == b for a, b in pairs)
+
+
+def test_a_turn_shares_all_of_the_turn_before_it() -> None:
+    before = parse(messages=[SYSTEM, USER])
+    after = parse(messages=[SYSTEM, USER, ASSISTANT, AGAIN])
+    assert shared(before, after) == len(before.fingerprint.hashes) >= 6
+    assert before.anchor == after.anchor
+    assert before.earlier_bytes == 0
+    assert after.earlier_bytes == before.fingerprint.prompt_bytes + len("\nassistant\n") + len(
+        str(ASSISTANT["content"])
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "other"}, {"cache_salt": "s"}, {"tenant": "t"}, {"tools": [{"type": "function"}]}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_models_salts_tenants_and_tools_share_nothing(change: dict[str, Any]) -> None:
+    one, other = parse(messages=[SYSTEM, USER]), parse(messages=[SYSTEM, USER], **change)
+    assert shared(one, other) == 0
+    assert (one.anchor == other.anchor) == ("cache_salt" in change)
+
+
+def test_the_anchor_ends_with_the_first_user_turn() -> None:
+    other_user = {"role": "user", "content": "something else"}
+    assert parse(messages=[SYSTEM, USER]).anchor != parse(messages=[SYSTEM, other_user]).anchor
+    assert parse(messages=[SYSTEM, USER, ASSISTANT, AGAIN]).anchor == parse(messages=[SYSTEM, USER, AGAIN]).anchor
+
+
+def test_a_list_of_text_parts_is_the_text() -> None:
+    parts = [{"type": "text", "text": LONG[:1500]}, {"type": "text", "text": LONG[1500:]}]
+    one, other = (
+        parse(messages=[{"role": "user", "content": parts}]),
+        parse(messages=[{"role": "user", "content": LONG}]),
+    )
+    assert one.fingerprint == other.fingerprint
+
+
+def test_tool_calls_and_images_are_part_of_the_prompt() -> None:
+    def call(name: str, **content: None) -> Request:
+        calls = [{"id": "1", "type": "function", "function": {"name": name, "arguments": name * 1200}}]
+        return parse(messages=[USER, {"role": "assistant", **content, "tool_calls": calls}])
+
+    def image(url: str) -> Request:
+        return parse(
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url + "x" * 1500}}]}]
+        )
+
+    assert call("a").fingerprint != call("b").fingerprint
+    assert call("a", content=None).fingerprint != call("b", content=None).fingerprint
+    assert image("a").fingerprint != image("b").fingerprint
+
+
+def test_how_an_object_orders_its_keys_makes_no_difference() -> None:
+    one = parse(messages=[{"role": "user", "content": [{"type": "x", "a": LONG}]}])
+    other = parse(messages=[{"content": [{"a": LONG, "type": "x"}], "role": "user"}])
+    assert one.fingerprint == other.fingerprint
+
+
+def test_completions_take_text_texts_and_token_ids() -> None:
+    text = parse(Route.COMPLETIONS, prompt=LONG)
+    assert text.fingerprint == parse(Route.COMPLETIONS, prompt=[LONG, "other"]).fingerprint
+    ids = parse(Route.COMPLETIONS, prompt=list(range(1000)))
+    assert len(ids.fingerprint.hashes) == 3
+    assert shared(ids, parse(Route.COMPLETIONS, prompt=[*range(600), *range(400)])) == 2
+    assert parse(Route.COMPLETIONS, prompt=[[1, 2], [3]]).fingerprint.prompt_bytes > 0
+    assert parse(Route.COMPLETIONS, prompt=[]).fingerprint.prompt_bytes == 0
+
+
+@pytest.mark.parametrize("ids", [[1, "2"], [1, -1], [1, 1 << 31], [1, 1.5]])
+def test_token_ids_that_are_none_are_refused(ids: list[Any]) -> None:
+    with pytest.raises(InvalidRequest) as found:
+        parse(Route.COMPLETIONS, prompt=ids)
+    assert found.value.param == "prompt"
+
+
+def test_messages_have_their_system_prompt_first() -> None:
+    one = parse(Route.MESSAGES, system=LONG, messages=[USER])
+    parts = parse(Route.MESSAGES, system=[{"type": "text", "text": LONG}], messages=[USER])
+    assert one.fingerprint == parts.fingerprint
+    assert one.anchor == parts.anchor != parse(Route.MESSAGES, messages=[USER]).anchor
+    assert shared(one, parse(Route.COUNT_TOKENS, system=LONG, messages=[AGAIN])) == len(LONG) // 1024
+
+
+@pytest.mark.parametrize("route", [Route.EMBEDDINGS, Route.RERANK, Route.SCORE])
+def test_pooling_routes_have_a_length_and_no_prefix(route: Route) -> None:
+    found = parse(route, input=[LONG])
+    assert list(found.fingerprint.hashes) == []
+    assert found.fingerprint.prompt_bytes == len(found.body)
+    assert not found.stream
+
+
+@pytest.mark.parametrize("route", [Route.CHAT, Route.COMPLETIONS])
+@pytest.mark.parametrize(
+    ("options", "after", "hides"),
+    [
+        (None, b'"stream_options":{"include_usage":true}', True),
+        ({}, b'"stream_options": {"include_usage":true}', True),
+        ({"include_usage": False}, b'"stream_options": {"include_usage":true}', True),
+        ({"include_usage": True}, b'"stream_options": {"include_usage": true}', False),
+        ({"x": 1}, b'"stream_options": {"x":1,"include_usage":true}', True),
+    ],
+)
+def test_a_stream_is_asked_for_its_usage_and_nothing_else_is_touched(
+    route: Route, options: dict[str, Any] | None, after: bytes, hides: bool
+) -> None:
+    body: dict[str, Any] = {"messages": [USER]} if route is Route.CHAT else {"prompt": "x"}
+    given = json.dumps(
+        {"model": "m", **body, "stream": True, **({"stream_options": options} if options is not None else {})}
+    )
+    found = parse_request(route, given.encode(), {}, NO_TENANT, "")
+    assert found.hides_usage == hides
+    assert after in found.body
+    before = given.encode().partition(b', "stream_options"')[0].removesuffix(b"}")
+    assert found.body.startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        (Route.CHAT, b'{ "messages":[], "model" : "m" , "unknown": {"a": [1e5]} }\n'),
+        (Route.CHAT, b'{"messages":[],"model":"m","stream":false}'),
+        (Route.CHAT, b'{"messages":[],"model":"m","stream":null,"stream_options":null}'),
+        (Route.MESSAGES, b'{"messages":[],"model":"m","stream":true}'),
+        (Route.EMBEDDINGS, b'{"model":"m","input":"x","stream":true}'),
+    ],
+)
+def test_every_other_body_goes_on_as_the_client_wrote_it(route: Route, body: bytes) -> None:
+    found = parse_request(route, body, {}, NO_TENANT, "")
+    assert found.body == body
+    assert not found.hides_usage
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        (Route.CHAT, {"messages": []}, None),
+        (Route.CHAT, {"model": "m"}, None),
+        (Route.CHAT, {"model": 1, "messages": []}, "model"),
+        (Route.CHAT, {"model": "m", "messages": "hi"}, "messages"),
+        (Route.CHAT, {"model": "m", "messages": ["hi"]}, "messages[0]"),
+        (Route.CHAT, {"model": "m", "messages": [], "stream": "yes"}, "stream"),
+        (
+            Route.CHAT,
+            {"model": "m", "messages": [], "stream_options": {"include_usage": 1}},
+            "stream_options.include_usage",
+        ),
+        (Route.COMPLETIONS, {"model": "m", "prompt": {}}, "prompt"),
+        (Route.MESSAGES, {"model": "m", "messages": [], "system": 5}, "system"),
+        (Route.EMBEDDINGS, {"input": "x"}, None),
+    ],
+)
+def test_what_routing_cannot_do_without_is_refused_by_its_name(
+    route: Route, body: dict[str, Any], param: str | None
+) -> None:
+    with pytest.raises(InvalidRequest) as found:
+        parse_request(route, json.dumps(body).encode(), {}, NO_TENANT, "")
+    assert found.value.param == param
+    assert "$" not in found.value.message
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"model":"m","model":"n"}', b'{"model":"\\ud800"}'])
+def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        parse_request(Route.CHAT, body, {}, NO_TENANT, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX: y", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n", False),
+        ("x", False),
+    ],
+)
+def test_a_trace_context_is_passed_on_only_when_it_is_one(given: str, passed: bool) -> None:
+    assert parse(messages=[], headers={"traceparent": given}).traceparent == (given if passed else "")

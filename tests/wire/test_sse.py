@@ -1,0 +1,222 @@
+"""What ends a stream, what fails it, what it counted; and what in its text must not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.core.request import Route
+from router.wire.sse import DIALECTS, EventWatch, Usage, read_usage, split_events
+from tests.wire.cuts import cut, cuts
+
+CHAT = DIALECTS[Route.CHAT]
+MESSAGES = DIALECTS[Route.MESSAGES]
+TRAPS = [
+    "word",
+    "\ndata: [DONE]\n\n",
+    'data: {"error": {"message": "no"}}',
+    '"finish_reason":"stop"',
+    '"choices":[]',
+    "event: error\n\nevent: message_stop\n\n",
+    '"stop_reason": "end_turn"',
+    '"usage":{"prompt_tokens":999}',
+]
+
+
+def event(value: object, *, compact: bool = True, end: str = "\n\n") -> bytes:
+    return f"data: {json.dumps(value, separators=(',', ':') if compact else None)}{end}".encode()
+
+
+def delta(text: str, finish: str | None = None, *, compact: bool = True, end: str = "\n\n") -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return event({"id": "c", "choices": [choice]}, compact=compact, end=end)
+
+
+def usage(prompt: int = 10, cached: int | None = 4, output: int = 2) -> bytes:
+    details = None if cached is None else {"cached_tokens": cached}
+    counts = {"prompt_tokens": prompt, "completion_tokens": output, "prompt_tokens_details": details}
+    return event({"id": "c", "choices": [], "usage": counts, "system_fingerprint": "vllm-1"})
+
+
+def named(name: str, value: dict[str, object]) -> bytes:
+    return f"event: {name}\n".encode() + event({"type": name, **value})
+
+
+DONE = b"data: [DONE]\n\n"
+STREAM = delta("a") + delta("b") + delta("", "stop") + usage() + DONE
+
+
+def follow(pieces: list[bytes], *, hides_usage: bool = False, route: Route = Route.CHAT) -> tuple[bytes, EventWatch]:
+    """As a connection follows a stream: whole events to the watch, unless all is plain and nothing is held back."""
+    watch, held, seen = EventWatch(DIALECTS[route], hides_usage=hides_usage), b"", b""
+    for piece in pieces:
+        if not held and piece.endswith(b"\n\n") and watch.is_plain(piece):
+            seen += piece
+            continue
+        whole, held = split_events(held + piece)
+        if whole:
+            seen += watch.take(whole)
+    return seen, watch
+
+
+@given(
+    st.lists(st.sampled_from(TRAPS), max_size=4),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["\n\n", "\r\n\r\n"]),
+    cuts(),
+)
+def test_a_stream_is_the_same_however_it_is_cut_and_its_text_fools_nobody(
+    texts: list[str], compact: bool, hides: bool, end: str, places: list[int]
+) -> None:
+    content = b"".join(delta(text, compact=compact, end=end) for text in texts)
+    last = delta("", "stop", compact=compact, end=end)
+    seen, watch = follow(cut(content + last + usage() + DONE, places), hides_usage=hides)
+    assert (watch.closed, watch.finished, watch.failed) == (True, True, False)
+    assert watch.usage == Usage(10, 4, 2)
+    if hides:
+        assert seen.startswith(content)
+        assert b'"usage":{"prompt_tokens":10' not in seen
+        assert seen.endswith(DONE)
+    else:
+        assert seen == content + last + usage() + DONE
+
+
+@given(st.lists(st.sampled_from(TRAPS), max_size=4), st.booleans(), cuts())
+def test_text_that_looks_like_an_end_is_no_end(texts: list[str], compact: bool, places: list[int]) -> None:
+    content = b"".join(delta(text, compact=compact) for text in texts)
+    seen, watch = follow(cut(content, places))
+    assert seen == content
+    assert (watch.closed, watch.finished, watch.failed, watch.usage) == (False, False, False, None)
+
+
+def test_the_hidden_usage_leaves_its_fingerprint_where_a_client_without_usage_would_find_it() -> None:
+    seen, _ = follow([STREAM], hides_usage=True)
+    events = seen.decode().split("\n\n")
+    assert json.loads(events[-3].removeprefix("data: "))["system_fingerprint"] == "vllm-1"
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert len(events) == 5
+
+
+def test_a_stream_of_several_choices_loses_none_of_their_ends() -> None:
+    ends = [event({"choices": [{"index": i, "delta": {}, "finish_reason": "stop"}]}) for i in range(3)]
+    seen, watch = follow([delta("a"), ends[0], delta("b"), ends[1], ends[2], usage(), DONE], hides_usage=True)
+    assert watch.closed
+    assert seen.count(b'"finish_reason":"stop"') == 3
+    assert seen.count(b'"usage"') == 0
+
+
+def test_a_worker_that_counts_nothing_still_ends_well() -> None:
+    seen, watch = follow([delta("a") + delta("", "stop") + DONE], hides_usage=True)
+    assert watch.closed
+    assert seen == delta("a") + delta("", "stop") + DONE
+
+
+@pytest.mark.parametrize("closing", [DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
+def test_done_without_a_reason_for_finishing_is_a_failure_and_is_not_given(closing: bytes) -> None:
+    for pieces in ([delta("a") + closing], [delta("a"), closing]):
+        seen, watch = follow(pieces)
+        assert (watch.closed, watch.failed) == (False, True)
+        assert seen == delta("a")
+
+
+@pytest.mark.parametrize(
+    "error", [b'data: {"error":{"message":"died"}}\n\n', b'data: {"error": {"message": "died"}}\n\n']
+)
+def test_an_error_event_is_a_failure_and_nothing_from_it_on_is_given(error: bytes) -> None:
+    seen, watch = follow([delta("a") + error + delta("", "stop") + DONE])
+    assert watch.failed
+    assert seen == delta("a")
+
+
+def test_a_final_event_that_waited_for_the_usage_is_not_given_once_the_stream_failed() -> None:
+    seen, watch = follow([delta("a"), delta("", "stop"), event({"error": {"message": "died"}})], hides_usage=True)
+    assert watch.failed
+    assert seen == delta("a")
+
+
+def test_every_event_that_ends_fails_or_counts_is_looked_at() -> None:
+    for mark in (
+        delta("", "stop"),
+        delta("", "stop", compact=False),
+        DONE,
+        usage(),
+        event({"choices": [], "usage": {}}, compact=False),
+        event({"error": {"message": "x"}}),
+        named("message_start", {}),
+        named("message_delta", {}),
+        named("message_stop", {}),
+        named("error", {"error": {"message": "x"}}),
+    ):
+        assert not EventWatch.is_plain(mark), mark
+    assert EventWatch.is_plain(delta("hello"))
+
+
+class TestMessages:
+    START = named("message_start", {"message": {"stop_reason": None, "usage": {"input_tokens": 3, "output_tokens": 0}}})
+    TEXT = named("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": "hi"}})
+    LAST = named(
+        "message_delta",
+        {
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {
+                "input_tokens": 3,
+                "cache_read_input_tokens": 5,
+                "cache_creation_input_tokens": 2,
+                "output_tokens": 7,
+            },
+        },
+    )
+    STOP = named("message_stop", {})
+
+    @given(places=cuts(), traps=st.lists(st.sampled_from(TRAPS), max_size=3))
+    def test_the_other_dialect_ends_with_its_own_event_however_it_is_cut(
+        self, places: list[int], traps: list[str]
+    ) -> None:
+        text = b"".join(named("content_block_delta", {"delta": {"text": trap}}) for trap in traps)
+        stream = self.START + text + self.LAST + self.STOP
+        seen, watch = follow(cut(stream, places), route=Route.MESSAGES)
+        assert seen == stream
+        assert (watch.closed, watch.failed) == (True, False)
+        assert watch.usage == Usage(10, 5, 7)
+
+    def test_a_stop_without_a_reason_is_a_failure(self) -> None:
+        seen, watch = follow([self.START + self.TEXT + self.STOP], route=Route.MESSAGES)
+        assert watch.failed
+        assert seen == self.START + self.TEXT
+
+    def test_its_error_event_is_a_failure(self) -> None:
+        error = named("error", {"error": {"type": "api_error", "message": "died"}})
+        seen, watch = follow([self.START + error + self.LAST + self.STOP], route=Route.MESSAGES)
+        assert watch.failed
+        assert seen == self.START
+
+
+@given(
+    st.lists(st.sampled_from([b"data: a\n\n", b"data: b\r\n\r\n", b": comment\n\n", b"\n\n", b"data: c\ndata: d\n\n"])),
+    st.binary(max_size=9),
+)
+def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest: bytes) -> None:
+    rest = rest.replace(b"\n", b"x")
+    whole, held = split_events(b"".join(events) + b"data: " + rest)
+    assert whole + held == b"".join(events) + b"data: " + rest
+    assert held.endswith(b"data: " + rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"{}", None),
+        (b'{"usage":null}', None),
+        (b'{"usage":{"prompt_tokens":5,"completion_tokens":1}}', Usage(5, None, 1)),
+        (b'{"usage": {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 3}}}', Usage(5, 3, 0)),
+        (b'{"usage":{"prompt_tokens":5,"prompt_tokens_details":null}}', Usage(5, None, 0)),
+        (b'{"usage":{"input_tokens":5,"cache_read_input_tokens":3,"output_tokens":2}}', Usage(8, 3, 2)),
+        (b'{"text":"\\"usage\\":{\\"prompt_tokens\\":9}","usage":{"prompt_tokens":5}}', Usage(5, None, 0)),
+    ],
+)
+def test_usage_is_read_as_it_was_counted_and_unknown_is_not_zero(text: bytes, found: Usage | None) -> None:
+    assert read_usage(text) == found
