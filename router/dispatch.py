@@ -35,7 +35,7 @@ from router.policies.base import Policy
 from router.wire.sse import DIALECTS, EventWatch, Usage, read_usage
 
 CLIENT_GONE = 499
-"""nginx's status for a request whose client did not wait for the answer; nobody is sent it."""
+"""nginx's status for a request whose client left before any of its answer was there; nobody is sent it."""
 
 
 class Exchange(Protocol):
@@ -148,7 +148,7 @@ class Dispatcher:
             record.status, record.outcome = error.status, error.code
             raise
         except asyncio.CancelledError:
-            record.status, record.outcome = CLIENT_GONE, StreamEnd.CLIENT_GONE.value
+            record.status, record.outcome = record.status or CLIENT_GONE, StreamEnd.CLIENT_GONE.value
             raise
         finally:
             self.budget.live -= 1
@@ -267,9 +267,7 @@ class Dispatcher:
     async def _relay(self, exchange: Exchange, client: Client, record: Record, member: Member) -> None:
         end = await exchange.relay(client, record)
         record.outcome = end.value
-        if end is StreamEnd.CLIENT_GONE:
-            record.status = CLIENT_GONE
-        elif end is StreamEnd.FAILED:
+        if end is StreamEnd.FAILED:
             self._heed(member, member.health.on_death(self._clock()))
             client.break_off(WorkerError("the worker failed while it answered"))
 
@@ -285,7 +283,8 @@ class Dispatcher:
         fleet, index = self._fleet, self._index
         if usage.prompt_tokens > 0 and request.fingerprint.hashes:
             fleet.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
-        predicted = record.predicted_cached_tokens
+        # The share of the prompt that was predicted is compared, not the tokens: how many those are was an estimate, too.
+        predicted = record.predicted_cached_tokens * usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
         cached = predicted if usage.cached_tokens is None else usage.cached_tokens
         if cached < predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS:
             index.forget_older(member.position, facts.matches.last_used(member.position))

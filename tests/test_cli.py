@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -52,6 +57,24 @@ def test_check_config_prints_what_holds_but_no_secret(tmp_path: Path) -> None:
     assert "hush-hush" not in result.output
 
 
+def test_check_config_hides_secrets_of_the_environment_too(tmp_path: Path) -> None:
+    file = tmp_path / "warmroute.toml"
+    file.write_text("", "utf-8")
+    environment = {"WARMROUTE_ADMIN__TOKEN": "hush-hush", "WARMROUTE_SERVER__PORT": "9"}
+    result = CliRunner().invoke(cli, ["check-config", str(file)], env=environment)
+    shown = json.loads(result.output)
+    assert (shown["admin"]["token"], shown["fleet"]["worker_key"], shown["server"]["port"]) == ("***", "", 9)
+
+
+def test_serve_says_when_a_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("serve", "--insecure-no-auth", "--worker", "http://127.0.0.1:1", "--port", port)
+    assert result.exit_code == 1
+    assert "Address already in use" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_check_config_fails_on_a_bad_file(tmp_path: Path) -> None:
     file = tmp_path / "warmroute.toml"
     file.write_text("[server]\nport = -1\n", "utf-8")
@@ -60,10 +83,21 @@ def test_check_config_fails_on_a_bad_file(tmp_path: Path) -> None:
     assert "server.port=-1: must be int ≥ 0 ≤ 65535" in result.output
 
 
-def test_simulate_names_the_bound_it_broke() -> None:
-    result = run("simulate", "--time-scale", "0")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--time-scale", "0"), "time_scale must be above 0, not 0.0"),
+        (("--prefill-rate", "nan"), "prefill_rate must be above 0, not nan"),
+        (("--workers", "0"), "workers must be at least 1, not 0"),
+        (("--base-port", "65530"), "base_port must be 0 or leave a port for each, not 65530"),
+        (("--model", "a", "--model", "a"), "models, adapters must be names that differ"),
+    ],
+)
+def test_simulate_names_the_bound_it_broke(words: tuple[str, ...], line: str) -> None:
+    result = run("simulate", *words)
     assert result.exit_code == 1
-    assert "time_scale" in result.output
+    assert line in result.output
+    assert len(result.output.strip().splitlines()) == 1
 
 
 def test_replay_says_that_the_trace_is_missing(tmp_path: Path) -> None:
@@ -72,5 +106,36 @@ def test_replay_says_that_the_trace_is_missing(tmp_path: Path) -> None:
     assert "absent.jsonl" in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--speed", "0"), "speed must be above 0, not 0.0"),
+        (("--time-scale", "-1"), "time_scale must be above 0, not -1.0"),
+        (("--limit", "0"), "limit must be at least 1, not 0"),
+        (("--block-tokens", "1"), "block_tokens must be at least"),
+    ],
+)
+def test_replay_names_the_bound_it_broke(words: tuple[str, ...], line: str) -> None:
+    result = run("replay", "trace.jsonl", *words)
+    assert result.exit_code == 1
+    assert line in result.output
+
+
+def test_replay_names_the_line_that_is_no_request(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 0, "output_length": 1}\n', "utf-8")
+    result = run("replay", str(trace))
+    assert result.exit_code == 1
+    assert "t.jsonl:1: " in result.output
+
+
 def test_the_version_is_told() -> None:
-    assert "version" in run("--version").output
+    told = subprocess.run([sys.executable, "-m", "router", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout.strip().endswith(version("warmroute"))
+
+
+def test_every_command_explains_itself() -> None:
+    for name in cli.commands:
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert str(cli.commands[name].help).splitlines()[0].split()[0] in result.output

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from router.config import Config, ConfigError, PolicyConfig, load_config, settings
+from router.config import Config, ConfigError, PolicyConfig, Setting, load_config, settings
 from router.policies import PolicySettings
 
 
@@ -15,6 +16,10 @@ def load_text(tmp_path: Path, text: str) -> Config:
     file = tmp_path / "warmroute.toml"
     file.write_text(text, "utf-8")
     return load_config(file, {}, {})
+
+
+EVERY = list(settings())
+NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and setting.key != "policy.seed"]
 
 
 @pytest.mark.parametrize(
@@ -29,9 +34,25 @@ def load_text(tmp_path: Path, text: str) -> Config:
         ("[fleet]\nworkers = [1]", "fleet.workers=[1]: must be list of str"),
         ("[fleet]\nworkers = ['gpu:1']", "must begin with http:// or https://"),
         ("[fleet]\nworkers = ['http://a/b']", "must be an origin only"),
+        ("[fleet]\nworkers = 'http://a'", "fleet.workers='http://a': must be list of str"),
+        ("[server]\nport = true", "server.port=True: must be int"),
+        ("[server]\nport = 80.5", "server.port=80.5: must be int"),
+        ("[server]\nport = 2024-01-01", "server.port=datetime.date(2024, 1, 1): must be int"),
+        ("[server]\nport = {a = 1}", "server.port={'a': 1}: must be int"),
+        ("[server]\nhost = ''", "server.host='': must be str not empty"),
+        ("[server]\ninsecure_no_auth = 'maybe'", "server.insecure_no_auth='maybe': must be bool"),
+        ("[log]\nlevel = 'loud'", "log.level='loud': must be one of debug, info, warning, error"),
+        ("[policy]\nmiss_weight = nan", "policy.miss_weight=nan: must be float ≥ 0 ≤ 100"),
+        ("[policy]\ninitial_prefill_rate = inf", "policy.initial_prefill_rate=inf: must be float ≥ 10 ≤ 10000000"),
+        ("[policy]\nprior = [0.9]", "policy.prior=[0.9]: must be list of 2 float each ≥ 0 ≤ 1"),
+        ("[timeouts]\nanswer_s = inf", "timeouts.answer_s=inf: must be float > 0 ≤ 86400"),
         ("[fleet]\nworkers_dns = 'name'", "fleet.workers_dns='name': must be NAME:PORT"),
+        ("[fleet]\nworkers_dns = ':80'", "fleet.workers_dns=':80': must be NAME:PORT"),
+        ("[fleet]\nworkers_dns = 'name:²'", "fleet.workers_dns='name:²': must be NAME:PORT"),
+        ("[fleet]\nworkers_dns = 'name:65536'", "fleet.workers_dns='name:65536': must be NAME:PORT"),
+        ("[server]\ntls_key = 'a'", "must be given together with server.tls_cert"),
         ("[server]\ntls_cert = 'a'", "must be given together with server.tls_cert"),
-        ("[policy]\nprior = [2.0, 0.1]", "policy.prior=(2.0, 0.1): each must be between 0 and 1"),
+        ("[policy]\nprior = [2.0, 0.1]", "policy.prior=[2.0, 0.1]: must be list of 2 float each ≥ 0 ≤ 1"),
         ("[probes]\nejection_s = 100", "must be >= probes.ejection_s=100"),
         ("[admin]\nhost = '0.0.0.0'", "admin.token='': required because admin.host='0.0.0.0' is not loopback"),
     ],
@@ -41,6 +62,61 @@ def test_a_bad_value_gives_one_line_with_key_value_and_bound(tmp_path: Path, tex
         load_text(tmp_path, text)
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.key)
+def test_a_value_of_another_type_is_refused_by_every_setting(setting: Setting) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, {}, {setting.key: {"a": 1}})
+    assert str(raised.value).startswith(f"{setting.key}=")
+    assert f"must be {setting.type} {setting.bound}".strip() in str(raised.value)
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.key)
+def test_every_number_is_bounded_at_both_ends(setting: Setting) -> None:
+    for value in (-1, 10**15, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match=re.escape(f"{setting.key}={value!r}: must be {setting.type}")):
+            load_config(None, {}, {setting.key: value})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_an_admin_port_on_loopback_needs_no_token(host: str) -> None:
+    assert load_config(None, {}, {"admin.host": host}).admin.host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "127.example.org", "localhost.example.org"])
+def test_an_admin_port_anywhere_else_needs_one(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"admin\.token='': required because admin\.host="):
+        load_config(None, {}, {"admin.host": host})
+    assert load_config(None, {}, {"admin.host": host, "admin.token": "t"}).admin.token == "t"
+
+
+def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
+    secrets = [setting.key for setting in EVERY if setting.is_secret]
+    assert secrets == ["admin.token", "fleet.worker_key"]
+    for key in secrets:
+        with pytest.raises(ConfigError) as raised:
+            load_config(None, {}, {key: ["hush-hush"]})
+        assert str(raised.value) == f"{key}=***: must be str"
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, {"WARMROUTE_ADMIN__TOKN": "hush-hush"}, {})
+    assert "hush-hush" not in str(raised.value)
+
+
+def test_what_kubernetes_says_of_a_service_with_our_name_is_no_setting() -> None:
+    environment = {
+        "WARMROUTE_SERVICE_HOST": "10.0.0.1",
+        "WARMROUTE_SERVICE_PORT": "8080",
+        "WARMROUTE_SERVICE_PORT_HTTP": "8080",
+        "WARMROUTE_PORT": "tcp://10.0.0.1:8080",
+        "WARMROUTE_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "WARMROUTE_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "WARMROUTE_ADMIN_SERVICE_HOST": "10.0.0.2",
+        "WARMROUTE_ADMIN_PORT_8081_TCP_PROTO": "tcp",
+    }
+    assert load_config(None, environment, {}) == Config()
+    with pytest.raises(ConfigError, match="WARMROUTE_PORT: no such setting"):
+        load_config(None, {"WARMROUTE_PORT": "8080"}, {})
 
 
 def test_an_unknown_policy_is_told_the_known_ones(tmp_path: Path) -> None:
@@ -68,16 +144,15 @@ def test_environment_takes_lists_by_comma_and_refuses_what_it_does_not_know() ->
     assert config.fleet.workers == ["http://a:1", "http://b:2"]
     assert load_config(None, {"WARMROUTE_POLICY__PRIOR": "0.5,0.1"}, {}).policy.prior == (0.5, 0.1)
     assert load_config(None, {"WARMROUTE_POLICY__ALONE": "true"}, {}).policy.alone
-    with pytest.raises(ConfigError, match="WARMROUTE_FLEET__WORKER='x': no such setting"):
+    with pytest.raises(ConfigError, match="WARMROUTE_FLEET__WORKER: no such setting"):
         load_config(None, {"WARMROUTE_FLEET__WORKER": "x"}, {})
 
 
 def test_every_setting_has_a_description_and_a_default_within_its_bound() -> None:
-    every = list(settings())
-    assert all(setting.description.endswith(".") for setting in every)
-    assert len({setting.variable for setting in every}) == len(every)
+    assert all(setting.description.endswith(".") for setting in EVERY)
+    assert len({setting.variable for setting in EVERY}) == len(EVERY)
     tree: dict[str, dict[str, object]] = {}
-    for setting in every:
+    for setting in EVERY:
         section, name = setting.key.split(".")
         tree.setdefault(section, {})[name] = setting.default
     assert msgspec.convert(tree, Config) == Config()

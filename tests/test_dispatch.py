@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 
@@ -10,7 +11,15 @@ import pytest
 
 from router.core.affinity import LastWorkers
 from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerSilent
-from router.core.errors import ModelNotFound, NoWorkerAvailable, Overloaded, RouterError, WorkerError, WorkerTimeout
+from router.core.errors import (
+    ModelNotFound,
+    ModelUnavailable,
+    NoWorkerAvailable,
+    Overloaded,
+    RouterError,
+    WorkerError,
+    WorkerTimeout,
+)
 from router.core.facts import Facts
 from router.core.fingerprint import fingerprint
 from router.core.fleet import Fleet, FleetRules, Member
@@ -22,14 +31,15 @@ from router.core.request import NO_TENANT, Request, Route, SessionKey
 from router.core.worker import WorkerAddress
 from router.dispatch import Client, Dispatcher, DispatchSettings
 from router.policies.base import Ranking
-from router.wire.sse import EventWatch
+from router.wire.sse import EventWatch, Usage
 
 PROMPT = b"p" * 8192
 USAGE = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600,"prompt_tokens_details":{"cached_tokens":1024}}}'
 OK = Reply(200, {}, USAGE, is_stream=False)
 STREAM = Reply(200, {}, b"", is_stream=True)
+ERROR = Reply(500, {}, b"", is_stream=False)
 
-Answer = Reply | AttemptFailed | asyncio.Event
+Answer = Reply | AttemptFailed | asyncio.Event | asyncio.Future[Reply]
 
 
 class InOrder:
@@ -47,9 +57,14 @@ class InOrder:
 
 
 class FakeExchange:
-    def __init__(self, answer: Answer, end: StreamEnd | asyncio.Event, closed: list[str], name: str) -> None:
+    """``end`` and ``usage`` are a stream's."""
+
+    def __init__(
+        self, answer: Answer, end: StreamEnd | asyncio.Event, usage: Usage | None, closed: list[str], name: str
+    ) -> None:
         self._answer = answer
         self._end = end
+        self._usage = usage
         self._closed = closed
         self._name = name
 
@@ -60,8 +75,12 @@ class FakeExchange:
         self._closed.append(self._name)
 
     async def ask(self, request: Request, watch: EventWatch | None) -> Reply:
+        if watch is not None:
+            watch.usage = self._usage
         if isinstance(self._answer, asyncio.Event):
             await self._answer.wait()
+        if isinstance(self._answer, asyncio.Future):
+            return await self._answer
         if isinstance(self._answer, AttemptFailed):
             raise self._answer
         assert isinstance(self._answer, Reply)
@@ -78,12 +97,13 @@ class FakeUpstream:
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.end: StreamEnd | asyncio.Event = StreamEnd.DONE
+        self.usage: Usage | None = None
         self.asked: list[str] = []
         self.closed: list[str] = []
 
     def exchange(self, worker: WorkerAddress) -> FakeExchange:
         self.asked.append(worker.host)
-        return FakeExchange(self.answers.get(worker.host, OK), self.end, self.closed, worker.host)
+        return FakeExchange(self.answers.get(worker.host, OK), self.end, self.usage, self.closed, worker.host)
 
 
 class FakeClient:
@@ -93,8 +113,10 @@ class FakeClient:
         self.answered: list[Reply] = []
         self.broken: list[RouterError] = []
         self.hold: asyncio.Event | None = None
+        self.has_been_asked = False
 
     async def answer(self, reply: Reply, record: Record) -> None:
+        self.has_been_asked = True
         if self.hold is not None:
             await self.hold.wait()
         self.answered.append(reply)
@@ -209,7 +231,84 @@ async def test_an_error_answer_goes_to_the_next_worker(status: int) -> None:
     record = await house.send()
     assert house.upstream.asked == ["a", "b"]
     assert record.retries == ["error"]
-    assert house.member("a").health.failures_in_a_row == 1
+    assert house.member("a").health.failed_requests == 1
+    house.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize(
+    ("failure", "cause"),
+    [(ERROR, "error"), (WorkerSilent("x"), "timeout"), (WorkerDied("x"), "died")],
+)
+async def test_what_no_attempt_follows_is_no_retry(failure: Answer, cause: str) -> None:
+    house = House("ab")
+    house.upstream.answers = dict.fromkeys("ab", failure)
+    with pytest.raises(RouterError):
+        await house.send()
+    assert house.records[-1].attempts == 2
+    assert house.records[-1].retries == [cause]
+
+
+async def test_the_last_worker_of_a_ranking_takes_nothing_from_the_budget() -> None:
+    """Where one worker is all there is, its failures must not use up what other requests may need."""
+    house = House("a")
+    house.upstream.answers["a"] = Reply(500, {}, b"", is_stream=False)
+    house.dispatcher.budget.take = lambda: pytest.fail("no retry follows")  # type: ignore[method-assign]
+    with pytest.raises(WorkerError):
+        await house.send()
+
+
+async def test_a_retry_is_under_way_until_its_request_ends() -> None:
+    house = House()
+    house.upstream.answers = {"a": Reply(500, {}, b"", is_stream=False), "b": asyncio.Event()}
+    task = asyncio.create_task(house.send())
+    while house.upstream.asked != ["a", "b"]:
+        await asyncio.sleep(0)
+    assert house.dispatcher.budget.retrying == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    house.assert_nothing_is_held()
+
+
+async def test_a_worker_that_left_while_another_was_tried_is_passed_over() -> None:
+    house = House()
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    house.upstream.answers["a"] = answer
+    task = asyncio.create_task(house.send())
+    while not house.upstream.asked:
+        await asyncio.sleep(0)
+    house.fleet.set_members([WorkerAddress("http", host, 80) for host in "acx"])
+    assert house.fleet.names[1] == house.member("x").name
+    answer.set_exception(WorkerDied("x"))
+    record = await task
+    assert house.upstream.asked == ["a", "c"]
+    assert record.retries == ["died"]
+    house.assert_nothing_is_held()
+
+
+async def test_when_all_others_left_meanwhile_no_worker_is_available() -> None:
+    house = House("ab")
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    house.upstream.answers["a"] = answer
+    task = asyncio.create_task(house.send())
+    while not house.upstream.asked:
+        await asyncio.sleep(0)
+    house.fleet.set_members([])
+    answer.set_exception(WorkerDied("x"))
+    with pytest.raises(ModelUnavailable) as raised:
+        await task
+    assert raised.value.retry_after_s == 2
+    assert house.records[-1].outcome == "model_unavailable"
+    house.assert_nothing_is_held()
+
+
+async def test_an_answer_that_is_too_large_is_not_asked_of_another() -> None:
+    house = House()
+    house.upstream.answers["a"] = ReplyTooLarge("x")
+    with pytest.raises(WorkerError, match="too large"):
+        await house.send()
+    assert house.upstream.asked == ["a"]
+    assert house.member("a").health.state is State.UP
+    assert house.index.match(make_request().fingerprint, 2048.0).tokens(house.member("a").position) > 0
     house.assert_nothing_is_held()
 
 
@@ -240,8 +339,8 @@ async def test_when_all_are_busy_the_client_is_told_when_to_come_back() -> None:
     house.assert_nothing_is_held()
 
 
-@pytest.mark.parametrize(("failure", "error"), [(WorkerSilent("x"), WorkerTimeout), (ReplyTooLarge("x"), WorkerError)])
-async def test_the_last_failure_names_the_error(failure: AttemptFailed, error: type[RouterError]) -> None:
+@pytest.mark.parametrize(("failure", "error"), [(WorkerSilent("x"), WorkerTimeout), (ERROR, WorkerError)])
+async def test_the_last_failure_names_the_error(failure: Answer, error: type[RouterError]) -> None:
     house = House()
     house.upstream.answers = dict.fromkeys("abc", failure)
     with pytest.raises(error):
@@ -277,6 +376,22 @@ async def test_attempts_are_bounded() -> None:
     assert len(house.upstream.asked) == 4
 
 
+async def test_a_clients_mistake_neither_hides_failures_nor_brings_a_worker_back() -> None:
+    """Wrong requests are refused before the engine, which may be dead behind the one that answers."""
+    house = House("a")
+    member = house.member("a")
+    for answer in (ERROR, Reply(404, {}, b"", is_stream=False), ERROR):
+        house.upstream.answers["a"] = answer
+        with contextlib.suppress(WorkerError):
+            await house.send()
+    assert member.health.failed_requests == 2
+    member.health.on_death(house.now)
+    house.fleet.on_health_changed(member)
+    house.upstream.answers["a"] = Reply(400, {}, b"", is_stream=False)
+    await house.send()
+    assert member.health.state is State.EJECTED
+
+
 async def test_a_clients_mistake_is_its_own_and_says_nothing_of_the_worker() -> None:
     house = House()
     wrong = Reply(400, {}, b'{"error":{}}', is_stream=False)
@@ -284,7 +399,7 @@ async def test_a_clients_mistake_is_its_own_and_says_nothing_of_the_worker() -> 
     record = await house.send()
     assert house.client.answered == [wrong]
     assert (record.status, record.outcome) == (400, "client_error")
-    assert house.member("a").health.failures_in_a_row == 0
+    assert house.member("a").health.failed_requests == 0
 
 
 async def test_an_unknown_model_asks_nobody() -> None:
@@ -332,6 +447,7 @@ async def test_a_client_that_leaves_leaves_no_lease(hold: Callable[[House, async
     with pytest.raises(asyncio.CancelledError):
         await task
     assert [record.outcome for record in house.records] == ["client_gone"]
+    assert house.records[0].status == (499 if hold is hold_ask else 200)
     house.assert_nothing_is_held()
 
 
@@ -367,3 +483,189 @@ async def test_bytes_per_token_follow_the_workers_counts() -> None:
     house.upstream.answers["a"] = Reply(200, {}, b'{"usage":{"prompt_tokens":8192}}', is_stream=False)
     await house.send()
     assert 1.0 < house.fleet.bytes_per_token("m") < before
+
+
+async def test_a_stream_counts_until_its_end_and_its_prefill_until_its_first_event() -> None:
+    house = House("a")
+    end = asyncio.Event()
+    house.upstream.answers["a"], house.upstream.end = STREAM, end
+    task = asyncio.create_task(house.send(make_request(stream=True)))
+    while not any(lease.answered for lease in house.member("a").leases):
+        await asyncio.sleep(0)
+    assert house.fleet.in_flight == [1]
+    assert house.fleet.queued_prefill_tokens == [0.0]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    house.assert_nothing_is_held()
+
+
+async def test_a_reply_that_is_not_streamed_counts_until_the_client_has_it() -> None:
+    house = House("a")
+    house.client.hold = asyncio.Event()
+    task = asyncio.create_task(house.send())
+    while not house.client.has_been_asked:
+        await asyncio.sleep(0)
+    assert house.fleet.in_flight == [1]
+    house.client.hold.set()
+    await task
+    house.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize("end", [StreamEnd.DONE, StreamEnd.FAILED, StreamEnd.CLIENT_GONE, StreamEnd.CLIENT_STALLED])
+async def test_how_a_stream_ended_is_recorded_and_only_a_whole_one_teaches(end: StreamEnd) -> None:
+    house = House("a")
+    house.upstream.answers["a"], house.upstream.end = STREAM, end
+    house.upstream.usage = Usage(8192, 1024, 600)
+    before = house.fleet.bytes_per_token("m")
+    record = await house.send(make_request(stream=True))
+    assert record.outcome == end.value
+    assert record.status == 200
+    has_learnt = end is StreamEnd.DONE
+    assert (record.actual_cached_tokens == 1024) is has_learnt
+    assert (house.fleet.bytes_per_token("m") < before) is has_learnt
+    house.assert_nothing_is_held()
+
+
+async def test_a_client_that_leaves_is_nobodys_failure() -> None:
+    house = House("a")
+    house.upstream.answers["a"], house.upstream.end = STREAM, StreamEnd.CLIENT_GONE
+    for _ in range(10):
+        await house.send(make_request(stream=True))
+    assert house.states() == ["up"]
+    assert house.client.broken == []
+
+
+async def test_a_streams_first_token_teaches_the_workers_rate() -> None:
+    house = House("a")
+    house.upstream.usage = Usage(2048, 0, 5)
+    before = house.fleet.seconds_per_token[0]
+    for _ in range(50):
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        house.upstream.answers["a"] = answer
+        task = asyncio.create_task(house.send(make_request(stream=True)))
+        while house.upstream.asked == house.upstream.closed:
+            await asyncio.sleep(0)
+        house.now += 2.048  # 1,000 tokens a second
+        answer.set_result(STREAM)
+        await task
+    assert before == pytest.approx(1e-4)
+    assert house.fleet.seconds_per_token[0] == pytest.approx(1e-3, rel=0.1)
+
+
+async def test_an_unstreamed_reply_teaches_no_rate_since_its_first_token_was_not_seen() -> None:
+    house = House("a")
+    before = house.fleet.seconds_per_token[0]
+    await house.send()
+    assert house.fleet.seconds_per_token[0] == before
+
+
+async def test_a_reply_takes_room_in_the_workers_cache() -> None:
+    house = House("a")
+    reply = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600}}'
+    house.upstream.answers["a"] = Reply(200, {}, reply, is_stream=False)
+    await house.send()
+    assert house.index.blocks(0) == 8 + 3
+
+
+async def test_cached_tokens_that_the_worker_does_not_tell_are_unknown_and_not_zero() -> None:
+    house = House("a")
+    house.upstream.answers["a"] = Reply(200, {}, b'{"usage":{"prompt_tokens":2048}}', is_stream=False)
+    record = await house.send()
+    assert (record.prompt_tokens, record.actual_cached_tokens) == (2048, None)
+
+
+async def test_what_a_failed_worker_held_before_is_still_believed() -> None:
+    house = House("a")
+    await house.send()
+    house.upstream.answers["a"] = Reply(503, {}, b"", is_stream=False)
+    with pytest.raises(Overloaded):
+        await house.send()
+    assert house.index.match(make_request().fingerprint, 2048.0).tokens(0) == pytest.approx(2048.0)
+
+
+async def teach(house: House, cached: int) -> None:
+    """Two requests with the same long prompt: the second is predicted to be cached, and finds ``cached`` tokens."""
+    usage = b'{"usage":{"prompt_tokens":2048,"prompt_tokens_details":{"cached_tokens":%d}}}'
+    for tokens in (0, cached):
+        house.upstream.answers["a"] = Reply(200, {}, usage % tokens, is_stream=False)
+        await house.send()
+
+
+@pytest.mark.parametrize(("cached", "still_held"), [(2000, True), (0, False)])
+async def test_a_worker_that_evicted_a_prompt_evicted_what_was_used_before_it(cached: int, still_held: bool) -> None:
+    house = House("a")
+    old = fingerprint([b"o" * 4096], model="m")
+    house.index.record(0, old)
+    await teach(house, cached)
+    assert (house.index.match(old, 1024.0).tokens(0) > 0) is still_held
+
+
+async def test_a_wrong_guess_of_a_prompts_tokens_is_not_taken_for_an_eviction() -> None:
+    """Where a token has more bytes than was thought, fewer tokens are cached than was predicted, and all of them are."""
+    house = House("a")
+    old = fingerprint([b"o" * 4096], model="m")
+    house.index.record(0, old)
+    house.fleet.learn_bytes_per_token = lambda *_seen: None  # type: ignore[method-assign]
+    usage = b'{"usage":{"prompt_tokens":256,"prompt_tokens_details":{"cached_tokens":%d}}}'
+    for tokens in (0, 240):
+        house.upstream.answers["a"] = Reply(200, {}, usage % tokens, is_stream=False)
+        await house.send()
+    assert house.index.match(old, 1024.0).tokens(0) > 0
+
+
+async def test_a_worker_that_left_teaches_nothing_about_the_one_in_its_place() -> None:
+    house = House("a")
+    await house.send()
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    house.upstream.answers["a"] = answer
+    task = asyncio.create_task(house.send())
+    while house.upstream.asked == house.upstream.closed:
+        await asyncio.sleep(0)
+    house.fleet.set_members([])
+    answer.set_result(Reply(200, {}, b'{"usage":{"prompt_tokens":2048,"completion_tokens":600}}', is_stream=False))
+    record = await task
+    assert record.prompt_tokens == 2048
+    house.fleet.set_members([WorkerAddress("http", "x", 80)])
+    assert house.index.blocks(0) == 0
+
+
+async def test_a_session_without_a_turn_is_not_remembered_and_a_failed_one_keeps_its_worker() -> None:
+    house = House("ab")
+    await house.send()
+    assert len(house.last_workers) == 0
+    await house.send(make_request(session=5))
+    house.upstream.answers = dict.fromkeys("ab", ERROR)
+    with pytest.raises(WorkerError):
+        await house.send(make_request(session=5))
+    assert house.last_workers.get(SessionKey(5)) == house.member("a").name
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(b"", 1), (b"0", 1), (b"7", 7), (b"99999", 3600), (b"999999", 1), (b"soon", 1), (b"-5", 1)]
+)
+async def test_a_worker_may_say_when_to_come_back_within_reason(given: bytes, told: int) -> None:
+    house = House("a")
+    house.upstream.answers["a"] = Reply(429, {b"retry-after": given}, b"", is_stream=False)
+    with pytest.raises(Overloaded) as raised:
+        await house.send()
+    assert raised.value.retry_after_s == told
+
+
+@pytest.mark.parametrize("answer", [ERROR, WorkerDied("w-secret"), WorkerSilent("x"), ReplyTooLarge("x")])
+async def test_no_error_names_a_worker_or_quotes_it(answer: Answer) -> None:
+    house = House("a")
+    house.upstream.answers["a"] = answer
+    with pytest.raises(RouterError) as raised:
+        await house.send()
+    assert "secret" not in raised.value.message
+    assert house.member("a").address.host not in raised.value.message.split()
+
+
+async def test_times_in_the_record_are_in_their_order() -> None:
+    house = House("a")
+    ticks = iter(range(100, 200))
+    house.dispatcher._clock = lambda: float(next(ticks))
+    record = await house.send()
+    times = [record.started_at, record.decided_at, record.first_byte_at, record.ended_at]
+    assert times == sorted(times)
+    assert 0.0 not in times

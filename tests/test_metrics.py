@@ -5,9 +5,14 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.core.fleet import Fleet, FleetRules
+from router.core.health import HealthRules
+from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.request import Route
-from router.metrics import BATCH, GAP_BUCKETS, MAX_LABEL_VALUES, Metrics
+from router.core.retry import RetryBudget
+from router.core.worker import WorkerAddress
+from router.metrics import BATCH, GAP_BUCKETS, MAX_LABEL_VALUES, TTFT_BUCKETS, FleetCollector, Metrics
 
 
 def make_metrics() -> Metrics:
@@ -107,3 +112,118 @@ def test_gaps_fall_into_their_buckets() -> None:
         for bound in (*GAP_BUCKETS[:3], "+Inf")
     ]
     assert counts == [1, 1, 2, 3]
+
+
+def test_batches_are_counted_when_they_are_full_and_when_prometheus_asks() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, lambda _model: True)
+    labels = {"route": "/v1/chat/completions", "model": "m", "status": "200"}
+    for _ in range(BATCH):
+        assert registry.get_sample_value("warmroute_requests_total", labels) is None
+        metrics.observe(make_record("m"))
+    assert registry.get_sample_value("warmroute_requests_total", labels) == BATCH
+    metrics.observe(make_record("m"))
+    assert registry.get_sample_value("warmroute_requests_total", labels) == BATCH
+    metrics.exposition()
+    assert registry.get_sample_value("warmroute_requests_total", labels) == BATCH + 1
+
+
+def test_unknown_cached_tokens_count_neither_as_hits_nor_as_misses() -> None:
+    metrics = make_metrics()
+    record = make_record()
+    record.actual_cached_tokens = None
+    metrics.observe(record)
+    assert samples(metrics)["warmroute_prompt_tokens_total", (("model", "known"),)] == 0
+
+
+def test_no_more_is_predicted_than_there_was() -> None:
+    metrics = make_metrics()
+    record = make_record()
+    record.predicted_cached_tokens = 1e9
+    metrics.observe(record)
+    assert samples(metrics)["warmroute_predicted_cached_tokens_total", (("model", "known"),)] == 100
+
+
+def test_a_request_that_nobody_was_chosen_for_is_no_decision() -> None:
+    metrics = make_metrics()
+    record = make_record("unheard-of", reason="")
+    record.decided_at = record.first_byte_at = 0.0
+    record.status = 404
+    metrics.observe(record)
+    found = samples(metrics)
+    assert found["warmroute_requests_total", labelled(model="other", route=Route.CHAT.value, status="404")] == 1
+    assert found["warmroute_routing_decisions_total", labelled(policy="cache_aware", reason="none")] == 0
+    assert found["warmroute_router_overhead_seconds_count", labelled(phase="decide")] == 0
+    assert found["warmroute_time_to_first_token_seconds_count", labelled(model="other", policy="cache_aware")] == 0
+
+
+def test_only_streams_show_a_first_token() -> None:
+    metrics = make_metrics()
+    record = make_record()
+    record.stream = False
+    metrics.observe(record)
+    count = "warmroute_time_to_first_token_seconds_count"
+    assert samples(metrics)[count, labelled(model="known", policy="cache_aware")] == 0
+
+
+def test_what_never_reached_dispatch_is_counted_too() -> None:
+    metrics = make_metrics()
+    metrics.observe_refusal("other", 404)
+    assert samples(metrics)["warmroute_requests_total", labelled(model="other", route="other", status="404")] == 1
+
+
+def test_first_token_buckets_are_vllms() -> None:
+    metrics = make_metrics()
+    metrics.observe(make_record())
+    bounds = [
+        float(dict(labels)["le"])
+        for name, labels in samples(metrics)
+        if name == "warmroute_time_to_first_token_seconds_bucket"
+    ]
+    assert bounds == [*TTFT_BUCKETS, float("inf")]
+
+
+def test_the_fleet_is_read_when_prometheus_asks() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, lambda _model: True)
+    index = PrefixIndex(10_000, 1_000)
+    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
+    budget = RetryBudget(0.2, 3)
+    registry.register(FleetCollector(fleet, index, budget, lambda: [("live_requests", "Requests under way.", 5)]))
+    fleet.set_members([WorkerAddress("http", host, 80) for host in "ab"])
+    well, ill = fleet.members()
+    for member in (well, ill):
+        member.health.on_probe_answered(0.0)
+    ill.health.on_death(1.0)
+    budget.take()
+    with fleet.lease(well.position, 300.0, 1.0, shows_first_token=True):
+        found = samples(metrics)
+    for member, state in ((well, "up"), (ill, "ejected")):
+        states = {each: labelled(worker=member.name, state=each) for each in ("starting", "up", "ejected")}
+        assert [each for each in states if found["warmroute_worker_state", states[each]]] == [state]
+    name = labelled(worker=well.name)
+    assert found["warmroute_worker_in_flight", name] == 1
+    assert found["warmroute_worker_queued_prefill_tokens", name] == 300
+    assert found["warmroute_worker_prefill_rate", name] == 10_000
+    assert found["warmroute_prefix_index_blocks", name] == 0
+    assert found["warmroute_prefix_index_max_blocks", name] == 390
+    assert found["warmroute_worker_ejections_total", labelled(worker=ill.name, cause="died")] == 1
+    assert found["warmroute_retries_in_flight", ()] == 1
+    assert found["warmroute_retries_max_in_flight", ()] == 3
+    assert found["warmroute_live_requests", ()] == 5
+
+
+def test_a_worker_that_left_is_no_series_any_more() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, lambda _model: True)
+    index = PrefixIndex(10_000, 1_000)
+    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
+    registry.register(FleetCollector(fleet, index, RetryBudget(0.2, 3), list))
+    fleet.set_members([WorkerAddress("http", "a", 80)])
+    assert any("worker" in dict(labels) for _name, labels in samples(metrics))
+    fleet.set_members([])
+    assert not any("worker" in dict(labels) for _name, labels in samples(metrics))
+
+
+def labelled(**labels: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(labels.items()))

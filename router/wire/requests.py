@@ -16,6 +16,7 @@ from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
 from router.core.request import Request, Route, Tenant
 from router.wire.session import session_key
+from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_member
 
 JsonObject = dict[str, Any]
@@ -71,7 +72,7 @@ def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant:
         raise _invalid(str(error)) from None
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
-    stream = bool(typed.stream)
+    stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
     hides_usage = False
     if stream and isinstance(typed, ChatBody | CompletionBody):
         hides_usage = not (typed.stream_options and typed.stream_options.include_usage)

@@ -75,6 +75,19 @@ def test_three_kinds_of_nobody() -> None:
         fleet.eligible("m")
 
 
+def test_models_that_nobody_serves_leave_nothing_behind() -> None:
+    fleet, _ = make_fleet()
+    for number in range(50):
+        with pytest.raises(ModelNotFound):
+            fleet.eligible(f"made-up-{number}")
+    assert not fleet._eligible
+
+
+def test_an_unchanged_fleet_is_not_a_new_one() -> None:
+    fleet, _ = make_fleet("ab")
+    assert fleet.set_members(addresses("ba")) == ([], [])
+
+
 def test_requests_go_only_where_the_model_is() -> None:
     fleet, _ = make_fleet("abc")
     fleet.set_models(of(fleet, "b"), {"m": {"id": "m"}, "lora": {"id": "lora"}})
@@ -179,6 +192,47 @@ def test_bytes_per_token_are_learnt_for_known_models_only() -> None:
     assert fleet.bytes_per_token("nobody") == 4.0
 
 
+@pytest.mark.parametrize(("prompt_bytes", "tokens"), [(1024, 999_999_999), (4_000_000, 1000), (1024, 0)])
+def test_what_is_no_text_does_not_teach_how_text_is_cut(prompt_bytes: int, tokens: int) -> None:
+    fleet, _ = make_fleet()
+    fleet.learn_bytes_per_token("m", prompt_bytes, tokens)
+    assert fleet.bytes_per_token("m") == 4.0
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(1e9, 1e-9), (1.0, 1e9)])
+def test_no_sample_makes_a_worker_look_free_or_dead(tokens: float, seconds: float) -> None:
+    fleet, _ = make_fleet("a")
+    position = of(fleet, "a").position
+    for _ in range(100):
+        with fleet.lease(position, tokens, 0.0, shows_first_token=True) as lease:
+            lease.on_first_token(seconds)
+        lease.service_s = seconds
+        fleet.learn_rate(lease, tokens)
+    assert 1e-7 <= fleet.seconds_per_token[position] <= 0.1
+
+
+def test_a_prompt_that_was_cached_whole_teaches_no_rate() -> None:
+    fleet, _ = make_fleet("a")
+    position = of(fleet, "a").position
+    before = fleet.seconds_per_token[position]
+    for uncached in (0.0, -500.0):
+        with fleet.lease(position, 100.0, 0.0, shows_first_token=True) as lease:
+            lease.on_first_token(9.0)
+        fleet.learn_rate(lease, uncached)
+    assert fleet.seconds_per_token[position] == before
+
+
+def test_more_cached_than_there_was_never_makes_others_queues_negative() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    with fleet.lease(member.position, 0.0, 0.0, shows_first_token=True) as lease:
+        pass
+    for _ in range(200):
+        fleet.learn_rate(lease, -10_000.0)
+    poll(fleet, member, 1.0, report(waiting=4, prefilling=100.0))
+    assert fleet.foreign_prefill_tokens[member.position] == pytest.approx(100.0, rel=0.01)
+
+
 # Polled load
 
 
@@ -199,6 +253,41 @@ def test_a_restart_empties_what_is_known_of_the_cache() -> None:
     assert index.blocks(member.position) == 4
     assert poll(fleet, member, 3.0, report(start=2.5))
     assert index.blocks(member.position) == 0
+
+
+def test_a_worker_that_does_not_say_when_it_started_has_not_restarted() -> None:
+    fleet, index = make_fleet("a")
+    member = of(fleet, "a")
+    index.record(member.position, PROMPT)
+    for start in (1.0, None, None, 2.0):
+        given = LoadReport(0, 0, 0.5, None, None, start)
+        assert not poll(fleet, member, 1.0, given)
+    assert index.blocks(member.position) == 4
+
+
+def test_the_index_hears_of_a_cache_only_when_its_size_really_changed() -> None:
+    holdings = FakeHoldings()
+    fleet = Fleet(RULES, holdings)
+    fleet.set_members(addresses("a"))
+    member = of(fleet, "a")
+    for now, cache in enumerate((100_000, 101_000, 200_000, 200_000)):
+        poll(fleet, member, float(now), report(cache=cache))
+    poll(fleet, member, 9.0, report(cache=200_000, start=2.0))
+    fleet.set_members([])
+    assert holdings.told == ["add 0 390", "resize 0 781", "clear 0", "remove 0"]
+
+
+def test_the_index_keeps_a_removed_workers_place_until_its_last_lease_ends() -> None:
+    holdings = FakeHoldings()
+    fleet = Fleet(RULES, holdings)
+    fleet.set_members(addresses("a"))
+    leases = [fleet.lease(0, 1.0, 0.0, shows_first_token=True) for _ in range(2)]
+    fleet.set_members([])
+    for lease in leases:
+        assert holdings.told == ["add 0 390"]
+        with lease:
+            pass
+    assert holdings.told == ["add 0 390", "remove 0"]
 
 
 def test_what_is_not_ours_is_others() -> None:
@@ -262,6 +351,25 @@ def test_a_reply_that_is_not_streamed_stops_queueing_when_its_time_has_passed_an
         assert fleet.queued_prefill_tokens[member.position] == 0.0
 
 
+class FakeHoldings:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def add(self, position: int, capacity_blocks: int | None = None) -> None:
+        self.told.append(f"add {position} {capacity_blocks}")
+
+    def remove(self, position: int) -> None:
+        self.told.append(f"remove {position}")
+
+    def resize(self, position: int, capacity_blocks: int) -> None:
+        self.told.append(f"resize {position} {capacity_blocks}")
+
+    def clear(self, position: int) -> None:
+        self.told.append(f"clear {position}")
+
+
 class FleetMachine(RuleBasedStateMachine):
     """Whatever comes and goes, figures are what the leases say, and nothing is left when they have ended."""
 
@@ -312,6 +420,22 @@ class FleetMachine(RuleBasedStateMachine):
             assert self.fleet.in_flight[position] == len(here)
             queued = sum(lease.tokens for lease in here if not lease.answered)
             assert self.fleet.queued_prefill_tokens[position] == pytest.approx(queued, abs=1e-3)
+
+    @invariant()
+    def each_member_has_a_place_of_its_own(self) -> None:
+        places = [member.position for member in self.fleet.members()]
+        places += {lease.member.position for lease in self.live if lease.member.removed}
+        assert len(set(places)) == len(places)
+        for member in self.fleet.members():
+            assert self.fleet.member(member.position) is member
+            assert self.fleet.names[member.position] == member.name
+
+    def teardown(self) -> None:
+        for lease in self.live:
+            with lease:
+                pass
+        assert not any(self.fleet.in_flight)
+        assert not any(self.fleet.queued_prefill_tokens)
 
 
 TestFleetMachine = FleetMachine.TestCase

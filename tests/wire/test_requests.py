@@ -209,3 +209,11 @@ def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
 )
 def test_a_trace_context_is_passed_on_only_when_it_is_one(given: str, passed: bool) -> None:
     assert parse(messages=[], headers={"traceparent": given}).traceparent == (given if passed else "")
+
+
+@pytest.mark.parametrize("route", [Route.EMBEDDINGS, Route.RERANK, Route.SCORE, Route.COUNT_TOKENS])
+def test_a_wish_to_stream_what_does_not_stream_is_left_to_the_worker(route: Route) -> None:
+    body = b'{"model":"m","stream":true,"messages":[]}'
+    found = parse_request(route, body, {}, NO_TENANT, "r")
+    assert not found.stream
+    assert found.body == body

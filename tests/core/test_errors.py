@@ -1,0 +1,46 @@
+"""The errors that a client may see: one status and one code each, and the tree in the docstring is the tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from router.core import errors
+from router.core.errors import ClientError, RouterError, Unavailable, WorkerError
+
+
+def descend(root: type[RouterError]) -> Iterator[type[RouterError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from descend(child)
+
+
+ALL = list(descend(RouterError))
+LEAVES = [each for each in ALL if not each.__subclasses__()]
+CODED: list[type[RouterError]] = [*LEAVES, WorkerError]
+
+
+def test_the_tree_at_the_top_names_every_error_with_its_status_and_code() -> None:
+    drawn = dict(re.findall(r"── (\w+) +(?:\d{3} +)?(?!the )(\w+)", str(errors.__doc__)))
+    assert {each.__name__: each.code for each in CODED} == {
+        name: code for name, code in drawn.items() if name not in ("ClientError", "Unavailable")
+    }
+    for name, status in re.findall(r"── (\w+) +(\d{3})", str(errors.__doc__)):
+        assert getattr(errors, name).status == int(status)
+
+
+def test_codes_are_told_apart() -> None:
+    assert len({each.code for each in CODED}) == len(CODED)
+
+
+@pytest.mark.parametrize("error", LEAVES)
+def test_the_class_says_whose_fault_it_is(error: type[RouterError]) -> None:
+    if issubclass(error, ClientError):
+        assert 400 <= error.status < 500
+        assert not error.retryable
+    else:
+        assert issubclass(error, WorkerError | Unavailable)
+        assert error.status in (502, 503, 504)
+        assert error.retryable
