@@ -49,7 +49,7 @@ from router.upstream.discovery.dns import DnsSource
 from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
-from router.upstream.keeper import FleetKeeper
+from router.upstream.keeper import FleetKeeper, watched_task
 from router.upstream.pool import Pool, PoolSettings
 from router.upstream.watch import WatchSettings
 
@@ -103,7 +103,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     index = PrefixIndex(config.index.max_blocks, _default_blocks(config))
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
-    metrics = Metrics(registry, lambda model: model in fleet.served_models())
+    metrics = Metrics(registry, fleet.knows)
     pool = Pool(_pool_settings(config))
     upstream = Upstream(pool, metrics.gaps)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
@@ -150,6 +150,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
         _working(pool, keeper, config.probes.timeout_s),
+        contextlib.aclosing(data),
         _listening(config, data.handle, config.server.host, config.server.port, tls) as port,
         _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_port,
     ):
@@ -160,16 +161,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
             fleet=fleet,
             pool=pool,
         )
-    data.close()
 
 
 @asynccontextmanager
 async def _working(pool: Pool, keeper: FleetKeeper, first_look_s: float) -> AsyncIterator[None]:
     """What runs beside the requests, and ends after them."""
-    tasks = [asyncio.create_task(pool.run(), name="sweep")]
+    tasks = [watched_task(pool.run(), "sweep")]
     try:
         await keeper.start(first_look_s)
-        tasks.append(asyncio.create_task(keeper.run(), name="keeper"))
+        tasks.append(watched_task(keeper.run(), "keeper"))
         yield
     finally:
         for task in tasks:

@@ -267,8 +267,9 @@ class Dispatcher:
     async def _relay(self, exchange: Exchange, client: Client, record: Record, member: Member) -> None:
         end = await exchange.relay(client, record)
         record.outcome = end.value
-        if end is StreamEnd.FAILED:
-            self._heed(member, member.health.on_death(self._clock()))
+        if end in (StreamEnd.FAILED, StreamEnd.ERRED):
+            health, now = member.health, self._clock()
+            self._heed(member, health.on_death(now) if end is StreamEnd.FAILED else health.on_error_answer(now))
             client.break_off(WorkerError("the worker failed while it answered"))
 
     def _learn(self, request: Request, facts: Facts, lease: Lease, record: Record, usage: Usage | None) -> None:

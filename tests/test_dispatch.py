@@ -669,3 +669,13 @@ async def test_times_in_the_record_are_in_their_order() -> None:
     times = [record.started_at, record.decided_at, record.first_byte_at, record.ended_at]
     assert times == sorted(times)
     assert 0.0 not in times
+
+
+async def test_one_error_event_in_a_stream_breaks_it_off_but_does_not_eject_its_worker() -> None:
+    house = House()
+    house.upstream.answers["a"] = STREAM
+    house.upstream.end = StreamEnd.ERRED
+    await house.send(make_request(stream=True))
+    assert [error.code for error in house.client.broken] == ["worker_error"]
+    assert house.member("a").health.state is State.UP
+    assert house.member("a").health.failed_requests == 1

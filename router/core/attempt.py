@@ -3,6 +3,7 @@
 AttemptFailed
 ├── WorkerDied          refused, reset, closed before the end, or spoke what is not HTTP
 │   └── CannotConnect   not even a connection: nothing of the request was sent
+├── WorkerErred         said in a stream that it cannot go on
 ├── WorkerSilent        a deadline passed
 └── ReplyTooLarge       the worker answers, but with more than may be held
 """
@@ -23,6 +24,10 @@ class WorkerDied(AttemptFailed):
 
 class CannotConnect(WorkerDied):
     cause = "connect"
+
+
+class WorkerErred(AttemptFailed):
+    cause = "error"
 
 
 class WorkerSilent(AttemptFailed):

@@ -263,6 +263,10 @@ class Fleet:
     def is_ready(self) -> bool:
         return any(member.models and member.health.state is State.UP for member in self._by_name.values())
 
+    def knows(self, model: str) -> bool:
+        """True if some worker ever listed it."""
+        return model in self._known_models
+
     def served_models(self) -> dict[str, ModelCard]:
         """By name, in order; a model of several workers with the card of the first."""
         cards: dict[str, ModelCard] = {}

@@ -23,5 +23,6 @@ class StreamEnd(Enum):
 
     DONE = "ok"
     FAILED = "broken"
+    ERRED = "errored"
     CLIENT_GONE = "client_gone"
     CLIENT_STALLED = "client_stalled"

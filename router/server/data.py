@@ -139,7 +139,7 @@ class DataPort:
         finally:
             self.live -= 1
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self._parsers.shutdown(wait=False, cancel_futures=True)
 
     # What comes in

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerSilent
+from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.reply import Reply
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import EventWatch, split_events
+from router.wire.sse import EventWatch, read_error, split_events
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""
@@ -268,7 +268,8 @@ class WorkerConnection(asyncio.Protocol):
         if self.state is not State.FLOW:
             return
         if watch.failed:
-            self._fail(WorkerDied("the worker broke the stream off"))
+            error = WorkerErred if watch.error else WorkerDied
+            self._fail(error("the worker broke the stream off"))
         elif watch.closed:
             self.state = State.TAIL
             self._is_delivered = True
@@ -346,8 +347,18 @@ class WorkerConnection(asyncio.Protocol):
             elif seen:
                 self._pieces.append(seen)
                 self._wake()
+            elif watch.error:
+                self._answer_error(watch.error)
             elif watch.failed:
-                self._fail(WorkerDied("the stream began with an error"))
+                self._fail(WorkerDied("the stream was closed before it began"))
+
+    def _answer_error(self, event: bytes) -> None:
+        """A stream that begins with an error is an answer of that error: whose fault it is, its status says."""
+        self._head.status, body = read_error(event)
+        self._head.headers = {b"content-type": b"application/json"}
+        self._pieces.append(body)
+        self.abort()
+        self._wake()
 
     def _on_body_end(self) -> None:
         if self.state is State.FLOW or (self.state is State.EVENTS and not self._pieces):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from router.core.fleet import Fleet, Member
 from router.core.ring import Ring
@@ -77,9 +78,7 @@ class FleetKeeper:
         for member in came:
             log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
             watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
-            task = asyncio.create_task(watch.run(), name=f"watch {member.name}")
-            task.add_done_callback(_report_end)
-            self._watched[member] = watch, task
+            self._watched[member] = watch, watched_task(watch.run(), f"watch {member.name}")
 
     async def _read(self) -> list[WorkerAddress]:
         addresses: list[WorkerAddress] = []
@@ -92,7 +91,13 @@ class FleetKeeper:
         return addresses
 
 
+def watched_task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task that runs until it is cancelled. Whatever else ends it is logged, for nobody awaits it."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_end)
+    return task
+
+
 def _report_end(task: asyncio.Task[None]) -> None:
-    """A watch ends by being cancelled; whatever else ends it must be heard of, for nobody awaits it."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a worker is watched no more", extra={"task": task.get_name()}, exc_info=error)
+        log.error("a background task died", extra={"task": task.get_name()}, exc_info=error)

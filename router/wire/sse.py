@@ -51,6 +51,7 @@ _ANTHROPIC = Dialect(
 )
 DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
 
+_ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _COUNTS = re.compile(
@@ -83,6 +84,14 @@ def _with_fingerprint(event: bytes, usage_event: bytes) -> bytes:
     return b"%b,%b%b" % (event[:end], name[0], event[end:])
 
 
+def read_error(event: bytes) -> tuple[int, bytes]:
+    """Status and JSON of an error event: 400 to 599 if it names one, else 500. vLLM answers so what it finds wrong only
+    once it has begun."""
+    body = event[event.find(b"data:") + 5 :].strip()
+    code = _ERROR_CODE.search(body)
+    return int(code[1]) if code else 500, body
+
+
 def split_events(payload: bytes) -> tuple[bytes, bytes]:
     """Whole events, and the rest that is not one yet."""
     end = max(payload.rfind(b"\n\n") + 2, payload.rfind(b"\n\r\n") + 3)
@@ -92,7 +101,7 @@ def split_events(payload: bytes) -> tuple[bytes, bytes]:
 class EventWatch:
     """Follows one stream. ``is_plain`` is the fast question, asked of every read; ``take`` the full one."""
 
-    __slots__ = ("_last", "closed", "dialect", "failed", "finished", "hides_usage", "usage")
+    __slots__ = ("_last", "closed", "dialect", "error", "failed", "finished", "hides_usage", "usage")
 
     def __init__(self, dialect: Dialect, *, hides_usage: bool) -> None:
         self.dialect = dialect
@@ -101,6 +110,8 @@ class EventWatch:
         """A reason for finishing was given."""
         self.closed = False
         """The closing event came, and something had finished before it."""
+        self.error = b""
+        """The event by which the worker said so; empty where there was none."""
         self.failed = False
         """The worker sent an error event, or closed without a reason for finishing."""
         self.usage: Usage | None = None
@@ -137,6 +148,7 @@ class EventWatch:
         dialect = self.dialect
         if dialect.failed.search(event):
             self.failed = True
+            self.error = event
             return []
         if dialect.finished.search(event):
             self.finished = True

@@ -365,7 +365,20 @@ async def test_what_was_whole_in_a_read_leaves_before_its_error_is_acted_on(bad:
     assert wire.transport.closing
 
 
-@pytest.mark.parametrize("first", [ERROR, DONE, b""], ids=["error", "done", "nothing"])
+@pytest.mark.parametrize(
+    ("code", "status"), [(b'"code":400', 400), (b'"code": 503', 503), (b'"code":200', 500), (b'"x":1', 500)]
+)
+async def test_a_stream_that_begins_with_an_error_is_an_answer_of_that_error(code: bytes, status: int) -> None:
+    wire = Wire()
+    ask(wire, a_watch())
+    body = b'{"error":{"message":"no",' + code + b"}}"
+    wire.feed(STREAM_HEAD + frame(b"data: " + body + b"\n\n") + frame(DONE) + LAST_CHUNK)
+    reply = await reply_of(wire)
+    assert (reply.status, reply.body, reply.is_stream) == (status, body, False)
+    assert wire.transport.closing
+
+
+@pytest.mark.parametrize("first", [DONE, b""], ids=["done", "nothing"])
 async def test_a_stream_that_fails_before_its_first_event_fails_the_attempt(first: bytes) -> None:
     wire = Wire()
     ask(wire, a_watch())
