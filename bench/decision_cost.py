@@ -3,17 +3,19 @@
 Also the same for 8 workers and a prompt of 2 kB, the fingerprint of 4 MB, and the index's memory through a million distinct
 prompts against its bound.
 
-    python bench/decision_cost.py
+    python -m bench.decision_cost
 """
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from random import Random
 
+from bench.verdict import conclude
 from router.core.facts import Facts, FleetView
 from router.core.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
 from router.core.prefix_index import PrefixIndex
@@ -26,13 +28,18 @@ PROMPTS = 1_000_000
 PROMPTS_MAX_ENTRIES = 200_000
 
 
-def measure(what: str, call: Callable[[], object], rounds: int = 2000) -> None:
+FIGURES: dict[str, float] = {}
+"""What was measured: microseconds (p50), unless the key names another unit."""
+
+
+def measure(what: str, call: Callable[[], object], rounds: int = 2000, case: str = "") -> None:
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     times.sort()
+    FIGURES[f"{case}{what.strip()}"] = round(times[rounds // 2] * 1e6, 2)
     print(
         f"{what:44} p50 {times[rounds // 2] * 1e6:9.1f} µs   p99 {times[rounds * 99 // 100] * 1e6:9.1f} µs", flush=True
     )
@@ -87,14 +94,15 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
             )
         )
 
-    measure("  fingerprint", lambda: fingerprint(segments, model="m"), rounds)
-    measure("  anchor", lambda: anchor(segments[:2], model="m"), rounds)
-    measure("  match", lambda: index.match(print_of_prompt, tokens), rounds)
-    measure("  match and rank", partial(decide, policy), rounds)
-    measure("  record", lambda: index.record(0, print_of_prompt), rounds)
+    case = f"{workers} workers, {prompt_bytes} bytes: "
+    measure("  fingerprint", lambda: fingerprint(segments, model="m"), rounds, case)
+    measure("  anchor", lambda: anchor(segments[:2], model="m"), rounds, case)
+    measure("  match", lambda: index.match(print_of_prompt, tokens), rounds, case)
+    measure("  match and rank", partial(decide, policy), rounds, case)
+    measure("  record", lambda: index.record(0, print_of_prompt), rounds, case)
     for name in sorted(set(POLICIES) - {"cache_aware"}):
         other = POLICIES[name](PolicySettings(), random)
-        measure(f"  match and rank, {name}", partial(decide, other), rounds // 4)
+        measure(f"  match and rank, {name}", partial(decide, other), rounds // 4, case)
 
 
 def measure_memory() -> None:
@@ -112,6 +120,8 @@ def measure_memory() -> None:
         f" {now / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB, {now / index.entries:.0f} bytes an entry"
     )
     tracemalloc.stop()
+    FIGURES["index entries through a million prompts"] = index.entries
+    FIGURES["index MB through a million prompts"] = round(now / 1e6, 1)
     index = PrefixIndex(max_entries=4_000_000, default_capacity_blocks=20_000)
     for position in range(2):
         index.add(position)
@@ -122,13 +132,24 @@ def measure_memory() -> None:
     print(f"a restarted worker's {held:,} entries forgotten in {(time.perf_counter() - start) * 1e3:.1f} ms")
 
 
-def main() -> None:
+def main() -> int:
     large = Random(3).randbytes(4 << 20)
     measure("fingerprint of 4 MB", lambda: fingerprint([large], model="m"), 50)
     measure_decision(8, 2048, 2000)
     measure_decision(1000, 400_000, 400)
     measure_memory()
+    decision_us = FIGURES["1000 workers, 400000 bytes: match and rank"]
+    entries = FIGURES["index entries through a million prompts"]
+    return conclude(
+        "decision_cost",
+        FIGURES,
+        {
+            "match, cost and order among 1,000 workers take at most 0.5 ms": decision_us <= 500,
+            f"the index stays within {PROMPTS_MAX_ENTRIES} entries through {PROMPTS} prompts": entries
+            <= PROMPTS_MAX_ENTRIES,
+        },
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
