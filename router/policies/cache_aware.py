@@ -122,11 +122,24 @@ def _weigh_misses(facts: Facts, weight: float, in_flight: int) -> list[float]:
         shallower = groups[number + 1][1] if number + 1 < len(groups) else 0.0
         rarity = min(1.0, (age + 1) / (in_flight + 1))
         cost += (1.0 + (weight - 1.0) * rarity) * (tokens - shallower)
-    miss = [cost] * len(facts.fleet.names)
-    for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True):
-        for position in positions_of(workers):
-            miss[position] = held_cost
+    # Most workers are alike: they hold nothing, or what everybody holds. Only the others are set one by one.
+    by_cost = [(workers, held_cost) for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True)]
+    size = len(facts.fleet.names)
+    nobody = (1 << size) - 1
+    for workers, _cost in by_cost:
+        nobody &= ~workers
+    by_cost.append((nobody, cost))
+    most = max(by_cost, key=_count_workers)
+    miss = [most[1]] * size
+    for workers, held_cost in by_cost:
+        if workers != most[0]:
+            for position in positions_of(workers):
+                miss[position] = held_cost
     return miss
+
+
+def _count_workers(group: tuple[int, float]) -> int:
+    return group[0].bit_count()
 
 
 def _put_ring_first(facts: Facts, order: list[int], cost_of: Callable[[int], float]) -> None:
