@@ -130,9 +130,9 @@ async def _simulate(fleet_settings: SimulatorSettings) -> None:
 @click.option(
     "--url", "urls", multiple=True, default=("http://127.0.0.1:8080",), show_default=True, help="Router; repeatable."
 )
-@click.option("--speed", default=1.0, show_default=True, help="Trace seconds per second of the workers' time.")
+@click.option("--speed", default=2.0, show_default=True, help="Trace seconds per second of the workers' time.")
 @click.option(
-    "--time-scale", default=1.0, show_default=True, help="Seconds of the workers' time per second; 1 if real."
+    "--time-scale", default=20.0, show_default=True, help="Seconds of the workers' time per second; 1 if real."
 )
 @click.option("--limit", type=int, help="Only the first N requests.")
 @click.option("--model", help="Model to ask for.  [default: the first listed]")

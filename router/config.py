@@ -347,6 +347,11 @@ def _check_across(config: Config) -> None:
         raise ConfigError(f"fleet.workers_dns={dns!r}: must be NAME:PORT with a port from 1 to 65535")
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
+    for key in ("server.tls_cert", "server.tls_key", "fleet.ca_file"):
+        section, name = key.split(".")
+        path = getattr(getattr(config, section), name)
+        if path and not Path(path).is_file():
+            raise ConfigError(f"{key}={path!r}: must be a file that can be read")
     if config.probes.max_ejection_s < config.probes.ejection_s:
         raise ConfigError(
             f"probes.max_ejection_s={config.probes.max_ejection_s}: must be >= probes.ejection_s={config.probes.ejection_s}"

@@ -245,7 +245,7 @@ class Dispatcher:
             return _Refusal(
                 Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", is_free=False
             )
-        if reply.status >= 500:
+        if reply.status >= 500 or reply.status in (401, 403):  # the worker refuses the router's key, not the client's
             self._heed(member, member.health.on_error_answer(now))
             return _Refusal(WorkerError("the workers answered with errors"), "error", is_free=False)
         if reply.status < 400:

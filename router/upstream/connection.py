@@ -12,6 +12,7 @@ makes the connection unusable, and ``release`` aborts what is not idle and clean
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +26,9 @@ from router.wire.sse import EventWatch, read_error, split_events
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""
+
+KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 11_000))
+"""A host that vanishes sends no FIN: its silence is noticed after eleven seconds. Where the system knows the options."""
 
 TAIL_S = 1.0
 """How long a worker may take for its last chunk, which usually is in the read that closed the stream."""
@@ -204,6 +208,8 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a socket's transport reads and writes
+        if (sock := transport.get_extra_info("socket")) is not None:
+            _notice_silence(sock)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -339,7 +345,7 @@ class WorkerConnection(asyncio.Protocol):
             return
         whole, self._held = split_events(self._held + payload)
         if len(self._held) > self._limits.max_event_bytes:
-            self._fail(WorkerDied("the worker sent an event without end"))
+            self._fail(ReplyTooLarge("an event is larger than may be held"))
         elif whole:
             seen = watch.take(whole)
             if self.state is State.FLOW:
@@ -392,3 +398,10 @@ class WorkerConnection(asyncio.Protocol):
         """One owner waits at a time; a future that was cancelled is never woken."""
         self._waiter = self._loop.create_future()
         return self._waiter
+
+
+def _notice_silence(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

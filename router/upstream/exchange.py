@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from router.core.attempt import WorkerDied, WorkerErred
+from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerErred
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
@@ -93,7 +93,7 @@ class Exchange:
                 connection.resume()
         finally:
             record.chunks, record.bytes_out = connection.chunks, connection.sent_bytes
-        return StreamEnd.ERRED if isinstance(connection.error, WorkerErred) else _ENDS[turn]
+        return StreamEnd.ERRED if isinstance(connection.error, WorkerErred | ReplyTooLarge) else _ENDS[turn]
 
     def __enter__(self) -> Exchange:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 
 from router.core.load import LoadReport
 
@@ -32,6 +33,8 @@ def parse_load(text: bytes) -> LoadReport:
         running, waiting = (int(sums.get(b"vllm:num_requests_" + kind, 0)) for kind in (b"running", b"waiting"))
         computed = [float(value) for value in _COMPUTED.findall(text)]
         cache_tokens = sum(map(_cache_tokens, _CACHE_LINES.findall(text)))
+        if not all(map(isfinite, sums.values())):
+            raise ValueError("a figure is not finite")  # noqa: TRY301
     except (ValueError, OverflowError) as error:
         raise BadLoad(str(error)) from None
     return LoadReport(

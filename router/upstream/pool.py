@@ -10,7 +10,7 @@ import ssl
 from collections import deque
 from dataclasses import dataclass
 
-from router.core.attempt import CannotConnect, WorkerSilent
+from router.core.attempt import CannotConnect
 from router.core.worker import WorkerAddress
 from router.upstream.connection import Limits, WorkerConnection
 
@@ -88,7 +88,7 @@ class Pool:
             port.close()
 
     async def connect(self, port: WorkerPort) -> WorkerConnection:
-        """Raises CannotConnect, WorkerSilent."""
+        """Raises CannotConnect."""
         address = port.address
         tls = self._settings.tls if address.scheme == "https" else None
         try:
@@ -100,7 +100,7 @@ class Pool:
                     ssl=tls,
                 )
         except TimeoutError:
-            raise WorkerSilent("no connection in time") from None
+            raise CannotConnect("no connection in time") from None
         except OSError as error:
             raise CannotConnect(f"cannot connect: {error.strerror or type(error).__name__}") from None
         self._open.add(connection)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
@@ -31,9 +31,9 @@ class StreamOptions(Struct):
 class Body(Struct):
     """What every inference route has."""
 
-    model: str
+    model: Annotated[str, Meta(max_length=256)]
     stream: bool | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Meta(max_length=1024)] | None = None
 
 
 class ChatBody(Body, kw_only=True):

@@ -391,7 +391,7 @@ async def test_an_event_without_end_is_given_up_before_it_takes_memory() -> None
     client = FakeClient()
     turn, wire = await stream_to(client, STREAM_HEAD + frame(TEXT), *[frame(b"data: " + b"x" * 300)] * 5)
     assert turn is Turn.FAILED
-    assert isinstance(wire.connection.error, WorkerDied)
+    assert isinstance(wire.connection.error, ReplyTooLarge)
     assert client.events == TEXT
 
 

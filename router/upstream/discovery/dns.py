@@ -21,6 +21,6 @@ class DnsSource:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise Unreadable(f"{self._name}: {error}") from None
         return [WorkerAddress("http", host, self._port) for host in sorted({str(entry[4][0]) for entry in found})]
