@@ -13,7 +13,6 @@ import asyncio
 import dataclasses
 import json
 import os
-import platform
 import re
 import shlex
 import socket
@@ -35,10 +34,9 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench.provenance import RESULTS, ROOT, commit, machine
 from router.replay import ReplayError, ReplayReport, ReplaySettings, replay
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 WORKERS = 8
 TIME_SCALE = 20.0
 PREFILL_RATE = 15_000
@@ -398,33 +396,6 @@ async def run_once(
         except BenchError as error:
             log.seek(0)
             raise BenchError(f"{name}: {error}\n{log.read()[-2000:]}") from None
-
-
-def machine() -> dict[str, Any]:
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text("utf-8"))):
-        model = found[1]
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def commit() -> str:
-    """The commit that was measured, marked if the tree differs from it."""
-
-    def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return answer.stdout.strip() if answer.returncode == 0 else ""
-
-    head = git("rev-parse", "--verify", "HEAD")
-    if not head:
-        return "none"
-    return head + (" (changed)" if git("status", "--porcelain", "--", "router") else "")
 
 
 async def run_scenario(

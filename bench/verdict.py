@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.routing import RESULTS, commit, machine
+from bench.provenance import RESULTS, commit, machine
 
 
 def conclude(name: str, figures: Mapping[str, Any], claims: Mapping[str, bool]) -> int:

@@ -23,10 +23,7 @@ import argparse
 import contextlib
 import functools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +36,7 @@ import uvloop
 from bench.cpu.bodies import Conversation, make_conversations
 from bench.cpu.cases import Case, Outcome, measure_idle, measure_requests, measure_stream
 from bench.cpu.routers import MissingError, Router, command_for, free_port, running
+from bench.provenance import commit, machine
 
 ROUTERS = ("vllm-router", "sglang-router", "nginx", "warmroute")
 DIRECT = "direct"
@@ -169,24 +167,6 @@ def _cell(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def machine() -> dict[str, str | int | float | None]:
-    """What the figures depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else None,
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
-    }
-
-
-def commit() -> str:
-    head = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def parse_options() -> argparse.Namespace:

@@ -83,12 +83,16 @@ class Lease:
         """The prefill is done: its tokens no longer queue. Calling it again changes nothing."""
         if self.answered:
             return
-        self.answered = True
+        self.stop_queueing()
         member = self.member
         if member.load is None or not member.load.is_short_of_seats:
             self.service_s = now - max(member.last_answer_at, self.admitted_at)
         member.last_answer_at = now
-        self._fleet.queued_prefill_tokens[member.position] -= self.tokens
+
+    def stop_queueing(self) -> None:
+        """Once: its prefill is done, or taken to be."""
+        self.answered = True
+        self._fleet.queued_prefill_tokens[self.member.position] -= self.tokens
 
     def __enter__(self) -> Lease:
         return self
@@ -245,14 +249,14 @@ class Fleet:
         """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
         found = self._eligible.get(model)
         if found is None:
-            found = self._eligible[model] = self._find_eligible(model)
+            found = self._find_eligible(model)
         if not found.positions:
-            del self._eligible[model]
             if model in self._known_models:
                 raise ModelUnavailable(f"no worker serves the model {model!r} at the moment", retry_after_s=2)
             if not self._known_models:
                 raise NoWorkerAvailable("no worker has come up yet", retry_after_s=1)
             raise ModelNotFound(f"the model {model!r} does not exist", param="model")
+        self._eligible[model] = found  # names that clients make up are never kept
         return found
 
     def _find_eligible(self, model: str) -> Eligible:
@@ -438,5 +442,4 @@ class Fleet:
                 not (lease.answered or lease.shows_first_token)
                 and now - lease.admitted_at > lease.tokens * seconds_per_token
             ):
-                lease.answered = True
-                self.queued_prefill_tokens[member.position] -= lease.tokens
+                lease.stop_queueing()

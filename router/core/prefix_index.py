@@ -57,17 +57,18 @@ class Matches(msgspec.Struct, frozen=True):
 
     def tokens(self, position: int) -> float:
         """Tokens cached on one worker, 0.0 where nothing is."""
-        for workers, tokens, _age in self.groups:
-            if workers >> position & 1:
-                return tokens
-        return 0.0
+        return self._held_by(position)[0]
 
     def last_used(self, position: int) -> int:
         """When, on the index's clock, what one worker is believed to hold was last used; -1 where that is nothing."""
-        for workers, _tokens, age in self.groups:
+        return self.clock - self._held_by(position)[1]
+
+    def _held_by(self, position: int) -> tuple[float, int]:
+        """One worker's tokens and age; nothing, and an age from before the clock began, where it holds nothing."""
+        for workers, tokens, age in self.groups:
             if workers >> position & 1:
-                return self.clock - age
-        return -1
+                return tokens, age
+        return 0.0, self.clock + 1
 
 
 NO_MATCHES = Matches()

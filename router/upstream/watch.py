@@ -12,6 +12,7 @@ import msgspec
 from router.core.attempt import AttemptFailed
 from router.core.fleet import Fleet, Member, ModelCard
 from router.core.health import State
+from router.core.load import LoadReport
 from router.core.reply import Reply
 from router.upstream.exchange import Upstream
 from router.upstream.load import BadLoad, parse_load
@@ -88,22 +89,24 @@ class WorkerWatch:
 
     async def poll(self) -> None:
         """Once: the load. A worker that does not say is not ill; its last figures are believed until they are stale."""
-        if self._member.health.state is State.EJECTED:
-            self._fleet.expire_load(self._member, self._clock())
-            return
         asked = self._fleet.own_load(self._member)
+        report = await self._read_load()
+        if report is None:
+            self._fleet.expire_load(self._member, self._clock())
+        elif self._fleet.on_load(self._member, report, asked, self._clock()):
+            log.info("worker restarted: its cache is empty", extra={"worker": self._member.name})
+
+    async def _read_load(self) -> LoadReport | None:
+        if self._member.health.state is State.EJECTED:
+            return None
         reply = await self._get("/metrics", self._settings.load_timeout_s)
         if reply is None or reply.status != 200:
-            self._fleet.expire_load(self._member, self._clock())
-            return
+            return None
         try:
-            report = parse_load(reply.body)
+            return parse_load(reply.body)
         except BadLoad as error:
             log.warning("unreadable metrics", extra={"worker": self._member.name, "error": str(error)})
-            self._fleet.expire_load(self._member, self._clock())
-            return
-        if self._fleet.on_load(self._member, report, asked, self._clock()):
-            log.info("worker restarted: its cache is empty", extra={"worker": self._member.name})
+            return None
 
     async def _read_models(self, now: float) -> None:
         reply = await self._get("/v1/models", self._settings.probe_timeout_s)

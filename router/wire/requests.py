@@ -80,13 +80,14 @@ def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant:
             options = {**(members.get("stream_options") or {}), "include_usage": True}
             body = set_member(body, members, "stream_options", msgspec.json.encode(options))
     segments, salt = prompt.segments, typed.cache_salt or ""
-    prints = fingerprint(segments, model=typed.model, cache_salt=salt, tenant=tenant)
     return Request(
         route=route,
         model=typed.model,
         stream=stream,
         body=body,
-        fingerprint=prints if segments else Fingerprint((), len(body)),
+        fingerprint=fingerprint(segments, model=typed.model, cache_salt=salt, tenant=tenant)
+        if segments
+        else Fingerprint((), len(body)),
         anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=tenant),
         earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
         session=session_key(headers, members, tenant),
