@@ -4,14 +4,18 @@
     ├── ClientError                the request is wrong, and will stay wrong
     │   ├── InvalidJson            400  invalid_json
     │   ├── InvalidRequest         400  invalid_request_error
-    │   ├── ModelNotFound          404  model_not_found
+    │   ├── InvalidApiKey          401  invalid_api_key
+    │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
     │   ├── RouteNotFound          404  not_found
     │   ├── MethodNotAllowed       405  method_not_allowed
     │   ├── BodyTimeout            408  request_timeout
     │   ├── RequestTooLarge        413  request_too_large
     │   ├── UnsupportedEncoding    415  unsupported_encoding
     │   ├── HostNotAllowed         421  host_not_allowed
-    │   └── HeadersTooLarge        431  headers_too_large
+    │   ├── HeadersTooLarge        431  headers_too_large
+    │   └── TenantLimited          429  the tenant's own limit: come back after ``retry_after_s``
+    │       ├── RateLimited             rate_limit_exceeded
+    │       └── BudgetExceeded          budget_exceeded
     ├── WorkerError                502  worker_error: every attempt failed
     │   └── WorkerTimeout          504  worker_timeout
     └── Unavailable                503  ours, for now: come back after ``retry_after_s``
@@ -55,6 +59,10 @@ class InvalidRequest(ClientError):
     pass
 
 
+class InvalidApiKey(ClientError):
+    status, code, kind = 401, "invalid_api_key", "authentication_error"
+
+
 class ModelNotFound(ClientError):
     status, code, kind = 404, "model_not_found", "not_found_error"
 
@@ -85,6 +93,18 @@ class HostNotAllowed(ClientError):
 
 class HeadersTooLarge(ClientError):
     status, code = 431, "headers_too_large"
+
+
+class TenantLimited(ClientError):
+    status, kind, retryable = 429, "rate_limit_error", True
+
+
+class RateLimited(TenantLimited):
+    code = "rate_limit_exceeded"
+
+
+class BudgetExceeded(TenantLimited):
+    code = "budget_exceeded"
 
 
 class WorkerError(RouterError):

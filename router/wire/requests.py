@@ -17,7 +17,7 @@ from router.core.fingerprint import Fingerprint, anchor, fingerprint
 from router.core.request import Request, Route, Tenant
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
-from router.wire.strict_json import decode_object, set_member
+from router.wire.strict_json import decode_object, set_members
 
 JsonObject = dict[str, Any]
 
@@ -78,7 +78,7 @@ def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant:
         hides_usage = not (typed.stream_options and typed.stream_options.include_usage)
         if hides_usage:
             options = {**(members.get("stream_options") or {}), "include_usage": True}
-            body = set_member(body, members, "stream_options", msgspec.json.encode(options))
+            body = set_members(body, members, {"stream_options": msgspec.json.encode(options)})
     segments, salt = prompt.segments, typed.cache_salt or ""
     return Request(
         route=route,

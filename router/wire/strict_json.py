@@ -67,17 +67,23 @@ def _is_whole(value: Any, body: bytes) -> bool:
     return body.count(b'"') == again.count(b'"') and not (b"\\" in body and b"\\u0022" in body)
 
 
-def set_member(body: bytes, members: Mapping[str, Any], name: str, value: bytes) -> bytes:
-    """``body`` with its top-level member ``name`` set to the JSON ``value``; every other byte stays as the client wrote it.
+def set_members(body: bytes, members: Mapping[str, Any], values: Mapping[str, bytes]) -> bytes:
+    """``body`` with its top-level members set to the JSON ``values``; every other byte stays as the client wrote it.
 
     ``members`` is the decoded body, known to be free of duplicate keys.
     """
-    if name in members:
-        start, end = _span(body, name)
-        return body[:start] + value + body[end:]
+    added = []
+    for name, value in values.items():
+        if name in members:
+            start, end = _span(body, name)
+            body = body[:start] + value + body[end:]
+        else:
+            added.append(b'"%b":%b' % (name.encode(), value))
+    if not added:
+        return body
     last = body.rindex(b"}")
     comma = b"," if members else b""
-    return b"".join((body[:last], comma, b'"', name.encode(), b'":', value, body[last:]))
+    return b"".join((body[:last], comma, b",".join(added), body[last:]))
 
 
 def _span(body: bytes, name: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from router.core import errors
-from router.core.errors import ClientError, RouterError, Unavailable, WorkerError
+from router.core.errors import ClientError, RouterError, TenantLimited, Unavailable, WorkerError
 
 
 def descend(root: type[RouterError]) -> Iterator[type[RouterError]]:
@@ -25,7 +25,7 @@ CODED: list[type[RouterError]] = [*LEAVES, WorkerError]
 def test_the_tree_at_the_top_names_every_error_with_its_status_and_code() -> None:
     drawn = dict(re.findall(r"── (\w+) +(?:\d{3} +)?(?!the )(\w+)", str(errors.__doc__)))
     assert {each.__name__: each.code for each in CODED} == {
-        name: code for name, code in drawn.items() if name not in ("ClientError", "Unavailable")
+        name: code for name, code in drawn.items() if name not in ("ClientError", "TenantLimited", "Unavailable")
     }
     for name, status in re.findall(r"── (\w+) +(\d{3})", str(errors.__doc__)):
         assert getattr(errors, name).status == int(status)
@@ -39,7 +39,7 @@ def test_codes_are_told_apart() -> None:
 def test_the_class_says_whose_fault_it_is(error: type[RouterError]) -> None:
     if issubclass(error, ClientError):
         assert 400 <= error.status < 500
-        assert not error.retryable
+        assert error.retryable == issubclass(error, TenantLimited)
     else:
         assert issubclass(error, WorkerError | Unavailable)
         assert error.status in (502, 503, 504)

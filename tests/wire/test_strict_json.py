@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.errors import InvalidJson
-from router.wire.strict_json import decode_object, set_member
+from router.wire.strict_json import decode_object, set_members
 
 KEYS = st.sampled_from(["a", "b", "c", 'q"', "\\", "é"])
 SCALARS = st.one_of(
@@ -156,7 +156,7 @@ def test_setting_a_member_changes_its_value_and_no_other_byte(text: str, name: s
     members = decoded(body)
     if members is None:
         return
-    after = set_member(body, members, name, value)
+    after = set_members(body, members, {name: value})
     assert decode_object(after) == {**members, name: json.loads(value)}
     start = next((i for i in range(min(len(body), len(after))) if body[i] != after[i]), min(len(body), len(after)))
     tail = next(i for i in range(len(body) + 1) if i == len(body) - start or body[-1 - i] != after[-1 - i])
@@ -184,7 +184,7 @@ def test_setting_a_member_changes_its_value_and_no_other_byte(text: str, name: s
     ],
 )
 def test_a_member_is_cut_out_by_its_place_and_not_by_its_looks(body: bytes, after: bytes) -> None:
-    assert set_member(body, decode_object(body), "so", b"V") == after
+    assert set_members(body, decode_object(body), {"so": b"V"}) == after
 
 
 def test_numbers_that_are_not_finite_never_come_out() -> None:
