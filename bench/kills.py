@@ -41,7 +41,9 @@ MAX_RETURN_S = 1.0
 class SimulatedWorker:
     """One worker process on a port of its own, that can be killed and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """``options``: further ones of ``warmroute simulate``."""
+        self._options = options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -49,7 +51,7 @@ class SimulatedWorker:
         self._process: Process | None = None
 
     async def start(self) -> None:
-        arguments = ("-m", "router", "simulate", "--workers", "1", "--base-port", str(self.port))
+        arguments = ("-m", "router", "simulate", "--workers", "1", "--base-port", str(self.port), *self._options)
         self._process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=DEVNULL, stderr=DEVNULL)
 
     async def kill(self) -> None:

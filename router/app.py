@@ -40,6 +40,7 @@ from router.dispatch import Dispatcher, DispatchSettings
 from router.metrics import FleetCollector, Metrics
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
+from router.routing import Routing
 from router.server.admin import AdminPort
 from router.server.data import DataPort
 from router.server.listen import Handler, listen, make_server, require_c_parser, tls_context
@@ -113,17 +114,17 @@ async def running(config: Config) -> AsyncIterator[Running]:
         decisions.append(record)
         metrics.observe(record)
 
-    dispatcher = Dispatcher(
-        DispatchSettings(config.retries.max_attempts, config.retries.budget_ratio, config.retries.min_budget),
+    routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
+    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock)
+    data = DataPort(
+        config.server,
+        config.limits,
+        dispatcher,
         fleet,
-        index,
-        last_workers,
-        make_policy(config.policy),
-        upstream,
-        observe,
         clock,
+        metrics.observe_refusal,
+        resumes=config.resumption.max_attempts > 0,
     )
-    data = DataPort(config.server, config.limits, dispatcher, fleet, clock, metrics.observe_refusal)
     admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions)
     keeper = FleetKeeper(
         _sources(config),
@@ -132,13 +133,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
         upstream,
         _watch_settings(config),
         config.fleet.discovery_interval_s,
-        dispatcher.use_ring,
+        routing.use_ring,
         clock,
     )
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
+        yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
+        yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
         yield "live_requests", "Requests under way.", data.live
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
@@ -254,6 +257,19 @@ def _fleet_rules(config: Config) -> FleetRules:
         initial_bytes_per_token=config.policy.initial_bytes_per_token,
         stale_load_s=config.load.stale_s,
         default_cache_tokens=config.index.default_worker_tokens,
+    )
+
+
+def _dispatch_settings(config: Config) -> DispatchSettings:
+    retries, resumption = config.retries, config.resumption
+    return DispatchSettings(
+        max_attempts=retries.max_attempts,
+        retry_ratio=retries.budget_ratio,
+        min_retries=retries.min_budget,
+        max_resumptions=resumption.max_attempts,
+        resumption_wait_s=resumption.wait_s,
+        max_kept_bytes=resumption.max_kept_bytes,
+        max_total_kept_bytes=resumption.max_total_kept_bytes,
     )
 
 

@@ -195,11 +195,37 @@ class RetriesConfig(Section, frozen=True):
     min_budget: Annotated[int, Meta(ge=0, le=1000, description="Such retries that are always allowed.")] = 3
 
 
+class ResumptionConfig(Section, frozen=True):
+    """How a stream goes on when its worker breaks it after the first event."""
+
+    max_attempts: Annotated[
+        int, Meta(ge=0, le=100, description="Workers that are asked to go on with one request's stream; 0: none is.")
+    ] = 5
+    wait_s: Annotated[
+        float, Meta(ge=0, le=600, description="Seconds that a broken stream waits while no worker is up.")
+    ] = 10.0
+    max_kept_bytes: Annotated[
+        int,
+        Meta(ge=1 << 16, le=1 << 30, description="What is kept of one stream beyond its newest 64 KiB, ids and text."),
+    ] = 4 << 20
+    max_total_kept_bytes: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="The same of all streams together; those beyond are not resumed.")
+    ] = 512 << 20
+
+
 class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
     connect_s: Annotated[float, Meta(gt=0, le=600, description="Seconds to connect.")] = 2.0
-    first_event_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds to a stream's first event.")] = 300.0
+    first_event_s: Annotated[float, Meta(gt=0, le=86400, description="Most seconds to a stream's first event.")] = 300.0
+    min_first_event_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=86400,
+            description="Least of such a deadline; to it come ten times the seconds that the prefill is expected to take.",
+        ),
+    ] = 30.0
     event_gap_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds between two events of a stream.")] = 60.0
     answer_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds to a whole answer that is not streamed.")] = (
         1800.0
@@ -230,6 +256,7 @@ class Config(Section, frozen=True):
     policy: PolicyConfig = PolicyConfig()
     index: IndexConfig = IndexConfig()
     retries: RetriesConfig = RetriesConfig()
+    resumption: ResumptionConfig = ResumptionConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
 

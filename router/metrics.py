@@ -31,6 +31,7 @@ TTFT_BUCKETS = (
 DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 GAP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0)
+RESUMPTION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MAX_LABEL_VALUES = 1000
 BATCH = 100
 """Records counted at once: about a millisecond."""
@@ -105,6 +106,18 @@ class Metrics:
         self._retries = Counter(
             "warmroute_retries", "Attempts after the first, by cause.", ("cause",), registry=registry
         )
+        self._resumptions = Counter(
+            "warmroute_resumptions",
+            "Streams that broke after their first event, by why, and by how they went on or why not.",
+            ("cause", "outcome"),
+            registry=registry,
+        )
+        self._resumption_gap = Histogram(
+            "warmroute_resumption_gap_seconds",
+            "From the break of a stream to the first event of another worker.",
+            buckets=RESUMPTION_BUCKETS,
+            registry=registry,
+        )
         self._prompt_tokens = Counter(
             "warmroute_prompt_tokens", "Prompt tokens as workers counted them.", ("model",), registry=registry
         )
@@ -142,6 +155,10 @@ class Metrics:
             children.first_token.observe(record.first_byte_at - record.started_at)
         for cause in record.retries:
             self._retries.labels(cause).inc()
+        for resumption in record.resumptions:
+            self._resumptions.labels(resumption.cause, resumption.outcome).inc()
+            if resumption.gap_s:
+                self._resumption_gap.observe(resumption.gap_s)
         if record.actual_cached_tokens is not None:
             children.prompt_tokens.inc(record.prompt_tokens)
             children.predicted_tokens.inc(min(record.predicted_cached_tokens, record.prompt_tokens))

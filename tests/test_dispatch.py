@@ -29,8 +29,10 @@ from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import NO_TENANT, Request, Route, SessionKey
 from router.core.worker import WorkerAddress
-from router.dispatch import Client, Dispatcher, DispatchSettings
+from router.dispatch import Dispatcher, DispatchSettings
 from router.policies.base import Ranking
+from router.routing import Routing
+from router.sides import Client, Watch
 from router.wire.sse import EventWatch, Usage
 
 PROMPT = b"p" * 8192
@@ -74,8 +76,11 @@ class FakeExchange:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._closed.append(self._name)
 
-    async def ask(self, request: Request, watch: EventWatch | None) -> Reply:
-        if watch is not None:
+    async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
+        raise AssertionError(path)
+
+    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
+        if isinstance(watch, EventWatch):
             watch.usage = self._usage
         if isinstance(self._answer, asyncio.Event):
             await self._answer.wait()
@@ -135,6 +140,9 @@ class FakeClient:
     async def drained(self) -> bool:
         return True
 
+    def end_stream(self, events: bytes) -> None:
+        raise AssertionError(events)
+
     def break_off(self, error: RouterError) -> None:
         self.broken.append(error)
 
@@ -157,11 +165,8 @@ class House:
         self.last_workers = LastWorkers(10)
         self.now = 100.0
         self.dispatcher = Dispatcher(
-            DispatchSettings(max_attempts, 0.2, min_retries),
-            self.fleet,
-            self.index,
-            self.last_workers,
-            self.policy,
+            DispatchSettings(max_attempts, 0.2, min_retries, 3, 1.0, 1 << 20, 1 << 24),
+            Routing(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
             self.upstream,
             self.records.append,
             lambda: self.now,
@@ -414,7 +419,7 @@ async def test_an_unknown_model_asks_nobody() -> None:
 async def test_a_stream_that_breaks_is_broken_off_and_its_worker_ejected() -> None:
     house = House()
     house.upstream.answers["a"] = STREAM
-    house.upstream.end = StreamEnd.FAILED
+    house.upstream.end = StreamEnd.DIED
     record = await house.send(make_request(stream=True))
     assert [error.code for error in house.client.broken] == ["worker_error"]
     assert record.outcome == "broken"
@@ -511,7 +516,7 @@ async def test_a_reply_that_is_not_streamed_counts_until_the_client_has_it() -> 
     house.assert_nothing_is_held()
 
 
-@pytest.mark.parametrize("end", [StreamEnd.DONE, StreamEnd.FAILED, StreamEnd.CLIENT_GONE, StreamEnd.CLIENT_STALLED])
+@pytest.mark.parametrize("end", [StreamEnd.DONE, StreamEnd.DIED, StreamEnd.CLIENT_GONE, StreamEnd.CLIENT_STALLED])
 async def test_how_a_stream_ended_is_recorded_and_only_a_whole_one_teaches(end: StreamEnd) -> None:
     house = House("a")
     house.upstream.answers["a"], house.upstream.end = STREAM, end

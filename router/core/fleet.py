@@ -62,6 +62,11 @@ class Member:
     removed: bool = False
     leases: set[Lease] = field(default_factory=set)
 
+    def max_model_len(self, model: str) -> int | None:
+        """Tokens of a prompt and its answer together, if the worker says."""
+        length = self.models.get(model, {}).get("max_model_len")
+        return length if isinstance(length, int) else None
+
 
 class Lease:
     """One request in flight on one worker; ends when the ``with`` block does, after the last byte."""

@@ -77,10 +77,11 @@ class Health:
         return self._return(now) if self.state is State.EJECTED else False
 
     def on_error_answer(self, now: float) -> bool:
-        return self._on_failed_request(Cause.ERRORS, now)
+        return self._on_failed_request(Cause.ERRORS, now, self.rules.failures)
 
     def on_timeout(self, now: float) -> bool:
-        return self._on_failed_request(Cause.TIMEOUT, now)
+        """Two are enough: each has cost a client all its patience."""
+        return self._on_failed_request(Cause.TIMEOUT, now, min(2, self.rules.failures))
 
     def on_death(self, now: float) -> bool:
         """One is enough: a process that is gone fails every request, and as fast as it can."""
@@ -96,9 +97,9 @@ class Health:
             return 1.0
         return 1.0 / max(share, 0.1)
 
-    def _on_failed_request(self, cause: Cause, now: float) -> bool:
+    def _on_failed_request(self, cause: Cause, now: float, most: int) -> bool:
         self.failed_requests += 1
-        return self.failed_requests >= self.rules.failures and self._eject(cause, now)
+        return self.failed_requests >= most and self._eject(cause, now)
 
     def _eject(self, cause: Cause, now: float) -> bool:
         if self.state is not State.UP:

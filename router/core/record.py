@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from router.core.request import Route
+
+
+class Resumption(NamedTuple):
+    """One time that a stream broke: why; how it went on ("exact", "text", "finished") or why not ("unsafe", "failed"); and
+    the seconds until it did."""
+
+    cause: str
+    outcome: str
+    gap_s: float = 0.0
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -26,8 +37,10 @@ class Record(msgspec.Struct, kw_only=True):
     attempts: int = 0
     retries: list[str] = msgspec.field(default_factory=list)
     """The cause of each retry, in order."""
+    resumptions: list[Resumption] = msgspec.field(default_factory=list)
     prompt_tokens: int = 0
     """As the worker counted; 0 when it did not say."""
+    completion_tokens: int = 0
     predicted_cached_tokens: float = 0.0
     actual_cached_tokens: int | None = None
     """None when the worker did not say: unknown is not zero."""

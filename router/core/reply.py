@@ -22,7 +22,9 @@ class StreamEnd(Enum):
     """How a stream's relay ended; the value is the record's outcome."""
 
     DONE = "ok"
-    FAILED = "broken"
+    DIED = "broken"
+    SILENT = "silent"
     ERRED = "errored"
+    TOO_LARGE = "too_large"
     CLIENT_GONE = "client_gone"
     CLIENT_STALLED = "client_stalled"

@@ -47,6 +47,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tenant: Tenant
     hides_usage: bool
     """True where the router asked for the usage chunk and the client did not."""
+    hides_ids: bool = False
+    """True where the router asked for token ids and the client did not."""
+    is_resumable: bool = False
+    """True where another worker might go on with the stream, so that what the client has of it must be kept."""
     request_id: str
     traceparent: str = ""
     """W3C trace context to pass on; empty where the client sent none."""

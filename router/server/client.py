@@ -19,7 +19,7 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Route
 from router.server.errors import error_body
-from router.wire.framing import frame
+from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -103,6 +103,8 @@ class ClientConnection:
             self._transport.writelines((head, body))  # type: ignore[union-attr]
 
     def stream_head(self, reply: Reply, record: Record) -> bytes:
+        if self.has_started:
+            return b""  # another worker goes on with the same stream
         self.has_started = True
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if self.is_chunked else b"\r\n"
         return self._head(reply, record) + b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" + framing
@@ -129,6 +131,10 @@ class ClientConnection:
 
     def _unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def end_stream(self, events: bytes) -> None:
+        if not self.is_closing():
+            self.write(frame(events) + LAST_CHUNK if self.is_chunked else events)
 
     def break_off(self, error: RouterError) -> None:
         if not self.is_closing():

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
@@ -67,13 +68,17 @@ class DataPort:
         catalog: Catalog,
         clock: Callable[[], float],
         observe_refusal: Callable[[str, int], None],
+        *,
+        resumes: bool = True,
     ) -> None:
+        """``resumes``: streams are kept so that another worker may go on with them."""
         self._server = server
         self._limits = limits
         self._dispatch = dispatch
         self._catalog = catalog
         self._clock = clock
         self._observe_refusal = observe_refusal
+        self._parse = partial(parse_request, resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
         self._ids = count(1)
@@ -108,7 +113,7 @@ class DataPort:
             if len(body) > self._limits.max_body_bytes:
                 raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
             if len(body) < LARGE_BODY_BYTES:
-                parsed = parse_request(route, body, request.headers, NO_TENANT, request_id)
+                parsed = self._parse(route, body, request.headers, NO_TENANT, request_id)
             else:
                 parsed = await self._parse_large(route, body, request, request_id)
             client = ClientConnection(
@@ -182,7 +187,7 @@ class DataPort:
     async def _parse_large(self, route: Route, body: bytes, request: web.BaseRequest, request_id: str) -> Request:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._parsers, parse_request, route, body, request.headers, NO_TENANT, request_id
+            self._parsers, self._parse, route, body, request.headers, NO_TENANT, request_id
         )
 
     # What is answered here

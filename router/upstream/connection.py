@@ -22,7 +22,7 @@ from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, Worker
 from router.core.reply import Reply
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import EventWatch, read_error, split_events
+from router.wire.sse import read_error, split_events
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""
@@ -45,6 +45,35 @@ class Sink(Protocol):
     def is_closing(self) -> bool: ...
 
     def is_full(self) -> bool: ...
+
+
+class Watch(Protocol):
+    """What follows a stream's events, and makes of them what the client gets."""
+
+    @property
+    def closed(self) -> bool:
+        """The closing event came."""
+        ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    @property
+    def error(self) -> bytes:
+        """The event by which the worker said that it failed, if it did."""
+        ...
+
+    def is_plain(self, data: bytes) -> bool:
+        """True where whole frames of whole events need no ``take``."""
+        ...
+
+    def pass_frame(self, data: bytes, at: int) -> bytes:
+        """One plain frame, whose payload begins at ``at``, as the client gets it."""
+        ...
+
+    def take(self, events: bytes) -> bytes:
+        """Whole events in, the client's out."""
+        ...
 
 
 class Turn(Enum):
@@ -90,7 +119,7 @@ class WorkerConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._head = ReplyHead()
         self._body: BodyReader = LengthReader(0)
-        self._watch: EventWatch | None = None
+        self._watch: Watch | None = None
         self._sink: Sink | None = None
         self._observe_gap: Callable[[float], None] | None = None
         self._held = b""
@@ -124,8 +153,9 @@ class WorkerConnection(asyncio.Protocol):
         """True once any byte of the reply came."""
         return bool(self._head.status or self._held)
 
-    def ask(self, head: bytes, body: bytes, watch: EventWatch | None) -> None:
-        """Send a request; ``watch`` for one that asks for a stream. Raises WorkerDied on a closed connection."""
+    def ask(self, head: bytes, body: bytes, watch: Watch | None, within_s: float | None = None) -> None:
+        """Send a request; ``watch`` for one that asks for a stream. ``within_s`` shortens the wait for its answer or first
+        event. Raises WorkerDied on a closed connection."""
         transport = self._transport
         if transport is None or not self.is_usable:
             raise WorkerDied("the connection is closed")
@@ -135,7 +165,8 @@ class WorkerConnection(asyncio.Protocol):
         self._pieces.clear()
         self._piece_bytes = self.sent_bytes = self.chunks = 0
         self.state = State.HEAD
-        self.deadline = self._loop.time() + (self._limits.answer_s if watch is None else self._limits.first_event_s)
+        limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
+        self.deadline = self._loop.time() + (limit_s if within_s is None else min(limit_s, within_s))
         if len(body) <= SMALL_BODY_BYTES:
             transport.write(head + body)
         else:
@@ -246,12 +277,12 @@ class WorkerConnection(asyncio.Protocol):
             data.endswith(b"\n\n\r\n")
             and not self._held
             and self._body.at_boundary
-            and EventWatch.is_plain(data)
+            and self._watch.is_plain(data)  # type: ignore[union-attr]  # there is one in FLOW
             and (size := CHUNK_SIZE.match(data)) is not None
             and size.end() + int(size[1], 16) + 2 == len(data)
             and self._sink.is_chunked  # type: ignore[union-attr]
         ):
-            self._write(data)
+            self._write(self._watch.pass_frame(data, size.end()))  # type: ignore[union-attr]
         else:
             self._on_body(data)
 

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerErred
+from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
 from router.core.worker import WorkerAddress
-from router.upstream.connection import Sink, Turn, WorkerConnection
+from router.upstream.connection import Sink, Turn, Watch, WorkerConnection
 from router.upstream.pool import Pool, WorkerPort
-from router.wire.sse import EventWatch
 
 
 class StreamClient(Sink, Protocol):
@@ -49,25 +48,31 @@ class Exchange:
         self._connection: WorkerConnection | None = None
         self._reply: Reply | None = None
 
-    async def ask(self, request: Request, watch: EventWatch | None) -> Reply:
+    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
         """Send the request; returns a whole reply, or a stream whose first event is here. Raises AttemptFailed."""
         headers = f"X-Request-Id: {request.request_id}\r\n"
         if request.traceparent:
             headers += f"traceparent: {request.traceparent}\r\n"
-        return await self._send("POST", request.route.value, request.body, headers, watch)
+        return await self._send("POST", request.route.value, request.body, headers, watch, first_event_s)
 
     async def get(self, path: str) -> Reply:
         """What the router asks for itself. Raises AttemptFailed."""
-        return await self._send("GET", path, b"", "", None)
+        return await self._send("GET", path, b"", "", None, None)
 
-    async def _send(self, method: str, path: str, body: bytes, headers: str, watch: EventWatch | None) -> Reply:
+    async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
+        """The same, with JSON, and an answer within so many seconds. Raises AttemptFailed."""
+        return await self._send("POST", path, body, "", None, answer_s)
+
+    async def _send(
+        self, method: str, path: str, body: bytes, headers: str, watch: Watch | None, within_s: float | None
+    ) -> Reply:
         """A kept connection that closes before any byte of an answer was idle for too long, which is nobody's failure:
         the request is sent again, once, on a fresh one."""
         head = self._port.head(method, path, len(body), headers)
         self._connection = connection = self._port.take_idle()
         if connection is not None:
             try:
-                connection.ask(head, body, watch)
+                connection.ask(head, body, watch, within_s)
                 self._reply = await connection.reply()
             except WorkerDied:
                 if connection.has_answered:
@@ -76,7 +81,7 @@ class Exchange:
             else:
                 return self._reply
         self._connection = connection = await self._pool.connect(self._port)
-        connection.ask(head, body, watch)
+        connection.ask(head, body, watch, within_s)
         self._reply = await connection.reply()
         return self._reply
 
@@ -93,7 +98,7 @@ class Exchange:
                 connection.resume()
         finally:
             record.chunks, record.bytes_out = connection.chunks, connection.sent_bytes
-        return StreamEnd.ERRED if isinstance(connection.error, WorkerErred | ReplyTooLarge) else _ENDS[turn]
+        return _BREAKS[type(connection.error)] if turn is Turn.FAILED and connection.error else _ENDS[turn]
 
     def __enter__(self) -> Exchange:
         return self
@@ -103,4 +108,10 @@ class Exchange:
             self._connection.release()
 
 
-_ENDS = {Turn.DONE: StreamEnd.DONE, Turn.FAILED: StreamEnd.FAILED, Turn.CLIENT_GONE: StreamEnd.CLIENT_GONE}
+_ENDS = {Turn.DONE: StreamEnd.DONE, Turn.CLIENT_GONE: StreamEnd.CLIENT_GONE}
+_BREAKS: dict[type[AttemptFailed], StreamEnd] = {
+    WorkerDied: StreamEnd.DIED,
+    WorkerSilent: StreamEnd.SILENT,
+    WorkerErred: StreamEnd.ERRED,
+    ReplyTooLarge: StreamEnd.TOO_LARGE,
+}

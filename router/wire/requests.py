@@ -15,12 +15,14 @@ from msgspec import Meta, Struct
 from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
 from router.core.request import Request, Route, Tenant
+from router.wire.continuation import may_resume
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
 
 JsonObject = dict[str, Any]
 
+_USAGE = b'{"include_usage":true}'
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -61,8 +63,11 @@ class Prompt(Struct, frozen=True):
     earlier_segments: int = 0
 
 
-def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant: Tenant, request_id: str) -> Request:
-    """Linear in the body. Raises InvalidJson, InvalidRequest."""
+def parse_request(
+    route: Route, body: bytes, headers: Mapping[str, str], tenant: Tenant, request_id: str, *, resumes: bool = True
+) -> Request:
+    """``resumes``: streams shall be kept so that another worker can go on with them. Linear in the body.
+    Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     shape, read_prompt = _ROUTES[route]
     try:
@@ -73,12 +78,19 @@ def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant:
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
     stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
-    hides_usage = False
+    hides_usage = hides_ids = is_resumable = False
     if stream and isinstance(typed, ChatBody | CompletionBody):
+        added = {}
         hides_usage = not (typed.stream_options and typed.stream_options.include_usage)
         if hides_usage:
             options = {**(members.get("stream_options") or {}), "include_usage": True}
-            body = set_members(body, members, {"stream_options": msgspec.json.encode(options)})
+            added["stream_options"] = _USAGE if len(options) == 1 else msgspec.json.encode(options)
+        is_resumable = resumes and may_resume(members)
+        hides_ids = is_resumable and not members.get("return_token_ids")
+        if hides_ids:
+            added["return_token_ids"] = b"true"
+        if added:
+            body = set_members(body, members, added)
     segments, salt = prompt.segments, typed.cache_salt or ""
     return Request(
         route=route,
@@ -93,6 +105,8 @@ def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant:
         session=session_key(headers, members, tenant),
         tenant=tenant,
         hides_usage=hides_usage,
+        hides_ids=hides_ids,
+        is_resumable=is_resumable,
         request_id=request_id,
         traceparent=_traceparent(headers),
     )

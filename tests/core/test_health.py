@@ -88,12 +88,18 @@ def test_one_death_ejects() -> None:
 
 @pytest.mark.parametrize(
     ("event", "cause"),
-    [("on_error_answer", Cause.ERRORS), ("on_timeout", Cause.TIMEOUT), ("on_probe_failed", Cause.PROBE)],
+    [("on_error_answer", Cause.ERRORS), ("on_probe_failed", Cause.PROBE)],
 )
 def test_other_failures_eject_when_there_are_enough_in_a_row(event: str, cause: Cause) -> None:
     health = make_up()
     assert [getattr(health, event)(1.0) for _ in range(3)] == [False, False, True]
     assert health.ejections == {cause: 1}
+
+
+def test_two_timeouts_in_a_row_eject_since_each_cost_a_client_all_its_patience() -> None:
+    health = make_up()
+    assert [health.on_timeout(1.0) for _ in range(2)] == [False, True]
+    assert health.ejections == {Cause.TIMEOUT: 1}
 
 
 def test_a_success_between_failures_starts_the_count_anew() -> None:

@@ -94,7 +94,11 @@ async def test_the_openai_client_raises_when_its_stream_breaks() -> None:
         peer.drop()
 
     read = asyncio.Event()
-    async with scripted(die) as worker, routed(worker.url) as router, openai_client(router) as client:
+    async with (
+        scripted(die) as worker,
+        routed(worker.url, resumption__max_attempts=0) as router,
+        openai_client(router) as client,
+    ):
         stream = await client.chat.completions.create(model="m", messages=USER, stream=True)
         assert (await anext(stream)).choices[0].delta.content == "word"
         read.set()

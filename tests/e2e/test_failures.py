@@ -186,7 +186,11 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_never_cleanly(h
         peer.close()
 
     read = asyncio.Event()
-    async with scripted(break_off) as worker, routed(worker.url) as router, connected(router) as client:
+    async with (
+        scripted(break_off) as worker,
+        routed(worker.url, resumption__max_attempts=0) as router,
+        connected(router) as client,
+    ):
         await client.post("/v1/messages" if is_messages else PATH, {**MESSAGES, "stream": True})
         await client.head()
         assert await client.chunk() == opening
@@ -203,7 +207,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_never_cleanly(h
 async def test_a_worker_that_falls_silent_in_its_stream_is_given_up() -> None:
     async with (
         scripted(sending(STREAM_HEAD + frame(TEXT))) as worker,
-        routed(worker.url, timeouts__event_gap_s=0.05) as router,
+        routed(worker.url, timeouts__event_gap_s=0.05, resumption__max_attempts=0) as router,
         connected(router) as client,
     ):
         await client.post(PATH, STREAMED)

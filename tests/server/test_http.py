@@ -67,7 +67,7 @@ async def test_what_a_client_sends_reaches_the_worker_byte_for_byte_and_its_key_
     async with scripted(stream) as worker, routed(worker.url, fleet__worker_key="s3cret") as router:
         assert (await post(router, PATH, body, *lines)).body == WHOLE
         asked = worker.asked[0]
-        added = b',"stream_options":{"include_usage":true}'
+        added = b',"stream_options":{"include_usage":true},"return_token_ids":true'
         at = body.rindex(b"}")
         assert asked.body == body[:at] + added + body[at:]
         assert asked.headers["authorization"] == "Bearer s3cret"

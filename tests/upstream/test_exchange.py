@@ -294,7 +294,7 @@ async def test_a_silent_worker_is_given_up_by_the_sweep() -> None:
         client = Client()
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch())
-            assert await exchange.relay(client, a_record()) is StreamEnd.FAILED
+            assert await exchange.relay(client, a_record()) is StreamEnd.SILENT
         assert client.events == TEXT
         assert [await worker.ended.get() for _ in range(2)] == [0, 1]
 

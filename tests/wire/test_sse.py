@@ -151,8 +151,8 @@ def test_every_event_that_ends_fails_or_counts_is_looked_at() -> None:
         named("message_stop", {}),
         named("error", {"error": {"message": "x"}}),
     ):
-        assert not EventWatch.is_plain(mark), mark
-    assert EventWatch.is_plain(delta("hello"))
+        assert not EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(mark), mark
+    assert EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(delta("hello"))
 
 
 class TestMessages:

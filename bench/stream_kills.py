@@ -1,0 +1,239 @@
+"""Streams whose workers are killed under them: does every client get every token, once?
+
+    python -m bench.stream_kills [--streams 10000] [--every 2.0] [--ejection nervous]
+
+Four simulated workers, each a process; one is killed with SIGKILL every so often and started again half a second later,
+while streams of 30 tokens, 20 ms apart, run 48 at a time through ``warmroute serve``. What each should say was asked of a
+worker that nobody kills. Half of the clients ask for token ids, half for usage; each token, id and count is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import uvloop
+
+from bench.kills import BACK_AFTER_S, SimulatedWorker, all_up
+from bench.verdict import ServedRouter, conclude, percentile, served
+
+CONCURRENCY = 48
+CONVERSATIONS = 200
+TOKENS = 30
+SIMULATED = ("--time-scale", "1", "--itl-ms", "20")
+NERVOUS = {
+    "WARMROUTE_PROBES__FAILURES": "1",
+    "WARMROUTE_PROBES__EJECTION_S": "5",
+    "WARMROUTE_PROBES__INTERVAL_S": "0.2",
+}
+OFF = {
+    "WARMROUTE_PROBES__FAILURES": "100",
+    "WARMROUTE_PROBES__EJECTION_S": "0.001",
+    "WARMROUTE_PROBES__MAX_EJECTION_S": "0.001",
+}
+EJECTIONS: dict[str, dict[str, str]] = {"default": {}, "nervous": NERVOUS, "off": OFF}
+MAX_P50_S, MAX_P99_S = 0.1, 1.0
+
+
+@dataclass(slots=True)
+class Heard:
+    """One stream as its client had it."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    finish: list[str] = field(default_factory=list)
+    names: set[tuple[str, int, str]] = field(default_factory=set)
+    roles: int = 0
+    usage: list[dict[str, Any]] = field(default_factory=list)
+    is_done: bool = False
+    longest_pause_s: float = 0.0
+
+
+def body_of(number: int) -> dict[str, Any]:
+    text = f"Tell me of the {number % CONVERSATIONS}th thing. " * 20
+    return {"model": "sim", "max_tokens": TOKENS, "messages": [{"role": "user", "content": text}], "temperature": 0}
+
+
+async def hear(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Heard:
+    """Raises what aiohttp raises, ValueError for what is no stream of chunks."""
+    heard, last = Heard(), 0.0
+    async with session.post(f"{url}/v1/chat/completions", json={**body, "stream": True}) as response:
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        async for line in response.content:
+            if not line.startswith(b"data:"):
+                continue
+            now = time.monotonic()
+            heard.longest_pause_s, last = max(heard.longest_pause_s, now - (last or now)), now
+            if line.strip() == b"data: [DONE]":
+                heard.is_done = True
+                continue
+            take(json.loads(line[5:]), heard)
+    return heard
+
+
+def take(chunk: dict[str, Any], heard: Heard) -> None:
+    if "error" in chunk:
+        raise ValueError("error event")
+    heard.names.add((chunk["id"], chunk["created"], chunk["model"]))
+    if "prompt_token_ids" in chunk and not chunk["choices"]:
+        raise ValueError("ids in a strange place")
+    for choice in chunk["choices"]:
+        heard.roles += "role" in choice["delta"]
+        heard.text += choice["delta"].get("content") or ""
+        heard.ids += choice.get("token_ids") or []
+        if choice["finish_reason"]:
+            heard.finish.append(choice["finish_reason"])
+    if chunk.get("usage"):
+        heard.usage.append({key: chunk["usage"][key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")})
+
+
+def differences(heard: Heard, expected: Heard, *, wants_ids: bool, wants_usage: bool) -> list[str]:
+    wrong = {
+        "text": heard.text != expected.text,
+        "ids": heard.ids != (expected.ids if wants_ids else []),
+        "finish": heard.finish != expected.finish,
+        "id, created or model": len(heard.names) != 1,
+        "role": heard.roles != 1,
+        "usage": heard.usage != (expected.usage if wants_usage else []),
+        "no [DONE]": not heard.is_done,
+    }
+    return [name for name, is_wrong in wrong.items() if is_wrong]
+
+
+class Load:
+    def __init__(self, url: str, session: aiohttp.ClientSession, expected: list[Heard]) -> None:
+        self._url = url
+        self._session = session
+        self._expected = expected
+        self.outcomes: Counter[str] = Counter()
+        self.pauses: list[float] = []
+
+    async def run(self, streams: int) -> None:
+        numbers = iter(range(streams))
+        await asyncio.gather(*[self._client(numbers) for _ in range(CONCURRENCY)])
+
+    async def _client(self, numbers: Iterator[int]) -> None:
+        for number in numbers:
+            wants_ids, wants_usage = number % 2 == 0, number % 4 < 2
+            body = body_of(number)
+            if wants_ids:
+                body["return_token_ids"] = True
+            if wants_usage:
+                body["stream_options"] = {"include_usage": True}
+            try:
+                heard = await hear(self._session, self._url, body)
+            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+                self.outcomes[f"{type(error).__name__}: {error}"] += 1
+                continue
+            expected = self._expected[number % CONVERSATIONS]
+            wrong = differences(heard, expected, wants_ids=wants_ids, wants_usage=wants_usage)
+            self.outcomes[", ".join(wrong) or "right"] += 1
+            self.pauses.append(heard.longest_pause_s)
+
+
+async def expectations(session: aiohttp.ClientSession) -> list[Heard]:
+    """From a worker that nobody kills."""
+    worker = SimulatedWorker("--time-scale", "100")
+    await worker.start()
+    try:
+        await worker.healthy(session)
+        more = {"return_token_ids": True, "stream_options": {"include_usage": True}}
+        return [await hear(session, worker.url, body_of(number) | more) for number in range(CONVERSATIONS)]
+    finally:
+        await worker.kill()
+
+
+async def kill_in_turn(workers: list[SimulatedWorker], every_s: float, kills: Counter[int]) -> None:
+    chance = random.Random(1)
+    while True:
+        await asyncio.sleep(every_s - BACK_AFTER_S)
+        number = chance.randrange(len(workers))
+        await workers[number].kill()
+        kills[number] += 1
+        await asyncio.sleep(BACK_AFTER_S)
+        await workers[number].start()
+
+
+async def resumptions(router: ServedRouter, session: aiohttp.ClientSession) -> Counter[str]:
+    async with session.get(f"{router.admin_url}/metrics") as response:
+        text = await response.text()
+    found = re.findall(r'^warmroute_resumptions_total\{cause="(\w+)",outcome="(\w+)"\} ([\d.e+]+)$', text, re.MULTILINE)
+    return Counter({f"{cause}, {outcome}": int(float(value)) for cause, outcome, value in found})
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    workers = [SimulatedWorker(*SIMULATED) for _ in range(4)]
+    kills: Counter[int] = Counter()
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(60), read_bufsize=1 << 20
+        ) as session:
+            expected = await expectations(session)
+            for worker in workers:
+                await worker.start()
+            await asyncio.gather(*[worker.healthy(session) for worker in workers])
+            async with served([worker.url for worker in workers], EJECTIONS[arguments.ejection]) as router:
+                await all_up(router, session)
+                load, started = Load(router.url, session, expected), time.monotonic()
+                killing = asyncio.create_task(kill_in_turn(workers, arguments.every, kills))
+                await load.run(arguments.streams)
+                elapsed = time.monotonic() - started
+                killing.cancel()
+                await asyncio.gather(killing, return_exceptions=True)
+                resumed = await resumptions(router, session)
+    finally:
+        for worker in workers:
+            await worker.kill()
+    return verdict(arguments, load, sum(kills.values()), resumed, elapsed)
+
+
+def verdict(arguments: argparse.Namespace, load: Load, kills: int, resumed: Counter[str], elapsed_s: float) -> int:
+    """A stream that was resumed is one with a long pause, so the longest pauses, as many as resumptions, are theirs; others'
+    long pauses among them only make it look worse."""
+    pauses = sorted(load.pauses, reverse=True)[: max(sum(resumed.values()), 1)]
+    p50_s, p99_s = percentile(pauses, 0.5), percentile(pauses, 0.99)
+    figures = {
+        "streams": arguments.streams,
+        "concurrency": CONCURRENCY,
+        "ejection": arguments.ejection,
+        "elapsed_s": round(elapsed_s, 1),
+        "kills": kills,
+        "outcomes": load.outcomes,
+        "resumptions": resumed,
+        "pause_p50_s": round(p50_s, 3),
+        "pause_p99_s": round(p99_s, 3),
+        "pause_max_s": round(pauses[0], 3),
+        "pause_p50_of_all_s": round(percentile(load.pauses, 0.5), 3),
+    }
+    name = "stream_kills" if arguments.ejection == "default" else f"stream_kills_{arguments.ejection}"
+    return conclude(
+        name,
+        figures,
+        {
+            f"all of {arguments.streams} streams are right, token by token, through {kills} kills": (
+                dict(load.outcomes) == {"right": arguments.streams}
+            ),
+            f"a client whose worker died waits {MAX_P50_S:g} s or less, as a median": p50_s <= MAX_P50_S,
+            f"and {MAX_P99_S:g} s or less in 99 of 100 cases": p99_s <= MAX_P99_S,
+        },
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Kill workers under streams, and compare every token.")
+    parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between kills")
+    parser.add_argument("--ejection", choices=list(EJECTIONS), default="default")
+    sys.exit(uvloop.run(run(parser.parse_args())))

@@ -1,0 +1,244 @@
+"""A stream outlives its worker: when one breaks after its first event, others go on with it, and the client sees no seam.
+
+    1  plan      what was asked and what the client has; may anybody go on with that?
+    2  rank      the fleet as it is now, without the workers that failed
+    3  seam      where the old answer ends: the candidate's own tokenizer is asked, where that is not certain
+    4  ask       the rest of the answer; held back until its first text is known to be the answer's and not the prompt's
+    5  relay     as any stream; it may break, too
+
+Bounded in attempts and in time. What cannot be made whole is broken off with an error event, never ended as if it were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
+from router.core.errors import NoWorkerAvailable, Overloaded, RouterError, Unavailable
+from router.core.facts import Facts
+from router.core.fleet import Member
+from router.core.record import Record, Resumption
+from router.core.reply import StreamEnd
+from router.core.request import Request, Route
+from router.core.retry import RetryBudget
+from router.core.worker import WorkerName
+from router.routing import Refusal, Routing
+from router.sides import Client, Upstream
+from router.wire.continuation import Asked, Seam, SeamFinder, Unsafe, exact_body, read_asked, require_plain, text_body
+from router.wire.continued import ContinuedWatch, leaks, usage_event
+from router.wire.sse import EventWatch, read_error
+from router.wire.transcript import Delivered
+
+log = logging.getLogger("warmroute.resumption")
+
+LOOK_AGAIN_S = 0.05
+"""How often the fleet is asked again while nobody is there."""
+
+TEXT_OF_S = 5.0
+"""How long a worker may take to say what text some ids are."""
+
+CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.ERRED: "error"}
+"""How a stream can break that others may go on with; the value is a label of the resumption counter."""
+
+
+class ResumptionRules(msgspec.Struct, frozen=True):
+    """``max_attempts``: workers that are asked to go on with one request's stream. ``wait_s``: how long a broken stream waits
+    for a worker to come up."""
+
+    max_attempts: int
+    wait_s: float
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.cause)
+        self.refusal = refusal
+
+
+class _Text(msgspec.Struct):
+    prompt: str
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One client's stream on its way from worker to worker."""
+
+    request: Request
+    asked: Asked
+    delivered: Delivered
+    client: Client
+    record: Record
+    cause: str
+    broke_at: float
+    failed: set[WorkerName] = field(default_factory=set)
+    """Workers that it is not taken to again while there are others."""
+
+
+class Resumer:
+    """One for the process."""
+
+    def __init__(
+        self,
+        rules: ResumptionRules,
+        routing: Routing,
+        upstream: Upstream,
+        budget: RetryBudget,
+        clock: Callable[[], float],
+    ) -> None:
+        self._rules = rules
+        self._routing = routing
+        self._upstream = upstream
+        self._budget = budget
+        self._clock = clock
+
+    async def resume(
+        self, request: Request, member: Member, end: StreamEnd, watch: EventWatch, client: Client, record: Record
+    ) -> bool:
+        """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False: it has to
+        be broken off."""
+        cause, broke_at = CAUSES[end], self._clock()
+        try:
+            if watch.finished:
+                self._finish(request, watch, client)
+                record.outcome = StreamEnd.DONE.value
+                record.resumptions.append(Resumption(cause, "finished"))
+                return True
+            asked, delivered = _plan(request, watch)
+            stream = _Stream(request, asked, delivered, client, record, cause, broke_at, {member.name})
+            return await self._go_on(stream)
+        except Unsafe as unsafe:
+            outcome, reason = "unsafe", unsafe.reason
+        except RouterError as error:
+            outcome, reason = "failed", error.code
+        record.resumptions.append(Resumption(cause, outcome))
+        fields = {"request_id": request.request_id, "worker": member.name, "cause": cause, "reason": reason}
+        log.warning("stream not resumed", extra=fields)
+        return False
+
+    def _finish(self, request: Request, watch: EventWatch, client: Client) -> None:
+        """All of the answer came, but for what follows it: no worker is needed."""
+        events = watch.rest()
+        if watch.transcript is not None and watch.usage is None and not request.hides_usage:
+            events += usage_event(request.route, watch.transcript.delivered())
+        client.end_stream(events + watch.dialect.closing_event)
+
+    async def _go_on(self, stream: _Stream) -> bool:
+        """Raises Unsafe, RouterError."""
+        retries, is_free = 0, True  # one resumption is outside any budget
+        try:
+            for _ in range(self._rules.max_attempts):
+                member, facts = await self._next(stream)
+                if not is_free:
+                    if not self._budget.take():
+                        raise Overloaded("too many retries are under way", retry_after_s=1)
+                    retries += 1
+                try:
+                    end = await self._try(stream, member, facts)
+                except (WorkerDied, WorkerSilent) as error:
+                    is_free = self._routing.on_failed(member, error).is_free
+                except _Refused as refused:
+                    is_free = refused.refusal.is_free
+                else:
+                    stream.record.outcome = end.value
+                    if end not in CAUSES:
+                        return end is not StreamEnd.TOO_LARGE
+                    self._routing.on_stream_end(member, end)
+                    stream.cause, stream.broke_at = CAUSES[end], self._clock()
+                    is_free = end is StreamEnd.DIED
+                stream.failed.add(member.name)
+        finally:
+            self._budget.retrying -= retries
+        raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
+
+    async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
+        """The next worker, in the order that the policy gives the fleet as it is now. Raises Unavailable, ModelNotFound."""
+        while True:
+            try:
+                facts, ranking = self._routing.rank(stream.request)
+                for member in map(self._routing.fleet.member, ranking.order):
+                    if member.name not in stream.failed:
+                        return member, facts
+                stream.failed.clear()  # whoever failed may be back: better than nobody
+            except Unavailable:
+                if self._clock() - stream.broke_at > self._rules.wait_s:
+                    raise
+            if self._clock() - stream.broke_at > self._rules.wait_s:
+                raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _try(self, stream: _Stream, member: Member, facts: Facts) -> StreamEnd:
+        """Raises WorkerDied, WorkerSilent, _Refused, Unsafe: until the relay begins the client has seen nothing of it."""
+        record = stream.record
+        record.attempts += 1
+        seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
+        request = self._rest_of(stream, member, seam)
+        watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
+        lease, cached = self._routing.send_to(member, stream.request, facts)
+        with lease, self._upstream.exchange(member.address) as exchange:
+            try:
+                reply = await exchange.ask(request, watch, self._routing.first_event_s(member, facts, cached))
+            except ReplyTooLarge:
+                raise Unsafe("too_large") from None
+            if (refusal := self._routing.on_answered(member, reply)) is not None:
+                raise _Refused(refusal)
+            if not reply.is_stream:
+                raise Unsafe("refused")
+            if seam is not None and leaks(watch.first_text, await self._text_of(stream, member, watch.first_ids)):
+                raise Unsafe("leak")
+            now = self._clock()
+            lease.on_first_token(now)
+            record.worker = member.name
+            record.resumptions.append(Resumption(stream.cause, "exact" if seam else "text", now - stream.broke_at))
+            stream.delivered = watch.delivered
+            end = await exchange.relay(stream.client, record)
+        if end is StreamEnd.DONE:
+            self._routing.remember(stream.request, member, record, watch.usage)
+        return end
+
+    def _rest_of(self, stream: _Stream, member: Member, seam: Seam | None) -> Request:
+        """Raises Unsafe."""
+        asked, delivered = stream.asked, stream.delivered
+        if seam is None:
+            return msgspec.structs.replace(stream.request, body=text_body(asked, delivered))
+        body = exact_body(asked, delivered, seam, member.max_model_len(stream.request.model))
+        return msgspec.structs.replace(stream.request, route=Route.COMPLETIONS, body=body)
+
+    async def _find_seam(self, stream: _Stream, member: Member) -> Seam:
+        finder = SeamFinder(stream.asked, stream.delivered)
+        while (ids := finder.question) is not None:
+            finder.hear(await self._text_of(stream, member, ids))
+        return finder.seam
+
+    async def _text_of(self, stream: _Stream, member: Member, ids: list[int]) -> str:
+        """As this worker's tokenizer has it. Raises WorkerDied, WorkerSilent, _Refused, Unsafe."""
+        body = msgspec.json.encode({"model": stream.request.model, "tokens": ids})
+        with self._upstream.exchange(member.address) as exchange:
+            reply = await exchange.post("/detokenize", body, TEXT_OF_S)
+        if (refusal := self._routing.on_answered(member, reply)) is not None:
+            raise _Refused(refusal)
+        try:
+            return msgspec.json.decode(reply.body, type=_Text).prompt
+        except msgspec.DecodeError:
+            raise Unsafe("seam") from None
+
+
+def _plan(request: Request, watch: EventWatch) -> tuple[Asked, Delivered]:
+    """What was asked, and what of it the client has. Raises Unsafe."""
+    if watch.error and read_error(watch.error)[0] < 500:
+        raise Unsafe("refused")  # the worker is well: it is the request that cannot go on
+    if watch.transcript is None:
+        raise Unsafe("route")
+    if watch.transcript.is_lost:
+        raise Unsafe("length")
+    asked = read_asked(request.route, request.body, wants_usage=not request.hides_usage, hides_ids=request.hides_ids)
+    try:
+        delivered = watch.transcript.delivered()
+    except msgspec.DecodeError:
+        raise Unsafe("parsed") from None
+    require_plain(delivered)
+    return asked, delivered

@@ -1,0 +1,187 @@
+"""What routing knows and learns: a request's facts and ranking, and what each answer and each failure teaches.
+
+No request is carried here; dispatch does that. Every call is synchronous and ends in microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from router.core.affinity import LastWorkers
+from router.core.attempt import WorkerDied, WorkerSilent
+from router.core.errors import Overloaded, RouterError, WorkerError, WorkerTimeout
+from router.core.facts import Facts
+from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT
+from router.core.fleet import Fleet, Lease, Member
+from router.core.prefix_index import PrefixIndex
+from router.core.record import Record
+from router.core.reply import Reply, StreamEnd
+from router.core.request import Request
+from router.core.ring import Ring
+from router.policies.base import Policy, Ranking
+from router.wire.sse import Usage
+
+MISJUDGED, MISJUDGED_TOKENS = 0.1, 1024
+"""A hit smaller than predicted by more than this share and, beyond it, so many tokens is more than a matter of rounding:
+workers count in blocks of their own, and compute at least one token of a prompt anew."""
+
+PATIENCE = 10.0
+"""A first token may take so many times as long as is expected of it; before that a worker is slow, and not ill."""
+
+
+class Refusal(NamedTuple):
+    """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget."""
+
+    error: RouterError
+    cause: str
+    is_free: bool
+
+
+class Routing:
+    """One for the process."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        index: PrefixIndex,
+        last_workers: LastWorkers,
+        policy: Policy,
+        clock: Callable[[], float],
+        min_first_event_s: float,
+    ) -> None:
+        self.fleet = fleet
+        self.index = index
+        self.policy = policy
+        self._last_workers = last_workers
+        self._clock = clock
+        self._min_first_event_s = min_first_event_s
+        self._ring = Ring({})
+
+    def use_ring(self, ring: Ring) -> None:
+        """The membership changed; a ring is replaced as a whole."""
+        self._ring = ring
+
+    def rank(self, request: Request) -> tuple[Facts, Ranking]:
+        """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
+        facts = self._facts(request)
+        return facts, self.policy.rank(facts)
+
+    def _facts(self, request: Request) -> Facts:
+        fleet = self.fleet
+        eligible = fleet.eligible(request.model)
+        now = self._clock()
+        fleet.refresh_slowdowns(now)
+        fleet.drain_foreign(now)
+        bytes_per_token = fleet.bytes_per_token(request.model)
+        prompt_tokens = request.fingerprint.prompt_bytes / bytes_per_token
+        last = self._last_workers.get(request.session) if request.session is not None else None
+        return Facts(
+            fleet=fleet.view,
+            eligible=eligible.positions,
+            prompt_tokens=prompt_tokens,
+            earlier_tokens=request.earlier_bytes / bytes_per_token,
+            anchor=request.anchor,
+            ring=self._ring,
+            matches=self.index.match(request.fingerprint, prompt_tokens),
+            session_worker=None if last is None else fleet.position_of(last),
+        )
+
+    def send_to(self, member: Member, request: Request, facts: Facts) -> tuple[Lease, float]:
+        """The request goes there: a lease, to be entered, and the tokens that are expected to be cached."""
+        cached = min(facts.matches.tokens(member.position), facts.prompt_tokens)
+        lease = self.fleet.lease(
+            member.position, facts.prompt_tokens - cached, self._clock(), shows_first_token=request.stream
+        )
+        self.index.record(member.position, request.fingerprint)
+        return lease, cached
+
+    def first_event_s(self, member: Member, facts: Facts, cached: float) -> float | None:
+        """How long a first event may take; None: as long as any. Where requests wait for seats nobody can tell."""
+        if member.load is not None and member.load.waiting:
+            return None
+        view, position = facts.fleet, member.position
+        queued = view.queued_prefill_tokens[position] + view.foreign_prefill_tokens[position]
+        tokens = max(queued, 0.0) + facts.prompt_tokens - cached
+        return self._min_first_event_s + PATIENCE * tokens * view.seconds_per_token[position]
+
+    # What answers and failures say of a worker's health
+
+    def on_answered(self, member: Member, reply: Reply) -> Refusal | None:
+        """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
+        are answered without its engine."""
+        now = self._clock()
+        if reply.status in (429, 503):
+            return Refusal(Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", is_free=False)
+        if reply.status >= 500 or reply.status in (401, 403):  # the worker refuses the router's key, not the client's
+            self._heed(member, member.health.on_error_answer(now))
+            return Refusal(WorkerError("the workers answered with errors"), "error", is_free=False)
+        if reply.status < 400:
+            self._heed(member, member.health.on_success(now))
+        return None
+
+    def on_failed(self, member: Member, error: WorkerDied | WorkerSilent) -> Refusal:
+        now = self._clock()
+        if isinstance(error, WorkerDied):
+            self._heed(member, member.health.on_death(now))
+            return Refusal(WorkerError("the workers did not answer"), error.cause, is_free=True)
+        self._heed(member, member.health.on_timeout(now))
+        return Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
+
+    def on_stream_end(self, member: Member, end: StreamEnd) -> None:
+        health, now = member.health, self._clock()
+        if end is StreamEnd.DIED:
+            self._heed(member, health.on_death(now))
+        elif end is StreamEnd.ERRED:
+            self._heed(member, health.on_error_answer(now))
+        elif end is StreamEnd.SILENT:
+            self._heed(member, health.on_timeout(now))
+
+    def on_unanswered(self, member: Member, request: Request, facts: Facts, cached: float) -> None:
+        """The prompt was not computed there after all."""
+        held = int(len(request.fingerprint.hashes) * cached / max(facts.prompt_tokens, 1.0))
+        self.index.correct(member.position, request.fingerprint, held)
+
+    def _heed(self, member: Member, has_changed: bool) -> None:
+        if has_changed:
+            self.fleet.on_health_changed(member)
+
+    # What answers teach
+
+    def learn(self, request: Request, facts: Facts, lease: Lease, record: Record, usage: Usage | None) -> None:
+        """What the worker's own counts teach: tokens per byte, its rate, and what its cache no longer held."""
+        member = lease.member
+        if request.session is not None:
+            self._last_workers.set(request.session, member.name)
+        if usage is None or record.outcome != "ok":
+            return
+        record.prompt_tokens = usage.prompt_tokens
+        record.completion_tokens = usage.output_tokens
+        record.actual_cached_tokens = usage.cached_tokens
+        fleet, index = self.fleet, self.index
+        if usage.prompt_tokens > 0 and request.fingerprint.hashes:
+            fleet.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
+        # The share of the prompt that was predicted is compared, not the tokens: how many those are was an estimate, too.
+        predicted = record.predicted_cached_tokens * usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
+        cached = predicted if usage.cached_tokens is None else usage.cached_tokens
+        if cached < predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS:
+            index.forget_older(member.position, facts.matches.last_used(member.position))
+        if request.stream:
+            fleet.learn_rate(lease, usage.prompt_tokens - cached)
+        output_bytes = int(usage.output_tokens * fleet.bytes_per_token(request.model))
+        if output_bytes >= BLOCK_BYTES:
+            index.record(member.position, NO_PROMPT, output_bytes)
+
+    def remember(self, request: Request, member: Member, record: Record, usage: Usage | None) -> None:
+        """The session ended there on another's behalf. What was cached of its prompt, and how long it took, says nothing of
+        prompts that begin there."""
+        if request.session is not None:
+            self._last_workers.set(request.session, member.name)
+        if usage is not None:
+            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.output_tokens
+
+
+def _retry_after(reply: Reply) -> int:
+    """Seconds, as the worker wished, if it named a sane number; else 1."""
+    text = reply.headers.get(b"retry-after", b"")
+    return min(max(int(text), 1), 3600) if text.isdigit() and len(text) < 6 else 1

@@ -1,0 +1,82 @@
+"""The two sides that a request is carried between, as dispatch needs them: clients, and workers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from router.core.errors import RouterError
+from router.core.record import Record
+from router.core.reply import Reply, StreamEnd
+from router.core.request import Request
+from router.core.worker import WorkerAddress
+
+
+class Watch(Protocol):
+    """Follows a stream's events, and makes of them what the client gets."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    @property
+    def error(self) -> bytes: ...
+
+    def is_plain(self, data: bytes) -> bool: ...
+
+    def pass_frame(self, data: bytes, at: int) -> bytes: ...
+
+    def take(self, events: bytes) -> bytes: ...
+
+
+class Exchange(Protocol):
+    """One request to one worker; leaving its context gives the connection back, or ends the worker's work on it."""
+
+    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
+        """``first_event_s``: how long a stream's first event may take; None: as long as configured.
+        Raises AttemptFailed."""
+        ...
+
+    async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
+        """What the router asks for itself. Raises AttemptFailed."""
+        ...
+
+    async def relay(self, client: Client, record: Record) -> StreamEnd:
+        """Splice the stream into the client's connection until one of them ends it."""
+        ...
+
+
+class Upstream(Protocol):
+    def exchange(self, worker: WorkerAddress) -> AbstractContextManager[Exchange]: ...
+
+
+class Client(Protocol):
+    """Whoever asked. Being cancelled is how dispatch learns that it is gone."""
+
+    is_chunked: bool
+
+    async def answer(self, reply: Reply, record: Record) -> None:
+        """A whole reply."""
+        ...
+
+    def stream_head(self, reply: Reply, record: Record) -> bytes:
+        """The head, once; behind it, when another worker goes on with the stream, nothing."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def is_closing(self) -> bool: ...
+
+    def is_full(self) -> bool: ...
+
+    async def drained(self) -> bool: ...
+
+    def end_stream(self, events: bytes) -> None:
+        """The stream's last events, and its end."""
+        ...
+
+    def break_off(self, error: RouterError) -> None:
+        """The stream cannot go on: say so in an event, and abort, so that nobody takes it for a whole answer."""
+        ...

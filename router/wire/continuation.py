@@ -1,0 +1,243 @@
+"""May another worker go on with a broken stream, and with which request? Pure; raises Unsafe where it may not.
+
+Two ways. *Exact*: the prompt's token ids and those delivered are known, so /v1/completions goes on behind them with the
+same sampling. *By text*: the answer so far becomes the last message, or the end of the prompt, and is tokenised anew.
+What was measured of the parameters (20 greedy prompts on two workers) decides which of them may be carried over; one that
+is not in these tables may mean anything, and so makes a stream unsafe to go on with.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from router.core.request import Route
+from router.wire.transcript import REPLACEMENT, Delivered
+
+MAX_STEPS_BACK = 32
+"""Ids given up to reach a whole character or a known text: 30 were the most over 14,000 cuts."""
+
+COMPLETIONS_MAX_TOKENS = 16
+"""vLLM's default on /v1/completions."""
+
+_CARRIED = frozenset(
+    (
+        *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "length_penalty", "logit_bias"),
+        *("stop_token_ids", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens"),
+        *("allowed_token_ids", "priority", "cache_salt", "session_id", "user"),
+    )
+)
+"""Mean the same for the rest of an answer as for all of it."""
+
+_ANSWERED = frozenset(
+    (
+        *("messages", "prompt", "max_tokens", "max_completion_tokens", "min_tokens", "frequency_penalty", "stop"),
+        *("include_stop_str_in_output", "stream", "stream_options", "return_token_ids", "seed", "tools", "tool_choice"),
+        *("parallel_tool_calls", "chat_template", "chat_template_kwargs", "add_generation_prompt", "documents"),
+        *("continue_final_message", "add_special_tokens", "reasoning_effort", "truncate_prompt_tokens", "request_id"),
+        *("truncation_side", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+    )
+)
+"""Dealt with here by name, or spent: they shaped the prompt, whose ids are known."""
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "include_reasoning": (True,),
+    "watermarking": (False,),
+    "suffix": ("",),
+    "return_tokens_as_token_ids": (False,),
+}
+"""Safe at these values and null only: a grammar starts anew, a penalty forgets what it counted, choices interleave."""
+
+
+class Unsafe(Exception):
+    """Going on could show the client a wrong answer. ``reason`` is one of a closed set."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What the client asked for, as far as an answer's rest depends on it."""
+
+    route: Route
+    members: dict[str, Any]
+    stops: tuple[str, ...]
+    keeps_stop: bool
+    """The stop string belongs to the answer."""
+    max_tokens: int | None
+    min_tokens: int
+    wants_usage: bool
+    wants_ids: bool
+
+
+class Seam(msgspec.Struct, frozen=True):
+    """Where the old answer ends and the new one begins."""
+
+    kept_ids: int
+    """Of the ids delivered, those that the new request begins with."""
+    skipped: str = ""
+    """The new text begins with this, which the client has already."""
+    held: str = ""
+    """Text of the kept ids that the old worker had not sent, since a stop string might have begun in it."""
+
+
+def may_resume(members: Mapping[str, Any]) -> bool:
+    """A quick look at a request, that is asked of each: False where most that cannot be gone on with are told by."""
+    return members.get("n") in (None, 1) and not members.get("tools") and not members.get("echo")
+
+
+def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool) -> Asked:
+    """``body``: as it went to the first worker. Raises Unsafe("parameters"), Unsafe("tools")."""
+    members: dict[str, Any] = msgspec.json.decode(body)
+    given = {name: value for name, value in members.items() if value is not None}
+    for name, value in given.items():
+        if name in _NEUTRAL:
+            if value not in _NEUTRAL[name]:
+                raise Unsafe("parameters")
+        elif name not in _CARRIED and name not in _ANSWERED:
+            raise Unsafe("parameters")
+    if given.get("tools") and given.get("tool_choice") != "none":
+        raise Unsafe("tools")
+    if "seed" in given and given.get("temperature") != 0:
+        raise Unsafe("parameters")  # a generator of chance cannot be set forward
+    stop = given.get("stop") or []
+    stops = (stop,) if isinstance(stop, str) else tuple(filter(None, stop))
+    if stops and given.get("min_tokens"):
+        raise Unsafe("parameters")  # which of the held text was searched for them depends on the worker
+    limit = given.get("max_tokens") if route is Route.COMPLETIONS else given.get("max_completion_tokens")
+    if limit is None:
+        limit = COMPLETIONS_MAX_TOKENS if route is Route.COMPLETIONS else given.get("max_tokens")
+    return Asked(
+        route=route,
+        members=given,
+        stops=stops,
+        keeps_stop=bool(given.get("include_stop_str_in_output")),
+        max_tokens=limit,
+        min_tokens=int(given.get("min_tokens", 0)),
+        wants_usage=wants_usage,
+        wants_ids=bool(given.get("return_token_ids")) and not hides_ids,
+    )
+
+
+def require_plain(delivered: Delivered) -> None:
+    """Raises Unsafe("parsed"): what a parser of the first worker made of the text, another cannot go on with."""
+    if not delivered.is_plain:
+        raise Unsafe("parsed")
+
+
+class SeamFinder:
+    """Finds the seam of an exact continuation by asking for texts: ``while (ids := finder.question): finder.hear(text)``.
+
+    Workers hold text back until its character is whole. A request that begins inside a character makes them send all
+    before it as text, system prompt included, so the seam lies where the text is whole.
+    """
+
+    def __init__(self, asked: Asked, delivered: Delivered) -> None:
+        self._delivered = delivered
+        self._has_stops = bool(asked.stops)
+        self._first = self._at = len(delivered.ids) if asked.stops else delivered.whole_ids
+        self._is_sure = not self._at or not (asked.stops or delivered.is_grouped)
+        self._text = ""
+
+    @property
+    def question(self) -> list[int] | None:
+        """Ids whose text decides; None when the seam is found. Raises Unsafe("seam") when it cannot be."""
+        if self._is_sure:
+            return None
+        if self._first - self._at > MAX_STEPS_BACK:
+            raise Unsafe("seam")
+        return self._delivered.ids[: self._at].tolist()
+
+    def hear(self, text: str) -> None:
+        """The text of the ids in question."""
+        if text.endswith(REPLACEMENT):
+            self._at -= 1
+            self._is_sure = not self._at
+            self._text = ""
+        else:
+            self._is_sure = True
+            self._text = text
+
+    @property
+    def seam(self) -> Seam:
+        """Raises Unsafe("seam") where the ids' text is not the client's."""
+        had = self._delivered.text
+        if self._at == self._first and not self._has_stops:
+            return Seam(
+                self._at, skipped=had[self._delivered.whole_chars :]
+            )  # that chunk's text ended with its last id
+        if had.startswith(self._text):
+            return Seam(self._at, skipped=had[len(self._text) :])
+        if self._text.startswith(had):
+            return Seam(self._at, held=self._text[len(had) :])
+        raise Unsafe("seam")
+
+
+def exact_body(asked: Asked, delivered: Delivered, seam: Seam, max_model_len: int | None) -> bytes:
+    """For /v1/completions. Raises Unsafe("length") where it is not known how long the answer may become."""
+    prompt = delivered.prompt_ids or []
+    kept = delivered.ids[: seam.kept_ids].tolist()
+    limit = asked.max_tokens
+    if limit is None and max_model_len is not None:
+        limit = max_model_len - len(prompt)
+    if limit is None or limit <= len(kept):
+        raise Unsafe("length")
+    body = {
+        **_carried(asked),
+        "prompt": [*prompt, *kept],
+        "max_tokens": limit - len(kept),
+        "min_tokens": max(asked.min_tokens - len(kept), 0),
+        "return_token_ids": True,
+    }
+    if penalty := asked.members.get("frequency_penalty"):
+        bias = dict(asked.members.get("logit_bias") or {})
+        for token, count in Counter(kept).items():
+            bias[str(token)] = bias.get(str(token), 0.0) - penalty * count
+        body |= {"logit_bias": bias, "frequency_penalty": penalty}
+    return msgspec.json.encode(body)
+
+
+def text_body(asked: Asked, delivered: Delivered) -> bytes:
+    """For the route that was asked first. Raises Unsafe: what counts tokens has nothing to count here."""
+    members, text = asked.members, delivered.text
+    if members.get("frequency_penalty") or asked.min_tokens:
+        raise Unsafe("parameters")
+    body = {name: value for name, value in members.items() if name not in ("stop", "max_completion_tokens", "seed")}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if asked.max_tokens is not None:
+        if asked.max_tokens <= delivered.chunks:
+            raise Unsafe("length")
+        body["max_tokens"] = asked.max_tokens - delivered.chunks
+    if text and asked.route is Route.COMPLETIONS:
+        if not isinstance(members.get("prompt"), str):
+            raise Unsafe("parameters")
+        body["prompt"] = members["prompt"] + text
+    elif text:
+        messages = list(members["messages"])
+        if members.get("continue_final_message"):
+            last = messages.pop()
+            if not isinstance(last.get("content"), str):
+                raise Unsafe("parameters")
+            text = last["content"] + text
+        body["messages"] = [*messages, {"role": "assistant", "content": text}]
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
+    return msgspec.json.encode(body)
+
+
+def _carried(asked: Asked) -> dict[str, Any]:
+    """The stop strings stay here: one may straddle the seam, and only who holds both sides sees it."""
+    carried = {name: value for name, value in asked.members.items() if name in _CARRIED}
+    return carried | {"stream": True, "stream_options": {"include_usage": True}}

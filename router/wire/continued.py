@@ -1,0 +1,242 @@
+"""The stream of the worker that goes on with an answer, made over into the rest of the first one's.
+
+Same id, creation time and model; no second role; stop strings searched across the seam; one reason for finishing; a usage
+that counts the whole answer. A stream here is rare and short, so its events are parsed and written anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from router.core.request import Route
+from router.wire.continuation import Asked, Seam
+from router.wire.sse import Usage, read_usage
+from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.encode
+
+
+class StopSearch:
+    """Text in, text out, up to the first stop string; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool, held: str) -> None:
+        self._stops = stops
+        self._keeps_stop = keeps_stop
+        self._hold = max(map(len, stops), default=1) - 1 if not keeps_stop else 0
+        self._buffer = held
+        self._tail = ""
+        """With ``keeps_stop`` text leaves at once; a stop may have begun in it."""
+        self.found: str | None = None
+
+    def feed(self, text: str) -> str:
+        """What may be sent now."""
+        if self.found is not None:
+            return ""
+        self._buffer += text
+        window = self._tail + self._buffer
+        hits = [(window.find(stop), stop) for stop in self._stops if stop in window]
+        if hits:
+            at, self.found = min(hits)
+            end = at + len(self.found) if self._keeps_stop else at
+            return window[len(self._tail) : end]
+        keep = len(self._buffer) - self._hold
+        out = self._buffer[: max(keep, 0)]
+        self._buffer = self._buffer[len(out) :]
+        if self._keeps_stop and self._stops:
+            self._tail = (
+                (self._tail + out)[-(max(map(len, self._stops)) - 1) :] if max(map(len, self._stops)) > 1 else ""
+            )
+        return out
+
+    def flush(self) -> str:
+        """The answer ends without a stop string: all that was held back."""
+        out, self._buffer = self._buffer, ""
+        return out if self.found is None else ""
+
+
+class ContinuedWatch:
+    """Follows the new stream; satisfies what the splice asks of a watch. ``delivered``, a copy of one's own, grows with what
+    the client will be sent, so that this stream may break, too."""
+
+    def __init__(self, asked: Asked, delivered: Delivered, seam: Seam | None) -> None:
+        """``seam``: of an exact continuation; None for one by text."""
+        self._asked = asked
+        self.delivered = delivered
+        self._is_exact = seam is not None
+        self._skipped = seam.skipped if seam else ""
+        if seam is not None:
+            delivered.cut(seam.kept_ids, len(seam.skipped))
+        self._search = StopSearch(asked.stops, keeps_stop=asked.keeps_stop, held=seam.held if seam else "")
+        self._before = len(delivered.ids) if seam is not None else delivered.chunks
+        self._finish: tuple[str, int | str | None] | None = None
+        self._began = False
+        self.first_ids: list[int] = []
+        """Of the new answer, the ids up to its first text."""
+        self.first_text = ""
+        self.finished = False
+        self.closed = False
+        self.failed = False
+        self.error = b""
+        self.usage: Usage | None = None
+
+    def is_plain(self, _data: bytes) -> bool:
+        return False
+
+    def pass_frame(self, data: bytes, _at: int) -> bytes:
+        """Never called: nothing here is plain."""
+        return data
+
+    def take(self, events: bytes) -> bytes:
+        """Whole events in; out come those of the answer's rest."""
+        if self.failed or self.closed:
+            return b""
+        try:
+            out = b"".join([self._take_one(event) for event in _split(events)])
+        except msgspec.DecodeError:
+            self.failed = True
+            return b""
+        return b"" if self.failed else out
+
+    def _take_one(self, event: bytes) -> bytes:
+        if self.failed or self.closed:
+            return b""
+        if b'"error"' in event and event.startswith((b'data: {"error":', b"event: error")):
+            self.failed, self.error = True, event
+            return b""
+        if b"[DONE]" in event and event.strip().endswith(b"[DONE]"):
+            self.failed = not self.finished
+            return self._close() if self.finished else b""
+        out = b""
+        for chunk in read_chunks(event):
+            if chunk.choices:
+                out += self._take_chunk(chunk)
+            elif (usage := read_usage(event)) is not None:
+                self.usage = usage
+        return out
+
+    def _take_chunk(self, chunk: Chunk) -> bytes:
+        choice = chunk.choices[0]
+        self.delivered.fingerprint = chunk.system_fingerprint or self.delivered.fingerprint
+        if self._is_exact and choice.content and not choice.token_ids:
+            self.failed = True  # nobody could say how far this goes
+            return b""
+        text = self._past_the_seam(choice)
+        shown = self._search.feed(text)
+        if self._search.found is not None:
+            self._finish = ("stop", self._search.found)
+        elif choice.finish_reason:
+            shown += self._search.flush()
+            self._finish = (choice.finish_reason, choice.stop_reason)
+        self.delivered.add_tokens(shown, choice.token_ids)
+        out = self._delta(shown, choice.token_ids) if shown or (self._asked.wants_ids and choice.token_ids) else b""
+        if self._finish is None:
+            return out
+        self.finished = True
+        if self._search.found is None:
+            return out
+        return out + self._close()  # the worker would go on: closing its connection stops it
+
+    def _past_the_seam(self, choice: Choice) -> str:
+        """The new text without what the client has of it."""
+        text = choice.content
+        if not self._began:
+            self.first_ids += choice.token_ids or ()
+            self.first_text += text
+            self._began = bool(text)
+        if not (self._skipped and text):
+            return text
+        known = min(len(self._skipped), len(text))
+        if text[:known] != self._skipped[:known]:
+            self.failed = True
+            return ""
+        self._skipped = self._skipped[known:]
+        return text[known:]
+
+    # What the client sees
+
+    def _delta(self, text: str, ids: list[int] | None) -> bytes:
+        return self._chunk(self._choice(text, None, ids))
+
+    def _close(self) -> bytes:
+        self.closed = True
+        reason, stop_reason = self._finish or ("stop", None)
+        choice = self._choice("", reason, None)
+        choice["stop_reason"] = stop_reason
+        out = self._chunk(choice, is_last=True)
+        self.usage = self._count()
+        if self._asked.wants_usage and self.usage is not None:
+            out += usage_event(self._asked.route, self.delivered, self.usage)
+        return out + DONE
+
+    def _count(self) -> Usage | None:
+        """The whole answer's: the second worker took the first one's tokens for a prompt."""
+        delivered, theirs = self.delivered, self.usage
+        if self._is_exact:
+            return Usage(len(delivered.prompt_ids or ()), None, len(delivered.ids))
+        if theirs is None:
+            return None
+        return Usage(theirs.prompt_tokens - self._before, None, theirs.output_tokens + self._before)
+
+    def _choice(self, text: str, finish_reason: str | None, ids: list[int] | None) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0}
+        if self._asked.route is Route.CHAT:
+            choice["delta"] = {"content": text}
+        else:
+            choice["text"] = text
+        choice |= {"logprobs": None, "finish_reason": finish_reason}
+        if self._asked.wants_ids and ids:
+            choice["token_ids"] = ids
+        return choice
+
+    def _chunk(self, choice: dict[str, Any], *, is_last: bool = False) -> bytes:
+        chunk = _envelope(self._asked.route, self.delivered)
+        chunk["choices"] = [choice]
+        if is_last and not self._asked.wants_usage:
+            _sign(chunk, self.delivered)
+        return b"data: %b\n\n" % _encode(chunk)
+
+
+def usage_event(route: Route, delivered: Delivered, usage: Usage | None = None) -> bytes:
+    """The chunk that counts a whole answer, whose usage no worker told; nothing where it cannot be known."""
+    if usage is None:
+        if not delivered.has_ids:
+            return b""
+        usage = Usage(len(delivered.prompt_ids or ()), None, len(delivered.ids))
+    chunk = _envelope(route, delivered)
+    chunk["choices"] = []
+    chunk["usage"] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+        "completion_tokens": usage.output_tokens,
+    }
+    _sign(chunk, delivered)
+    return b"data: %b\n\n" % _encode(chunk)
+
+
+def _envelope(route: Route, delivered: Delivered) -> dict[str, Any]:
+    """What all chunks of one answer have in common."""
+    return {
+        "id": delivered.id,
+        "object": "chat.completion.chunk" if route is Route.CHAT else "text_completion",
+        "created": delivered.created,
+        "model": delivered.model,
+    }
+
+
+def _sign(chunk: dict[str, Any], delivered: Delivered) -> None:
+    if delivered.fingerprint:
+        chunk["system_fingerprint"] = delivered.fingerprint
+
+
+def leaks(first_text: str, known: str) -> bool:
+    """Is the new answer's first text more than its ids say? ``known`` is the text of those ids alone; a worker that was
+    asked to begin inside a character sends the whole prompt before it. One character more may be a word's leading space,
+    which is left out where a text begins."""
+    return len(first_text.replace(REPLACEMENT, "")) > len(known) + 1
+
+
+def _split(events: bytes) -> list[bytes]:
+    return [event + b"\n\n" for event in events.replace(b"\r\n", b"\n").split(b"\n\n") if event.strip()]

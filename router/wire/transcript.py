@@ -1,0 +1,218 @@
+"""What the client has of one streamed answer, so that another worker can go on with it.
+
+A stream that ends well never needs any of this, so events are kept as the bytes they came in, framing and all, and are
+parsed when the stream breaks; a long one is folded now and then into what parsing would give, which is a tenth the size.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+FOLD_BYTES = 64 << 10
+"""Raw events beyond these are folded: about 250 tokens, in half a millisecond."""
+
+REPLACEMENT = "\ufffd"
+"""What decoding puts where a character is not whole."""
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(msgspec.Struct):
+    """A choice of chat's chunks, which has ``delta``, or of completions', which has ``text``."""
+
+    index: int = 0
+    delta: Delta = msgspec.field(default_factory=Delta)
+    text: str | None = None
+    logprobs: Any = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+    @property
+    def content(self) -> str:
+        return self.delta.content or self.text or ""
+
+
+class Chunk(msgspec.Struct):
+    """One event of a stream."""
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    choices: list[Choice] = []
+    prompt_token_ids: list[int] | None = None
+    system_fingerprint: str | None = None
+
+
+_decoder = msgspec.json.Decoder(Chunk)
+
+
+def read_chunks(events: bytes) -> list[Chunk]:
+    """The chunks of whole events, also with the chunked coding's size lines between them. Raises msgspec.DecodeError."""
+    return [
+        _decoder.decode(line[5:])
+        for line in events.split(b"\n")
+        if line.startswith(b"data:") and not line.startswith((b"data: [DONE]", b"data:[DONE]"))
+    ]
+
+
+@dataclass(slots=True)
+class Kept:
+    """How many bytes all transcripts together keep beyond their first ``FOLD_BYTES``, and may."""
+
+    max_bytes: int
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class Delivered:
+    """A transcript, read."""
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    fingerprint: str | None = None
+    prompt_ids: list[int] | None = None
+    ids: array[int] = field(default_factory=lambda: array("l"))
+    texts: list[str] = field(default_factory=list)
+    chunks: int = 0
+    """Chunks with text: no more than there were tokens."""
+    whole_ids: int = 0
+    """Of ``ids``, those up to the end of the last chunk that ended with a whole character."""
+    whole_chars: int = 0
+    """Length of the text up to there."""
+    chars: int = 0
+    is_grouped: bool = False
+    """Some chunk had several ids, so a character may have begun behind the text of its last one."""
+    lacks_ids: bool = False
+    """Some text came without ids."""
+    is_plain: bool = True
+    """Nothing but text came: no tool calls, reasoning, refusals, log probabilities or further choices."""
+
+    @property
+    def text(self) -> str:
+        if len(self.texts) > 1:
+            self.texts[:] = ["".join(self.texts)]
+        return self.texts[0] if self.texts else ""
+
+    @property
+    def has_ids(self) -> bool:
+        return self.prompt_ids is not None and not self.lacks_ids
+
+    @property
+    def bytes(self) -> int:
+        """About what it keeps."""
+        return self.ids.itemsize * len(self.ids) + self.chars
+
+    def copy(self) -> Delivered:
+        """One that may grow while this one stays; the prompt's ids are shared."""
+        return replace(self, ids=self.ids[:], texts=self.texts[:])
+
+    def add(self, chunk: Chunk) -> None:
+        self.id, self.created, self.model = (
+            self.id or chunk.id,
+            self.created or chunk.created,
+            self.model or chunk.model,
+        )
+        self.fingerprint = self.fingerprint or chunk.system_fingerprint
+        for choice in chunk.choices:
+            prompt_ids = chunk.prompt_token_ids or choice.prompt_token_ids
+            if prompt_ids is not None:
+                self.prompt_ids = prompt_ids
+            delta = choice.delta
+            odd = (delta.tool_calls, delta.function_call, delta.reasoning, delta.reasoning_content, delta.refusal)
+            if any(odd) or choice.logprobs or choice.index:
+                self.is_plain = False
+            self.add_tokens(choice.content, choice.token_ids)
+
+    def cut(self, kept_ids: int, skipped_chars: int) -> None:
+        """Forget the ids behind ``kept_ids``, whose text ends so many characters before the client's."""
+        del self.ids[kept_ids:]
+        if self.whole_ids >= kept_ids:
+            self.whole_ids, self.whole_chars = kept_ids, self.chars - skipped_chars
+
+    def add_tokens(self, text: str, ids: list[int] | None) -> None:
+        self.ids.extend(ids or ())
+        self.is_grouped |= len(ids or ()) > 1
+        if text:
+            self.texts.append(text)
+            self.chunks += 1
+            self.chars += len(text)
+            self.lacks_ids |= not ids
+            if not text.endswith(REPLACEMENT):
+                self.whole_ids, self.whole_chars = len(self.ids), self.chars
+
+
+class Transcript:
+    """One answer's. Bounded: beyond ``max_bytes``, or when all of them together keep too much, it keeps nothing more and
+    ``is_lost`` says so."""
+
+    __slots__ = ("_counted", "_delivered", "_head", "_kept", "_max_bytes", "_raw", "_raw_bytes", "is_lost")
+
+    def __init__(self, max_bytes: int, kept: Kept) -> None:
+        self._max_bytes = max_bytes
+        self._kept = kept
+        self._head = b""
+        self._raw: list[bytes] = []
+        self._raw_bytes = 0
+        self._delivered = Delivered()
+        self._counted = 0
+        self.is_lost = False
+
+    def keep(self, events: bytes) -> None:
+        """Whole events, with or without the chunked coding around them."""
+        if self.is_lost:
+            return
+        self._raw.append(events)
+        self._raw_bytes += len(events)
+        if self._raw_bytes > FOLD_BYTES:
+            self._fold()
+
+    def delivered(self) -> Delivered:
+        """Raises msgspec.DecodeError for events that are no JSON."""
+        head, self._head = self._head, b""
+        raw = [head, *self._raw]
+        self._raw.clear()
+        for chunk in read_chunks(b"".join(raw)):
+            self._delivered.add(chunk)
+        return self._delivered
+
+    def clear(self) -> None:
+        """Forget all, and give back what that took of the common bound."""
+        self._kept.bytes -= self._counted
+        self._counted = self._raw_bytes = 0
+        self._raw.clear()
+        self._head = b""
+        self._delivered = Delivered()
+        self.is_lost = False
+
+    def _fold(self) -> None:
+        """The prompt's ids, in the first event, stay as they are: there may be a million, and they are seldom read."""
+        if not self._head:
+            self._head = self._raw.pop(0)
+        try:
+            for chunk in read_chunks(b"".join(self._raw)):
+                self._delivered.add(chunk)
+        except msgspec.DecodeError:
+            self.is_lost = True
+        self._raw.clear()
+        self._raw_bytes = 0
+        size = len(self._head) + self._delivered.bytes
+        if size > self._max_bytes or self._kept.bytes + size - self._counted > self._kept.max_bytes:
+            self.clear()
+            self.is_lost = True
+        else:
+            self._kept.bytes += size - self._counted
+            self._counted = size
