@@ -8,12 +8,11 @@ import ctypes
 import gc
 import logging
 import random
-import signal
 import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -43,7 +42,8 @@ from router.policies.base import Policy
 from router.routing import Routing
 from router.server.admin import AdminPort
 from router.server.data import DataPort
-from router.server.listen import Handler, listen, make_server, require_c_parser, tls_context
+from router.server.drain import StopSignals, drain
+from router.server.listen import BACKLOG, Handler, listen, make_server, require_c_parser, tls_context
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -56,7 +56,6 @@ from router.upstream.watch import WatchSettings
 
 log = logging.getLogger("warmroute")
 
-DRAIN_LOOK_S = 0.05
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_FREE_BYTES = 64 << 20
 SWITCH_S = 0.0005
@@ -73,14 +72,13 @@ class Running:
     data: DataPort
     fleet: Fleet
     pool: Pool
+    stop_accepting: Callable[[], Awaitable[None]]
+    """Close the data port's listener; connections stay."""
 
 
 async def serve(config: Config, on_ready: Any = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: live requests end, new ones are told to come back elsewhere."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    """Serve until SIGTERM or SIGINT, then drain: live requests end, new ones go elsewhere."""
+    signals = StopSignals()
     async with running(config) as router:
         _calm_collector()
         _keep_freed_memory()
@@ -88,10 +86,9 @@ async def serve(config: Config, on_ready: Any = None) -> None:
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
         if on_ready is not None:
             on_ready(router)
-        await stop.wait()
-        log.info("draining", extra={"live": router.data.live, "at_most_s": config.server.drain_s})
-        router.data.is_draining = True
-        await _drained(router.data, config.server.drain_s)
+        await signals.came.wait()
+        server = config.server
+        await drain(router.data, router.stop_accepting, signals.hurry, leave_s=server.leave_s, drain_s=server.drain_s)
     log.info("stopped")
 
 
@@ -154,15 +151,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
     async with (
         _working(pool, keeper, config.probes.timeout_s),
         contextlib.aclosing(data),
-        _listening(config, data.handle, config.server.host, config.server.port, tls) as port,
-        _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_port,
+        _listening(config, data.handle, config.server.host, config.server.port, tls) as site,
+        _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_site,
     ):
         yield Running(
-            url=f"{'https' if tls else 'http'}://{_in_url(config.server.host)}:{port}",
-            admin_url=f"http://{_in_url(config.admin.host)}:{admin_port}",
+            url=f"{'https' if tls else 'http'}://{_in_url(config.server.host)}:{site.port}",
+            admin_url=f"http://{_in_url(config.admin.host)}:{admin_site.port}",
             data=data,
             fleet=fleet,
             pool=pool,
+            stop_accepting=site.stop,
         )
 
 
@@ -182,28 +180,26 @@ async def _working(pool: Pool, keeper: FleetKeeper, first_look_s: float) -> Asyn
         pool.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Site:
+    port: int
+    stop: Callable[[], Awaitable[None]]
+
+
 @asynccontextmanager
 async def _listening(
     config: Config, handler: Handler, host: str, port: int, tls: ssl.SSLContext | None
-) -> AsyncIterator[int]:
+) -> AsyncIterator[_Site]:
     listener = listen(host, port)
     runner = web.ServerRunner(make_server(handler, config.limits), handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        await web.SockSite(runner, listener, ssl_context=tls, backlog=4096).start()
-        yield listener.getsockname()[1]
+        site = web.SockSite(runner, listener, ssl_context=tls, backlog=BACKLOG)
+        await site.start()
+        yield _Site(listener.getsockname()[1], site.stop)
     finally:
         await runner.cleanup()
         listener.close()
-
-
-async def _drained(data: DataPort, at_most_s: float) -> None:
-    try:
-        async with asyncio.timeout(at_most_s):
-            while data.live:
-                await asyncio.sleep(DRAIN_LOOK_S)
-    except TimeoutError:
-        log.warning("drain ended with requests under way", extra={"live": data.live})
 
 
 def _calm_collector() -> None:

@@ -56,9 +56,18 @@ class ServerConfig(Section, frozen=True):
     decision_headers: Annotated[
         bool, Meta(description="Answer with x-warmroute-reason and x-warmroute-predicted-cached-tokens.")
     ] = False
-    drain_s: Annotated[float, Meta(ge=0, le=3600, description="Seconds that live requests may take after SIGTERM.")] = (
-        25.0
-    )
+    leave_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=600,
+            description="Seconds after SIGTERM in which /ready fails and everybody is served still, so that whoever sends "
+            "clients here notices first; SIGINT skips them.",
+        ),
+    ] = 5.0
+    drain_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Seconds after those that live requests may take to end.")
+    ] = 25.0
 
 
 class AdminConfig(Section, frozen=True):

@@ -64,7 +64,14 @@ class ClientConnection:
     )
 
     def __init__(
-        self, request: web.BaseRequest, route: Route, *, extra_head: bytes, stall_s: float, decision_headers: bool
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        *,
+        extra_head: bytes,
+        stall_s: float,
+        decision_headers: bool,
+        stays_open: bool = True,
     ) -> None:
         self._request = request
         self._transport = request.transport
@@ -74,7 +81,7 @@ class ClientConnection:
         self._decision_headers = decision_headers
         self.route = route
         self.is_chunked = request.version >= HttpVersion11
-        self.keep_alive = request.keep_alive and self.is_chunked
+        self.keep_alive = stays_open and request.keep_alive and self.is_chunked
         self.has_started = False
 
     # The splice's side
@@ -143,6 +150,23 @@ class ClientConnection:
         self.keep_alive = False
         if self._transport is not None:
             self._transport.close()  # what is buffered leaves, without the chunk that would end the body
+
+    def cut_short(self, error: RouterError) -> None:
+        """The router cannot wait any longer: an error, whether an answer has begun or not, and the end of the connection."""
+        if self.has_started:
+            self.break_off(error)
+            return
+        self.has_started = True
+        self.keep_alive = False
+        if self._transport is not None and not self._transport.is_closing():
+            body = error_body(error, self.route)
+            reason = _REASONS[error.status].encode()
+            self.write(
+                b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nRetry-After: %d\r\nConnection: close\r\n%b"
+                b"Content-Length: %d\r\n\r\n%b"
+                % (error.status, reason, error.retry_after_s or 1, self._extra_head, len(body), body)
+            )
+            self._transport.close()
 
     def abort(self) -> None:
         self.keep_alive = False

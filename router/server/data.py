@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from functools import partial
 from itertools import count
 from typing import Any, Protocol
@@ -57,6 +58,14 @@ class Catalog(Protocol):
     def served_models(self) -> Mapping[str, Mapping[str, Any]]: ...
 
 
+class Phase(Enum):
+    """How a router leaves: first it says so, and serves on; then it takes nothing new."""
+
+    OPEN = 0
+    LEAVING = 1
+    DRAINING = 2
+
+
 class DataPort:
     """Answers every request of the data port."""
 
@@ -89,8 +98,9 @@ class DataPort:
         }
         self._hosts = frozenset(map(str.lower, server.allowed_hosts))
         self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
-        self.is_draining = False
+        self.phase = Phase.OPEN
         self.live = 0
+        self._clients: set[ClientConnection] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
@@ -122,7 +132,9 @@ class DataPort:
                 extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
                 stall_s=self._limits.write_stall_s,
                 decision_headers=self._server.decision_headers,
+                stays_open=self.phase is Phase.OPEN,
             )
+            self._clients.add(client)
             await self._dispatch.dispatch(parsed, client, started_at)
             await client.drained()  # the worker is free already; the client has yet to read the end
             return client.sent()
@@ -131,7 +143,7 @@ class DataPort:
                 self._observe_refusal(route.value if route else "other", error.status)
             response = error_response(error, route, request_id)
             self._add_cors(request, response)
-            if isinstance(error, RequestTooLarge | BodyTimeout | Draining):
+            if isinstance(error, RequestTooLarge | BodyTimeout) or self.phase is not Phase.OPEN:
                 response.force_close()
             return response
         except Exception:
@@ -143,6 +155,13 @@ class DataPort:
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
+            if client is not None:
+                self._clients.discard(client)
+
+    def cut_short(self) -> None:
+        """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
+        for client in tuple(self._clients):
+            client.cut_short(Draining("the router is shutting down", retry_after_s=1))
 
     async def aclose(self) -> None:
         self._parsers.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +171,7 @@ class DataPort:
     def _check_open(self, request: web.BaseRequest) -> None:
         if request.method != "POST":
             raise MethodNotAllowed(f"{request.path} takes POST")
-        if self.is_draining:
+        if self.phase is Phase.DRAINING:
             raise Draining("the router is shutting down", retry_after_s=1)
 
     def _request_id(self, request: web.BaseRequest) -> str:
@@ -200,13 +219,15 @@ class DataPort:
             raise MethodNotAllowed(f"{request.path} takes GET")
         response = await answer(request)
         self._add_cors(request, response)
+        if self.phase is not Phase.OPEN:
+            response.force_close()
         return response
 
     async def _health(self, _request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="ok\n")
 
     async def _ready(self, _request: web.BaseRequest) -> web.StreamResponse:
-        if self.is_draining:
+        if self.phase is not Phase.OPEN:
             return web.Response(status=503, text="draining\n")
         ready = self._catalog.is_ready()
         return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")

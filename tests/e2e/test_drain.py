@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
+from urllib.parse import urlsplit
 
 import pytest
 
 from router.app import Running
 from router.wire.framing import LAST_CHUNK, frame
-from tests.e2e.routed import Broken, RawClient, connected
+from tests.e2e.routed import Answer, Broken, RawClient, connected
 from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, answering
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, scripted
 
@@ -34,11 +36,11 @@ class Served:
 
 
 @asynccontextmanager
-async def served(worker: str, *flags: str, drain_s: float = 20.0) -> AsyncIterator[Served]:
+async def served(worker: str, *flags: str, leave_s: float = 0.0, drain_s: float = 20.0) -> AsyncIterator[Served]:
     ports = ["--port", "0", "--admin-port", "0", "--insecure-no-auth"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "router", "serve", *ports, "--worker", worker, *flags),
-        env={"WARMROUTE_SERVER__DRAIN_S": str(drain_s), "PATH": ""},
+        env={"WARMROUTE_SERVER__LEAVE_S": str(leave_s), "WARMROUTE_SERVER__DRAIN_S": str(drain_s), "PATH": ""},
         stderr=asyncio.subprocess.PIPE,
     )
     try:
@@ -60,54 +62,82 @@ async def url_of(process: asyncio.subprocess.Process) -> str:
     raise AssertionError("the router did not start")
 
 
+async def asked_for(command: Served, path: bytes) -> Answer:
+    """On a connection of its own: GET, or for a route a POST."""
+    async with connected(command.router) as client:
+        if path == PATH.encode():
+            await client.post(PATH, CHAT)
+        else:
+            await client.send(b"GET %b HTTP/1.1\r\nHost: r\r\n\r\n" % path)
+        return await client.answer()
+
+
+def accepts(command: Served) -> bool:
+    address = urlsplit(command.router.url)
+    with socket.socket() as probe:
+        return probe.connect_ex((address.hostname, address.port)) == 0
+
+
 async def begin_stream(client: RawClient) -> None:
     await client.post(PATH, STREAMED)
     await client.head()
     assert await client.chunk() == TEXT
 
 
-async def test_when_told_to_stop_live_streams_end_well_and_new_requests_go_elsewhere() -> None:
+async def test_a_router_that_leaves_says_so_and_serves_on_and_then_lets_live_streams_end() -> None:
     async def stream_in_steps(_asked: Asked, peer: Peer) -> None:
         await peer.send(STREAM_HEAD, frame(TEXT))
         await refused.wait()
         await peer.send(frame(LAST + DONE) + LAST_CHUNK)
 
     refused = asyncio.Event()
-    async with scripted(stream_in_steps) as worker, served(worker.url) as command:
-        async with connected(command.router) as client, connected(command.router) as other:
-            await other.send(b"GET /ready HTTP/1.1\r\nHost: r\r\n\r\n")
-            assert (await other.answer()).status == 200
+    async with scripted(stream_in_steps) as worker, served(worker.url, leave_s=300.0) as command:
+        async with connected(command.router) as client, connected(command.router) as waiting:
             await begin_stream(client)
             command.stop()
-            status = 200
-            while status == 200:
-                await other.send(b"GET /ready HTTP/1.1\r\nHost: r\r\n\r\n")
-                status = (await other.answer()).status
-            await other.post(PATH, CHAT)
-            answer = await other.answer()
-            assert (answer.status, answer.error["code"]) == (503, "draining")
-            assert answer.headers["retry-after"]
+            while (await asked_for(command, b"/ready")).status == 200:
+                await asyncio.sleep(0)
+            worker.script = answering()
+            answer = await asked_for(command, PATH.encode())
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            command.stop()  # whoever cannot wait asks twice
+            while accepts(command):
+                await asyncio.sleep(0)
+            await waiting.post(PATH, CHAT)
+            late = await waiting.answer()
+            assert (late.status, late.error["code"]) == (503, "draining")
+            assert late.headers["retry-after"]
             refused.set()
             assert await client.chunk() == LAST + DONE
             assert await client.chunk() == b""
         assert await command.process.wait() == 0
-        assert len(worker.asked) == 1
+        assert len(worker.asked) == 2
 
 
-async def test_a_stream_that_outlasts_the_drain_is_broken_off_and_never_ends_cleanly() -> None:
-    async def never_end(_asked: Asked, peer: Peer) -> None:
-        await peer.send(STREAM_HEAD, frame(TEXT))
+async def test_what_outlasts_the_drain_is_told_so_and_never_ends_cleanly() -> None:
+    async def never_end(asked: Asked, peer: Peer) -> None:
+        if b"stream" in asked.body:
+            await peer.send(STREAM_HEAD, frame(TEXT))
+        else:
+            silent.set()
         await peer.gone()
 
+    silent = asyncio.Event()
     async with (
         scripted(never_end) as worker,
         served(worker.url, drain_s=0.1) as command,
         connected(command.router) as client,
+        connected(command.router) as other,
     ):
         await begin_stream(client)
+        await other.post(PATH, CHAT)
+        await silent.wait()
         command.stop()
-        with pytest.raises((Broken, ConnectionError)):
-            await client.read_on()
+        assert b'"code":"draining"' in await client.chunk()
+        with pytest.raises(Broken):
+            await client.chunk()
+        late = await other.answer()
+        assert (late.status, late.error["code"]) == (503, "draining")
         assert await command.process.wait() == 0
 
 

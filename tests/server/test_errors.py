@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from router.server.data import Phase
 from tests.e2e.routed import Answer, connected, get, post, routed, until
 from tests.e2e.streams import CHAT, MESSAGES, answering, drop, hang
 from tests.upstream.scripted import Script, scripted, unused_url
@@ -114,7 +115,7 @@ async def test_a_model_that_nobody_serves_any_more_is_unavailable_and_one_that_n
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_draining_router_takes_no_new_request_and_closes_the_connection(path: str) -> None:
     async with scripted() as worker, routed(worker.url) as router, connected(router) as client:
-        router.data.is_draining = True
+        router.data.phase = Phase.DRAINING
         await client.post(path, MESSAGES)
         check(await client.answer(), path, 503, "draining")
         assert await client.is_closed()
