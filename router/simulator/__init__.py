@@ -3,7 +3,8 @@
 Imports nothing else of the router's, so that it can judge it.
 """
 
+from router.simulator.faults import Fault
 from router.simulator.fleet import SimulatedFleet, start_fleet
-from router.simulator.settings import Fault, SimulatorSettings
+from router.simulator.settings import SimulatorSettings
 
 __all__ = ["Fault", "SimulatedFleet", "SimulatorSettings", "start_fleet"]

@@ -1,10 +1,14 @@
-"""What a simulated model says: words from one fixed book, read on from a place that the prompt decides.
+"""What a simulated model says: tokens from one fixed book, read on from a place that the prompt decides.
 
-Each word of the book is one token of `tokenizer`, so an answer that comes back in a later prompt has as many tokens
-there as were generated. Greedy decoding is what it stands for: a prompt that ends in the beginning of an answer is
-answered by the rest of it. Must never loop over the tokens of an answer: a range of them is one slice.
+Greedy decoding is what it stands for: a prompt that ends in the beginning of an answer is answered by the rest of it.
+There are two books. Of the plain one each word is one token of `tokenizer`, so an answer that comes back in a later
+prompt has as many tokens there as were generated. The one of `rich_book` is numbered: each of its places has an id of
+its own, so that any process knows from the last id of a prompt where an answer goes on. Must never loop over the
+tokens of a plain answer: a range of them is one slice.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import xxhash
@@ -17,46 +21,109 @@ _MAX_ANSWER_BYTES = 65_536
 _TAIL_BYTES = 24
 
 
-class Book:
-    """The fixed text, by token. Deterministic; built in some milliseconds."""
+def plain_tokens() -> list[bytes]:
+    """The plain book: ASCII words, some with a space behind them. Deterministic."""
+    random = Random(20_160)
+    words = [
+        first + vowel + last + space
+        for first in (b"t", b"d", b"c", b"m", b"p", b"b", b"f", b"w")
+        for vowel in (b"a", b"e", b"i", b"o", b"u")
+        for last in (b"", b"n", b"r", b"l", b"s", b"k")
+        for space in (b" ", b"", b" ")
+    ]
+    return random.choices(words, k=BOOK_TOKENS)
 
-    def __init__(self) -> None:
-        random = Random(20_160)
-        words = [
-            first + vowel + last + space
-            for first in (b"t", b"d", b"c", b"m", b"p", b"b", b"f", b"w")
-            for vowel in (b"a", b"e", b"i", b"o", b"u")
-            for last in (b"", b"n", b"r", b"l", b"s", b"k")
-            for space in (b" ", b"", b" ")
-        ]
-        self.tokens = random.choices(words, k=BOOK_TOKENS)
+
+def is_inside(text: bytes, end: int) -> bool:
+    """Whether the first `end` bytes of a valid text end inside a character."""
+    return end < len(text) and text[end] & 0xC0 == 0x80
+
+
+class Book:
+    """The fixed text, by token; built in some milliseconds.
+
+    first_id: the id of the first token of a numbered book, whose answers begin and end at whole characters, at places
+    that the book sets; None where ids are the vocabulary's. eos_id: what ends an answer of a numbered book by itself.
+    """
+
+    def __init__(self, tokens: Sequence[bytes] | None = None, first_id: int | None = None) -> None:
+        self.tokens = plain_tokens() if tokens is None else tokens
+        self.first_id = first_id
+        self.eos_id = None if first_id is None else first_id + len(self.tokens)
         self._text = b"".join(self.tokens) * 2
         self._ends = [0]
         self._place_after: dict[bytes, int] = {}
-        for place, token in enumerate(self.tokens * 2, start=1):
+        for place, token in enumerate([*self.tokens, *self.tokens], start=1):
             end = self._ends[-1] + len(token)
             self._ends.append(end)
             self._place_after.setdefault(self._text[max(0, end - _TAIL_BYTES) : end], place % BOOK_TOKENS)
+        self._whole = [] if first_id is None else self._whole_places()
+        self._closings = [
+            self._whole[bisect_left(self._whole, at)]
+            for at in range(0, BOOK_TOKENS + 1, MAX_NATURAL_TOKENS)
+            if first_id
+        ]
 
-    def place(self, prompt: bytes) -> int:
-        """Where the answer to a prompt begins: after what of an answer it ends in, or where its hash says."""
-        at = prompt.rfind(GENERATION_HEADER, max(0, len(prompt) - _MAX_ANSWER_BYTES))
-        head_bytes = len(prompt) if at < 0 else at
-        begin = xxhash.xxh3_64_intdigest(memoryview(prompt)[:head_bytes]) % BOOK_TOKENS
-        said = prompt[at + len(GENERATION_HEADER) :] if at >= 0 else b""
-        if said and self._text.startswith(said, self._ends[begin]):
-            length, low, high = self._ends[begin] + len(said), begin, begin + BOOK_TOKENS
-            while low < high:
-                middle = (low + high) // 2
-                if self._ends[middle] < length:
-                    low = middle + 1
-                else:
-                    high = middle
-            return low % BOOK_TOKENS
+    def _whole_places(self) -> list[int]:
+        """Places, up to one beyond the last, at which no character is cut."""
+        return [place for place in range(BOOK_TOKENS + 1) if not is_inside(self._text, self._ends[place])]
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The ids of a numbered book and their tokens."""
+        if self.first_id is not None:
+            yield from enumerate([*self.tokens, b"<|im_end|>"], self.first_id)
+
+    def place(self, prompt: bytes, last_id: int = -1) -> int:
+        """Where the answer to a prompt begins: after what of an answer it ends in, or where its hash says.
+
+        last_id: of a prompt that came as token ids.
+        """
+        if self.first_id is not None and 0 <= last_id - self.first_id < BOOK_TOKENS:
+            return (last_id - self.first_id + 1) % BOOK_TOKENS
+        begin, said_tokens = self._find(prompt)
+        if said_tokens:
+            return (begin + said_tokens) % BOOK_TOKENS
         return self._place_after.get(prompt[-_TAIL_BYTES:], begin)
 
-    def natural_tokens(self, prompt: bytes) -> int:
-        """How long an answer is when the client sets no limit: 16 to 128 tokens."""
+    def place_of_choice(self, place: int, index: int) -> int:
+        """Where the index-th of several answers to one prompt begins, if the first begins at `place`."""
+        other = place + index * 977
+        return other if not index or not self._whole else self._whole[bisect_left(self._whole, other % BOOK_TOKENS)]
+
+    def _find(self, prompt: bytes) -> tuple[int, int]:
+        """Where the answer to the prompt's head begins, and how many of its tokens the prompt ends in."""
+        at = prompt.rfind(GENERATION_HEADER, max(0, len(prompt) - _MAX_ANSWER_BYTES))
+        head_bytes = len(prompt) if at < 0 else at
+        begin = self._begin(xxhash.xxh3_64_intdigest(memoryview(prompt)[:head_bytes]))
+        said = prompt[at + len(GENERATION_HEADER) :] if at >= 0 else b""
+        if not said or not self._text.startswith(said, self._ends[begin]):
+            return begin, 0
+        length = self._ends[begin] + len(said)
+        return begin, bisect_left(self._ends, length, begin, begin + BOOK_TOKENS) - begin
+
+    def _begin(self, number: int) -> int:
+        """A place to begin at; in a numbered book one that leaves room for an answer."""
+        if not self._whole:
+            return number % BOOK_TOKENS
+        place = number % BOOK_TOKENS
+        place -= max(0, place % MAX_NATURAL_TOKENS - MAX_NATURAL_TOKENS // 2)
+        return self._whole[bisect_left(self._whole, place)]
+
+    def natural_tokens(self, prompt: bytes, place: int) -> int:
+        """How many tokens are left at `place` of an answer without a limit, which has 16 to 128 in all."""
+        if self._closings:
+            place %= BOOK_TOKENS
+            closing = self._closings[bisect_left(self._closings, place + 1)]
+            return closing - place + 1  # the token that ends it is none of the book's
+        said_tokens = self._find(prompt)[1]
+        if said_tokens:
+            head = prompt[: prompt.rindex(GENERATION_HEADER) + len(GENERATION_HEADER)]
+            left = self._natural_tokens(head) - said_tokens
+            if left > 0:
+                return left
+        return self._natural_tokens(prompt)
+
+    def _natural_tokens(self, prompt: bytes) -> int:
         spread = MAX_NATURAL_TOKENS - MIN_NATURAL_TOKENS + 1
         return MIN_NATURAL_TOKENS + xxhash.xxh3_64_intdigest(prompt[-512:], seed=1) % spread
 

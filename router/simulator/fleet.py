@@ -8,8 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from router.simulator.answers import Book
+from router.simulator.faults import Fault
+from router.simulator.rich import rich_book
 from router.simulator.server import WorkerServer
-from router.simulator.settings import Fault, SimulatorSettings
+from router.simulator.settings import SimulatorSettings
 from router.simulator.tokenizer import Vocabulary
 
 
@@ -26,9 +28,13 @@ class SimulatedFleet:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return [f"http://{host}:{server.port}" for server in self._servers]
 
-    def set_fault(self, worker: int, fault: Fault) -> None:
-        """Make one worker misbehave from now on, or stop doing so."""
-        self._servers[worker].worker.fault = fault
+    def set_fault(self, worker: int, fault: Fault, *, after_events: int | None = None) -> None:
+        """Make one worker misbehave from now on, or stop doing so; with `after_events`, break one stream and no more.
+
+        That stream is the one that would send the event after so many of all the worker's streams. What opens a
+        stream is an event, each delta is one, and what comes after the last delta is one.
+        """
+        self._servers[worker].worker.set_fault(fault, after_events)
 
     async def kill(self, worker: int) -> None:
         """End one worker as SIGKILL does: its connections break and its port refuses. Idempotent."""
@@ -69,7 +75,7 @@ class SimulatedFleet:
 
 async def start_fleet(settings: SimulatorSettings, *, host: str = "127.0.0.1") -> SimulatedFleet:
     """Start all workers, or none: raises OSError when a port is taken."""
-    vocabulary, book = Vocabulary(), Book()
+    vocabulary, book = _language(settings)
     servers = [WorkerServer(settings, vocabulary, book, number) for number in range(settings.workers)]
     started: list[WorkerServer] = []
     try:
@@ -81,3 +87,13 @@ async def start_fleet(settings: SimulatorSettings, *, host: str = "127.0.0.1") -
             await server.stop()
         raise
     return SimulatedFleet(servers, host)
+
+
+def _language(settings: SimulatorSettings) -> tuple[Vocabulary, Book]:
+    """The vocabulary and the book of a model. A book's tokens are known from the start, whoever generated them."""
+    if settings.answers == "bytes":
+        book = rich_book()
+        return Vocabulary(dict(book.numbered())), book
+    vocabulary, book = Vocabulary(), Book()
+    vocabulary.ids_of(book.tokens)
+    return vocabulary, book

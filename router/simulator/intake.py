@@ -6,11 +6,12 @@ fault.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
-from router.simulator.answers import Book
+from router.simulator.answers import BOOK_TOKENS, Book
 from router.simulator.engine import Generation
 from router.simulator.requests import (
     ChatRequest,
@@ -21,6 +22,7 @@ from router.simulator.requests import (
     render_chat,
     render_messages,
 )
+from router.simulator.script import Script, Stops, leaked, write_script
 from router.simulator.settings import SimulatorSettings
 from router.simulator.tokenizer import Vocabulary, cut_blocks, cut_more_blocks, hash_blocks, root_hash
 from router.simulator.wire import ChatWire, CompletionWire, MessagesWire, Wire
@@ -49,12 +51,12 @@ def refuse(status: int, message: str, kind: str = "BadRequestError", param: str 
 
 @dataclass(slots=True, eq=False)
 class PlannedChoice:
-    """One generation, the place in the book that it reads, and where its text is cut off by a stop string."""
+    """One generation, and the place in the book that it reads, or its script where that is not all that counts."""
 
     generation: Generation
     place: int
-    max_text_bytes: int | None
     prompt_ids: Sequence[int] | None
+    script: Script | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +68,16 @@ class Plan:
     is_stream: bool
     wants_ids: bool
     n: int
+    tokens_per_event: int = 1
+
+
+def _stops(request: GenerateRequest) -> Stops | None:
+    """What may end the answer early, or None."""
+    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    strings = [string for string in strings if string]
+    if not strings and not request.stop_token_ids:
+        return None
+    return Stops(strings, request.stop_token_ids or (), request.min_tokens, request.include_stop_str_in_output)
 
 
 def _wants_usage(request: GenerateRequest) -> bool:
@@ -184,29 +196,43 @@ class Intake:
             refuse(400, f"n must be from 1 to {self._settings.max_num_seqs}", param="n")
         if limit is not None and limit < 1:
             refuse(400, f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
+        if limit is not None and request.min_tokens > limit:
+            refuse(400, f"min_tokens must be at most max_tokens={limit}, got {request.min_tokens}.", param="min_tokens")
         if request.cache_salt == "":
             refuse(400, "Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
         root = root_hash(kv_name, request.cache_salt or "")
         choices = [choice for prompt in prompts for choice in self._choices(request, prompt, root, limit, n)]
-        return Plan(wire, choices, is_stream=bool(request.stream), wants_ids=bool(request.return_token_ids), n=n)
+        return Plan(
+            wire,
+            choices,
+            is_stream=bool(request.stream),
+            wants_ids=bool(request.return_token_ids),
+            n=n,
+            tokens_per_event=max(request.stream_interval or 1, self._settings.tokens_per_event),
+        )
 
     def _choices(
         self, request: GenerateRequest, prompt: _Prompt, root: int, limit: int | None, n: int
     ) -> list[PlannedChoice]:
         text, given_ids = prompt
-        total, ends = cut_blocks(text, self._settings.block_tokens)
+        total, ends = self._blocks(text, given_ids)
         if not total:
             refuse(400, "The decoder prompt cannot be empty", param="prompt")
+        if limit is not None and limit == self._settings.max_model_len - total:
+            limit = None  # as much as there is room for is what an answer has that is given no limit
         self._check_length(total, limit)
         hashes = hash_blocks(text, ends, root)
-        place = self._book.place(text)
+        place = self._book.place(text, given_ids[-1] if given_ids else -1)
         prompt_ids = (given_ids or self.vocabulary.encode(text)) if request.return_token_ids else None
-        output_tokens, reason = self._length(request, text, total, limit)
-        stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        output_tokens, reason = self._length(request, text, place, total, limit)
+        stops, held = _stops(request), leaked(text) if given_ids else b""
         choices = []
         for index in range(n):
-            at = place + index * 977
-            tokens, cut, why = self._stop(at, output_tokens, reason, [stop for stop in stops if stop])
+            at = self._book.place_of_choice(place, index)
+            tokens, why, script = output_tokens, reason, None
+            if stops or held or self._book.first_id is not None:
+                script = self._script(at, output_tokens, held, stops or Stops(), reason)
+                tokens, why = len(script.ids), script.finish_reason
             generation = Generation(
                 prompt_tokens=total,
                 output_tokens=tokens,
@@ -214,8 +240,28 @@ class Intake:
                 output_hashes=self._output_hashes(text, ends, hashes[-1] if hashes else root, at, total, tokens),
                 finish_reason=why,
             )
-            choices.append(PlannedChoice(generation, at, cut, prompt_ids))
+            choices.append(PlannedChoice(generation, at, prompt_ids, script))
         return choices
+
+    def _blocks(self, text: bytes, ids: Sequence[int] | None) -> tuple[int, list[int]]:
+        """A prompt's tokens, and where its full blocks end: between its ids, if the tokenizer would cut elsewhere."""
+        block_tokens = self._settings.block_tokens
+        total, ends = cut_blocks(text, block_tokens)
+        if ids is None or (self._book.first_id is None and total == len(ids)):
+            return total, ends
+        offsets = list(accumulate(map(len, self.vocabulary.tokens_of(ids))))
+        return len(ids), offsets[block_tokens - 1 :: block_tokens]
+
+    def _script(self, place: int, tokens: int, held: bytes, stops: Stops, reason: str) -> Script:
+        """What a choice says and where it stops, token by token."""
+        book, words = self._book, self._book.read_tokens(place, 0, tokens)
+        if book.first_id is None:
+            ids = self.vocabulary.ids_of(words)
+        else:
+            ids = [book.first_id + (place + at) % BOOK_TOKENS for at in range(tokens)]
+        if reason == "stop" and book.eos_id is not None:
+            ids[-1], words[-1] = book.eos_id, b""
+        return write_script(ids, words, held, stops, reason)
 
     def _check_length(self, prompt_tokens: int, limit: int | None) -> None:
         bound = self._settings.max_model_len
@@ -229,31 +275,17 @@ class Intake:
             message = f"The KV cache holds {self._capacity_tokens} tokens, and the request needs more."
             refuse(400, message, param="input_tokens")
 
-    def _length(self, request: GenerateRequest, text: bytes, prompt_tokens: int, limit: int | None) -> tuple[int, str]:
+    def _length(
+        self, request: GenerateRequest, text: bytes, place: int, prompt_tokens: int, limit: int | None
+    ) -> tuple[int, str]:
         """How many tokens come, and why no more: a limit is used up, and an answer without one ends by itself."""
         if limit is not None:
             return limit, "length"
         room = min(self._settings.max_model_len, self._capacity_tokens) - prompt_tokens
-        natural = self._book.natural_tokens(text)
+        natural = max(self._book.natural_tokens(text, place), request.min_tokens)
         if request.ignore_eos or natural > room:
             return max(room, 1), "length"
         return natural, "stop"
-
-    def _stop(self, place: int, tokens: int, reason: str, stops: list[str]) -> tuple[int, int | None, str]:
-        """Where a stop string ends the answer: tokens generated, bytes of text before it, and the reason."""
-        if not stops:
-            return tokens, None, reason
-        words = self._book.read_tokens(place, 0, tokens)
-        text = b"".join(words)
-        found = [(at, len(stop)) for stop in stops if (at := text.find(stop.encode())) >= 0]
-        if not found:
-            return tokens, None, reason
-        at, length = min(found)
-        used = read = 0
-        while read < at + length:
-            read += len(words[used])
-            used += 1
-        return used, at, "stop"
 
     def _output_hashes(
         self, text: bytes, ends: list[int], parent: int, place: int, prompt_tokens: int, output_tokens: int
@@ -263,5 +295,11 @@ class Intake:
         blocks = (prompt_tokens + output_tokens - 1) // block_tokens - len(ends)
         if blocks <= 0:
             return []
-        rest, further = cut_more_blocks(text, ends, self._book.read(place, 0, output_tokens - 1), block_tokens)
-        return hash_blocks(rest, further[:blocks], parent)
+        answer = self._book.read(place, 0, output_tokens - 1)
+        if self._book.first_id is None:
+            rest, further = cut_more_blocks(text, ends, answer, block_tokens)
+            return hash_blocks(rest, further[:blocks], parent)
+        begin = ends[-1] if ends else 0
+        firsts = range((len(ends) + 1) * block_tokens - prompt_tokens, output_tokens, block_tokens)
+        further = [len(text) - begin + len(self._book.read(place, 0, first)) for first in firsts]
+        return hash_blocks(text[begin:] + answer, further, parent)

@@ -11,7 +11,7 @@ import xxhash
 
 from router.simulator.intake import Intake, Plan, PlannedChoice, refuse
 from router.simulator.requests import PoolingRequest
-from router.simulator.wire import Choice, Usage
+from router.simulator.wire import Choice, End, Usage
 
 
 class PoolingWire:
@@ -24,7 +24,7 @@ class PoolingWire:
     def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes:
         raise NotImplementedError
 
-    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, end: End | None) -> bytes:
         raise NotImplementedError
 
     def closing(self, usage: Usage) -> bytes:
@@ -54,7 +54,7 @@ def _plan(intake: Intake, request: PoolingRequest, prompts: list[str], wire: Poo
     kv_name = intake.model_of(request.model)[1]
     salt = request.cache_salt or ""
     generations = [intake.pool(prompt.encode("utf-8", "surrogatepass"), kv_name, salt) for prompt in prompts]
-    choices = [PlannedChoice(generation, 0, None, None) for generation in generations]
+    choices = [PlannedChoice(generation, 0, None) for generation in generations]
     return Plan(wire, choices, is_stream=False, wants_ids=False, n=1)
 
 

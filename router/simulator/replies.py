@@ -4,9 +4,13 @@ Must never write a chunk of no bytes, which would end a reply.
 """
 
 import asyncio
+import socket
+import struct
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+
+GARBAGE = b"\x00\xff\x16 this is no chunk \xfe\r\n" * 4
 
 
 class Sent(web.StreamResponse):
@@ -24,8 +28,16 @@ class Sent(web.StreamResponse):
         del data
 
 
+def reset(transport: asyncio.Transport) -> None:
+    """Close a connection with RST, as SO_LINGER with no time to linger does (socket(7))."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
 class ChunkedSink:
-    """A streamed reply: its head now, and then one write for each batch of events."""
+    """A streamed reply: its head now, and then one write for each batch of events; and the ways in which it breaks."""
 
     __slots__ = ("_transport",)
 
@@ -39,7 +51,16 @@ class ChunkedSink:
             self._transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
 
     def drop(self) -> None:
-        self._transport.abort()
+        """Close without a terminator, after what has been written."""
+        self._transport.close()
+
+    def reset(self) -> None:
+        reset(self._transport)
+
+    def garble(self) -> None:
+        """Bytes that are no chunk."""
+        if not self._transport.is_closing():
+            self._transport.write(GARBAGE)
 
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from router.simulator.answers import GENERATION_HEADER
+from router.simulator.faults import Fault
 
 
 class StreamOptions(msgspec.Struct):
@@ -31,8 +32,12 @@ class GenerateRequest(msgspec.Struct):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     n: int | None = None
+    min_tokens: int = 0
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    stream_interval: int | None = None
     return_token_ids: bool | None = None
     cache_salt: str | None = None
 
@@ -75,6 +80,13 @@ class TokenizeRequest(msgspec.Struct):
 class DetokenizeRequest(msgspec.Struct):
     tokens: list[int]
     model: str | None = None
+
+
+class FaultRequest(msgspec.Struct, omit_defaults=True):
+    """The simulator's own: a fault that stands, or with `after_events` one that strikes one stream."""
+
+    fault: Fault
+    after_events: int | None = None
 
 
 class PoolingRequest(msgspec.Struct):

@@ -20,10 +20,18 @@ from aiohttp.web_protocol import RequestHandler
 from router.simulator import pooling
 from router.simulator.answers import Book
 from router.simulator.exposition import CONTENT_TYPE, Exposition
+from router.simulator.faults import BREAKING, Fault
 from router.simulator.intake import UNDECODABLE, Intake, Plan, Refusal, refuse
-from router.simulator.replies import ChunkedSink, Sent
-from router.simulator.requests import DetokenizeRequest, MessagesRequest, TokenizeRequest, render_chat, render_messages
-from router.simulator.settings import Fault, SimulatorSettings
+from router.simulator.replies import GARBAGE, ChunkedSink, Sent, reset
+from router.simulator.requests import (
+    DetokenizeRequest,
+    FaultRequest,
+    MessagesRequest,
+    TokenizeRequest,
+    render_chat,
+    render_messages,
+)
+from router.simulator.settings import SimulatorSettings
 from router.simulator.tokenizer import Vocabulary, count_tokens, split_tokens
 from router.simulator.wire import VLLM_VERSION, encode_error, encode_messages_error
 from router.simulator.worker import ENGINE_DEAD, Worker
@@ -161,12 +169,26 @@ class WorkerServer:
             self.worker.leave(exchange)
         if sink is not None:
             return Sent(keep_alive=request.keep_alive and not transport.is_closing())
-        if self.worker.fault is Fault.CUT:
-            transport.abort()
-            return Sent(keep_alive=False)
-        if self.worker.fault is Fault.DEAD:
-            refuse(500, ENGINE_DEAD, "InternalServerError")
+        if self.worker.fault in BREAKING:
+            return self._break(request, request_id, transport, body)
         return self._reply(request, request_id, 200, body)
+
+    def _break(
+        self, request: web.BaseRequest, request_id: str, transport: asyncio.Transport, body: bytes
+    ) -> web.StreamResponse:
+        """What the worker's fault makes of a whole reply."""
+        fault = self.worker.fault
+        if fault is Fault.DEAD:
+            refuse(500, ENGINE_DEAD, "InternalServerError")
+        if fault is Fault.RESET:
+            reset(transport)
+        elif fault is Fault.CUT:
+            transport.abort()
+        elif not transport.is_closing():
+            head = b"%bcontent-length: %d\r\n\r\n" % (self._head(request, request_id, 200, _JSON), len(body))
+            transport.write(GARBAGE if fault is Fault.GARBAGE else head + body[: len(body) // 2])
+            transport.close()
+        return Sent(keep_alive=False)
 
     async def _admit(self, request: web.BaseRequest) -> bytes:
         """The body of a request that is to be served, or what a fault makes of it."""
@@ -275,10 +297,13 @@ class WorkerServer:
         return self._reply(request, request_id, 200, b'{"success":true}')
 
     async def set_fault(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        """The simulator's own route: `{"fault": NAME}` changes how this worker misbehaves."""
-        asked = self._intake.decode(await self._read(request), dict[str, Fault])
-        self.worker.fault = asked.get("fault", Fault.NONE)
-        return self._reply(request, request_id, 200, msgspec.json.encode({"fault": self.worker.fault}))
+        """The simulator's own route: `{"fault": NAME}`, and `"after_events": N` for one that breaks one stream."""
+        asked = self._intake.decode(await self._read(request), FaultRequest)
+        try:
+            self.worker.set_fault(asked.fault, asked.after_events)
+        except ValueError as error:
+            refuse(400, str(error), param="after_events")
+        return self._reply(request, request_id, 200, msgspec.json.encode(asked))
 
 
 _GET, _POST = frozenset(("GET", "HEAD")), frozenset(("POST",))

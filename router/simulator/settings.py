@@ -4,18 +4,11 @@ Decides nothing at run time. Durations are in the workers' own (virtual) time un
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Literal, get_args
 
+from router.simulator.faults import Fault
 
-class Fault(StrEnum):
-    """How a worker misbehaves, on the routes that serve requests; /health answers 200 except under `DEAD`."""
-
-    NONE = "none"
-    ERROR = "error"  # 500 at once
-    DRAIN = "drain"  # running requests go on, new ones get vLLM's 500 of a server that is shutting down
-    HANG = "hang"  # the request is read and never answered
-    CUT = "cut"  # the connection drops before the first token; a stream already begun drops at its next event
-    DEAD = "dead"  # the engine died: streams get an error event and a clean [DONE], others 500, /health 503
+Answers = Literal["plain", "bytes"]
 
 
 def _require(holds: bool, key: str, bound: str, value: object) -> None:
@@ -37,7 +30,9 @@ class SimulatorSettings:
     scheduler sees it, besides the front end's work: request_work_ms for each request, which adds up over requests that
     come together, and tokenize_us_per_token for each token of its prompts. max_num_batched_tokens: tokens in a step.
     time_scale: virtual seconds per wall second.
-    stream_interval_ms (wall): the gap below which tokens of a stream share an event; 0 sends one event a token.
+    answers: "plain" words, a token each, or "bytes": text rich in characters of many bytes, which tokens split.
+    stream_interval_ms (wall): the gap below which tokens of a stream share an event; 0 sends an event for the first
+    token and for each `tokens_per_event` after it, which a request's own `stream_interval` can raise.
     keepalive_s (wall): after which an idle connection is closed. api_key: the bearer token of /v1/*, or None.
     serves_pooling: whether /v1/embeddings, /v1/rerank and /v1/score exist. embedding_dims: length of a vector.
     """
@@ -59,7 +54,9 @@ class SimulatorSettings:
     max_num_batched_tokens: int = 2048
     max_model_len: int = 1_000_000
     time_scale: float = 20.0
+    answers: Answers = "plain"
     stream_interval_ms: float = 25.0
+    tokens_per_event: int = 1
     keepalive_s: float = 5.0
     max_body_bytes: int = 64 << 20
     api_key: str | None = None
@@ -70,6 +67,8 @@ class SimulatorSettings:
     def __post_init__(self) -> None:
         for key in ("workers", "cache_blocks", "block_tokens", "max_num_seqs", "max_model_len", "max_body_bytes"):
             _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        _require(self.tokens_per_event >= 1, "tokens_per_event", "at least 1", self.tokens_per_event)
+        _require(self.answers in get_args(Answers), "answers", "plain or bytes", self.answers)
         for key in ("prefill_rate", "time_scale", "keepalive_s", "embedding_dims"):
             _require(getattr(self, key) > 0, key, "above 0", getattr(self, key))
         for key in ("itl_ms", "attention_cost", "step_overhead_ms", "request_overhead_ms", "request_work_ms"):

@@ -7,7 +7,7 @@ token. Must never scan in Python byte by byte on the way of a request: a text is
 call, and a piece is counted by another, as the low half of Adler-32 is one more than the sum of its bytes (RFC 1950).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from zlib import adler32
 
 import xxhash
@@ -137,11 +137,13 @@ class Vocabulary:
     """Ids for tokens and the way back, shared by a fleet so that one worker's ids mean the same to another.
 
     An id is a hash of the token's bytes, so two processes give one token one id; an id never seen before becomes a
-    placeholder of one token. Bounded: it starts anew after `MAX_VOCABULARY` tokens.
+    placeholder of one token. Bounded: it starts anew after `MAX_VOCABULARY` tokens. `own`: tokens with ids of their
+    own, known from the start and never forgotten, which `encode` does not give.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: Mapping[int, bytes] | None = None) -> None:
         self._ids = _Ids()
+        self._own = own or {}
 
     def encode(self, text: bytes) -> list[int]:
         return list(map(self._ids.__getitem__, split_tokens(text)))
@@ -150,8 +152,11 @@ class Vocabulary:
         return list(map(self._ids.__getitem__, tokens))
 
     def decode(self, ids: Sequence[int]) -> bytes:
-        texts = self._ids.texts
-        return b"".join([texts.get(number) or _placeholder(number) for number in ids])
+        return b"".join(self.tokens_of(ids))
+
+    def tokens_of(self, ids: Sequence[int]) -> list[bytes]:
+        texts, own = self._ids.texts, self._own
+        return [texts.get(number) or own.get(number) or _placeholder(number) for number in ids]
 
 
 def _placeholder(number: int) -> bytes:

@@ -1,7 +1,7 @@
 """Replies as vLLM shapes them: JSON bodies, SSE events, errors. Values to bytes; knows no socket.
 
-One class an API, with the same methods, so that whoever streams need not know which it is. Text of answers is plain
-ASCII without quotes, and is put between prepared bytes; ids and counts are all that is formatted for an event.
+One class an API, with the same methods, so that whoever streams need not know which it is. Text of answers comes as
+the inside of a JSON string and is put between prepared bytes; ids and counts are all that is formatted for an event.
 """
 
 from collections.abc import Sequence
@@ -37,21 +37,32 @@ class Usage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a choice ended; stop_reason is the string or the id that stopped it."""
+
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
 @dataclass(slots=True)
 class Choice:
     """One finished choice of an unstreamed reply. Ids are None unless the client asked for them."""
 
     text: bytes
-    finish_reason: str
+    end: End
     prompt_ids: Sequence[int] | None = None
     ids: Sequence[int] | None = None
 
 
 class Wire(Protocol):
-    """One reply's shape. `opening` comes with a choice's first token; `closing` after the last of all choices."""
+    """One reply's shape. `opening` comes with a choice's first token; `closing` after the last of all choices.
+
+    `delta` is empty where vLLM sends no event: for tokens without text, unless their ids are asked for.
+    """
 
     def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes: ...
-    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes: ...
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, end: End | None) -> bytes: ...
     def closing(self, usage: Usage) -> bytes: ...
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes: ...
 
@@ -60,8 +71,12 @@ def _ids(key: bytes, ids: Sequence[int] | None) -> bytes:
     return b',"%b":%b' % (key, _encode(ids)) if ids is not None else b""
 
 
-def _quote(reason: str | None) -> bytes:
-    return b"null" if reason is None else b'"%b"' % reason.encode()
+def _finish_reason(end: End | None) -> bytes:
+    return b"null" if end is None else b'"%b"' % end.finish_reason.encode()
+
+
+def _stop_reason(end: End | None) -> bytes:
+    return b"null" if end is None else _encode(end.stop_reason)
 
 
 class ChatWire:
@@ -88,15 +103,17 @@ class ChatWire:
             )
         )
 
-    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, end: End | None) -> bytes:
+        if not text and ids is None and end is None:
+            return b""
         return b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":null,"finish_reason":%b%b%b}]%b}\n\n' % (
             self._head,
             choice,
             text,
-            _quote(finish_reason),
-            b"" if finish_reason is None else b',"stop_reason":null',
+            _finish_reason(end),
+            b"" if end is None else b',"stop_reason":' + _stop_reason(end),
             _ids(b"token_ids", ids),
-            b"" if finish_reason is None or self._wants_usage else FINGERPRINT,
+            b"" if end is None or self._wants_usage else FINGERPRINT,
         )
 
     def closing(self, usage: Usage) -> bytes:
@@ -107,8 +124,14 @@ class ChatWire:
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         bodies = [
             b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null},'
-            b'"logprobs":null,"finish_reason":%b,"stop_reason":null%b}'
-            % (index, choice.text, _quote(choice.finish_reason), _ids(b"token_ids", choice.ids))
+            b'"logprobs":null,"finish_reason":%b,"stop_reason":%b%b}'
+            % (
+                index,
+                choice.text,
+                _finish_reason(choice.end),
+                _stop_reason(choice.end),
+                _ids(b"token_ids", choice.ids),
+            )
             for index, choice in enumerate(choices)
         ]
         return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b%b%b}' % (
@@ -141,15 +164,19 @@ class CompletionWire:
             self._prompt_ids[choice] = prompt_ids
         return b""
 
-    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
-        return b'data: %b{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null%b%b}]%b}\n\n' % (
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, end: End | None) -> bytes:
+        prompt_ids = b""
+        if ids is not None:
+            prompt_ids = b',"prompt_token_ids":%b' % _encode(self._prompt_ids.pop(choice, None))
+        return b'data: %b{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":%b%b%b}]%b}\n\n' % (
             self._head,
             choice,
             text,
-            _quote(finish_reason),
-            _ids(b"prompt_token_ids", self._prompt_ids.pop(choice, None)),
+            _finish_reason(end),
+            _stop_reason(end),
+            prompt_ids,
             _ids(b"token_ids", ids),
-            b"" if finish_reason is None or self._wants_usage else FINGERPRINT,
+            b"" if end is None or self._wants_usage else FINGERPRINT,
         )
 
     def closing(self, usage: Usage) -> bytes:
@@ -159,11 +186,12 @@ class CompletionWire:
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         bodies = [
-            b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null%b%b}'
+            b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":%b%b%b}'
             % (
                 index,
                 choice.text,
-                _quote(choice.finish_reason),
+                _finish_reason(choice.end),
+                _stop_reason(choice.end),
                 _ids(b"prompt_token_ids", choice.prompt_ids),
                 _ids(b"token_ids", choice.ids),
             )
@@ -181,11 +209,20 @@ class MessagesWire:
     def __init__(self, request_id: str, model: str) -> None:
         self._id, self._model = _encode(f"chatcmpl-{request_id}"), _encode(model)
 
-    def _message(self, content: bytes, stop_reason: bytes, usage: bytes) -> bytes:
-        return (
-            b'{"id":%b,"type":"message","role":"assistant","content":[%b],"model":%b,"stop_reason":%b,'
-            b'"stop_sequence":null,"usage":%b}' % (self._id, content, self._model, stop_reason, usage)
+    def _message(self, content: bytes, stop: bytes, usage: bytes) -> bytes:
+        return b'{"id":%b,"type":"message","role":"assistant","content":[%b],"model":%b,%b,"usage":%b}' % (
+            self._id,
+            content,
+            self._model,
+            stop,
+            usage,
         )
+
+    def _stop(self, end: End) -> bytes:
+        """A stop string has a reason of its own here."""
+        if isinstance(end.stop_reason, str):
+            return b'"stop_reason":"stop_sequence","stop_sequence":%b' % _encode(end.stop_reason)
+        return b'"stop_reason":"%b","stop_sequence":null' % self._STOP_REASONS[end.finish_reason]
 
     @staticmethod
     def _usage(usage: Usage) -> bytes:
@@ -206,31 +243,36 @@ class MessagesWire:
             b'event: message_start\ndata: {"type":"message_start","message":%b}\n\n'
             b"event: content_block_start\ndata: "
             b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
-            % self._message(b"", b"null", b'{"input_tokens":%d,"output_tokens":0}' % usage.prompt_tokens)
+            % self._message(
+                b"",
+                b'"stop_reason":null,"stop_sequence":null',
+                b'{"input_tokens":%d,"output_tokens":0}' % usage.prompt_tokens,
+            )
         )
 
-    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, finish_reason: str | None) -> bytes:
+    def delta(self, choice: int, text: bytes, ids: Sequence[int] | None, end: End | None) -> bytes:
         del choice, ids
+        if not text and end is None:
+            return b""
         event = (
             b"event: content_block_delta\ndata: "
             b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%b"}}\n\n' % text
         )
-        if finish_reason is None:
+        if end is None:
             return event
-        self._stop_reason = self._STOP_REASONS[finish_reason]
+        self._end = end
         return event + b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
 
     def closing(self, usage: Usage) -> bytes:
         return (
-            b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"%b","stop_sequence":null},'
+            b'event: message_delta\ndata: {"type":"message_delta","delta":{%b},'
             b'"usage":%b}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
-            % (self._stop_reason, self._usage(usage))
+            % (self._stop(self._end), self._usage(usage))
         )
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         content = b'{"type":"text","text":"%b"}' % choices[0].text
-        reason = b'"%b"' % self._STOP_REASONS[choices[0].finish_reason]
-        return self._message(content, reason, self._usage(usage))
+        return self._message(content, self._stop(choices[0].end), self._usage(usage))
 
 
 def encode_error(status: int, message: str, kind: str, param: str | None = None) -> bytes:

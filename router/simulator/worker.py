@@ -12,14 +12,16 @@ from typing import Protocol
 
 from router.simulator.answers import Book
 from router.simulator.engine import NS_PER_S, Engine, EngineLimits, Generation
+from router.simulator.faults import Fault, Faults
 from router.simulator.intake import Plan, PlannedChoice
 from router.simulator.prefix_cache import PrefixCache
-from router.simulator.settings import Fault, SimulatorSettings
+from router.simulator.settings import SimulatorSettings
 from router.simulator.timer import make_alarm
-from router.simulator.wire import Choice, Usage, encode_error_event
+from router.simulator.wire import Choice, End, Usage, encode_error_event
 
 ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 MAX_UNSENT_BYTES = 1 << 20
+SLOWNESS = 10
 _ALARM_SLACK_S = 2e-6
 
 
@@ -28,13 +30,15 @@ class Sink(Protocol):
 
     def write(self, events: bytes, *, is_last: bool) -> None: ...
     def drop(self) -> None: ...
+    def reset(self) -> None: ...
+    def garble(self) -> None: ...
     def unsent_bytes(self) -> int: ...
 
 
 class Exchange:
     """A request being answered. `done` resolves when its last token is out, to the body of an unstreamed reply."""
 
-    __slots__ = ("done", "open_choices", "outbox", "plan", "runs", "sink")
+    __slots__ = ("done", "is_silent", "open_choices", "outbox", "plan", "runs", "sink")
 
     def __init__(self, plan: Plan, sink: Sink | None, done: asyncio.Future[bytes]) -> None:
         self.plan = plan
@@ -43,6 +47,7 @@ class Exchange:
         self.outbox: list[bytes] = []
         self.runs = [Run(self, index, choice) for index, choice in enumerate(plan.choices)]
         self.open_choices = len(self.runs)
+        self.is_silent = False  # a fault took it, and it has no end but the client's leaving
 
     def usage(self) -> Usage:
         """What the whole request has used; prompts count once, however many choices they have."""
@@ -56,23 +61,23 @@ class Exchange:
 class Run:
     """One choice of an exchange on its way: how much of it the client has."""
 
-    __slots__ = ("choice", "created_tokens", "exchange", "index", "sent_bytes", "sent_tokens", "wrote_s")
+    __slots__ = ("choice", "created_tokens", "exchange", "index", "sent_tokens", "wrote_s")
 
     def __init__(self, exchange: Exchange, index: int, choice: PlannedChoice) -> None:
         self.exchange = exchange
         self.index = index
         self.choice = choice
         self.sent_tokens = 0
-        self.sent_bytes = 0
         self.created_tokens = 0
         self.wrote_s = 0.0
 
 
 class Worker:
-    """An engine that runs on the event loop. `fault` may be set at any time; it holds from the next event on."""
+    """An engine that runs on the event loop. Faults may be set at any time; they hold from the next event on."""
 
     def __init__(self, settings: SimulatorSettings, book: Book, ids_of: Callable[[Sequence[bytes]], list[int]]) -> None:
-        self.fault = settings.fault
+        self._settings = settings
+        self._faults = Faults(settings.fault)
         self.engine = Engine(
             EngineLimits(
                 block_tokens=settings.block_tokens,
@@ -86,13 +91,12 @@ class Worker:
             PrefixCache(settings.cache_blocks),
             request_latency_ns=round(settings.request_overhead_ms * 1e6),
         )
-        self._settings = settings
         self._book = book
         self._ids_of = ids_of
         self._loop = asyncio.get_running_loop()
-        # Not the loop's time, which some loops keep in whole milliseconds.
-        self._start_s = time.monotonic()
-        self._ns_per_wall_s = settings.time_scale * NS_PER_S
+        # Not the loop's time, which some loops keep in whole milliseconds. The worker's own time was `_start_ns` then.
+        self._start_s, self._start_ns = time.monotonic(), 0
+        self._ns_per_wall_s = self._pace()
         self._interval_s = settings.stream_interval_ms / 1e3
         self._runs: dict[Generation, Run] = {}
         self._streaming: dict[Run, None] = {}
@@ -105,7 +109,27 @@ class Worker:
 
     def now_ns(self) -> int:
         """The worker's own time."""
-        return int((time.monotonic() - self._start_s) * self._ns_per_wall_s)
+        return self._start_ns + int((time.monotonic() - self._start_s) * self._ns_per_wall_s)
+
+    @property
+    def fault(self) -> Fault:
+        """The fault that stands."""
+        return self._faults.fault
+
+    def set_fault(self, fault: Fault, after_events: int | None = None) -> None:
+        """Misbehave so from now on; with `after_events`, break one stream after that many more events.
+
+        Raises ValueError for a fault that breaks no stream.
+        """
+        now_s, now_ns = time.monotonic(), self.now_ns()
+        self._faults.set(fault, after_events)
+        self._start_s, self._start_ns, self._ns_per_wall_s = now_s, now_ns, self._pace()
+        self._alarm_ns = -1  # whatever it was set to, the wall's time of it has changed
+        self._pump(now_ns)
+
+    def _pace(self) -> float:
+        """Nanoseconds of the worker's time in a second of the wall's."""
+        return self._settings.time_scale * NS_PER_S / (SLOWNESS if self.fault is Fault.SLOW else 1)
 
     def begin(self, plan: Plan, sink: Sink | None) -> Exchange:
         """Queue a request. The caller awaits `done`, and calls `leave` whatever comes of it."""
@@ -181,7 +205,9 @@ class Worker:
         next_ns = self.engine.next_step_ns() if each_step else self.engine.next_event_ns()
         if next_ns != self._alarm_ns:
             self._alarm_ns = next_ns
-            at_s = None if next_ns is None else self._start_s + next_ns / self._ns_per_wall_s + _ALARM_SLACK_S
+            at_s = None
+            if next_ns is not None:
+                at_s = self._start_s + (next_ns - self._start_ns) / self._ns_per_wall_s + _ALARM_SLACK_S
             self._alarm.set(at_s)
         if self._streaming and self._interval_s and self._tick is None:
             self._tick = self._loop.call_later(self._interval_s, self._on_tick)
@@ -212,7 +238,8 @@ class Worker:
         if exchange.sink is None:
             return
         ids = choice.prompt_ids if exchange.plan.wants_ids else None
-        exchange.outbox.append(exchange.plan.wire.opening(run.index, exchange.usage(), ids))
+        if opening := exchange.plan.wire.opening(run.index, exchange.usage(), ids):
+            exchange.outbox.append(opening)
         if generation.output_tokens > 1:
             self._gather(run, 1)
             self._streaming[run] = None
@@ -223,26 +250,26 @@ class Worker:
             return False
         if self._interval_s:
             self._delta(run, tokens, None)
+            return True
+        each = run.exchange.plan.tokens_per_event
+        ends = range(run.sent_tokens + each if run.sent_tokens else 1, tokens + 1, each)
+        for upto in ends:
+            self._delta(run, upto, None)
+        return bool(ends)
+
+    def _delta(self, run: Run, tokens: int, end: End | None) -> None:
+        choice, plan = run.choice, run.exchange.plan
+        ids: Sequence[int] | None = None
+        if choice.script is not None:
+            text = b"".join(choice.script.texts[run.sent_tokens : tokens])
+            ids = choice.script.ids[run.sent_tokens : tokens] if plan.wants_ids else None
         else:
-            for upto in range(run.sent_tokens + 1, tokens + 1):
-                self._delta(run, upto, None)
-        return True
-
-    def _delta(self, run: Run, tokens: int, finish_reason: str | None) -> None:
-        choice = run.choice
-        text = self._text(run, run.sent_tokens, tokens)
-        ids = None
-        if run.exchange.plan.wants_ids:
-            ids = self._ids_of(self._book.read_tokens(choice.place, run.sent_tokens, tokens))
+            text = self._book.read(choice.place, run.sent_tokens, tokens)
+            if plan.wants_ids:
+                ids = self._ids_of(self._book.read_tokens(choice.place, run.sent_tokens, tokens))
         run.sent_tokens = tokens
-        run.exchange.outbox.append(run.exchange.plan.wire.delta(run.index, text, ids, finish_reason))
-
-    def _text(self, run: Run, start: int, end: int) -> bytes:
-        text = self._book.read(run.choice.place, start, end)
-        if run.choice.max_text_bytes is not None:
-            text = text[: max(0, run.choice.max_text_bytes - run.sent_bytes)]
-            run.sent_bytes += len(text)
-        return text
+        if delta := plan.wire.delta(run.index, text, ids, end):
+            run.exchange.outbox.append(delta)
 
     def _end(self, run: Run) -> None:
         """The last token is there: the rest of the choice, and after the last choice the end of the reply."""
@@ -255,7 +282,7 @@ class Worker:
             return
         if not self._interval_s:
             self._gather(run, generation.output_tokens - 1)
-        self._delta(run, generation.output_tokens, generation.finish_reason)
+        self._delta(run, generation.output_tokens, _end_of(run.choice))
         if not exchange.open_choices:
             plan = exchange.plan
             exchange.outbox.append(plan.wire.closing(exchange.usage()))
@@ -263,10 +290,9 @@ class Worker:
     def _flush(self, exchange: Exchange) -> None:
         """One write for all that is in the outbox; under a fault, what that does to a reply in progress."""
         sink = exchange.sink
-        if exchange.done.done():
+        if exchange.done.done() or exchange.is_silent:
             return
-        if sink is not None and self.fault in (Fault.CUT, Fault.DEAD):
-            self._break(exchange, sink)
+        if not self._faults.is_quiet and self._is_broken(exchange):
             return
         if sink is not None:
             now_s = time.monotonic()
@@ -277,23 +303,48 @@ class Worker:
         if not exchange.open_choices:
             exchange.done.set_result(b"" if sink is not None else self._whole(exchange))
 
-    def _break(self, exchange: Exchange, sink: Sink) -> None:
+    def _is_broken(self, exchange: Exchange) -> bool:
+        """Whether a fault has befallen a reply in progress; if so, what that does to it is done."""
+        sink = exchange.sink
+        if sink is None:
+            exchange.is_silent = self.fault is Fault.HANG
+            return exchange.is_silent
+        fault, through = self._faults.befall(len(exchange.outbox))
+        if fault is Fault.NONE:
+            return False
+        sink.write(b"".join(exchange.outbox[:through]), is_last=False)
+        after = b"".join(exchange.outbox[through:])
         exchange.outbox.clear()
-        if self.fault is Fault.CUT:
-            sink.drop()
-        else:
+        exchange.is_silent = fault in (Fault.HANG, Fault.GARBAGE)
+        if fault is Fault.GARBAGE:
+            sink.garble()
+        elif fault is Fault.DEAD:
             sink.write(encode_error_event(500, ENGINE_DEAD, "InternalServerError"), is_last=True)
-        exchange.done.set_result(b"")
+        elif fault is Fault.RESET:
+            sink.reset()
+        elif fault is not Fault.HANG:
+            sink.write(after[: after.find(b"\n\n") // 2] if fault is Fault.TRUNCATE else b"", is_last=False)
+            sink.drop()
+        if not exchange.is_silent:
+            exchange.done.set_result(b"")
+        return True
 
     def _whole(self, exchange: Exchange) -> bytes:
         plan = exchange.plan
         choices = []
         for run in exchange.runs:
-            generation, place = run.choice.generation, run.choice.place
-            tokens = generation.output_tokens
+            planned = run.choice
+            tokens = planned.generation.output_tokens
             if tokens == 0:
                 continue
-            ids = self._ids_of(self._book.read_tokens(place, 0, tokens)) if plan.wants_ids else None
-            text = self._book.read(place, 0, tokens)[: run.choice.max_text_bytes]
-            choices.append(Choice(text, generation.finish_reason, run.choice.prompt_ids, ids))
+            if planned.script is not None:
+                text, ids = b"".join(planned.script.texts), planned.script.ids
+            else:
+                text = self._book.read(planned.place, 0, tokens)
+                ids = self._ids_of(self._book.read_tokens(planned.place, 0, tokens)) if plan.wants_ids else []
+            choices.append(Choice(text, _end_of(planned), planned.prompt_ids, ids if plan.wants_ids else None))
         return plan.wire.whole(choices, exchange.usage())
+
+
+def _end_of(choice: PlannedChoice) -> End:
+    return End(choice.generation.finish_reason, choice.script.stop_reason if choice.script is not None else None)
