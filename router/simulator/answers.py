@@ -19,6 +19,7 @@ MIN_NATURAL_TOKENS = 16
 MAX_NATURAL_TOKENS = 128
 _MAX_ANSWER_BYTES = 65_536
 _TAIL_BYTES = 24
+_FIRST_BEGINNING = 8  # tokens past a multiple of the longest answer, where the one before has surely ended
 
 
 def plain_tokens() -> list[bytes]:
@@ -102,18 +103,18 @@ class Book:
         return begin, bisect_left(self._ends, length, begin, begin + BOOK_TOKENS) - begin
 
     def _begin(self, number: int) -> int:
-        """A place to begin at; in a numbered book one that leaves room for an answer."""
+        """A place to begin at; in a numbered book one from which an answer is at least 48 tokens long."""
         if not self._whole:
             return number % BOOK_TOKENS
         place = number % BOOK_TOKENS
-        place -= max(0, place % MAX_NATURAL_TOKENS - MAX_NATURAL_TOKENS // 2)
-        return self._whole[bisect_left(self._whole, place)]
+        at = place % MAX_NATURAL_TOKENS
+        return self._whole[bisect_left(self._whole, place - at + _FIRST_BEGINNING + at // 2)]
 
     def natural_tokens(self, prompt: bytes, place: int) -> int:
         """How many tokens are left at `place` of an answer without a limit, which has 16 to 128 in all."""
         if self._closings:
             place %= BOOK_TOKENS
-            closing = self._closings[bisect_left(self._closings, place + 1)]
+            closing = self._closings[bisect_left(self._closings, place)]
             return closing - place + 1  # the token that ends it is none of the book's
         said_tokens = self._find(prompt)[1]
         if said_tokens:
