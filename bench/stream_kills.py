@@ -2,7 +2,7 @@
 
     python -m bench.stream_kills [--streams 10000] [--every 2.0] [--ejection nervous]
 
-Four simulated workers, each a process; one is killed with SIGKILL every so often and started again half a second later,
+Four simulated workers, each a process, whose answers are full of characters that tokens split; one is killed with SIGKILL every so often and started again half a second later,
 while streams of 30 tokens, 20 ms apart, run 48 at a time through ``warmroute serve``. What each should say was asked of a
 worker that nobody kills. Half of the clients ask for token ids, half for usage; each token, id and count is compared.
 """
@@ -30,7 +30,8 @@ from bench.verdict import ServedRouter, conclude, percentile, served
 CONCURRENCY = 48
 CONVERSATIONS = 200
 TOKENS = 30
-SIMULATED = ("--time-scale", "1", "--itl-ms", "20")
+ANSWERS = ("--answers", "bytes", "--stream-interval-ms", "0")
+SIMULATED = ("--time-scale", "1", "--itl-ms", "20", *ANSWERS)
 NERVOUS = {
     "WARMROUTE_PROBES__FAILURES": "1",
     "WARMROUTE_PROBES__EJECTION_S": "5",
@@ -144,7 +145,7 @@ class Load:
 
 async def expectations(session: aiohttp.ClientSession) -> list[Heard]:
     """From a worker that nobody kills."""
-    worker = SimulatedWorker("--time-scale", "100")
+    worker = SimulatedWorker("--time-scale", "100", *ANSWERS)
     await worker.start()
     try:
         await worker.healthy(session)

@@ -104,6 +104,20 @@ def _print_curl(router: Running) -> None:
 @click.option("--itl-ms", default=30.0, show_default=True, help="Milliseconds between two tokens of a stream.")
 @click.option("--max-num-seqs", default=64, show_default=True, help="Requests that run at once; others wait.")
 @click.option("--time-scale", default=20.0, show_default=True, help="The workers' time runs so many times as fast.")
+@click.option(
+    "--answers",
+    type=click.Choice(["plain", "bytes"]),
+    default="plain",
+    show_default=True,
+    help="Words, or text whose characters are split over tokens.",
+)
+@click.option("--tokens-per-event", default=1, show_default=True, help="Tokens in an event, where no interval is set.")
+@click.option(
+    "--stream-interval-ms",
+    default=25.0,
+    show_default=True,
+    help="Milliseconds in which a stream's tokens share an event; 0: none.",
+)
 @click.option("--model", "models", multiple=True, default=("sim",), show_default=True, help="Model name; repeatable.")
 def simulate_command(**options: Any) -> None:
     """Run simulated workers that behave as vLLM does."""
