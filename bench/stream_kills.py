@@ -2,9 +2,10 @@
 
     python -m bench.stream_kills [--streams 10000] [--every 2.0] [--ejection nervous]
 
-Four simulated workers, each a process, whose answers are full of characters that tokens split; one is killed with SIGKILL every so often and started again half a second later,
-while streams of 30 tokens, 20 ms apart, run 48 at a time through ``warmroute serve``. What each should say was asked of a
-worker that nobody kills. Half of the clients ask for token ids, half for usage; each token, id and count is compared.
+Four simulated workers, each a process, whose answers are full of characters that tokens split; one is killed with SIGKILL
+every so often and started again half a second later, while streams of 30 tokens, 20 ms apart, run 48 at a time through
+``warmroute serve``. What each should say was asked of a worker that nobody kills. Half of the clients ask for token ids,
+half for usage; each token, id and count is compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import random
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -70,7 +72,7 @@ async def hear(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -
     heard, last = Heard(), 0.0
     async with session.post(f"{url}/v1/chat/completions", json={**body, "stream": True}) as response:
         if response.status != 200:
-            raise ValueError(f"status {response.status}")
+            raise ValueError(f"status {response.status}: {await response.text()}")
         async for line in response.content:
             if not line.startswith(b"data:"):
                 continue
@@ -140,6 +142,8 @@ class Load:
             expected = self._expected[number % CONVERSATIONS]
             wrong = differences(heard, expected, wants_ids=wants_ids, wants_usage=wants_usage)
             self.outcomes[", ".join(wrong) or "right"] += 1
+            if wrong:
+                print(f"stream {number}: {heard}\nexpected: {expected}", file=sys.stderr)
             self.pauses.append(heard.longest_pause_s)
 
 
@@ -174,7 +178,8 @@ async def resumptions(router: ServedRouter, session: aiohttp.ClientSession) -> C
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    workers = [SimulatedWorker(*SIMULATED) for _ in range(4)]
+    vocabulary = ("--vocabulary", arguments.vocabulary)
+    workers = [SimulatedWorker(*SIMULATED, *vocabulary) for _ in range(4)]
     kills: Counter[int] = Counter()
     connector = aiohttp.TCPConnector(limit=0)
     try:
@@ -237,4 +242,7 @@ if __name__ == "__main__":
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between kills")
     parser.add_argument("--ejection", choices=list(EJECTIONS), default="default")
-    sys.exit(uvloop.run(run(parser.parse_args())))
+    given = parser.parse_args()
+    with tempfile.NamedTemporaryFile() as shared:
+        given.vocabulary = shared.name
+        sys.exit(uvloop.run(run(given)))

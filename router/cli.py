@@ -118,6 +118,7 @@ def _print_curl(router: Running) -> None:
     show_default=True,
     help="Milliseconds in which a stream's tokens share an event; 0: none.",
 )
+@click.option("--vocabulary", default="", help="File that fleets in several processes share, for prompts of token ids.")
 @click.option("--model", "models", multiple=True, default=("sim",), show_default=True, help="Model name; repeatable.")
 def simulate_command(**options: Any) -> None:
     """Run simulated workers that behave as vLLM does."""

@@ -192,10 +192,10 @@ class Resumer:
                 raise Unsafe("leak")
             now = self._clock()
             lease.on_first_token(now)
+            end = await exchange.relay(stream.client, record)
             record.worker = member.name
             record.resumptions.append(Resumption(stream.cause, "exact" if seam else "text", now - stream.broke_at))
             stream.delivered = watch.delivered
-            end = await exchange.relay(stream.client, record)
         if end is StreamEnd.DONE:
             self._routing.remember(stream.request, member, record, watch.usage)
         return end

@@ -44,7 +44,8 @@ class Exchange(Protocol):
         ...
 
     async def relay(self, client: Client, record: Record) -> StreamEnd:
-        """Splice the stream into the client's connection until one of them ends it."""
+        """Splice the stream into the client's connection until one of them ends it. Raises AttemptFailed where it broke
+        since ``ask``, and nothing of it was sent."""
         ...
 
 

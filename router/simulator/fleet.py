@@ -93,7 +93,7 @@ def _language(settings: SimulatorSettings) -> tuple[Vocabulary, Book]:
     """The vocabulary and the book of a model. A book's tokens are known from the start, whoever generated them."""
     if settings.answers == "bytes":
         book = rich_book()
-        return Vocabulary(dict(book.numbered())), book
-    vocabulary, book = Vocabulary(), Book()
+        return Vocabulary(dict(book.numbered()), settings.vocabulary), book
+    vocabulary, book = Vocabulary(file=settings.vocabulary), Book()
     vocabulary.ids_of(book.tokens)
     return vocabulary, book

@@ -33,6 +33,8 @@ class SimulatorSettings:
     answers: "plain" words, a token each, or "bytes": text rich in characters of many bytes, which tokens split.
     stream_interval_ms (wall): the gap below which tokens of a stream share an event; 0 sends an event for the first
     token and for each `tokens_per_event` after it, which a request's own `stream_interval` can raise.
+    vocabulary: file in which fleets in several processes keep what their token ids mean; empty: ids of prompts mean
+    nothing to another process.
     keepalive_s (wall): after which an idle connection is closed. api_key: the bearer token of /v1/*, or None.
     serves_pooling: whether /v1/embeddings, /v1/rerank and /v1/score exist. embedding_dims: length of a vector.
     """
@@ -57,6 +59,7 @@ class SimulatorSettings:
     answers: Answers = "plain"
     stream_interval_ms: float = 25.0
     tokens_per_event: int = 1
+    vocabulary: str = ""
     keepalive_s: float = 5.0
     max_body_bytes: int = 64 << 20
     api_key: str | None = None

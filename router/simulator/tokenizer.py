@@ -8,6 +8,7 @@ call, and a piece is counted by another, as the low half of Adler-32 is one more
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from zlib import adler32
 
 import xxhash
@@ -15,6 +16,7 @@ import xxhash
 PIECE_BYTES = 256
 MAX_TOKEN_BYTES = 16
 MAX_VOCABULARY = 2_000_000
+MAX_PIECES = 100_000
 
 # Eight letters that make up 27 % of English prose and 8/26 of random letters; half of the capitals; digits; marks; the
 # lead bytes of UTF-8 and a quarter of its continuation bytes.
@@ -115,11 +117,13 @@ def split_tokens(text: bytes) -> list[bytes]:
 
 
 class _Ids(dict[bytes, int]):
-    """Token to id, made up on the first sight of a token; `texts` is the way back."""
+    """Token to id, made up on the first sight of a token; `texts` is the way back, `unsaved` what is new since it was
+    last emptied."""
 
     def __init__(self) -> None:
         super().__init__()
         self.texts: dict[int, bytes] = {}
+        self.unsaved: list[bytes] = []
 
     def __missing__(self, token: bytes) -> int:
         if len(self) >= MAX_VOCABULARY:
@@ -130,33 +134,70 @@ class _Ids(dict[bytes, int]):
             number = (number + 1) & 0x3FFF_FFFF
         self[token] = number
         self.texts[number] = token
+        self.unsaved.append(token)
         return number
 
 
 class Vocabulary:
     """Ids for tokens and the way back, shared by a fleet so that one worker's ids mean the same to another.
 
-    An id is a hash of the token's bytes, so two processes give one token one id; an id never seen before becomes a
-    placeholder of one token. Bounded: it starts anew after `MAX_VOCABULARY` tokens. `own`: tokens with ids of their
-    own, known from the start and never forgotten, which `encode` does not give.
+    An id is a hash of the token's bytes, so two processes give one token one id. What a process has not seen it looks
+    up in `file`, to which all of them add theirs; without one it becomes a placeholder of one token. Bounded: it starts
+    anew after `MAX_VOCABULARY` tokens. `own`: tokens with ids of their own, known from the start and never forgotten,
+    which `encode` does not give.
     """
 
-    def __init__(self, own: Mapping[int, bytes] | None = None) -> None:
+    def __init__(self, own: Mapping[int, bytes] | None = None, file: str = "") -> None:
         self._ids = _Ids()
+        self._pieces: dict[bytes, list[int]] = {}
         self._own = own or {}
+        self._file = Path(file) if file else None
+        self._read_to = 0
 
     def encode(self, text: bytes) -> list[int]:
-        return list(map(self._ids.__getitem__, split_tokens(text)))
+        pieces, ids = self._pieces, []
+        for start in range(0, len(text), PIECE_BYTES):
+            piece = text[start : start + PIECE_BYTES]
+            known = pieces.get(piece)
+            if known is None:
+                if len(pieces) >= MAX_PIECES:
+                    pieces.clear()
+                known = pieces[piece] = self.ids_of(split_tokens(piece))
+            ids += known
+        return ids
 
     def ids_of(self, tokens: Sequence[bytes]) -> list[int]:
-        return list(map(self._ids.__getitem__, tokens))
+        ids = list(map(self._ids.__getitem__, tokens))
+        if self._ids.unsaved:
+            self._save()
+        return ids
 
     def decode(self, ids: Sequence[int]) -> bytes:
         return b"".join(self.tokens_of(ids))
 
     def tokens_of(self, ids: Sequence[int]) -> list[bytes]:
         texts, own = self._ids.texts, self._own
+        if self._file is not None and not all(number in texts or number in own for number in ids):
+            self._load()
         return [texts.get(number) or own.get(number) or _placeholder(number) for number in ids]
+
+    def _save(self) -> None:
+        """One write, before anybody is told the ids: who reads them finds them."""
+        if self._file is not None:
+            with self._file.open("ab") as file:
+                file.write(b"".join(b"%b\n" % token.hex().encode() for token in self._ids.unsaved))
+        self._ids.unsaved.clear()
+
+    def _load(self) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        with self._file.open("rb") as file:
+            file.seek(self._read_to)
+            whole, _, _rest = file.read().rpartition(b"\n")
+        self._read_to += len(whole)
+        for line in whole.split():
+            self._ids[bytes.fromhex(line.decode())]
+        self._ids.unsaved.clear()
 
 
 def _placeholder(number: int) -> bytes:

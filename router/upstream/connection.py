@@ -183,7 +183,10 @@ class WorkerConnection(asyncio.Protocol):
         return Reply(self._head.status, self._head.headers, body, is_stream)
 
     def flow(self, sink: Sink, head: bytes, observe_gap: Callable[[float], None]) -> None:
-        """Begin to splice: ``head`` and the events that are here leave in one write."""
+        """Begin to splice: ``head`` and the events that are here leave in one write. Raises AttemptFailed where the stream
+        has broken since its first event came, and nothing of it was sent."""
+        if self.error is not None:
+            raise self.error
         self._sink = sink
         self._observe_gap = observe_gap
         self.state = State.FLOW

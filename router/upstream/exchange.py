@@ -86,7 +86,8 @@ class Exchange:
         return self._reply
 
     async def relay(self, client: StreamClient, record: Record) -> StreamEnd:
-        """Splice until the stream or the client ends. Only a client that does not read makes this task run in between."""
+        """Splice until the stream or the client ends. Only a client that does not read makes this task run in between.
+        Raises AttemptFailed where the stream broke before."""
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")

@@ -67,7 +67,10 @@ class ContinuedWatch:
         self.delivered = delivered
         self._is_exact = seam is not None
         self._skipped = seam.skipped if seam else ""
+        self._known_ids: list[int] = []
+        """Ids that a client which asked for them has, although the new answer begins before them."""
         if seam is not None:
+            self._known_ids = delivered.ids[seam.kept_ids :].tolist() if asked.wants_ids else []
             delivered.cut(seam.kept_ids, len(seam.skipped))
         self._search = StopSearch(asked.stops, keeps_stop=asked.keeps_stop, held=seam.held if seam else "")
         self._before = len(delivered.ids) if seam is not None else delivered.chunks
@@ -131,7 +134,8 @@ class ContinuedWatch:
             shown += self._search.flush()
             self._finish = (choice.finish_reason, choice.stop_reason)
         self.delivered.add_tokens(shown, choice.token_ids)
-        out = self._delta(shown, choice.token_ids) if shown or (self._asked.wants_ids and choice.token_ids) else b""
+        ids = self._new_ids(choice.token_ids or [])
+        out = self._chunk(self._choice(shown, None, ids)) if shown or ids else b""
         if self._finish is None:
             return out
         self.finished = True
@@ -155,15 +159,21 @@ class ContinuedWatch:
         self._skipped = self._skipped[known:]
         return text[known:]
 
-    # What the client sees
+    def _new_ids(self, ids: list[int]) -> list[int]:
+        """Those that the client asked for, and has not."""
+        if not self._asked.wants_ids:
+            return []
+        known, self._known_ids = self._known_ids[: len(ids)], self._known_ids[len(ids) :]
+        if ids[: len(known)] != known:
+            self.failed = True  # drawn anew, they came out otherwise
+        return ids[len(known) :]
 
-    def _delta(self, text: str, ids: list[int] | None) -> bytes:
-        return self._chunk(self._choice(text, None, ids))
+    # What the client sees
 
     def _close(self) -> bytes:
         self.closed = True
         reason, stop_reason = self._finish or ("stop", None)
-        choice = self._choice("", reason, None)
+        choice = self._choice("", reason, [])
         choice["stop_reason"] = stop_reason
         out = self._chunk(choice, is_last=True)
         self.usage = self._count()
@@ -180,14 +190,14 @@ class ContinuedWatch:
             return None
         return Usage(theirs.prompt_tokens - self._before, None, theirs.output_tokens + self._before)
 
-    def _choice(self, text: str, finish_reason: str | None, ids: list[int] | None) -> dict[str, Any]:
+    def _choice(self, text: str, finish_reason: str | None, ids: list[int]) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0}
         if self._asked.route is Route.CHAT:
             choice["delta"] = {"content": text}
         else:
             choice["text"] = text
         choice |= {"logprobs": None, "finish_reason": finish_reason}
-        if self._asked.wants_ids and ids:
+        if ids:
             choice["token_ids"] = ids
         return choice
 

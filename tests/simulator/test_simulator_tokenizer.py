@@ -1,5 +1,6 @@
 """Counts, blocks and ids agree with one another, and a prefix keeps its tokens whatever follows."""
 
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -137,3 +138,13 @@ def test_a_plain_prompt_is_continued_too() -> None:
     prompt = b"once upon a time "
     place = BOOK.place(prompt)
     assert BOOK.place(prompt + BOOK.read(place, 0, 20)) == (place + 20) % BOOK_TOKENS
+
+
+def test_what_one_process_named_another_reads_from_their_file(tmp_path: Path) -> None:
+    file = str(tmp_path / "vocabulary")
+    one, other = Vocabulary(file=file), Vocabulary(file=file)
+    texts = [b"the quick brown fox " * 20, "жук и кот".encode(), b"another text, later"]
+    for text in texts:
+        assert other.decode(one.encode(text)) == text
+        assert one.decode(other.encode(text[::-1])) == text[::-1]
+    assert Vocabulary().decode(one.encode(texts[0])) != texts[0]
