@@ -127,10 +127,19 @@ class Dispatcher:
         fleet = self._routing.fleet
         retries = 0
         refusal: Refusal | None = None
+        tried: set[Member] = set()
+        ranked = self._members(order)
         try:
-            for member in [fleet.member(position) for position in order[: self._settings.max_attempts]]:
-                if member.removed:
-                    continue  # it left while another was tried, and its position may be another's by now
+            while len(tried) < self._settings.max_attempts:
+                member = next((member for member in ranked if member not in tried and not member.removed), None)
+                if member is None:
+                    # Who was worth ranking failed since, and who was not, being ejected, may be all that is left.
+                    again = self._members(self._routing.rank(flight.request)[1].order)
+                    if all(member in tried for member in again):
+                        break
+                    ranked = again
+                    continue
+                tried.add(member)
                 if refusal is not None:
                     if not refusal.is_free:
                         if not self.budget.take():
@@ -146,6 +155,10 @@ class Dispatcher:
         if refusal is None or fleet.eligible(flight.request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
         raise refusal.error
+
+    def _members(self, order: Sequence[int]) -> list[Member]:
+        """As many as may be tried. Their positions can be others' when one of them has left."""
+        return [self._routing.fleet.member(position) for position in order[: self._settings.max_attempts]]
 
     async def _try(self, flight: _Flight, facts: Facts, member: Member) -> Refusal | _Break | None:
         """One worker. None: the client has its answer, or is gone."""
