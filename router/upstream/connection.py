@@ -384,10 +384,11 @@ class WorkerConnection(asyncio.Protocol):
             elif seen:
                 self._pieces.append(seen)
                 self._wake()
-            elif watch.error:
+            elif watch.error and not self._pieces:
                 self._answer_error(watch.error)
             elif watch.failed:
-                self._fail(WorkerDied("the stream was closed before it began"))
+                error = WorkerErred if watch.error else WorkerDied
+                self._fail(error("the stream was closed before it began"))
 
     def _answer_error(self, event: bytes) -> None:
         """A stream that begins with an error is an answer of that error: whose fault it is, its status says."""
