@@ -180,12 +180,13 @@ class House:
             if member.health.on_probe_answered(0.0):
                 self.fleet.on_health_changed(member)
         self.workers = FakeWorkers()
+        self.policy = InOrder()
         self.records: list[Record] = []
         self.now = 100.0
         self.wakes: list[str] = []
         self.dispatcher = Dispatcher(
             DispatchSettings(5, 0.2, min_retries, max_resumptions, 1.0, 1 << 20, 1 << 24),
-            Routing(self.fleet, index, LastWorkers(10), InOrder(), lambda: self.now, 30.0),
+            Routing(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
             self.workers,
             self.records.append,
             lambda: self.now,
@@ -297,13 +298,27 @@ async def test_a_worker_that_fails_before_its_first_text_is_passed_over(script: 
     house.assert_whole()
     assert house.workers.hosts == ["a", "b", "c"]
     assert [resumption.outcome for resumption in record.resumptions] == ["exact"]
-    position = house.member("b").position
-    assert house.dispatcher._routing.index.match(_fingerprint(), 2.0).tokens(position) == 0.0
 
 
-def _fingerprint() -> Any:
-    body = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"temperature":0}'
-    return parse_request(Route.CHAT, body, {}, NO_TENANT, "r").fingerprint
+async def test_a_worker_that_never_answered_does_not_count_as_holding_the_prompt() -> None:
+    house = House()
+    house.script(a=Script(4), b=Script(answer=WorkerSilent("x")))
+    messages = [{"role": "user", "content": "p" * 8192}]
+    await house.send(messages=messages)
+    house.assert_whole()
+    await house.send(messages=messages)
+    matches = house.policy.facts[-1].matches
+    assert matches.tokens(house.member("b").position) == 0.0
+    assert matches.tokens(house.member("c").position) > 0.0
+
+
+async def test_an_answer_whose_text_was_still_held_for_a_stop_string_is_asked_for_anew() -> None:
+    house = House()
+    held = [Step([10], ""), Step([11], "")]
+    house.script(a=Script(3, steps=held))
+    await house.send(stop="no such words")
+    house.assert_whole()
+    assert [hosted["messages"] for _, hosted in house.workers.asked] == [[{"role": "user", "content": "hi"}]] * 2
 
 
 @pytest.mark.parametrize("second", range(1, 6))

@@ -386,3 +386,16 @@ async def test_a_stream_that_breaks_before_its_relay_says_so_and_sends_nothing(
                     exchange.require_unbroken()
                     await asyncio.sleep(0)
         assert fixture.idle == 0
+
+
+async def test_a_stream_of_several_workers_counts_the_bytes_of_all() -> None:
+    async def stream(_asked: Asked, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, frame(TEXT + LAST + DONE) + LAST_CHUNK)
+
+    async with scripted(stream) as worker, pooled(worker) as fixture:
+        client, record = Client(), a_record()
+        for _ in range(2):
+            with fixture.exchange() as exchange:
+                await exchange.ask(a_request(), a_watch())
+                await exchange.relay(client, record)
+        assert record.bytes_out == len(client.sent)

@@ -338,3 +338,12 @@ def test_the_answer_is_read_as_json_by_any_client() -> None:
     delivered.add(Chunk())
     watch = ContinuedWatch(asked, delivered, Seam(0))
     assert json.loads(watch.take(chunk('"\\\n\u2028', [5]))[6:])["choices"][0]["text"] == '"\\\n\u2028'
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_stop_string_that_straddles_the_seam_ends_the_answer(keeps: bool) -> None:
+    for upto in range(TEXT.encode().index(b"STOP"), TEXT.encode().index(b"STOP") + 4):
+        relay = Relay(BYTES, Route.CHAT, members(stop="STOP", include_stop_str_in_output=keeps))
+        relay.go_on(relay.first(1 + upto))
+        assert relay.text == TEXT[: TEXT.index("STOP")] + "STOP" * keeps
+        assert relay.ends == [("stop", "STOP")]
