@@ -242,7 +242,10 @@ class TimeoutsConfig(Section, frozen=True):
     max_reply_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest reply that is held until it is whole.")
     ] = 64 << 20
-    max_event_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest event of a stream.")] = 1 << 20
+    max_event_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 28, description="Largest event of a stream; its first may hold the prompt's token ids."),
+    ] = 8 << 20
 
 
 class LogConfig(Section, frozen=True):

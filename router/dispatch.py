@@ -14,7 +14,7 @@ is held until it is whole, so that its worker may die at any moment; a stream is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
@@ -78,6 +78,7 @@ class Dispatcher:
         upstream: Upstream,
         observe: Callable[[Record], None],
         clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
         self._routing = routing
@@ -87,7 +88,7 @@ class Dispatcher:
         self.budget = RetryBudget(settings.retry_ratio, settings.min_retries)
         self.kept = Kept(settings.max_total_kept_bytes)
         rules = ResumptionRules(settings.max_resumptions, settings.resumption_wait_s)
-        self._resumer = Resumer(rules, routing, upstream, self.budget, clock)
+        self._resumer = Resumer(rules, routing, upstream, self.budget, clock, sleep)
 
     async def dispatch(self, request: Request, client: Client, started_at: float) -> None:
         """Answer the client, or raise the RouterError that says why not."""

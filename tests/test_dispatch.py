@@ -79,6 +79,8 @@ class FakeExchange:
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
         raise AssertionError(path)
 
+    def require_unbroken(self) -> None: ...
+
     async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
         if isinstance(watch, EventWatch):
             watch.usage = self._usage
