@@ -32,6 +32,8 @@ def error_body(error: RouterError, route: Route | None) -> bytes:
 
 def error_response(error: RouterError, route: Route | None, request_id: str) -> web.Response:
     headers = {"X-Request-Id": request_id}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     return web.Response(

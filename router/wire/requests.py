@@ -14,7 +14,8 @@ from msgspec import Meta, Struct
 
 from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
-from router.core.request import Request, Route, Tenant
+from router.core.request import Request, Route
+from router.core.tenant import Caller
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
@@ -61,7 +62,7 @@ class Prompt(Struct, frozen=True):
     earlier_segments: int = 0
 
 
-def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant: Tenant, request_id: str) -> Request:
+def parse_request(route: Route, body: bytes, headers: Mapping[str, str], caller: Caller, request_id: str) -> Request:
     """Linear in the body. Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     shape, read_prompt = _ROUTES[route]
@@ -73,29 +74,38 @@ def parse_request(route: Route, body: bytes, headers: Mapping[str, str], tenant:
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
     stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
-    hides_usage = False
-    if stream and isinstance(typed, ChatBody | CompletionBody):
-        hides_usage = not (typed.stream_options and typed.stream_options.include_usage)
-        if hides_usage:
-            options = {**(members.get("stream_options") or {}), "include_usage": True}
-            body = set_members(body, members, {"stream_options": msgspec.json.encode(options)})
-    segments, salt = prompt.segments, typed.cache_salt or ""
+    salt = caller.salt_for(typed.cache_salt or "")
+    usage = _usage_request(typed, members) if stream else None
+    ours = {"stream_options": usage} if usage else {}
+    if caller.salt_key:
+        ours["cache_salt"] = b'"%b"' % salt.encode()
+    if ours:
+        body = set_members(body, members, ours)
+    segments, tenant = prompt.segments, caller.rules.tenant
     return Request(
         route=route,
         model=typed.model,
         stream=stream,
         body=body,
-        fingerprint=fingerprint(segments, model=typed.model, cache_salt=salt, tenant=tenant)
+        fingerprint=fingerprint(segments, model=typed.model, cache_salt=salt, tenant=caller.scope)
         if segments
         else Fingerprint((), len(body)),
-        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=tenant),
+        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=caller.scope),
         earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
         session=session_key(headers, members, tenant),
         tenant=tenant,
-        hides_usage=hides_usage,
+        hides_usage=usage is not None,
         request_id=request_id,
         traceparent=_traceparent(headers),
+        hidden_salt=salt if caller.salt_key else "",
     )
+
+
+def _usage_request(body: Body, members: JsonObject) -> bytes | None:
+    """``stream_options`` that ask for the usage chunk; None where the client has asked, or the dialect has no such wish."""
+    if not isinstance(body, ChatBody | CompletionBody) or (body.stream_options and body.stream_options.include_usage):
+        return None
+    return msgspec.json.encode({**(members.get("stream_options") or {}), "include_usage": True})
 
 
 def _traceparent(headers: Mapping[str, str]) -> str:
