@@ -13,7 +13,7 @@ from router.core.keyring import parse_keys
 
 HAND_WRITTEN = (
     '# ours\r\n\n[tenants."a.b"] # first\nshare = 2\n\n  [[ keys ]]  # old\n  id = "old"\n  tenant = "a.b"\n'
-    + (f'  sha256 = "{"0a" * 32}"\n  disabled = false\n[tenants.c]')
+    f'  sha256 = "{"0a" * 32}"\n  disabled = false\n[tenants.c]'
 )
 
 
