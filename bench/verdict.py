@@ -57,7 +57,7 @@ async def served(
     process = await asyncio.create_subprocess_exec(
         *command,
         *(() if start else ("--insecure-no-auth", "--port", "0", "--admin-port", "0", *named)),
-        env={"PATH": "", "WARMROUTE_LOG__LEVEL": "info", **settings},
+        env={"PATH": "", "WARMROUTE_LOG__LEVEL": "info", "WARMROUTE_LOG__FORMAT": "text", **settings},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -17,9 +17,7 @@ from router.core.keyring import Keyring, Refusal
 from router.core.request import Route
 from router.core.tenant import Caller
 from router.server.audit import Audit
-
-ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
-"""Their clients send ``x-api-key``."""
+from router.server.errors import ANTHROPIC_ROUTES
 
 _NONE: tuple[str, ...] = ()
 

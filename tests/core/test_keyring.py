@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from hashlib import sha256
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.core.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
 from router.core.tenant import Caller, TenantRules
@@ -78,6 +81,24 @@ def test_digests_may_be_written_in_capitals() -> None:
 
 
 TENANT = "[tenants.acme]\n"
+NAMES = ("tenants", "keys", "id", "tenant", "sha256", "expires", "disabled", "share", "models", "acme")
+
+
+def as_toml(value: object) -> str:
+    """One line a member at the top, and inline below; None and what TOML cannot say is left bare, as a mistake."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key} = {_inline(each)}" for key, each in value.items())
+    return ""
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_inline(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else str(value)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +175,23 @@ def test_where_a_file_and_the_environment_know_a_tenant_the_files_rules_hold() -
     assert found.rules.max_in_flight == 8
     with pytest.raises(BadKeys, match="has the sha256 of one"):
         joined(parse_keys(GOOD), parse_entries([f"acme:{KEY.hexdigest()}"]))
+
+
+VALUES: st.SearchStrategy[object] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.datetimes() | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.text() | st.dictionaries(st.sampled_from(NAMES), VALUES).map(as_toml))
+def test_whatever_the_file_holds_it_is_taken_or_refused_in_one_line(text: str) -> None:
+    complaint = ""
+    try:
+        parse_keys(text)
+    except BadKeys as error:
+        complaint = str(error)
+    assert "\n" not in complaint
 
 
 def test_an_empty_list_opens_for_nobody() -> None:
