@@ -11,8 +11,6 @@ from msgspec import Meta
 
 from router.core.request import NO_TENANT, Tenant
 
-MAX_NAME_LENGTH = 64
-
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
 
