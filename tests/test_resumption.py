@@ -18,7 +18,8 @@ from router.core.health import HealthRules, State
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record, Resumption
 from router.core.reply import Reply, StreamEnd
-from router.core.request import NO_TENANT, Request, Route
+from router.core.request import Request, Route
+from router.core.tenant import EVERYBODY, Caller
 from router.core.worker import WorkerAddress
 from router.dispatch import Dispatcher, DispatchSettings
 from router.routing import Routing
@@ -212,7 +213,7 @@ class House:
 
     async def send(self, **members: Any) -> Record:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True, "temperature": 0}
-        request = parse_request(Route.CHAT, json.dumps(body | members).encode(), {}, NO_TENANT, "r-1")
+        request = parse_request(Route.CHAT, json.dumps(body | members).encode(), {}, Caller(rules=EVERYBODY), "r-1")
         await self.dispatcher.dispatch(request, self.client, self.now)
         return self.records[-1]
 
