@@ -12,13 +12,14 @@ Bounded in attempts and in time. What cannot be made whole is broken off with an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.errors import NoWorkerAvailable, Overloaded, RouterError, Unavailable
 from router.core.facts import Facts
 from router.core.fleet import Member
@@ -46,8 +47,8 @@ from router.wire.transcript import Delivered, Transcript
 
 log = logging.getLogger("warmroute.resumption")
 
-LOOK_AGAIN_S = 0.05
-"""How often the fleet is asked again while nobody is there."""
+LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
+"""How soon the fleet is asked again while nobody is up; twice as long each time, up to the second."""
 
 TEXT_OF_S = 5.0
 """How long a worker may take to say what text some ids are."""
@@ -136,14 +137,19 @@ class Resumer:
         """Raises Unsafe, RouterError."""
         retries, is_free = 0, True  # one resumption is outside any budget
         try:
-            for _ in range(self._rules.max_attempts):
+            attempts = 0
+            while attempts < self._rules.max_attempts:
                 member, facts = await self._next(stream)
+                attempts += 1
                 if not is_free:
                     if not self._budget.take():
                         raise Overloaded("too many retries are under way", retry_after_s=1)
                     retries += 1
                 try:
                     end = await self._try(stream, member, facts)
+                except CannotConnect as error:
+                    is_free = self._routing.on_failed(member, error).is_free
+                    attempts -= 1  # nobody was asked; the time for waiting is the bound
                 except (WorkerDied, WorkerSilent) as error:
                     is_free = self._routing.on_failed(member, error).is_free
                 except WorkerErred:
@@ -167,20 +173,18 @@ class Resumer:
 
     async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
         """The next worker, in the order that the policy gives the fleet as it is now. Raises Unavailable, ModelNotFound."""
+        pause_s = LOOK_AGAIN_S
         while True:
-            try:
+            with contextlib.suppress(Unavailable):
                 facts, ranking = self._routing.rank(stream.request)
                 for member in map(self._routing.fleet.member, ranking.order):
                     if member.name not in stream.failed:
                         return member, facts
-                if not self._routing.fleet.eligible(stream.request.model).panic:
-                    stream.failed.clear()  # whoever failed is up, perhaps again: better than nobody
-            except Unavailable:
-                if self._clock() - stream.broke_at >= self._rules.wait_s:
-                    raise
             if self._clock() - stream.broke_at >= self._rules.wait_s:
                 raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
-            await self._sleep(LOOK_AGAIN_S)
+            await self._sleep(pause_s)
+            pause_s = min(2.0 * pause_s, MAX_LOOK_AGAIN_S)
+            stream.failed.clear()  # whoever failed may be back: better than nobody
 
     async def _try(self, stream: _Stream, member: Member, facts: Facts) -> StreamEnd:
         """Raises AttemptFailed, _Refused, Unsafe: until the relay begins the client has seen nothing of it."""

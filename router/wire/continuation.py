@@ -27,7 +27,7 @@ _CARRIED = frozenset(
     (
         *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "length_penalty", "logit_bias"),
         *("stop_token_ids", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens"),
-        *("allowed_token_ids", "priority", "cache_salt", "session_id", "user"),
+        *("allowed_token_ids", "priority", "cache_salt", "session_id", "stream_interval", "user"),
     )
 )
 """Mean the same for the rest of an answer as for all of it."""

@@ -10,12 +10,18 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from tests.vllm.lab import VllmWorker, free_port
+from tests.vllm.lab import free_port
+
+
+class Reachable(Protocol):
+    @property
+    def url(self) -> str: ...
 
 
 @contextlib.contextmanager
-def routed(workers: Sequence[VllmWorker], log: Path, *options: str, config: Path | None = None) -> Iterator[str]:
+def routed(workers: Sequence[Reachable], log: Path, *options: str, config: Path | None = None) -> Iterator[str]:
     """The URL of a router that is ready to serve with all of ``workers``; everybody, if no ``config`` says whom."""
     port, admin_port = free_port(), free_port()
     urls = [part for worker in workers for part in ("--worker", worker.url)]
@@ -24,6 +30,7 @@ def routed(workers: Sequence[VllmWorker], log: Path, *options: str, config: Path
     command = [sys.executable, "-m", "router", "serve", *ports, *urls, *whom, *options]
     # The lab's own variable has the prefix of the router's settings, and is none of them.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WARMROUTE_")}
+    environment |= {"WARMROUTE_SERVER__LEAVE_S": "0", "WARMROUTE_PROBES__EJECTION_S": "0.2"}
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
