@@ -35,6 +35,8 @@ BACK_AFTER_S = 0.5
 FAILING_REQUESTS = 2_000
 MAX_FAILING_SHARE = 0.03
 RETURNS = 5
+AT_ONCE = {"WARMROUTE_ADMISSION__NO_WORKER_WAIT_S": "0"}
+"""Whoever finds nobody up is told so, and does not wait."""
 MAX_RETURN_S = 1.0
 
 
@@ -203,7 +205,7 @@ async def run() -> int:
             for worker in workers:
                 await worker.start()
             await asyncio.gather(*[worker.healthy(session) for worker in workers])
-            async with served([worker.url for worker in workers], {}) as router:
+            async with served([worker.url for worker in workers], AT_ONCE) as router:
                 await all_up(router, session)
                 killed = await survive_kills(router, session, workers)
                 failing = await avoid_a_failing_worker(router, session, workers)

@@ -68,7 +68,10 @@ class Variant:
 
     @property
     def environment(self) -> dict[str, str]:
-        found = {"WARMROUTE_LOAD__POLL_INTERVAL_S": str(POLL_INTERVAL_S)}
+        found = {
+            "WARMROUTE_LOAD__POLL_INTERVAL_S": str(POLL_INTERVAL_S),
+            "WARMROUTE_ADMISSION__MAX_WORKER_REQUESTS": "0",  # a policy that overloads its workers shall be seen to
+        }
         if self.ring_bound is not None:
             found["WARMROUTE_POLICY__RING_BOUND"] = str(self.ring_bound)
         return found

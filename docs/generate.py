@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -22,21 +25,28 @@ from router.simulator import Fault, SimulatorSettings, start_fleet
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated: make no change here -->", "<!-- end of what is generated -->"
+KEY = "wr-of-the-reference-pages"
+KEYS = f"""
+[tenants.t]
+prompt_tokens_per_day = 1_000_000
+[[keys]]
+id = "k"
+tenant = "t"
+sha256 = "{sha256(KEY.encode()).hexdigest()}"
+"""
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 CHAT = {"model": "sim", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
 
 
 async def describe_metrics() -> str:
     """A table of what a router exports that has streamed, failed and ejected a worker, so that every label is there."""
     fleet_settings = SimulatorSettings(workers=2, base_port=0, time_scale=1000)
-    async with await start_fleet(fleet_settings) as fleet:
-        flags = {"server.port": 0, "admin.port": 0, "fleet.workers": fleet.urls, "load.poll_interval_s": 0.05}
-        async with running(load_config(None, {}, flags)) as router, aiohttp.ClientSession() as session:
-            await _ask(session, router)
-            for worker in range(fleet_settings.workers):
-                fleet.set_fault(worker, Fault.CUT)
-            await _ask(session, router)
-            async with session.get(f"{router.admin_url}/metrics") as answer:
-                text = await answer.text()
+    flags: dict[str, Any] = {"server.port": 0, "admin.port": 0, "load.poll_interval_s": 0.05}
+    with NamedTemporaryFile("w", suffix=".toml") as keys_file:
+        keys_file.write(KEYS)
+        keys_file.flush()
+        flags |= {"auth.keys_file": keys_file.name, "auth.salt_secret": "s" * 16, "admission.no_worker_wait_s": 0}
+        text = await _scrape(fleet_settings, flags)
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for family in text_string_to_metric_families(text):
         if not family.name.startswith("warmroute_"):
@@ -46,6 +56,18 @@ async def describe_metrics() -> str:
         shown = ", ".join(f"`{label}`" for label in labels)
         rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
     return "\n".join(rows)
+
+
+async def _scrape(fleet_settings: SimulatorSettings, flags: dict[str, Any]) -> str:
+    async with await start_fleet(fleet_settings) as fleet:
+        flags["fleet.workers"] = fleet.urls
+        async with running(load_config(None, {}, flags)) as router, aiohttp.ClientSession(headers=HEADERS) as session:
+            await _ask(session, router)
+            for worker in range(fleet_settings.workers):
+                fleet.set_fault(worker, Fault.CUT)
+            await _ask(session, router)
+            async with session.get(f"{router.admin_url}/metrics") as answer:
+                return await answer.text()
 
 
 async def _ask(session: aiohttp.ClientSession, router: Running) -> None:

@@ -29,6 +29,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from router.admission import Admission, AdmissionSettings
+from router.admission_metrics import AdmissionCollector
 from router.config import Config, PolicyConfig, read_salt_secret
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -122,9 +124,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics.observe(record)
 
     routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
-    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock)
+    admission = Admission(_admission_settings(config), fleet, clock, time.time)
+    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission)
     audit = Audit(logging.getLogger(AUDIT))
-    keys = KeyWatch(config.auth, audit, time.time) if config.auth.asks_for_keys else None
+    keys = KeyWatch(config.auth, audit, time.time, admission.ledger.keep) if config.auth.asks_for_keys else None
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     data = DataPort(
         config.server,
@@ -153,9 +156,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
+        yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
         yield "live_requests", "Requests under way.", data.live
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
+    registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -287,6 +292,19 @@ def _dispatch_settings(config: Config) -> DispatchSettings:
         resumption_wait_s=resumption.wait_s,
         max_kept_bytes=resumption.max_kept_bytes,
         max_total_kept_bytes=resumption.max_total_kept_bytes,
+    )
+
+
+def _admission_settings(config: Config) -> AdmissionSettings:
+    admission = config.admission
+    return AdmissionSettings(
+        max_worker_requests=admission.max_worker_requests,
+        max_worker_prefill_tokens=admission.max_worker_prefill_tokens,
+        max_queued=admission.max_queued,
+        max_queued_bytes=admission.max_queued_bytes,
+        max_wait_s=admission.max_wait_s,
+        no_worker_wait_s=admission.no_worker_wait_s,
+        warm_wait_s=admission.warm_wait_s,
     )
 
 

@@ -187,6 +187,7 @@ async def _demo_router(policy: str, worker_urls: Sequence[str]) -> AsyncIterator
         "policy.alone": True,
         "load.poll_interval_s": 0.1,
         "fleet.workers": list(worker_urls),
+        "admission.max_worker_requests": 0,  # a policy that overloads its workers shall be seen to
     }
     async with running(load_config(None, {}, flags)) as router:
         while not router.fleet.is_ready():  # the first probes take a few milliseconds

@@ -254,6 +254,48 @@ class ResumptionConfig(Section, frozen=True):
     ] = 512 << 20
 
 
+class AdmissionConfig(Section, frozen=True):
+    """Who may start, and how long others wait for it."""
+
+    max_worker_requests: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Requests that a worker may have, others' included, before further ones wait in the router; "
+            "0: any number.",
+        ),
+    ] = 256
+    max_worker_prefill_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="Uncached prompt tokens that may wait on a worker for their first token before further requests wait "
+            "in the router; 0: any number.",
+        ),
+    ] = 0
+    max_queued: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Requests that may wait; beyond, the longest tenant's newest goes.")
+    ] = 1000
+    max_queued_bytes: Annotated[int, Meta(ge=0, le=1 << 40, description="Bodies of those together, in bytes.")] = (
+        256 << 20
+    )
+    max_wait_s: Annotated[float, Meta(ge=0, le=3600, description="Most seconds that a request waits for room.")] = 10.0
+    no_worker_wait_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Most seconds that it waits while no worker of its model is up.")
+    ] = 5.0
+    warm_wait_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=60,
+            description="Most seconds that it waits for the ranking's first worker to have room while others have, and "
+            "never more than that worker's cache saves.",
+        ),
+    ] = 0.25
+
+
 class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
@@ -304,6 +346,7 @@ class Config(Section, frozen=True):
     index: IndexConfig = IndexConfig()
     retries: RetriesConfig = RetriesConfig()
     resumption: ResumptionConfig = ResumptionConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
 

@@ -1,5 +1,6 @@
 """One request, top to bottom: where it goes, what happens if that fails, and how its answer comes back.
 
+    0  admission  the tenant's limits; room on some worker, or a wait for it
     1  facts      the fingerprint, what the index says of it, the session's last worker, the fleet as it stands
     2  ranking    the policy's, pure
     3  attempts   for worker in ranking: lease → send → first event; before it, the next worker
@@ -18,16 +19,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
-from router.core.errors import NoWorkerAvailable, RouterError, WorkerError
+from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError, WorkerError
 from router.core.facts import Facts
 from router.core.fleet import Member
+from router.core.quota import Reservation
 from router.core.record import Record
 from router.core.reply import StreamEnd
 from router.core.request import Request
 from router.core.retry import RetryBudget
+from router.core.tenant import EVERYBODY, TenantRules
 from router.resumption import CAUSES, Resumer, ResumptionRules
 from router.routing import Refusal, Routing
-from router.sides import Client, Upstream
+from router.sides import Admission, Client, Upstream
 from router.wire.sse import DIALECTS, EventWatch, read_usage
 from router.wire.transcript import Kept, Transcript
 
@@ -78,9 +81,11 @@ class Dispatcher:
         upstream: Upstream,
         observe: Callable[[Record], None],
         clock: Callable[[], float],
+        admission: Admission,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
+        self._admission = admission
         self._routing = routing
         self._upstream = upstream
         self._observe = observe
@@ -90,8 +95,10 @@ class Dispatcher:
         rules = ResumptionRules(settings.max_resumptions, settings.resumption_wait_s)
         self._resumer = Resumer(rules, routing, upstream, self.budget, clock, sleep)
 
-    async def dispatch(self, request: Request, client: Client, started_at: float) -> None:
-        """Answer the client, or raise the RouterError that says why not."""
+    async def dispatch(
+        self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
+    ) -> None:
+        """Answer the client, or raise the RouterError that says why not. ``rules``: the tenant's who asks."""
         record = Record(
             route=request.route,
             model=request.model,
@@ -102,12 +109,11 @@ class Dispatcher:
         )
         transcript = Transcript(self._settings.max_kept_bytes, self.kept) if request.is_resumable else None
         self.budget.live += 1
+        reservation: Reservation | None = None
         try:
-            facts, ranking = self._routing.rank(request)
-            record.reason = ranking.reason
-            record.decided_at = self._clock()
+            reservation = self._admission.charge(request, rules)
             flight = _Flight(request, client, record, transcript)
-            broken = await self._attempt(flight, facts, ranking.order)
+            broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
         except RouterError as error:
@@ -121,7 +127,30 @@ class Dispatcher:
                 transcript.clear()
             self.budget.live -= 1
             record.ended_at = self._clock()
+            self._admission.settle(reservation, record)
             self._observe(record)
+
+    async def _place(self, flight: _Flight, rules: TenantRules) -> _Break | None:
+        """Where there is room, or will be soon; again, when those who were tried are gone and others may come.
+        Raises Unavailable, ModelNotFound, WorkerError."""
+        request, record, admission = flight.request, flight.record, self._admission
+        is_patient = True
+        while True:
+            try:
+                if not admission.has_room(request.model):
+                    await admission.wait_for_room(request, rules, record)
+                facts, ranking = self._routing.rank(request)
+                order = ranking.order
+                if not admission.has_seat(order[0]):
+                    if is_patient and await admission.wait_for_warm(facts, order, request, record):
+                        is_patient = False
+                        continue
+                    order = admission.seated_first(order)
+                record.reason = ranking.reason
+                record.decided_at = self._clock()
+                return await self._attempt(flight, facts, order)
+            except (NoWorkerAvailable, ModelUnavailable) as error:
+                await admission.wait_for_worker(request, rules, record, error)
 
     async def _attempt(self, flight: _Flight, facts: Facts, order: Sequence[int]) -> _Break | None:
         """Walk the ranking until a worker answers. Raises WorkerError, WorkerTimeout, Overloaded, NoWorkerAvailable."""
@@ -144,6 +173,7 @@ class Dispatcher:
                 if refusal is not None:
                     if not refusal.is_free:
                         if not self.budget.take():
+                            refusal.error.retryable = False  # clients would do what the router must not
                             break
                         retries += 1
                     flight.record.retries.append(refusal.cause)

@@ -34,6 +34,7 @@ DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0
 OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 GAP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0)
 RESUMPTION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+QUEUE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 MAX_LABEL_VALUES = 1000
 BATCH = 100
 """Records counted at once: about a millisecond."""
@@ -120,6 +121,12 @@ class Metrics:
             buckets=RESUMPTION_BUCKETS,
             registry=registry,
         )
+        self._queue_wait = Histogram(
+            "warmroute_queue_wait_seconds",
+            "How long requests waited for room or for a worker, of those that did.",
+            buckets=QUEUE_BUCKETS,
+            registry=registry,
+        )
         self._prompt_tokens = Counter(
             "warmroute_prompt_tokens", "Prompt tokens as workers counted them.", ("model",), registry=registry
         )
@@ -151,8 +158,10 @@ class Metrics:
         children.requests.inc()
         children.duration.observe(record.ended_at - record.started_at)
         if record.decided_at:
-            self._decide.observe(record.decided_at - record.started_at)
+            self._decide.observe(record.decided_at - record.started_at - record.queued_s)
             children.decisions.inc()
+        if record.queued_s:
+            self._queue_wait.observe(record.queued_s)
         if record.stream and record.first_byte_at and record.status == 200:
             children.first_token.observe(record.first_byte_at - record.started_at)
         for cause in record.retries:

@@ -1,14 +1,18 @@
-"""The two sides that a request is carried between, as dispatch needs them: clients, and workers."""
+"""The two sides that a request is carried between, as dispatch needs them: clients, and workers; and who lets it in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from router.core.errors import RouterError
+from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError
+from router.core.facts import Facts
+from router.core.quota import Reservation
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
+from router.core.tenant import TenantRules
 from router.core.worker import WorkerAddress
 
 
@@ -54,6 +58,38 @@ class Exchange(Protocol):
 
 class Upstream(Protocol):
     def exchange(self, worker: WorkerAddress) -> AbstractContextManager[Exchange]: ...
+
+
+class Admission(Protocol):
+    """Who may start now; see the room of that name."""
+
+    def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
+        """Raises RateLimited, BudgetExceeded."""
+        ...
+
+    def settle(self, reservation: Reservation | None, record: Record) -> None: ...
+
+    def has_room(self, model: str) -> bool:
+        """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
+        ...
+
+    def has_seat(self, position: int) -> bool: ...
+
+    def seated_first(self, order: Sequence[int]) -> Sequence[int]: ...
+
+    async def wait_for_room(self, request: Request, rules: TenantRules, record: Record) -> None:
+        """Raises Overloaded, NoWorkerAvailable."""
+        ...
+
+    async def wait_for_warm(self, facts: Facts, order: Sequence[int], request: Request, record: Record) -> bool:
+        """True: time has passed, and the ranking is old."""
+        ...
+
+    async def wait_for_worker(
+        self, request: Request, rules: TenantRules, record: Record, error: NoWorkerAvailable | ModelUnavailable
+    ) -> None:
+        """Raises ``error``, Overloaded."""
+        ...
 
 
 class Client(Protocol):

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import pytest
 
+from router.admission import Admission, AdmissionSettings
 from router.core.affinity import LastWorkers
 from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerSilent
 from router.core.errors import (
@@ -40,6 +41,17 @@ USAGE = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600,"prompt_tokens_
 OK = Reply(200, {}, USAGE, is_stream=False)
 STREAM = Reply(200, {}, b"", is_stream=True)
 ERROR = Reply(500, {}, b"", is_stream=False)
+
+OPEN = AdmissionSettings(
+    max_worker_requests=0,
+    max_worker_prefill_tokens=0,
+    max_queued=100,
+    max_queued_bytes=1 << 20,
+    max_wait_s=10,
+    no_worker_wait_s=0,
+    warm_wait_s=0,
+)
+"""Nobody waits."""
 
 Answer = Reply | AttemptFailed | asyncio.Event | asyncio.Future[Reply]
 
@@ -152,7 +164,13 @@ class FakeClient:
 class House:
     """A dispatcher with three workers, a, b and c, that are up and serve ``m``."""
 
-    def __init__(self, hosts: str = "abc", max_attempts: int = 5, min_retries: int = 3) -> None:
+    def __init__(
+        self,
+        hosts: str = "abc",
+        max_attempts: int = 5,
+        min_retries: int = 3,
+        admission: AdmissionSettings | None = None,
+    ) -> None:
         self.index = PrefixIndex(10_000, 1_000)
         rules = FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000)
         self.fleet = Fleet(rules, self.index)
@@ -166,12 +184,14 @@ class House:
         self.records: list[Record] = []
         self.last_workers = LastWorkers(10)
         self.now = 100.0
+        self.admission = Admission(admission or OPEN, self.fleet, lambda: self.now, lambda: self.now)
         self.dispatcher = Dispatcher(
             DispatchSettings(max_attempts, 0.2, min_retries, 3, 1.0, 1 << 20, 1 << 24),
             Routing(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
             self.upstream,
             self.records.append,
             lambda: self.now,
+            self.admission,
         )
         self.client = FakeClient()
 

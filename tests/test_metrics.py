@@ -227,3 +227,15 @@ def test_a_worker_that_left_is_no_series_any_more() -> None:
 
 def labelled(**labels: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(labels.items()))
+
+
+def test_waiting_for_room_is_no_overhead_of_the_router_and_counted_apart() -> None:
+    metrics = make_metrics()
+    waited = make_record()
+    waited.queued_s, waited.decided_at = 2.0, 3.0001
+    for record in (waited, make_record()):
+        metrics.observe(record)
+    found = samples(metrics)
+    assert found["warmroute_queue_wait_seconds_count", ()] == 1
+    assert found["warmroute_queue_wait_seconds_sum", ()] == 2.0
+    assert found["warmroute_router_overhead_seconds_sum", (("phase", "decide"),)] < 0.01

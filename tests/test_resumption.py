@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from router.admission import Admission
 from router.core.affinity import LastWorkers
 from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.fleet import Fleet, FleetRules
@@ -25,7 +26,7 @@ from router.dispatch import Dispatcher, DispatchSettings
 from router.routing import Routing
 from router.sides import Client, Watch
 from router.wire.requests import parse_request
-from tests.test_dispatch import FakeClient, InOrder
+from tests.test_dispatch import OPEN, FakeClient, InOrder
 from tests.wire.engine import PROMPT_IDS, Engine, Step, event, events_of
 
 WORDS = Engine([b"one ", b"two ", b"three ", b"f", "ü".encode()[:1], "ü".encode()[1:], b"nf ", b"six ", b"seven"])
@@ -191,6 +192,7 @@ class House:
             self.workers,
             self.records.append,
             lambda: self.now,
+            Admission(OPEN, self.fleet, lambda: self.now, lambda: self.now),
             self.sleep,
         )
         self.client = Reader()

@@ -33,18 +33,28 @@ from typing import ClassVar
 
 
 class RouterError(Exception):
-    """``status``: HTTP status. ``code``: the closed set of interface names. ``retryable``: may a retry help?"""
+    """``status``: HTTP status. ``code``: the closed set of interface names. ``retryable``: may a retry help? The class says
+    what holds mostly, and whoever raises it may know better."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        retryable: bool | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        if retryable is not None:
+            self.retryable = retryable
 
 
 class ClientError(RouterError):
@@ -81,7 +91,7 @@ class MethodNotAllowed(ClientError):
 
 
 class BodyTimeout(ClientError):
-    status, code = 408, "request_timeout"
+    status, code, retryable = 408, "request_timeout", True
 
 
 class RequestTooLarge(ClientError):
@@ -109,7 +119,7 @@ class RateLimited(TenantLimited):
 
 
 class BudgetExceeded(TenantLimited):
-    code = "budget_exceeded"
+    code, retryable = "budget_exceeded", False
 
 
 class WorkerError(RouterError):

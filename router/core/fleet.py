@@ -98,6 +98,7 @@ class Lease:
         """Once: its prefill is done, or taken to be."""
         self.answered = True
         self._fleet.queued_prefill_tokens[self.member.position] -= self.tokens
+        self._fleet.on_room(self.member)
 
     def __enter__(self) -> Lease:
         return self
@@ -165,6 +166,10 @@ class Fleet:
         self._mean_uncached_tokens = 1000.0
         """Of the requests that this router saw: what one that it did not see is likely to queue."""
         self._foreign_drained_at = 0.0
+        self.tell_room: Callable[[Member], None] | None = None
+        """Called when a worker that is up may have room that it had not before; None while nobody waits for any."""
+        self.tell_alive: Callable[[Member], None] | None = None
+        """Called when an ejected worker answers a probe all the same; None likewise."""
         self.names: list[WorkerName] = []
         self.in_flight: list[int] = []
         self.foreign_in_flight: list[int] = []
@@ -289,6 +294,17 @@ class Fleet:
             member.models = models
             self._known_models.update(models)
             self._eligible.clear()
+            self.on_room(member)
+
+    def on_room(self, member: Member) -> None:
+        """It gave a first token, ended a request, said how busy it is, serves other models, or came up."""
+        if self.tell_room is not None and member.health.state is State.UP:
+            self.tell_room(member)
+
+    def on_alive(self, member: Member) -> None:
+        """It answered a probe while it was ejected, and its time is not over."""
+        if self.tell_alive is not None:
+            self.tell_alive(member)
 
     def on_health_changed(self, member: Member) -> None:
         """To be called when one of the member's health methods returned True."""
@@ -296,6 +312,7 @@ class Fleet:
         if member.health.returned_at is not None and not member.removed:
             self._returning.add(member)
         self._notify(member)
+        self.on_room(member)
 
     def refresh_slowdowns(self, now: float) -> None:
         """Only workers that came back lately cost anything here."""
@@ -331,6 +348,7 @@ class Fleet:
             self.queued_prefill_tokens[position] = 0.0  # what rounding left
             if member.removed:
                 self._free(member)
+        self.on_room(member)
 
     def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
         """How fast the worker prefilled, from what it really computed and the time it had for it.
@@ -406,6 +424,7 @@ class Fleet:
         queued = self._prefilling(member, report) + report.waiting * self._mean_uncached_tokens
         foreign_queued = max(0.0, queued - max(asked.queued_tokens, here.queued_tokens))
         self.foreign_prefill_tokens[position] = foreign_queued if foreign else 0.0
+        self.on_room(member)
         return restarted
 
     def _prefilling(self, member: Member, report: LoadReport) -> float:
@@ -435,6 +454,7 @@ class Fleet:
         if now - member.load_at > self._rules.stale_load_s:
             self.foreign_in_flight[member.position] = 0
             self.foreign_prefill_tokens[member.position] = 0.0
+            self.on_room(member)
 
     def _settle_unstreamed(self, member: Member, report: LoadReport, now: float) -> None:
         """A reply that is not streamed shows no first token. Once nothing waits there, its prefill is under way or

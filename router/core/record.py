@@ -30,6 +30,8 @@ class Record(msgspec.Struct, kw_only=True):
     decided_at: float = 0.0
     first_byte_at: float = 0.0
     ended_at: float = 0.0
+    queued_s: float = 0.0
+    """Of the time until the decision, how long it waited for room or for a worker."""
     status: int = 0
     worker: str = ""
     reason: str = ""

@@ -33,7 +33,7 @@ from router.core.errors import (
     UnsupportedEncoding,
 )
 from router.core.request import Request, Route
-from router.core.tenant import Caller
+from router.core.tenant import Caller, TenantRules
 from router.logs import redact
 from router.server.auth import Gate
 from router.server.client import ClientConnection
@@ -51,7 +51,9 @@ _INFERENCE = {route.value: route for route in Route}
 
 
 class Dispatch(Protocol):
-    async def dispatch(self, request: Request, client: ClientConnection, started_at: float) -> None: ...
+    async def dispatch(
+        self, request: Request, client: ClientConnection, started_at: float, rules: TenantRules
+    ) -> None: ...
 
 
 class Catalog(Protocol):
@@ -145,7 +147,7 @@ class DataPort:
                 hidden=parsed.hidden_salt,
             )
             self._clients.add(client)
-            await self._dispatch.dispatch(parsed, client, started_at)
+            await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
             await client.drained()  # the worker is free already; the client has yet to read the end
             return client.sent()
         except RouterError as error:

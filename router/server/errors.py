@@ -21,6 +21,9 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
 }
 
+_RETRIED = frozenset({408, 409, 429})
+"""With every 5xx, the statuses upon which the official clients try again, unless they are told not to."""
+
 
 def error_body(error: RouterError, route: Route | None) -> bytes:
     if route in ANTHROPIC_ROUTES:
@@ -37,6 +40,8 @@ def error_response(error: RouterError, route: Route | None, request_id: str) -> 
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if not error.retryable and (error.status >= 500 or error.status in _RETRIED):
+        headers["x-should-retry"] = "false"
     return web.Response(
         status=error.status, body=error_body(error, route), content_type="application/json", headers=headers
     )

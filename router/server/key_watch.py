@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from router.config import AuthConfig, ConfigError, read_salt_secret
 from router.core.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
+from router.core.request import Tenant
 from router.server.audit import Audit
 from router.server.auth import KeyGate
 
@@ -53,9 +54,17 @@ def load_keys(auth: AuthConfig) -> tuple[bytes, KeyList]:
 
 
 class KeyWatch:
-    """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch."""
+    """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch; ``tell_tenants``: called with
+    all that there are, when the list has changed."""
 
-    def __init__(self, auth: AuthConfig, audit: Audit, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        auth: AuthConfig,
+        audit: Audit,
+        now: Callable[[], float],
+        tell_tenants: Callable[[Collection[Tenant]], None] = lambda _tenants: None,
+    ) -> None:
+        self._tell_tenants = tell_tenants
         self._auth = auth
         self._audit = audit
         self._salt_secret = read_salt_secret(auth)
@@ -95,6 +104,7 @@ class KeyWatch:
             if content != self._content:
                 self.gate.keyring = await self._replaced(content, self.gate.keyring)
                 self._content = content
+                self._tell_tenants(self.gate.keyring.tenants)
         except BadKeys as error:
             self._complain(str(error))
         else:

@@ -86,6 +86,8 @@ class WorkerWatch:
             changed = health.on_probe_failed(now)
         if changed:
             self._fleet.on_health_changed(self._member)
+        elif health.state is State.EJECTED and reply is not None and reply.status == 200:
+            self._fleet.on_alive(self._member)
 
     async def poll(self) -> None:
         """Once: the load. A worker that does not say is not ill; its last figures are believed until they are stale."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from router.core import errors
-from router.core.errors import ClientError, RouterError, TenantLimited, Unavailable, WorkerError
+from router.core.errors import BodyTimeout, ClientError, RateLimited, RouterError, Unavailable, WorkerError
 
 
 def descend(root: type[RouterError]) -> Iterator[type[RouterError]]:
@@ -39,7 +39,7 @@ def test_codes_are_told_apart() -> None:
 def test_the_class_says_whose_fault_it_is(error: type[RouterError]) -> None:
     if issubclass(error, ClientError):
         assert 400 <= error.status < 500
-        assert error.retryable == issubclass(error, TenantLimited)
+        assert error.retryable == (error in (BodyTimeout, RateLimited)), "seconds heal nothing else"
     else:
         assert issubclass(error, WorkerError | Unavailable)
         assert error.status in (502, 503, 504)

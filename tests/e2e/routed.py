@@ -28,8 +28,9 @@ QUICK = {
     "probes.max_ejection_s": 0.4,
     "load.poll_interval_s": 0.1,
     "fleet.discovery_interval_s": 0.1,
+    "admission.no_worker_wait_s": 0.0,
 }
-"""Times of a fleet that is small and near."""
+"""Times of a fleet that is small and near. Where nobody is up the answer is 503 at once."""
 
 
 @asynccontextmanager
