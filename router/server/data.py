@@ -18,13 +18,14 @@ from itertools import count
 from typing import Any, Protocol
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from router.config import LimitsConfig, ServerConfig
 from router.core.errors import (
     BodyTimeout,
     Draining,
     HostNotAllowed,
+    MalformedRequest,
     MethodNotAllowed,
     RequestTooLarge,
     RouteNotFound,
@@ -32,8 +33,10 @@ from router.core.errors import (
     UnsupportedEncoding,
 )
 from router.core.request import NO_TENANT, Request, Route
+from router.server.bodies import answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import error_response
+from router.wire.client_head import check_fields, check_target
 from router.wire.requests import parse_request
 
 log = logging.getLogger("warmroute.server")
@@ -77,6 +80,7 @@ class DataPort:
         catalog: Catalog,
         clock: Callable[[], float],
         observe_refusal: Callable[[str, int], None],
+        observe_cut: Callable[[str], None],
         *,
         resumes: bool = True,
     ) -> None:
@@ -87,6 +91,7 @@ class DataPort:
         self._catalog = catalog
         self._clock = clock
         self._observe_refusal = observe_refusal
+        self._observe_cut = observe_cut
         self._parse = partial(parse_request, resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
@@ -111,6 +116,9 @@ class DataPort:
         client: ClientConnection | None = None
         self.live += 1
         try:
+            check_fields(request.raw_headers, is_1_0=request.version < HttpVersion11)
+            if path not in _INFERENCE:
+                check_target(request.method, path)
             if self._checks_origin and (early := self._check_origin(request)) is not None:
                 return early
             if route is None:
@@ -119,7 +127,7 @@ class DataPort:
             self._check_body(request)
             content = request.content
             # Most bodies came with their head, and most are small: neither is worth a coroutine.
-            body = content.read_nowait() if content.is_eof() else await self._read_slow_body(request)
+            body = content.read_nowait() if content.is_eof() else await read_slow_body(request, self._limits)
             if len(body) > self._limits.max_body_bytes:
                 raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
             if len(body) < LARGE_BODY_BYTES:
@@ -141,11 +149,7 @@ class DataPort:
         except RouterError as error:
             if client is None:
                 self._observe_refusal(route.value if route else "other", error.status)
-            response = error_response(error, route, request_id)
-            self._add_cors(request, response)
-            if isinstance(error, RequestTooLarge | BodyTimeout) or self.phase is not Phase.OPEN:
-                response.force_close()
-            return response
+            return await self._answer_error(request, error, route, request_id)
         except Exception:
             log.exception("unexpected error", extra={"request_id": request_id})
             if client is not None and client.has_started:
@@ -157,6 +161,9 @@ class DataPort:
             self.live -= 1
             if client is not None:
                 self._clients.discard(client)
+
+    def new_request_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._ids):x}"
 
     def cut_short(self) -> None:
         """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
@@ -178,7 +185,7 @@ class DataPort:
         given = request.headers.get("X-Request-Id")
         if given and _REQUEST_ID.fullmatch(given):
             return given
-        return f"{self._id_prefix}-{next(self._ids):x}"
+        return self.new_request_id()
 
     def _check_body(self, request: web.BaseRequest) -> None:
         """What the head tells of the body."""
@@ -188,21 +195,6 @@ class DataPort:
         if (request.content_length or 0) > self._limits.max_body_bytes:
             raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
-    async def _read_slow_body(self, request: web.BaseRequest) -> bytes:
-        """Bounded in bytes and time; at the bound it stops reading."""
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        pieces: list[bytes] = []
-        total = 0
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                while total <= self._limits.max_body_bytes and (piece := await request.content.readany()):
-                    pieces.append(piece)
-                    total += len(piece)
-        except TimeoutError:
-            raise BodyTimeout(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
-        return b"".join(pieces)
-
     async def _parse_large(self, route: Route, body: bytes, request: web.BaseRequest, request_id: str) -> Request:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
@@ -210,6 +202,21 @@ class DataPort:
         )
 
     # What is answered here
+
+    async def _answer_error(
+        self, request: web.BaseRequest, error: RouterError, route: Route | None, request_id: str
+    ) -> web.StreamResponse:
+        """A body that came to nothing is not waited for any longer."""
+        response = error_response(error, route, request_id)
+        self._add_cors(request, response)
+        if isinstance(error, MalformedRequest) or self.phase is not Phase.OPEN:
+            response.force_close()
+        if isinstance(error, BodyTimeout):
+            self._observe_cut("body_timeout")
+        if not request.content.is_eof():
+            is_lost = isinstance(error, BodyTimeout | MalformedRequest)
+            await answer_unread(request, response, 0 if is_lost else self._limits.max_body_bytes)
+        return response
 
     async def _answer_plain(self, request: web.BaseRequest) -> web.StreamResponse:
         answer = self._plain.get(request.path)
