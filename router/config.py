@@ -29,6 +29,8 @@ Chance = Annotated[float, Meta(ge=0, le=1)]
 
 _SECRET = {"secret": True}
 
+_MEDIA_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+
 _SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT\w*=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)")
 """What Kubernetes puts into every container's environment for a service called ``warmroute``, behind the prefix."""
 
@@ -413,6 +415,11 @@ def _check_across(config: Config) -> None:
         raise ConfigError(f"fleet.workers_dns={dns!r}: must be NAME:PORT with a port from 1 to 65535")
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
+    for host in config.limits.allowed_media_domains:
+        if not _MEDIA_HOST.fullmatch(host):
+            raise ConfigError(
+                f"limits.allowed_media_domains={host!r}: must be a host's name, with or without a dot before it"
+            )
     if bool(config.fleet.client_cert) != bool(config.fleet.client_key):
         raise ConfigError(
             f"fleet.client_key={config.fleet.client_key!r}: must be given together with fleet.client_cert"

@@ -36,7 +36,9 @@ from router.core.request import NO_TENANT, Request, Route
 from router.server.bodies import answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import error_response
+from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
+from router.wire.media import MediaRule
 from router.wire.requests import parse_request
 
 log = logging.getLogger("warmroute.server")
@@ -92,7 +94,7 @@ class DataPort:
         self._clock = clock
         self._observe_refusal = observe_refusal
         self._observe_cut = observe_cut
-        self._parse = partial(parse_request, resumes=resumes)
+        self._parse = partial(parse_request, limits=_body_limits(limits), resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
         self._ids = count(1)
@@ -274,6 +276,17 @@ class DataPort:
         if not self._checks_origin or not (origin := self._cors_origin(request)):
             return b""
         return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
+
+
+def _body_limits(limits: LimitsConfig) -> BodyLimits:
+    return BodyLimits(
+        max_json_depth=limits.max_json_depth,
+        max_messages=limits.max_messages,
+        max_choices=limits.max_choices,
+        max_logprobs=limits.max_logprobs,
+        max_stops=limits.max_stops,
+        media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
+    )
 
 
 def _host_name(header: str) -> str:
