@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ssl
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from router.app import Running
 from tests.e2e.routed import Answer, RawClient, connected, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, answering, stream_without_end
+from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import scripted
 
 PATH = "/v1/chat/completions"
@@ -69,6 +72,16 @@ async def test_a_connection_that_rests_between_requests_stays_and_one_that_begin
         assert await beginning.is_closed()
         await resting.send(HEALTH)
         assert (await resting.answer()).status == 200
+
+
+async def test_a_client_that_never_begins_with_tls_is_given_up(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+    tls = {"server__tls_cert": str(cert), "server__tls_key": str(key)}
+    async with scripted() as worker, routed(worker.url, limits__head_timeout_s=0.1, **tls) as router:
+        async with connected(router) as silent:
+            assert await silent.is_closed()
+        async with connected(router, ssl.create_default_context(cafile=cert)) as silent:
+            assert await silent.is_closed()
 
 
 async def test_a_resting_connection_is_closed_in_its_own_time() -> None:
