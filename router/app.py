@@ -8,6 +8,7 @@ import ctypes
 import gc
 import logging
 import random
+import resource
 import ssl
 import sys
 import time
@@ -87,6 +88,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
     async with running(config) as router:
         _calm_collector()
         _keep_freed_memory()
+        _allow_descriptors(config.limits.max_connections)
         sys.setswitchinterval(SWITCH_S)
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
         if on_ready is not None:
@@ -238,6 +240,14 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
         mallopt(M_MMAP_THRESHOLD, KEPT_FREE_BYTES // 2)
+
+
+def _allow_descriptors(max_connections: int) -> None:
+    """All that the system grants: the usual soft limit of 1,024 is a tenth of the connections that clients may have."""
+    _, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
+    if granted != resource.RLIM_INFINITY and granted <= max_connections:
+        log.warning("too few descriptors", extra={"granted": granted, "max_connections": max_connections})
 
 
 def make_policy(config: PolicyConfig) -> Policy:
