@@ -50,6 +50,8 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.kills
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
+	$(BIN)/python -m bench.slowloris
+	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.cpu.compare --routers warmroute nginx
 	$(BIN)/python bench/routing.py
 

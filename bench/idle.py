@@ -85,7 +85,7 @@ class Idler(asyncio.Protocol):
 async def idle(router: ServedRouter, number: int) -> Idler:
     url = urlsplit(router.url)
     _, client = await asyncio.get_running_loop().create_connection(
-        Idler, url.hostname, url.port, local_addr=(f"127.0.0.{2 + number % 8}", 0)
+        Idler, str(url.hostname), url.port or 0, local_addr=(f"127.0.0.{2 + number % 8}", 0)
     )
     await client.answered
     return client

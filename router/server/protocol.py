@@ -7,7 +7,7 @@ set and cancelled for nothing. Bodies have deadlines of their own, where they ar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
@@ -20,6 +20,9 @@ from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest, O
 from router.server.errors import error_body, error_response
 
 SWEEP_S = 1.0
+CUTS_AT_ONCE = 32
+"""Each costs about 0.1 ms, most of it after the sweep has moved on."""
+
 READ_BUFFER_BYTES = 128 << 10
 LINGER_S = 1.0
 
@@ -130,11 +133,15 @@ class ClientServer(web.Server):
         transport.close()
 
     async def run(self) -> None:
-        """Sweep until cancelled. A head is given up at most SWEEP_S late."""
+        """Sweep until cancelled. A head is given up at most SWEEP_S late, and others are served between many of them."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._loop.time()
-            for protocol, transport in tuple(self._connections.items()):
-                if now > cast(ClientProtocol, protocol).head_due:
+            clients = cast(Iterable[ClientProtocol], self._connections)
+            overdue = [client for client in clients if now > client.head_due]
+            for number, client in enumerate(overdue):
+                if number % CUTS_AT_ONCE == CUTS_AT_ONCE - 1:
+                    await asyncio.sleep(0)
+                if now > client.head_due and client.transport is not None:
+                    client.transport.abort()
                     self.observers.cut("head_timeout")
-                    transport.abort()
