@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
+from importlib.metadata import version
 from itertools import count
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ from router.core.request import NO_TENANT, Request, Route
 from router.server.bodies import answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import error_response
+from router.server.openapi import describe
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
 from router.wire.media import MediaRule
@@ -102,7 +104,9 @@ class DataPort:
             "/v1/models": self._models,
             "/health": self._health,
             "/ready": self._ready,
+            "/openapi.json": self._describe,
         }
+        self._description = describe(limits, version("warmroute"))
         self._hosts = frozenset(map(str.lower, server.allowed_hosts))
         self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
         self.phase = Phase.OPEN
@@ -240,6 +244,9 @@ class DataPort:
             return web.Response(status=503, text="draining\n")
         ready = self._catalog.is_ready()
         return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")
+
+    async def _describe(self, _request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self._description, content_type="application/json")
 
     async def _models(self, _request: web.BaseRequest) -> web.StreamResponse:
         cards = list(self._catalog.served_models().values())
