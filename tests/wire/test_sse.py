@@ -220,3 +220,11 @@ def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest:
 )
 def test_usage_is_read_as_it_was_counted_and_unknown_is_not_zero(text: bytes, found: Usage | None) -> None:
     assert read_usage(text) == found
+
+
+def test_ids_that_nothing_closes_are_left_to_the_client_to_judge() -> None:
+    event = b'data: {"choices":[{"delta":{},"token_ids":[1,2}]\n\n'.replace(b"]", b"")
+    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False, hides_ids=True)
+    assert watch.take(event) == event
+    framed = b"%x\r\n%b\r\n" % (len(event), event)
+    assert watch.pass_frame(framed, framed.index(b"\r\n") + 2) == framed
