@@ -4,7 +4,7 @@
     ├── ClientError                the request is wrong, and will stay wrong
     │   ├── InvalidJson            400  invalid_json
     │   ├── InvalidRequest         400  invalid_request_error
-    │   │   └── MalformedRequest            not HTTP as its RFCs have it: the connection is closed
+    │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
     │   ├── RouteNotFound          404  not_found
