@@ -1,11 +1,12 @@
 # The two commands of the README are `make run` and `make test`; the others are named in CONTRIBUTING.md.
 PYTHON ?= python3
+FUZZ_S ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: run test check format lock test-vllm bench clean
+.PHONY: run test check format lock test-vllm fuzz bench clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
 $(VENV)/run.stamp: requirements.lock pyproject.toml
@@ -44,12 +45,18 @@ test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.
 	$(BIN)/python -m tests.vllm.setup
 	$(BIN)/pytest -q -m vllm tests/vllm
 
+fuzz: $(VENV)/dev.stamp  ## the parsers under atheris, half a minute each
+	$(BIN)/pip install --quiet 'atheris>=3'
+	for target in json request client_head reply_head framing sse; do $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_S); done
+
 bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no peer and no real worker (half an hour)
 	$(BIN)/python -m bench.decision_cost
 	$(BIN)/python -m bench.loop_stall
 	$(BIN)/python -m bench.kills
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
+	$(BIN)/python -m bench.slowloris
+	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.cpu.compare --routers warmroute nginx
 	$(BIN)/python bench/routing.py
 

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import logging
 import random
+import resource
 import signal
 import ssl
 import sys
@@ -20,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import (
     CollectorRegistry,
     Info,
@@ -51,7 +51,8 @@ from router.server.auth import OpenGate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.key_watch import KeyWatch
-from router.server.listen import BACKLOG, Handler, listen, make_server, require_c_parser, tls_context
+from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
+from router.server.protocol import ClientServer, Observers
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -59,13 +60,16 @@ from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
 from router.upstream.keeper import FleetKeeper, watched_task
-from router.upstream.pool import Pool, PoolSettings
+from router.upstream.pool import Pool, PoolSettings, worker_tls_context
 from router.upstream.watch import WatchSettings
 
 log = logging.getLogger("warmroute")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_FREE_BYTES = 64 << 20
+SHUTDOWN_S = 0.5
+"""For handlers that outlived the drain, before they are cancelled; and once more for them to end."""
+
 SWITCH_S = 0.0005
 """How long the loop waits before it asks a parsing thread for the interpreter. Python's own 5 ms let two calls over a large
 body run one after another, and add to the loop's stall."""
@@ -80,6 +84,8 @@ class Running:
     data: DataPort
     fleet: Fleet
     pool: Pool
+    open_connections: Callable[[], int]
+    """Clients' connections to the data port."""
     stop_accepting: Callable[[], Awaitable[None]]
     """Close the data port's listener; connections stay."""
     keys: KeyWatch | None
@@ -94,6 +100,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.keys.wake)
         _calm_collector()
         _keep_freed_memory()
+        _allow_descriptors(config.limits.max_connections)
         sys.setswitchinterval(SWITCH_S)
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
         if on_ready is not None:
@@ -137,6 +144,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         clock,
         metrics.observe_refusal,
         gate,
+        metrics.observe_cut,
         resumes=config.resumption.max_attempts > 0,
     )
     admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
@@ -151,8 +159,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
         clock,
     )
 
+    observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
+    clients = ClientServer(data.handle, config.limits, observers)
+    admins = ClientServer(admin.handle, config.limits, observers)
+
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
+        yield "client_connections", "Clients' connections to the data port.", clients.open_connections
+        yield "max_client_connections", "How many there may be.", config.limits.max_connections
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
@@ -171,8 +185,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     async with (
         _working(pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
-        _listening(config, data.handle, config.server.host, config.server.port, tls) as site,
-        _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_site,
+        _listening(clients, config, config.server.host, config.server.port, tls) as site,
+        _listening(admins, config, config.admin.host, config.admin.port, None) as admin_site,
     ):
         yield Running(
             url=f"{'https' if tls else 'http'}://{_in_url(config.server.host)}:{site.port}",
@@ -180,6 +194,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             data=data,
             fleet=fleet,
             pool=pool,
+            open_connections=lambda: clients.open_connections,
             stop_accepting=site.stop,
             keys=keys,
         )
@@ -214,17 +229,26 @@ class _Site:
 
 @asynccontextmanager
 async def _listening(
-    config: Config, handler: Handler, host: str, port: int, tls: ssl.SSLContext | None
+    clients: ClientServer, config: Config, host: str, port: int, tls: ssl.SSLContext | None
 ) -> AsyncIterator[_Site]:
     listener = listen(host, port)
-    runner = web.ServerRunner(make_server(handler, config.limits), handle_signals=False, shutdown_timeout=0.5)
-    await runner.setup()
+    handshake_s = config.limits.head_timeout_s if tls else None
+    server = await asyncio.get_running_loop().create_server(
+        clients, sock=listener, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake_s
+    )
+    sweep = watched_task(clients.run(), "client sweep")
+
+    async def stop() -> None:
+        server.close()
+
     try:
-        site = web.SockSite(runner, listener, ssl_context=tls, backlog=BACKLOG)
-        await site.start()
-        yield _Site(listener.getsockname()[1], site.stop)
+        yield _Site(listener.getsockname()[1], stop)
     finally:
-        await runner.cleanup()
+        server.close()
+        sweep.cancel()
+        await asyncio.sleep(0)  # what was accepted already becomes a request
+        clients.pre_shutdown()
+        await clients.shutdown(SHUTDOWN_S)
         listener.close()
 
 
@@ -242,6 +266,14 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
         mallopt(M_MMAP_THRESHOLD, KEPT_FREE_BYTES // 2)
+
+
+def _allow_descriptors(max_connections: int) -> None:
+    """All that the system grants: the usual soft limit of 1,024 is a tenth of the connections that clients may have."""
+    _, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
+    if granted != resource.RLIM_INFINITY and granted <= max_connections:
+        log.warning("too few descriptors", extra={"granted": granted, "max_connections": max_connections})
 
 
 def make_policy(config: PolicyConfig) -> Policy:
@@ -323,7 +355,7 @@ def _pool_settings(config: Config) -> PoolSettings:
         idle_s=fleet.idle_s,
         max_idle=fleet.max_idle_connections,
         worker_key=fleet.worker_key,
-        tls=ssl.create_default_context(cafile=fleet.ca_file or None),
+        tls=worker_tls_context(fleet.ca_file, fleet.client_cert, fleet.client_key),
     )
 
 

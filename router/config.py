@@ -30,6 +30,8 @@ Chance = Annotated[float, Meta(ge=0, le=1)]
 
 _SECRET = {"secret": True}
 
+_MEDIA_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+
 _SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT\w*=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)")
 """What Kubernetes puts into every container's environment for a service called ``warmroute``, behind the prefix."""
 
@@ -121,7 +123,19 @@ class LimitsConfig(Section, frozen=True):
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 8 << 20
     max_header_bytes: Annotated[int, Meta(ge=512, le=1 << 20, description="Largest header field, in bytes.")] = 8190
     max_headers: Annotated[int, Meta(ge=8, le=1000, description="Most header fields of a request.")] = 64
+    head_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds for a request's head to arrive, and for TLS to begin.")
+    ] = 10.0
     body_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds for a body to arrive.")] = 30.0
+    body_grace_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds of those in which a body may come as slowly as it likes.")
+    ] = 5.0
+    min_body_bytes_per_s: Annotated[
+        float, Meta(gt=0, le=1 << 30, description="Slowest body after those, in bytes per second.")
+    ] = 1024.0
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Clients' connections on one port; the newest beyond are closed.")
+    ] = 12_000
     keepalive_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds that an idle client connection stays.")] = (
         75.0
     )
@@ -132,6 +146,20 @@ class LimitsConfig(Section, frozen=True):
     max_parsing_bodies: Annotated[
         int, Meta(ge=1, le=64, description="Large bodies that are decoded off the loop at once; others wait.")
     ] = 2
+    max_json_depth: Annotated[int, Meta(ge=4, le=256, description="Deepest nesting of a body's JSON.")] = 64
+    max_messages: Annotated[int, Meta(ge=1, le=1 << 20, description="Most messages of one request.")] = 2048
+    max_choices: Annotated[int, Meta(ge=1, le=16384, description="Largest n, and largest best_of.")] = 8
+    max_logprobs: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="Largest logprobs, top_logprobs and prompt_logprobs.")
+    ] = 20
+    max_stops: Annotated[int, Meta(ge=0, le=1 << 16, description="Most strings of stop, and of stop_sequences.")] = 16
+    allowed_media_domains: Annotated[
+        list[str],
+        Meta(
+            description="Hosts that prompts may name images, sound and films of by http or https; one that begins with a dot "
+            "stands for those below it. data: URIs are always allowed."
+        ),
+    ] = []
 
 
 class FleetConfig(Section, frozen=True):
@@ -150,6 +178,10 @@ class FleetConfig(Section, frozen=True):
         str, Meta(description="Key that workers ask for; sent as their Bearer token.", extra=_SECRET)
     ] = ""
     ca_file: Annotated[str, Meta(description="PEM file of authorities for https workers; empty: the system's.")] = ""
+    client_cert: Annotated[
+        str, Meta(description="PEM certificate chain that the router shows to https workers; empty: none.")
+    ] = ""
+    client_key: Annotated[str, Meta(description="PEM private key that belongs to client_cert.")] = ""
     max_idle_connections: Annotated[
         int, Meta(ge=0, le=100_000, description="Idle connections kept for each worker.")
     ] = 256
@@ -464,7 +496,16 @@ def _check_across(config: Config) -> None:
         raise ConfigError(f"fleet.workers_dns={dns!r}: must be NAME:PORT with a port from 1 to 65535")
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
-    for key in ("server.tls_cert", "server.tls_key", "fleet.ca_file"):
+    for host in config.limits.allowed_media_domains:
+        if not _MEDIA_HOST.fullmatch(host):
+            raise ConfigError(
+                f"limits.allowed_media_domains={host!r}: must be a host's name, with or without a dot before it"
+            )
+    if bool(config.fleet.client_cert) != bool(config.fleet.client_key):
+        raise ConfigError(
+            f"fleet.client_key={config.fleet.client_key!r}: must be given together with fleet.client_cert"
+        )
+    for key in ("server.tls_cert", "server.tls_key", "fleet.ca_file", "fleet.client_cert", "fleet.client_key"):
         section, name = key.split(".")
         path = getattr(getattr(config, section), name)
         if path and not Path(path).is_file():

@@ -39,6 +39,8 @@ MAX_LABEL_VALUES = 1000
 BATCH = 100
 """Records counted at once: about a millisecond."""
 
+CUT_CAUSES = ("head_timeout", "body_timeout", "too_many")
+
 OTHER = "other"
 
 
@@ -139,6 +141,14 @@ class Metrics:
         self._actual_tokens = Counter(
             "warmroute_actual_cached_tokens", "Of those, tokens that were cached.", ("model",), registry=registry
         )
+        self._cuts = Counter(
+            "warmroute_cut_connections",
+            "Clients' connections that the router ended for what they did, by why.",
+            ("cause",),
+            registry=registry,
+        )
+        for cause in CUT_CAUSES:
+            self._cuts.labels(cause)
         registry.register(_GapCollector(self._gaps))
 
     def observe(self, record: Record) -> None:
@@ -178,6 +188,10 @@ class Metrics:
     def observe_refusal(self, route: str, status: int) -> None:
         """A request that never reached dispatch."""
         self._requests.labels(route, OTHER, str(status)).inc()
+
+    def observe_cut(self, cause: str) -> None:
+        """One of CUT_CAUSES."""
+        self._cuts.labels(cause).inc()
 
     def gaps(self, model: str) -> Callable[[float], None]:
         gaps = self._gaps.get(model)

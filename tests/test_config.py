@@ -51,6 +51,8 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
         ("[fleet]\nworkers_dns = 'name:²'", "fleet.workers_dns='name:²': must be NAME:PORT"),
         ("[fleet]\nworkers_dns = 'name:65536'", "fleet.workers_dns='name:65536': must be NAME:PORT"),
         ("[server]\ntls_key = 'a'", "must be given together with server.tls_cert"),
+        ("[fleet]\nclient_cert = 'a'", "must be given together with fleet.client_cert"),
+        ("[limits]\nallowed_media_domains = ['http://a.example']", "must be a host's name"),
         ("[server]\ntls_cert = 'a'", "must be given together with server.tls_cert"),
         ("[policy]\nprior = [2.0, 0.1]", "policy.prior=[2.0, 0.1]: must be list of 2 float each ≥ 0 ≤ 1"),
         ("[probes]\nejection_s = 100", "must be >= probes.ejection_s=100"),

@@ -4,6 +4,7 @@
     ├── ClientError                the request is wrong, and will stay wrong
     │   ├── InvalidJson            400  invalid_json
     │   ├── InvalidRequest         400  invalid_request_error
+    │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
     │   ├── RouteNotFound          404  not_found
@@ -66,6 +67,10 @@ class InvalidJson(ClientError):
 
 
 class InvalidRequest(ClientError):
+    pass
+
+
+class MalformedRequest(InvalidRequest):
     pass
 
 

@@ -14,17 +14,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
+from importlib.metadata import version
 from itertools import count
 from typing import Any, Protocol
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from router.config import LimitsConfig, ServerConfig
 from router.core.errors import (
     BodyTimeout,
     Draining,
     HostNotAllowed,
+    MalformedRequest,
     MethodNotAllowed,
     ModelNotFound,
     RequestTooLarge,
@@ -36,8 +38,13 @@ from router.core.request import Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.logs import redact
 from router.server.auth import Gate
+from router.server.bodies import answer_unread, read_slow_body
 from router.server.client import ClientConnection
-from router.server.errors import error_response
+from router.server.errors import SERVER, error_response
+from router.server.openapi import describe
+from router.wire.body_limits import BodyLimits
+from router.wire.client_head import check_fields, check_target
+from router.wire.media import MediaRule
 from router.wire.requests import parse_request
 
 log = logging.getLogger("warmroute.server")
@@ -84,6 +91,7 @@ class DataPort:
         clock: Callable[[], float],
         observe_refusal: Callable[[str, int], None],
         gate: Gate,
+        observe_cut: Callable[[str], None],
         *,
         resumes: bool = True,
     ) -> None:
@@ -95,7 +103,8 @@ class DataPort:
         self._catalog = catalog
         self._clock = clock
         self._observe_refusal = observe_refusal
-        self._parse = partial(parse_request, resumes=resumes)
+        self._observe_cut = observe_cut
+        self._parse = partial(parse_request, limits=_body_limits(limits), resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
         self._ids = count(1)
@@ -103,7 +112,9 @@ class DataPort:
             "/v1/models": self._models,
             "/health": self._health,
             "/ready": self._ready,
+            "/openapi.json": self._describe,
         }
+        self._description = describe(limits, version("warmroute"))
         self._hosts = frozenset(map(str.lower, server.allowed_hosts))
         self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
         self.phase = Phase.OPEN
@@ -119,6 +130,9 @@ class DataPort:
         client: ClientConnection | None = None
         self.live += 1
         try:
+            check_fields(request.raw_headers, is_1_0=request.version < HttpVersion11)
+            if path not in _INFERENCE:
+                check_target(request.method, path)
             if self._checks_origin and (early := self._check_origin(request)) is not None:
                 return early
             if route is None:
@@ -128,7 +142,7 @@ class DataPort:
             self._check_body(request)
             content = request.content
             # Most bodies came with their head, and most are small: neither is worth a coroutine.
-            body = content.read_nowait() if content.is_eof() else await self._read_slow_body(request)
+            body = content.read_nowait() if content.is_eof() else await read_slow_body(request, self._limits)
             if len(body) > self._limits.max_body_bytes:
                 raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
             if len(body) < LARGE_BODY_BYTES:
@@ -153,11 +167,7 @@ class DataPort:
         except RouterError as error:
             if client is None:
                 self._observe_refusal(route.value if route else "other", error.status)
-            response = error_response(error, route, request_id)
-            self._add_cors(request, response)
-            if isinstance(error, RequestTooLarge | BodyTimeout) or self.phase is not Phase.OPEN:
-                response.force_close()
-            return response
+            return await self._answer_error(request, error, route, request_id)
         except Exception:
             log.exception("unexpected error", extra={"request_id": request_id})
             if client is not None and client.has_started:
@@ -169,6 +179,9 @@ class DataPort:
             self.live -= 1
             if client is not None:
                 self._clients.discard(client)
+
+    def new_request_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._ids):x}"
 
     def cut_short(self) -> None:
         """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
@@ -190,7 +203,7 @@ class DataPort:
         given = request.headers.get("X-Request-Id")
         if given and _REQUEST_ID.fullmatch(given) and redact(given) == given:
             return given
-        return f"{self._id_prefix}-{next(self._ids):x}"
+        return self.new_request_id()
 
     def _check_body(self, request: web.BaseRequest) -> None:
         """What the head tells of the body."""
@@ -200,21 +213,6 @@ class DataPort:
         if (request.content_length or 0) > self._limits.max_body_bytes:
             raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
-    async def _read_slow_body(self, request: web.BaseRequest) -> bytes:
-        """Bounded in bytes and time; at the bound it stops reading."""
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        pieces: list[bytes] = []
-        total = 0
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                while total <= self._limits.max_body_bytes and (piece := await request.content.readany()):
-                    pieces.append(piece)
-                    total += len(piece)
-        except TimeoutError:
-            raise BodyTimeout(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
-        return b"".join(pieces)
-
     async def _parse_large(
         self, route: Route, body: bytes, request: web.BaseRequest, caller: Caller, request_id: str
     ) -> Request:
@@ -223,6 +221,21 @@ class DataPort:
 
     # What is answered here
 
+    async def _answer_error(
+        self, request: web.BaseRequest, error: RouterError, route: Route | None, request_id: str
+    ) -> web.StreamResponse:
+        """A body that came to nothing is not waited for any longer."""
+        response = error_response(error, route, request_id)
+        self._add_cors(request, response)
+        if isinstance(error, MalformedRequest) or self.phase is not Phase.OPEN:
+            response.force_close()
+        if isinstance(error, BodyTimeout):
+            self._observe_cut("body_timeout")
+        if not request.content.is_eof():
+            is_lost = isinstance(error, BodyTimeout | MalformedRequest)
+            await answer_unread(request, response, 0 if is_lost else self._limits.max_body_bytes)
+        return response
+
     async def _answer_plain(self, request: web.BaseRequest) -> web.StreamResponse:
         answer = self._plain.get(request.path)
         if answer is None:
@@ -230,6 +243,7 @@ class DataPort:
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.path} takes GET")
         response = await answer(request)
+        response.headers["Server"] = SERVER
         self._add_cors(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
@@ -243,6 +257,9 @@ class DataPort:
             return web.Response(status=503, text="draining\n")
         ready = self._catalog.is_ready()
         return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")
+
+    async def _describe(self, _request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self._description, content_type="application/json")
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         rules = self._gate.admit(request, None).rules
@@ -280,6 +297,17 @@ class DataPort:
         if not self._checks_origin or not (origin := self._cors_origin(request)):
             return b""
         return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
+
+
+def _body_limits(limits: LimitsConfig) -> BodyLimits:
+    return BodyLimits(
+        max_json_depth=limits.max_json_depth,
+        max_messages=limits.max_messages,
+        max_choices=limits.max_choices,
+        max_logprobs=limits.max_logprobs,
+        max_stops=limits.max_stops,
+        media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
+    )
 
 
 def _host_name(header: str) -> str:

@@ -10,6 +10,9 @@ from router.core.request import Route
 
 ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
 """Their clients read errors of another shape, and send ``x-api-key``."""
+SERVER = "warmroute"
+"""Without a version, which would tell what to attack."""
+
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -35,7 +38,7 @@ def error_body(error: RouterError, route: Route | None) -> bytes:
 
 
 def error_response(error: RouterError, route: Route | None, request_id: str) -> web.Response:
-    headers = {"X-Request-Id": request_id}
+    headers = {"X-Request-Id": request_id, "Server": SERVER}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:

@@ -134,3 +134,12 @@ class Pool:
             settings = self._settings
             port = self._ports[address] = WorkerPort(address, settings.worker_key, settings.idle_s, settings.max_idle)
         return port
+
+
+def worker_tls_context(ca_file: str, client_cert: str, client_key: str) -> ssl.SSLContext:
+    """How https workers are met; empty strings: the system's authorities, and no certificate of our own. Raises OSError."""
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if client_cert:
+        context.load_cert_chain(client_cert, client_key)
+    return context

@@ -130,6 +130,8 @@ class ChunkedReader:
 
     def _take_line(self, line: bytes) -> None:
         if self._expect is _Expect.TRAILER:
+            if b"\n" in line or len(line) > _MAX_LINE_BYTES:
+                raise BadFraming("bad trailer")
             self.finished = not line
         elif self._expect is _Expect.PAYLOAD_END:
             if line:

@@ -16,13 +16,16 @@ from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
 from router.core.request import Request, Route
 from router.core.tenant import Caller
+from router.wire.body_limits import BodyLimits, check_body
 from router.wire.continuation import may_resume
+from router.wire.media import check_everywhere
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
 
 JsonObject = dict[str, Any]
 
+_POOLING = frozenset({Route.EMBEDDINGS, Route.RERANK, Route.SCORE})
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -64,11 +67,22 @@ class Prompt(Struct, frozen=True):
 
 
 def parse_request(
-    route: Route, body: bytes, headers: Mapping[str, str], caller: Caller, request_id: str, *, resumes: bool = True
+    route: Route,
+    body: bytes,
+    headers: Mapping[str, str],
+    caller: Caller,
+    request_id: str,
+    *,
+    limits: BodyLimits | None = None,
+    resumes: bool = True,
 ) -> Request:
-    """``resumes``: streams shall be kept so that another worker can go on with them. Linear in the body.
-    Raises InvalidJson, InvalidRequest."""
+    """``limits``: what may be asked; None: anything that the worker takes. ``resumes``: streams shall be kept so that
+    another worker can go on with them. Linear in the body. Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
+    if limits is not None:
+        check_body(members, body, limits)
+        if route in _POOLING and (b"_url" in body or b"\\u" in body):  # a key may be written by its numbers
+            check_everywhere(members, limits.media)
     shape, read_prompt = _ROUTES[route]
     try:
         typed = msgspec.convert(members, shape)

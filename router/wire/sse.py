@@ -86,8 +86,8 @@ def _with_fingerprint(event: bytes, usage_event: bytes) -> bytes:
     name = _FINGERPRINT.search(usage_event)
     if name is None or _FINGERPRINT.search(event):
         return event
-    end = event.rindex(b"}")
-    return b"%b,%b%b" % (event[:end], name[0], event[end:])
+    end = event.rfind(b"}")
+    return b"%b,%b%b" % (event[:end], name[0], event[end:]) if end >= 0 else event
 
 
 def read_error(event: bytes) -> tuple[int, bytes]:
@@ -117,8 +117,8 @@ def cut_ids(event: bytes) -> bytes:
     """An event without the token ids that the router asked for. They are arrays of numbers, so the next bracket ends them,
     and their names cannot appear inside text, where every quotation mark is escaped."""
     for mark in (_PROMPT_IDS, _IDS):
-        while (at := event.find(mark)) >= 0:
-            event = event[:at] + event[event.index(b"]", at) + 1 :]
+        while (at := event.find(mark)) >= 0 and (end := event.find(b"]", at)) >= 0:
+            event = event[:at] + event[end + 1 :]
             if mark is _PROMPT_IDS:
                 event = event.replace(_NO_PROMPT_TEXT, b"", 1)
     return event
@@ -183,8 +183,8 @@ class EventWatch:
         if not self.hides_ids or (begin := data.find(_ANY_IDS, at)) < 0:
             return data
         begin -= 2
-        end = data.index(b"]", begin) + 1
-        if data[begin : begin + 2] != b',"' or data.find(_ANY_IDS, end) >= 0:
+        end = data.find(b"]", begin) + 1  # 0 where nothing closes it, which the full way can bear
+        if not end or data[begin : begin + 2] != b',"' or data.find(_ANY_IDS, end) >= 0:
             return frame(cut_ids(data[at:-2]))
         payload = data[at:begin] + data[end:-2]
         return b"%x\r\n%b\r\n" % (len(payload), payload)

@@ -139,7 +139,9 @@ async def test_pipelined_requests_are_answered_in_their_order(count: int) -> Non
     async def echo(asked: Asked, peer: Peer) -> None:
         await (stream(asked, peer) if b"stream" in asked.body else peer.send(answer(asked.body)))
 
-    bodies = [json.dumps({**(STREAMED if number % 3 == 2 else CHAT), "n": number}).encode() for number in range(count)]
+    bodies = [
+        json.dumps({**(STREAMED if number % 3 == 2 else CHAT), "seed": number}).encode() for number in range(count)
+    ]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n"
     async with scripted(echo) as worker, routed(worker.url) as router, connected(router) as client:
         await client.send(b"".join(head % len(body) + body for body in bodies))

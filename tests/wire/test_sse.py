@@ -314,3 +314,11 @@ def test_an_event_that_was_never_shown_because_the_stream_failed_is_not_kept_as_
 def test_an_event_without_ids_stays_as_it_is() -> None:
     assert cut_ids(delta("word")) == delta("word")
     assert cut_ids(b": ping\n\n") == b": ping\n\n"
+
+
+def test_ids_that_nothing_closes_are_left_to_the_client_to_judge() -> None:
+    broken = b'data: {"choices":[{"delta":{},"token_ids":[1,2}]\n\n'.replace(b"]", b"")
+    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False, hides_ids=True)
+    assert watch.take(broken) == broken
+    framed = b"%x\r\n%b\r\n" % (len(broken), broken)
+    assert watch.pass_frame(framed, framed.index(b"\r\n") + 2) == framed

@@ -1,0 +1,167 @@
+"""The data port described for machines, in OpenAPI 3.1: every route, what its body must have, and how errors look.
+
+Bodies are described as loosely as they are checked: what only a worker judges is left open.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from router.config import LimitsConfig
+from router.core.request import Route
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_PARTS: Schema = {"type": "array", "items": {"type": "object"}}
+_MESSAGES: Schema = {"type": "array", "items": {"type": "object"}}
+_TITLES = {
+    Route.CHAT: "The next message of a conversation",
+    Route.COMPLETIONS: "The continuation of a text",
+    Route.EMBEDDINGS: "Vectors of texts",
+    Route.RERANK: "Documents ordered by how well they match a query",
+    Route.SCORE: "How alike texts are",
+    Route.MESSAGES: "The next message of a conversation, in Anthropic's shape",
+    Route.COUNT_TOKENS: "How many tokens a conversation has, in Anthropic's shape",
+}
+_ANTHROPIC = (Route.MESSAGES, Route.COUNT_TOKENS)
+_STREAMING = (Route.CHAT, Route.COMPLETIONS, Route.MESSAGES)
+_ERRORS = {
+    400: "The request is wrong, or the worker says so.",
+    404: "No worker ever listed this model.",
+    405: "The route takes another method.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    415: "The body is compressed.",
+    421: "This host name is not served.",
+    422: "The worker found the request wrong.",
+    429: "Too much was asked.",
+    431: "The head is too large.",
+    502: "Every worker that was tried failed.",
+    503: "Nobody can serve this now; Retry-After says when to come back.",
+    504: "No worker answered in time.",
+}
+
+
+def describe(limits: LimitsConfig, version: str) -> bytes:
+    """The document as JSON."""
+    paths: Schema = {route.value: {"post": _inference(route, limits)} for route in Route}
+    paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
+    paths["/health"] = {"get": _plain("Whether the process lives", _plain_text())}
+    paths["/ready"] = {"get": _plain("Whether some worker can serve", _plain_text(), 503)}
+    paths["/openapi.json"] = {"get": _plain("This document", _json({"type": "object"}))}
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "warmroute", "version": version, "description": "Routes requests to vLLM workers."},
+            "paths": paths,
+            "components": {"schemas": _SCHEMAS},
+        }
+    )
+
+
+def _inference(route: Route, limits: LimitsConfig) -> Schema:
+    answer = _json({})
+    if route in _STREAMING:
+        answer["text/event-stream"] = {"schema": _TEXT}
+    error = _json({"$ref": _named("AnthropicError" if route in _ANTHROPIC else "Error")})
+    return {
+        "summary": _TITLES[route],
+        "requestBody": {"required": True, "content": _json(_body(route, limits))},
+        "responses": {
+            "200": {"description": "The worker's answer.", "content": answer},
+            **{
+                str(status): {"description": text, "content": {"application/json": {}} if status == 422 else error}
+                for status, text in _ERRORS.items()
+            },
+        },
+    }
+
+
+def _body(route: Route, limits: LimitsConfig) -> Schema:
+    properties: Schema = {
+        "model": {"type": "string", "maxLength": 256},
+        "stream": _or_null({"type": "boolean"}),
+        "cache_salt": _or_null({"type": "string", "maxLength": 1024}),
+        "n": _or_null({"type": "integer", "minimum": 1, "maximum": limits.max_choices}),
+        "max_tokens": _or_null({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}),
+        "stop": _or_null(_TEXT, {"type": "array", "items": _TEXT, "maxItems": limits.max_stops}),
+    }
+    required = ["model"]
+    if route in (Route.CHAT, *_ANTHROPIC):
+        properties["messages"] = {**_MESSAGES, "maxItems": limits.max_messages}
+        properties["tools"] = _or_null(_PARTS)
+        required.append("messages")
+    if route in _ANTHROPIC:
+        properties["system"] = _or_null(_TEXT, _PARTS)
+    if route is Route.COMPLETIONS:
+        properties["prompt"] = _or_null(_TEXT, {"type": "array", "items": _TEXT})
+    if route in (Route.CHAT, Route.COMPLETIONS):
+        usage = {"include_usage": _or_null({"type": "boolean"})}
+        properties["stream_options"] = _or_null({"type": "object", "properties": usage})
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _plain(summary: str, content: Schema, *also: int) -> Schema:
+    error = {"description": "The request is wrong.", "content": _json({"$ref": _named("Error")})}
+    refusals = {str(status): error for status in (400, 405, 421, 431)}
+    answers = {str(status): {"description": summary, "content": content} for status in (200, *also)}
+    return {"summary": summary, "responses": {**answers, **refusals}}
+
+
+def _or_null(*schemas: Schema) -> Schema:
+    return {"anyOf": [*schemas, {"type": "null"}]}
+
+
+def _json(schema: Schema) -> Schema:
+    return {"application/json": {"schema": schema}}
+
+
+def _plain_text() -> Schema:
+    return {"text/plain": {"schema": _TEXT}}
+
+
+def _named(schema: str) -> str:
+    return f"#/components/schemas/{schema}"
+
+
+_SCHEMAS: Schema = {
+    "Error": {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type"],
+                "properties": {
+                    "message": _TEXT,
+                    "type": _TEXT,
+                    "param": _or_null(_TEXT),
+                    "code": _or_null(_TEXT, {"type": "integer"}),
+                },
+            }
+        },
+    },
+    "AnthropicError": {
+        "type": "object",
+        "required": ["type", "error"],
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "required": ["type", "message"],
+                "properties": {"type": _TEXT, "message": _TEXT},
+            },
+        },
+    },
+    "Models": {
+        "type": "object",
+        "required": ["object", "data"],
+        "properties": {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"type": "object", "required": ["id"], "properties": {"id": _TEXT}}},
+        },
+    },
+}

@@ -1,0 +1,82 @@
+"""Which images, sounds and films a prompt may name. A worker fetches what a URL names, from inside our network; so only
+``data:`` URIs and hosts that were listed are let through. Pure; raises InvalidRequest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from router.core.errors import InvalidRequest
+
+_URL_KEYS = frozenset({"image_url", "video_url", "audio_url", "input_audio", "file_url"})
+"""What holds a URL, or an object with one. The key decides and not the part's type, which workers do not insist on."""
+
+_REMOTE = re.compile(
+    r"https?://(\[[0-9a-f:.]+\]|[a-z0-9-]+(?:\.[a-z0-9-]+)*)(?::[0-9]{1,5})?(?:[/?#][!-\[\]-~]*)?", re.IGNORECASE
+)
+"""Stricter than RFC 3986: no userinfo, backslash, space or control character, whose readers differ on who is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRule:
+    """``hosts``: lower case names; one that begins with a dot stands for those below it, and not for itself."""
+
+    hosts: frozenset[str] = frozenset()
+
+    def allows(self, url: object) -> bool:
+        if not isinstance(url, str):
+            return False
+        if url[:5].lower() == "data:":
+            return True
+        remote = _REMOTE.fullmatch(url) if self.hosts else None
+        if remote is None:
+            return False
+        host = remote[1].lower()
+        below = (host[at:] for at, each in enumerate(host) if each == ".")
+        return host in self.hosts or any(each in self.hosts for each in below)
+
+
+def check_messages(messages: Iterable[Any], rule: MediaRule) -> None:
+    """A message whose content is text costs a look at it."""
+    for number, message in enumerate(messages):
+        content = message.get("content") if type(message) is dict else None
+        if type(content) is list:
+            _check_parts(content, rule, f"messages[{number}].content")
+
+
+def check_everywhere(value: object, rule: MediaRule, param: str | None = None) -> None:
+    """For bodies whose inputs have many shapes: whatever looks like a part, at any depth. Linear."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if type(each) is dict:
+            _check_urls(each, rule, param)
+            waiting.extend(each.values())
+        elif type(each) is list:
+            waiting.extend(child for child in each if type(child) in (dict, list))
+
+
+def _check_parts(parts: Iterable[Any], rule: MediaRule, param: str) -> None:
+    for part in parts:
+        if type(part) is not dict:
+            continue
+        _check_urls(part, rule, param)
+        source = part.get("source")
+        for nested in (part.get("content"), source.get("content") if type(source) is dict else None):
+            if type(nested) is list:
+                _check_parts(nested, rule, param)
+
+
+def _check_urls(part: Mapping[str, Any], rule: MediaRule, param: str | None) -> None:
+    for key, value in part.items():
+        is_source = key == "source" and type(value) is dict
+        if not is_source and key not in _URL_KEYS:
+            continue
+        url = value.get("url") if type(value) is dict else value
+        if url is not None and not rule.allows(url):
+            raise InvalidRequest(
+                f"{key} must be a data: URI; this router lets workers fetch nothing from where it points", param=param
+            )
