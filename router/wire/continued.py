@@ -22,12 +22,15 @@ _encode = msgspec.json.encode
 class StopSearch:
     """Text in, text out, up to the first stop string; what may be the beginning of one is held back."""
 
-    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool, held: str) -> None:
+    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool, held: str, had: str = "") -> None:
+        """``had``: what the client has already. ``held``: what follows it, and was not sent."""
         self._stops = stops
         self._keeps_stop = keeps_stop
-        self._hold = max(map(len, stops), default=1) - 1 if not keeps_stop else 0
+        self._most = max(map(len, stops), default=1) - 1
+        """The longest beginning of a stop string that is none yet."""
+        self._hold = self._most if not keeps_stop else 0
         self._buffer = held
-        self._tail = ""
+        self._tail = self._end_of(had) if keeps_stop else ""
         """With ``keeps_stop`` text leaves at once; a stop may have begun in it."""
         self.found: str | None = None
 
@@ -45,11 +48,12 @@ class StopSearch:
         keep = len(self._buffer) - self._hold
         out = self._buffer[: max(keep, 0)]
         self._buffer = self._buffer[len(out) :]
-        if self._keeps_stop and self._stops:
-            self._tail = (
-                (self._tail + out)[-(max(map(len, self._stops)) - 1) :] if max(map(len, self._stops)) > 1 else ""
-            )
+        if self._keeps_stop:
+            self._tail = self._end_of(self._tail + out)
         return out
+
+    def _end_of(self, text: str) -> str:
+        return text[-self._most :] if self._most else ""
 
     def flush(self) -> str:
         """The answer ends without a stop string: all that was held back."""
@@ -72,7 +76,8 @@ class ContinuedWatch:
         if seam is not None:
             self._known_ids = delivered.ids[seam.kept_ids :].tolist() if asked.wants_ids else []
             delivered.cut(seam.kept_ids, len(seam.skipped))
-        self._search = StopSearch(asked.stops, keeps_stop=asked.keeps_stop, held=seam.held if seam else "")
+        held = seam.held if seam else ""
+        self._search = StopSearch(asked.stops, keeps_stop=asked.keeps_stop, held=held, had=delivered.text)
         self._before = len(delivered.ids) if seam is not None else delivered.chunks
         self._finish: tuple[str, int | str | None] | None = None
         self._began = False
