@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.request import Route
+from router.wire.framing import frame
 from router.wire.sse import DIALECTS, EventWatch, Usage, read_usage, split_events
 from tests.wire.cuts import cut, cuts
 
@@ -151,8 +152,8 @@ def test_every_event_that_ends_fails_or_counts_is_looked_at() -> None:
         named("message_stop", {}),
         named("error", {"error": {"message": "x"}}),
     ):
-        assert not EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(mark), mark
-    assert EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(delta("hello"))
+        assert not EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(mark)), mark
+    assert EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(delta("hello")))
 
 
 class TestMessages:
@@ -220,3 +221,31 @@ def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest:
 )
 def test_usage_is_read_as_it_was_counted_and_unknown_is_not_zero(text: bytes, found: Usage | None) -> None:
     assert read_usage(text) == found
+
+
+SOUND = [b": a comment\n\n", b"\n\n", b'data:{"a":1}\n\n', b'data: {"a":\ndata: 1}\n\n', b"id: 5\ndata: {}\r\n\r\n"]
+UNSOUND = [
+    b"data: {half\n\n",
+    b'data: {"a":"\xff"}\n\n',
+    b'data: {"a":"\xc3"}\n\n',
+    b"data: 5\n\n",
+    b"data: \n\n",
+    b"retry: 5\n\n",
+    b"event: ping\n\n",
+    b"\x00\x01\n\n",
+]
+
+
+@pytest.mark.parametrize("odd", SOUND)
+def test_what_clients_can_parse_or_pass_over_is_given(odd: bytes) -> None:
+    seen, watch = follow([delta("a") + odd + delta("b")])
+    assert not watch.failed
+    assert seen == delta("a") + odd + delta("b")
+
+
+@pytest.mark.parametrize("odd", UNSOUND)
+def test_an_event_that_no_client_could_parse_is_a_failure_and_nothing_from_it_on_is_given(odd: bytes) -> None:
+    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False)
+    assert not watch.is_plain(frame(odd))
+    assert watch.take(delta("a") + odd + delta("b")) == delta("a")
+    assert (watch.failed, watch.error) == (True, b"")
