@@ -57,7 +57,13 @@ async def served(
     process = await asyncio.create_subprocess_exec(
         *command,
         *(() if start else ("--insecure-no-auth", "--port", "0", "--admin-port", "0", *named)),
-        env={"PATH": "", "WARMROUTE_LOG__LEVEL": "info", "WARMROUTE_SERVER__LEAVE_S": "0", **settings},
+        env={
+            "PATH": "",
+            "WARMROUTE_LOG__LEVEL": "info",
+            "WARMROUTE_LOG__FORMAT": "text",
+            "WARMROUTE_SERVER__LEAVE_S": "0",
+            **settings,
+        },
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

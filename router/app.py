@@ -8,6 +8,7 @@ import ctypes
 import gc
 import logging
 import random
+import signal
 import ssl
 import sys
 import time
@@ -28,21 +29,26 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from router.config import Config, PolicyConfig
+from router.config import Config, PolicyConfig, read_salt_secret
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.fleet import Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
+from router.core.tenant import EVERYBODY, make_caller
 from router.dispatch import Dispatcher, DispatchSettings
-from router.metrics import FleetCollector, Metrics
+from router.logs import AUDIT
+from router.metrics import AuthCollector, FleetCollector, Metrics
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 from router.routing import Routing
 from router.server.admin import AdminPort
+from router.server.audit import Audit
+from router.server.auth import OpenGate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
+from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, Handler, listen, make_server, require_c_parser, tls_context
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
@@ -74,12 +80,16 @@ class Running:
     pool: Pool
     stop_accepting: Callable[[], Awaitable[None]]
     """Close the data port's listener; connections stay."""
+    keys: KeyWatch | None
+    """None where no keys are asked for."""
 
 
 async def serve(config: Config, on_ready: Any = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain: live requests end, new ones go elsewhere."""
     signals = StopSignals()
     async with running(config) as router:
+        if router.keys is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.keys.wake)
         _calm_collector()
         _keep_freed_memory()
         sys.setswitchinterval(SWITCH_S)
@@ -94,7 +104,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Running]:
-    """A router, serving inside the block. Raises OSError when a port cannot be had."""
+    """A router, serving inside the block. Raises OSError when a port cannot be had, ConfigError for keys that are wrong."""
     require_c_parser()
     clock = time.monotonic  # finer than uvloop's own, which counts in milliseconds
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -113,6 +123,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
     dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock)
+    audit = Audit(logging.getLogger(AUDIT))
+    keys = KeyWatch(config.auth, audit, time.time) if config.auth.asks_for_keys else None
+    gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     data = DataPort(
         config.server,
         config.limits,
@@ -120,9 +133,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
         fleet,
         clock,
         metrics.observe_refusal,
+        gate,
         resumes=config.resumption.max_attempts > 0,
     )
-    admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions)
+    admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
     keeper = FleetKeeper(
         _sources(config),
         fleet,
@@ -142,6 +156,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "live_requests", "Requests under way.", data.live
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
+    registry.register(AuthCollector(keys))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(
@@ -149,7 +164,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
-        _working(pool, keeper, config.probes.timeout_s),
+        _working(pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
         _listening(config, data.handle, config.server.host, config.server.port, tls) as site,
         _listening(config, admin.handle, config.admin.host, config.admin.port, None) as admin_site,
@@ -161,13 +176,19 @@ async def running(config: Config) -> AsyncIterator[Running]:
             fleet=fleet,
             pool=pool,
             stop_accepting=site.stop,
+            keys=keys,
         )
 
 
 @asynccontextmanager
-async def _working(pool: Pool, keeper: FleetKeeper, first_look_s: float) -> AsyncIterator[None]:
+async def _working(
+    pool: Pool, keeper: FleetKeeper, first_look_s: float, audit: Audit, keys: KeyWatch | None
+) -> AsyncIterator[None]:
     """What runs beside the requests, and ends after them."""
     tasks = [watched_task(pool.run(), "sweep")]
+    tasks.append(watched_task(audit.run(), "audit"))
+    if keys is not None:
+        tasks.append(watched_task(keys.run(), "keys"))
     try:
         await keeper.start(first_look_s)
         tasks.append(watched_task(keeper.run(), "keeper"))

@@ -18,17 +18,19 @@ import uvloop
 from rich.console import Console
 
 from router.app import Running, running, serve
-from router.config import Config, ConfigError, load_config, settings
+from router.config import Config, ConfigError, LogConfig, load_config, settings
 from router.demo import DemoSettings, demo
+from router.key_commands import keys
 from router.logs import set_up_logging
 from router.replay import ReplayError, ReplaySettings, replay
+from router.server.key_watch import load_keys
 from router.simulator import SimulatorSettings, start_fleet
 
 T = TypeVar("T")
 
 _NO_AUTH = (
-    "server.insecure_no_auth=False: there are no API keys yet, so the router would serve everybody; "
-    "say --insecure-no-auth if that is what you want"
+    "server.insecure_no_auth=False: no API keys are named, so the router would serve everybody: give auth.keys_file "
+    "or auth.keys, or say --insecure-no-auth if that is what you want"
 )
 
 
@@ -67,14 +69,14 @@ def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> No
             "policy.name": flags["policy"],
         },
     )
-    if not config.server.insecure_no_auth:
+    if not (config.server.insecure_no_auth or config.auth.asks_for_keys):
         raise click.ClickException(_NO_AUTH)
     fleet = config.fleet
     if not (fleet.workers or fleet.workers_file or fleet.workers_dns or fleet.simulate):
         raise click.ClickException(
             "fleet.workers=[]: no worker is named: give --worker, --workers-file or --workers-dns"
         )
-    set_up_logging(config.log.level)
+    _set_up_logging(config.log)
     _run(_serve(config))
 
 
@@ -197,14 +199,28 @@ async def _demo_router(policy: str, worker_urls: Sequence[str]) -> AsyncIterator
 def check_config_command(file: Path) -> None:
     """Check a configuration file, with the environment over it, and print what would hold."""
     config = _load(file, {})
+    try:
+        load_keys(config.auth)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
     shown = msgspec.to_builtins(config)
     for section, key in (setting.key.split(".") for setting in settings() if setting.is_secret):
         shown[section][key] = "***" if shown[section][key] else ""
     click.echo(json.dumps(shown, indent=2))
 
 
+cli.add_command(keys)
+
+
 def with_workers(config: Config, urls: list[str]) -> Config:
     return msgspec.structs.replace(config, fleet=msgspec.structs.replace(config.fleet, workers=urls))
+
+
+def _set_up_logging(log: LogConfig) -> None:
+    try:
+        set_up_logging(log.level, log.format, log.audit_file)
+    except OSError as error:
+        raise click.ClickException(f"log.audit_file={log.audit_file!r}: cannot be written: {error.strerror}") from None
 
 
 def _load(file: Path | None, flags: dict[str, Any]) -> Config:
@@ -219,5 +235,7 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         return uvloop.run(main)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{type(error).__name__}: {error.strerror or error}") from None

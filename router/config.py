@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from router.core.keyring import BadKeys, parse_entries
 from router.core.worker import parse_address
 
 PREFIX = "WARMROUTE_"
@@ -52,7 +53,9 @@ class ServerConfig(Section, frozen=True):
         list[str], Meta(description="Origins that browsers may call from; empty: CORS is off.")
     ] = []
     allowed_hosts: Annotated[list[str], Meta(description="Host names that requests may carry; empty: any.")] = []
-    insecure_no_auth: Annotated[bool, Meta(description="Serve everybody. There is no other way to start yet.")] = False
+    insecure_no_auth: Annotated[
+        bool, Meta(description="Serve everybody who reaches the port. Not together with API keys.")
+    ] = False
     decision_headers: Annotated[
         bool, Meta(description="Answer with x-warmroute-reason and x-warmroute-predicted-cached-tokens.")
     ] = False
@@ -68,6 +71,35 @@ class ServerConfig(Section, frozen=True):
     drain_s: Annotated[
         float, Meta(ge=0, le=3600, description="Seconds after those that live requests may take to end.")
     ] = 25.0
+
+
+class AuthConfig(Section, frozen=True):
+    """Who may ask, and whose cache entries are kept apart."""
+
+    keys_file: Annotated[str, Meta(description="TOML file of tenants and API keys, read again and again.")] = ""
+    keys: Annotated[
+        list[str],
+        Meta(
+            description="API keys without a file: TENANT:SHA256 each, the key's digest in hexadecimal digits.",
+            extra=_SECRET,
+        ),
+    ] = []
+    reload_s: Annotated[
+        float, Meta(ge=0.05, le=3600, description="Seconds between looks at keys_file; SIGHUP is a look at once.")
+    ] = 2.0
+    max_keys: Annotated[int, Meta(ge=1, le=1_000_000, description="API keys that may be listed.")] = 100_000
+    salt_secret: Annotated[
+        str,
+        Meta(
+            description="Secret of at least 16 bytes that tenants' cache salts are made of; one for all replicas.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    salt_secret_file: Annotated[str, Meta(description="File that holds salt_secret instead.")] = ""
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return bool(self.keys_file or self.keys)
 
 
 class AdminConfig(Section, frozen=True):
@@ -242,7 +274,10 @@ class TimeoutsConfig(Section, frozen=True):
     max_reply_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest reply that is held until it is whole.")
     ] = 64 << 20
-    max_event_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest event of a stream.")] = 1 << 20
+    max_event_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 28, description="Largest event of a stream; its first may hold the prompt's token ids."),
+    ] = 8 << 20
 
 
 class LogConfig(Section, frozen=True):
@@ -251,12 +286,15 @@ class LogConfig(Section, frozen=True):
     level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe line that is written.")
     ] = "info"
+    format: Annotated[Literal["json", "text"], Meta(description="A JSON object a line, or a line for people.")] = "json"
+    audit_file: Annotated[str, Meta(description="File that the audit log goes to as well; empty: none.")] = ""
 
 
 class Config(Section, frozen=True):
     """The whole configuration."""
 
     server: ServerConfig = ServerConfig()
+    auth: AuthConfig = AuthConfig()
     admin: AdminConfig = AdminConfig()
     limits: LimitsConfig = LimitsConfig()
     fleet: FleetConfig = FleetConfig()
@@ -394,6 +432,42 @@ def _check_across(config: Config) -> None:
         )
     if not is_loopback(config.admin.host) and not config.admin.token:
         raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+    _check_auth(config)
+
+
+MIN_SALT_SECRET_BYTES = 16
+
+
+def _check_auth(config: Config) -> None:
+    auth = config.auth
+    if auth.asks_for_keys and config.server.insecure_no_auth:
+        raise ConfigError("server.insecure_no_auth=True: must not be given together with auth.keys_file or auth.keys")
+    try:
+        parse_entries(auth.keys)
+    except BadKeys as error:
+        raise ConfigError(f"auth.keys=***: {error}") from None
+    if not read_salt_secret(auth) and auth.asks_for_keys:
+        raise ConfigError(
+            "auth.salt_secret='': required with API keys, or auth.salt_secret_file: tenants' cache salts are made of it"
+        )
+
+
+def read_salt_secret(auth: AuthConfig) -> bytes:
+    """From its setting or its file, without white space around it; empty where there is none. Raises ConfigError."""
+    if auth.salt_secret and auth.salt_secret_file:
+        raise ConfigError("auth.salt_secret=***: must not be given together with auth.salt_secret_file")
+    key, secret = "auth.salt_secret=***", auth.salt_secret.encode()
+    if auth.salt_secret_file:
+        key = f"auth.salt_secret_file={auth.salt_secret_file!r}"
+        try:
+            secret = Path(auth.salt_secret_file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{key}: cannot be read: {error.strerror}") from None
+    elif not secret:
+        return b""
+    if len(secret := secret.strip()) < MIN_SALT_SECRET_BYTES:
+        raise ConfigError(f"{key}: must hold at least {MIN_SALT_SECRET_BYTES} bytes")
+    return secret
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ is held until it is whole, so that its worker may die at any moment; a stream is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
@@ -78,6 +78,7 @@ class Dispatcher:
         upstream: Upstream,
         observe: Callable[[Record], None],
         clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
         self._routing = routing
@@ -87,7 +88,7 @@ class Dispatcher:
         self.budget = RetryBudget(settings.retry_ratio, settings.min_retries)
         self.kept = Kept(settings.max_total_kept_bytes)
         rules = ResumptionRules(settings.max_resumptions, settings.resumption_wait_s)
-        self._resumer = Resumer(rules, routing, upstream, self.budget, clock)
+        self._resumer = Resumer(rules, routing, upstream, self.budget, clock, sleep)
 
     async def dispatch(self, request: Request, client: Client, started_at: float) -> None:
         """Answer the client, or raise the RouterError that says why not."""
@@ -127,10 +128,19 @@ class Dispatcher:
         fleet = self._routing.fleet
         retries = 0
         refusal: Refusal | None = None
+        tried: set[Member] = set()
+        ranked = self._members(order)
         try:
-            for member in [fleet.member(position) for position in order[: self._settings.max_attempts]]:
-                if member.removed:
-                    continue  # it left while another was tried, and its position may be another's by now
+            while len(tried) < self._settings.max_attempts:
+                member = next((member for member in ranked if member not in tried and not member.removed), None)
+                if member is None:
+                    # Who was worth ranking failed since, and who was not, being ejected, may be all that is left.
+                    again = self._members(self._routing.rank(flight.request)[1].order)
+                    if all(member in tried for member in again):
+                        break
+                    ranked = again
+                    continue
+                tried.add(member)
                 if refusal is not None:
                     if not refusal.is_free:
                         if not self.budget.take():
@@ -146,6 +156,10 @@ class Dispatcher:
         if refusal is None or fleet.eligible(flight.request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
         raise refusal.error
+
+    def _members(self, order: Sequence[int]) -> list[Member]:
+        """As many as may be tried. Their positions can be others' when one of them has left."""
+        return [self._routing.fleet.member(position) for position in order[: self._settings.max_attempts]]
 
     async def _try(self, flight: _Flight, facts: Facts, member: Member) -> Refusal | _Break | None:
         """One worker. None: the client has its answer, or is gone."""

@@ -1,26 +1,131 @@
-"""Log lines: a constant message, its fields apart, never a prompt."""
+"""Log lines: a constant message, its fields apart, never a prompt, never a key.
+
+Values are cut to a bound and escaped, whatever looks like a key is struck out, and of an exception only its type and
+place are told: its text may quote what a client sent.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import logging.handlers
+import re
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_RESERVED = ("time", "level", "logger", "message", "exception")
+
+MAX_VALUE_LENGTH = 1024
+MAX_ITEMS = 50
+MAX_DEPTH = 3
+MAX_FRAMES = 24
+MAX_CAUSES = 4
+
+AUDIT = "warmroute.audit"
+
+_KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
 
-class FieldFormatter(logging.Formatter):
+def redact(text: str) -> str:
+    """``text`` without what looks like a key: ``wr-…``, ``sk-…``, and whatever stands behind ``Bearer``."""
+    return _KEY.sub(lambda found: f"{found[1]}-***" if found[1] else f"{found[2]} ***", text)
+
+
+class JsonFormatter(logging.Formatter):
+    """An object a line: time, level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _text(record.getMessage()),
+        }
+        for key, value in _fields(record).items():
+            line[f"{key}_" if key in _RESERVED else key] = value
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = _whereabouts(record.exc_info[1])
+        return json.dumps(line, allow_nan=False)
+
+
+class TextFormatter(logging.Formatter):
     """``time LEVEL logger: message key=value …``"""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        fields = " ".join(f"{key}={value!r}" for key, value in vars(record).items() if key not in _STANDARD)
-        head, _, trace = line.partition("\n")
-        return " ".join(filter(None, (head, fields))) + (f"\n{trace}" if trace else "")
+        time = self.formatTime(record)
+        fields = [f" {key}={value!r}" for key, value in _fields(record).items()]
+        if record.exc_info and record.exc_info[1] is not None:
+            fields += [f"\n  {line}" for line in _whereabouts(record.exc_info[1])]
+        message = _text(record.getMessage())
+        return f"{time} {record.levelname} {record.name}: {message}{''.join(fields)}"
 
 
-def set_up_logging(level: str) -> None:
+def set_up_logging(level: str, style: str = "text", audit_file: str = "") -> None:
+    """``style``: json or text. Raises OSError where the audit file cannot be written."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    audit = logging.getLogger(AUDIT)
+    audit.setLevel(logging.INFO)  # it is not the less true where only errors are wanted
+    for old in audit.handlers:
+        old.close()
+    audit.handlers[:] = [_audit_handler(audit_file)] if audit_file else []
+
+
+def _audit_handler(file: str) -> logging.Handler:
+    """Opened anew when it was moved away, so that it can be rotated."""
+    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+    handler.setFormatter(JsonFormatter())
+    return handler
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: _plain(value, MAX_DEPTH) for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _plain(value: object, depth: int) -> Any:
+    """As JSON knows it, and bounded."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and value - value == 0.0:  # neither infinite nor a NaN
+        return value
+    if isinstance(value, Mapping) and depth:
+        items = list(value.items())[:MAX_ITEMS]
+        return {_text(str(key)): _plain(each, depth - 1) for key, each in items}
+    if isinstance(value, list | tuple) and depth:
+        return [_plain(each, depth - 1) for each in value[:MAX_ITEMS]]
+    return _text(value if isinstance(value, str) else repr(value))
+
+
+def _text(text: str) -> str:
+    """Cut, without keys, and without what a terminal or a decoder would stumble over."""
+    shown = redact(text[: 2 * MAX_VALUE_LENGTH])  # before it is cut, for half a key does not look like one
+    if len(shown) > MAX_VALUE_LENGTH:
+        shown = shown[:MAX_VALUE_LENGTH] + "…"
+    text = shown.encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _whereabouts(error: BaseException) -> list[str]:
+    """A line for each exception of the chain: its type, and the frames that it came through, the last first."""
+    lines: list[str] = []
+    at: BaseException | None = error
+    while at is not None and len(lines) < MAX_CAUSES:
+        lines.append(" < ".join([type(at).__qualname__, *_frames(at.__traceback__)]))
+        at = at.__cause__ or at.__context__
+    return lines
+
+
+def _frames(at: TracebackType | None) -> list[str]:
+    frames = []
+    while at is not None:
+        code = at.tb_frame.f_code
+        frames.append(f"{code.co_filename}:{at.tb_lineno} {code.co_name}")
+        at = at.tb_next
+    return frames[-MAX_FRAMES:][::-1]

@@ -8,8 +8,9 @@ index) is read then, and costs requests nothing. Labels come from closed sets: m
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -18,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
 from router.core.health import State
+from router.core.keyring import Refusal
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.retry import RetryBudget
@@ -266,6 +268,38 @@ class FleetCollector(Collector):
             size = _gauge(name, description)
             size.add_metric((), value)
             yield size
+
+
+class AuthFigures(Protocol):
+    """What stands at the door. ``failures``: looks at the key file that came to nothing."""
+
+    failures: int
+
+    @property
+    def loaded_keys(self) -> int: ...
+
+    @property
+    def refusals(self) -> Mapping[Refusal, int]: ...
+
+
+class AuthCollector(Collector):
+    """Keys and who was refused; all zero where no keys are asked for."""
+
+    def __init__(self, figures: AuthFigures | None) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._figures
+        refusals = CounterMetricFamily(
+            "warmroute_auth_refusals", "Requests without a valid API key, by what was wrong.", labels=("reason",)
+        )
+        for refusal in Refusal:
+            refusals.add_metric((refusal.value,), figures.refusals[refusal] if figures else 0)
+        failures = CounterMetricFamily("warmroute_keys_reload_failures", "Looks at the key file that failed.")
+        failures.add_metric((), figures.failures if figures else 0)
+        loaded = _gauge("keys_loaded", "API keys that are listed.")
+        loaded.add_metric((), figures.loaded_keys if figures else 0)
+        yield from (refusals, failures, loaded)
 
 
 def _gauge(name: str, description: str, *labels: str) -> GaugeMetricFamily:

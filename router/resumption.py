@@ -13,26 +13,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
+from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.errors import NoWorkerAvailable, Overloaded, RouterError, Unavailable
 from router.core.facts import Facts
 from router.core.fleet import Member
 from router.core.record import Record, Resumption
-from router.core.reply import StreamEnd
+from router.core.reply import Reply, StreamEnd
 from router.core.request import Request, Route
 from router.core.retry import RetryBudget
 from router.core.worker import WorkerName
 from router.routing import Refusal, Routing
-from router.sides import Client, Upstream
-from router.wire.continuation import Asked, Seam, SeamFinder, Unsafe, exact_body, read_asked, require_plain, text_body
+from router.sides import Client, Exchange, Upstream
+from router.wire.continuation import (
+    Asked,
+    Seam,
+    SeamFinder,
+    Unsafe,
+    exact_body,
+    has_one_answer,
+    read_asked,
+    require_plain,
+    text_body,
+)
 from router.wire.continued import ContinuedWatch, leaks, usage_event
 from router.wire.sse import EventWatch, read_error
-from router.wire.transcript import Delivered
+from router.wire.transcript import Delivered, Transcript
 
 log = logging.getLogger("warmroute.resumption")
 
@@ -89,12 +99,14 @@ class Resumer:
         upstream: Upstream,
         budget: RetryBudget,
         clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._rules = rules
         self._routing = routing
         self._upstream = upstream
         self._budget = budget
         self._clock = clock
+        self._sleep = sleep
 
     async def resume(
         self, request: Request, member: Member, end: StreamEnd, watch: EventWatch, client: Client, record: Record
@@ -103,8 +115,8 @@ class Resumer:
         be broken off."""
         cause, broke_at = CAUSES[end], self._clock()
         try:
-            if watch.finished:
-                self._finish(request, watch, client)
+            if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
+                _finish(request, watch, client)
                 record.outcome = StreamEnd.DONE.value
                 record.resumptions.append(Resumption(cause, "finished"))
                 return True
@@ -120,13 +132,6 @@ class Resumer:
         log.warning("stream not resumed", extra=fields)
         return False
 
-    def _finish(self, request: Request, watch: EventWatch, client: Client) -> None:
-        """All of the answer came, but for what follows it: no worker is needed."""
-        events = watch.rest()
-        if watch.transcript is not None and watch.usage is None and not request.hides_usage:
-            events += usage_event(request.route, watch.transcript.delivered())
-        client.end_stream(events + watch.dialect.closing_event)
-
     async def _go_on(self, stream: _Stream) -> bool:
         """Raises Unsafe, RouterError."""
         retries, is_free = 0, True  # one resumption is outside any budget
@@ -141,6 +146,11 @@ class Resumer:
                     end = await self._try(stream, member, facts)
                 except (WorkerDied, WorkerSilent) as error:
                     is_free = self._routing.on_failed(member, error).is_free
+                except WorkerErred:
+                    self._routing.on_stream_end(member, StreamEnd.ERRED)
+                    is_free = False
+                except ReplyTooLarge:
+                    raise Unsafe("too_large") from None
                 except _Refused as refused:
                     is_free = refused.refusal.is_free
                 else:
@@ -163,18 +173,18 @@ class Resumer:
                 for member in map(self._routing.fleet.member, ranking.order):
                     if member.name not in stream.failed:
                         return member, facts
-                stream.failed.clear()  # whoever failed may be back: better than nobody
+                if not self._routing.fleet.eligible(stream.request.model).panic:
+                    stream.failed.clear()  # whoever failed is up, perhaps again: better than nobody
             except Unavailable:
-                if self._clock() - stream.broke_at > self._rules.wait_s:
+                if self._clock() - stream.broke_at >= self._rules.wait_s:
                     raise
-            if self._clock() - stream.broke_at > self._rules.wait_s:
+            if self._clock() - stream.broke_at >= self._rules.wait_s:
                 raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await self._sleep(LOOK_AGAIN_S)
 
     async def _try(self, stream: _Stream, member: Member, facts: Facts) -> StreamEnd:
-        """Raises WorkerDied, WorkerSilent, _Refused, Unsafe: until the relay begins the client has seen nothing of it."""
-        record = stream.record
-        record.attempts += 1
+        """Raises AttemptFailed, _Refused, Unsafe: until the relay begins the client has seen nothing of it."""
+        stream.record.attempts += 1
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         request = self._rest_of(stream, member, seam)
         watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
@@ -182,40 +192,65 @@ class Resumer:
         with lease, self._upstream.exchange(member.address) as exchange:
             try:
                 reply = await exchange.ask(request, watch, self._routing.first_event_s(member, facts, cached))
-            except ReplyTooLarge:
-                raise Unsafe("too_large") from None
-            if (refusal := self._routing.on_answered(member, reply)) is not None:
-                raise _Refused(refusal)
-            if not reply.is_stream:
-                raise Unsafe("refused")
-            if seam is not None and leaks(watch.first_text, await self._text_of(stream, member, watch.first_ids)):
-                raise Unsafe("leak")
-            now = self._clock()
-            lease.on_first_token(now)
-            end = await exchange.relay(stream.client, record)
-            record.worker = member.name
-            record.resumptions.append(Resumption(stream.cause, "exact" if seam else "text", now - stream.broke_at))
-            stream.delivered = watch.delivered
+                await self._require_rest(stream, member, reply, watch)
+                exchange.require_unbroken()
+            except (AttemptFailed, _Refused):
+                self._routing.on_unanswered(member, stream.request, facts, cached)
+                if watch.unsafe:
+                    raise Unsafe(watch.unsafe) from None
+                raise
+            lease.on_first_token(self._clock())
+            return await self._relay(stream, member, exchange, watch, "exact" if seam else "text")
+
+    async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedWatch) -> None:
+        """Is this the rest of the answer? Raises AttemptFailed, _Refused, Unsafe."""
+        if (refusal := self._routing.on_answered(member, reply)) is not None:
+            raise _Refused(refusal)
+        if not reply.is_stream:
+            raise Unsafe("refused")
+        if watch.first_ids and leaks(watch.first_text, await self._text_of(stream, member, watch.first_ids)):
+            raise Unsafe("leak")
+
+    async def _relay(
+        self, stream: _Stream, member: Member, exchange: Exchange, watch: ContinuedWatch, outcome: str
+    ) -> StreamEnd:
+        """Raises Unsafe."""
+        record = stream.record
+        record.worker = member.name
+        record.resumptions.append(Resumption(stream.cause, outcome, self._clock() - stream.broke_at))
+        stream.delivered = watch.delivered
+        end = await exchange.relay(stream.client, record)
+        if watch.unsafe:
+            raise Unsafe(watch.unsafe)
+        if end in CAUSES and watch.finished:
+            self._routing.on_stream_end(member, end)
+            stream.client.end_stream(watch.rest())
+            record.resumptions.append(Resumption(CAUSES[end], "finished"))
+            end = StreamEnd.DONE
         if end is StreamEnd.DONE:
             self._routing.remember(stream.request, member, record, watch.usage)
         return end
 
     def _rest_of(self, stream: _Stream, member: Member, seam: Seam | None) -> Request:
-        """Raises Unsafe."""
+        """Raises Unsafe. An answer of which no text was seen is asked for anew, so that its worker's parsers run as usual."""
         asked, delivered = stream.asked, stream.delivered
+        if not delivered.text:
+            return stream.request
         if seam is None:
             return msgspec.structs.replace(stream.request, body=text_body(asked, delivered))
         body = exact_body(asked, delivered, seam, member.max_model_len(stream.request.model))
         return msgspec.structs.replace(stream.request, route=Route.COMPLETIONS, body=body)
 
     async def _find_seam(self, stream: _Stream, member: Member) -> Seam:
+        if not stream.delivered.text:
+            return Seam(0)
         finder = SeamFinder(stream.asked, stream.delivered)
         while (ids := finder.question) is not None:
             finder.hear(await self._text_of(stream, member, ids))
         return finder.seam
 
     async def _text_of(self, stream: _Stream, member: Member, ids: list[int]) -> str:
-        """As this worker's tokenizer has it. Raises WorkerDied, WorkerSilent, _Refused, Unsafe."""
+        """As this worker's tokenizer has it. Raises AttemptFailed, _Refused, Unsafe."""
         body = msgspec.json.encode({"model": stream.request.model, "tokens": ids})
         with self._upstream.exchange(member.address) as exchange:
             reply = await exchange.post("/detokenize", body, TEXT_OF_S)
@@ -227,6 +262,22 @@ class Resumer:
             raise Unsafe("seam") from None
 
 
+def _finish(request: Request, watch: EventWatch, client: Client) -> None:
+    """All of the answer came, but for what follows it: no worker is needed. Raises Unsafe."""
+    events = watch.rest()
+    if watch.transcript is not None and watch.usage is None and not request.hides_usage:
+        events += usage_event(request.route, _read(watch.transcript))
+    client.end_stream(events + watch.dialect.closing_event)
+
+
+def _read(transcript: Transcript) -> Delivered:
+    """Raises Unsafe."""
+    try:
+        return transcript.delivered()
+    except msgspec.DecodeError:
+        raise Unsafe("parsed") from None
+
+
 def _plan(request: Request, watch: EventWatch) -> tuple[Asked, Delivered]:
     """What was asked, and what of it the client has. Raises Unsafe."""
     if watch.error and read_error(watch.error)[0] < 500:
@@ -236,9 +287,6 @@ def _plan(request: Request, watch: EventWatch) -> tuple[Asked, Delivered]:
     if watch.transcript.is_lost:
         raise Unsafe("length")
     asked = read_asked(request.route, request.body, wants_usage=not request.hides_usage, hides_ids=request.hides_ids)
-    try:
-        delivered = watch.transcript.delivered()
-    except msgspec.DecodeError:
-        raise Unsafe("parsed") from None
+    delivered = _read(watch.transcript)
     require_plain(delivered)
     return asked, delivered

@@ -43,9 +43,12 @@ class Exchange(Protocol):
         """What the router asks for itself. Raises AttemptFailed."""
         ...
 
+    def require_unbroken(self) -> None:
+        """For whoever awaited something between ``ask`` and ``relay``. Raises AttemptFailed."""
+        ...
+
     async def relay(self, client: Client, record: Record) -> StreamEnd:
-        """Splice the stream into the client's connection until one of them ends it. Raises AttemptFailed where it broke
-        since ``ask``, and nothing of it was sent."""
+        """Splice the stream into the client's connection until one of them ends it."""
         ...
 
 

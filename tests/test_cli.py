@@ -139,3 +139,29 @@ def test_every_command_explains_itself() -> None:
         result = run(name, "--help")
         assert result.exit_code == 0
         assert str(cli.commands[name].help).splitlines()[0].split()[0] in result.output
+
+
+def test_keys_and_serving_everybody_exclude_each_other() -> None:
+    environment = {"WARMROUTE_AUTH__KEYS": "acme:" + "0a" * 32, "WARMROUTE_AUTH__SALT_SECRET": "x" * 16}
+    result = CliRunner().invoke(cli, ["serve", "--insecure-no-auth", "--worker", "http://127.0.0.1:1"], env=environment)
+    assert result.exit_code == 1
+    assert "server.insecure_no_auth=True: must not be given together with auth.keys_file" in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_a_file_of_keys_that_is_wrong_ends_the_start_with_one_line(tmp_path: Path, command: str) -> None:
+    keys, file = tmp_path / "keys.toml", tmp_path / "warmroute.toml"
+    keys.write_text("[tenants.acme]\nshare = 0\n", "utf-8")
+    auth = f"[auth]\nkeys_file = '{keys}'\nsalt_secret = 'sixteen bytes or more'\n"
+    file.write_text(f"{auth}[server]\nport = 0\n[admin]\nport = 0\n[fleet]\nworkers = ['http://127.0.0.1:1']", "utf-8")
+    result = run(command, *(["--config"] if command == "serve" else []), str(file))
+    assert result.exit_code == 1
+    assert f"auth.keys_file='{keys}': tenants.acme.share: Expected `float` > 0" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_audit_file_that_cannot_be_written_ends_the_start() -> None:
+    environment = {"WARMROUTE_LOG__AUDIT_FILE": "/absent/audit.jsonl"}
+    result = CliRunner().invoke(cli, ["serve", "--insecure-no-auth", "--worker", "http://127.0.0.1:1"], env=environment)
+    assert result.exit_code == 1
+    assert "log.audit_file='/absent/audit.jsonl': cannot be written: No such file" in result.output

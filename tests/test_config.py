@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.config import Config, ConfigError, PolicyConfig, Setting, load_config, settings
+from router.config import Config, ConfigError, PolicyConfig, Setting, load_config, read_salt_secret, settings
 from router.policies import PolicySettings
 
 
@@ -93,11 +93,12 @@ def test_an_admin_port_anywhere_else_needs_one(host: str) -> None:
 
 def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
     secrets = [setting.key for setting in EVERY if setting.is_secret]
-    assert secrets == ["admin.token", "fleet.worker_key"]
+    assert secrets == ["auth.keys", "auth.salt_secret", "admin.token", "fleet.worker_key"]
     for key in secrets:
         with pytest.raises(ConfigError) as raised:
-            load_config(None, {}, {key: ["hush-hush"]})
-        assert str(raised.value) == f"{key}=***: must be str"
+            load_config(None, {}, {key: {"hush-hush": 1}})
+        kind = "list of str" if key == "auth.keys" else "str"
+        assert str(raised.value) == f"{key}=***: must be {kind}"
     with pytest.raises(ConfigError) as raised:
         load_config(None, {"WARMROUTE_ADMIN__TOKN": "hush-hush"}, {})
     assert "hush-hush" not in str(raised.value)
@@ -167,3 +168,48 @@ def test_the_policies_defaults_are_the_configurations() -> None:
         theirs.leave_weight,
         theirs.alone,
     )
+
+
+ENTRY = "acme:" + "0a" * 32
+SALT = "sixteen bytes or more"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"auth.keys": [ENTRY]}, "auth.salt_secret='': required with API keys"),
+        ({"auth.keys_file": "keys.toml"}, "auth.salt_secret='': required with API keys"),
+        ({"auth.salt_secret": "x" * 15}, "auth.salt_secret=***: must hold at least 16 bytes"),
+        ({"auth.salt_secret_file": "/absent"}, "auth.salt_secret_file='/absent': cannot be read: No such file"),
+        ({"auth.salt_secret": SALT, "auth.salt_secret_file": "x"}, "must not be given together with"),
+        ({"auth.keys": ["wr-plain-key"], "auth.salt_secret": SALT}, "auth.keys=***: entry 1: must be TENANT:SHA256"),
+        (
+            {"auth.keys": [ENTRY, ENTRY], "auth.salt_secret": SALT},
+            "auth.keys=***: key acme-0a0a0a0a: its id is given twice",
+        ),
+        (
+            {"auth.keys": [ENTRY], "auth.salt_secret": SALT, "server.insecure_no_auth": True},
+            "server.insecure_no_auth=True: must not be given together with auth.keys_file or auth.keys",
+        ),
+    ],
+)
+def test_keys_without_a_salt_bad_ones_and_keys_that_nobody_is_asked_for_are_refused(
+    flags: dict[str, object], line: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, {}, flags)
+    assert line in str(raised.value)
+    assert "plain-key" not in str(raised.value)
+
+
+def test_keys_and_salt_come_from_the_environment_too() -> None:
+    environment = {"WARMROUTE_AUTH__KEYS": f"{ENTRY},b:{'0b' * 32}", "WARMROUTE_AUTH__SALT_SECRET": SALT}
+    auth = load_config(None, environment, {}).auth
+    assert auth.keys == [ENTRY, "b:" + "0b" * 32]
+    assert read_salt_secret(auth) == SALT.encode()
+
+
+def test_a_salt_secret_of_a_file_is_the_same_without_its_line_end(tmp_path: Path) -> None:
+    file = tmp_path / "salt"
+    file.write_text(SALT + "\n", "utf-8")
+    assert read_salt_secret(load_config(None, {}, {"auth.salt_secret_file": str(file)}).auth) == SALT.encode()

@@ -79,6 +79,8 @@ class FakeExchange:
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
         raise AssertionError(path)
 
+    def require_unbroken(self) -> None: ...
+
     async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
         if isinstance(watch, EventWatch):
             watch.usage = self._usage
@@ -684,3 +686,16 @@ async def test_one_error_event_in_a_stream_breaks_it_off_but_does_not_eject_its_
     assert [error.code for error in house.client.broken] == ["worker_error"]
     assert house.member("a").health.state is State.UP
     assert house.member("a").health.failed_requests == 1
+
+
+async def test_when_the_only_one_that_was_up_dies_those_that_were_ejected_are_tried() -> None:
+    house = House()
+    for host in "bc":
+        if house.member(host).health.on_death(house.now):
+            house.fleet.on_health_changed(house.member(host))
+    house.upstream.answers["a"] = WorkerDied("x")
+    house.upstream.answers["b"] = CannotConnect("x")
+    record = await house.send()
+    assert house.upstream.asked == ["a", "b", "c"]
+    assert (record.status, record.retries) == (200, ["died", "connect"])
+    house.assert_nothing_is_held()

@@ -66,6 +66,11 @@ class InvalidApiKey(ClientError):
 class ModelNotFound(ClientError):
     status, code, kind = 404, "model_not_found", "not_found_error"
 
+    @classmethod
+    def of(cls, model: str) -> ModelNotFound:
+        """The same words whether nobody serves the model or only this client may not use it."""
+        return cls(f"the model {model!r} does not exist", param="model")
+
 
 class RouteNotFound(ClientError):
     status, code, kind = 404, "not_found", "not_found_error"

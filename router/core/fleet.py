@@ -260,7 +260,7 @@ class Fleet:
                 raise ModelUnavailable(f"no worker serves the model {model!r} at the moment", retry_after_s=2)
             if not self._known_models:
                 raise NoWorkerAvailable("no worker has come up yet", retry_after_s=1)
-            raise ModelNotFound(f"the model {model!r} does not exist", param="model")
+            raise ModelNotFound.of(model)
         self._eligible[model] = found  # names that clients make up are never kept
         return found
 

@@ -7,9 +7,9 @@
                                   a request succeeds there all the same
 
 Probes and requests are counted apart: a worker that drains answers its probes and fails its requests. An ejection lasts
-``ejection_s``, doubled for each one that follows soon upon the last. Being slow is load, not illness, and never ejects;
-nor do 429 and 503, which say "busy". Whether an ejected worker is tried all the same, because no
-other is left, is the fleet's question (panic mode), not decided here.
+``ejection_s``, and twice as long as the last if the worker had not been well for four times that. Being slow is load,
+not illness, and never ejects; nor do 429 and 503, which say "busy". Whether an ejected worker is tried all the same,
+because no other is left, is the fleet's question (panic mode), not decided here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+
+STEADY = 4.0
+"""A worker that was well for so many ejections' length has done with whatever took it out."""
 
 
 class State(Enum):
@@ -57,6 +60,8 @@ class Health:
     failed_probes: int = 0
     doublings: int = 0
     """Of the next ejection's length; no more than it takes to reach the longest."""
+    length_s: float = 0.0
+    """Of the last ejection."""
     ejected_until: float = 0.0
     returned_at: float | None = None
     ejections: Counter[Cause] = field(default_factory=Counter)
@@ -104,13 +109,14 @@ class Health:
     def _eject(self, cause: Cause, now: float) -> bool:
         if self.state is not State.UP:
             return False
-        if now - self.ejected_until > self.rules.max_ejection_s:
+        if now - self.ejected_until > STEADY * self.length_s:
             self.doublings = 0
         length = self.rules.ejection_s * 2.0**self.doublings
         if length < self.rules.max_ejection_s:
             self.doublings += 1
         else:
             length = self.rules.max_ejection_s
+        self.length_s = length
         self.ejections[cause] += 1
         self.state = State.EJECTED
         self.ejected_until = now + length

@@ -36,7 +36,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     body: bytes
-    """What goes to the worker: the client's bytes, with at most the usage request spliced in."""
+    """What goes to the worker: the client's bytes, with at most the usage request and the cache salt spliced in."""
     fingerprint: Fingerprint
     """Of the canonical prompt: tools, then messages in order. Its length is the body's on routes that reuse no KV."""
     anchor: int
@@ -45,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Of the prompt, the bytes before the newest messages, once there is an assistant's message; else 0."""
     session: SessionKey | None
     tenant: Tenant
+    """Known from the API key alone."""
     hides_usage: bool
     """True where the router asked for the usage chunk and the client did not."""
     hides_ids: bool = False
@@ -54,3 +55,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     traceparent: str = ""
     """W3C trace context to pass on; empty where the client sent none."""
+    hidden_salt: str = ""
+    """The cache salt in the body that the client did not write, and must not read; empty: none was put there."""

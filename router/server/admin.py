@@ -11,6 +11,11 @@ import msgspec
 from aiohttp import web
 
 from router.core.record import Record
+from router.logs import redact
+from router.server.audit import Audit
+from router.server.auth import bearer_token
+
+_PAGES = ("/metrics", "/workers", "/decisions", "/health")
 
 
 class AdminPort:
@@ -22,13 +27,21 @@ class AdminPort:
         metrics: Callable[[], tuple[bytes, str]],
         workers: Callable[[], list[dict[str, Any]]],
         decisions: deque[Record],
+        audit: Audit,
     ) -> None:
         self._token = token.encode()
+        self._audit = audit
         self._metrics = metrics
         self._workers = workers
         self._decisions = decisions
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = self._answer(request)
+        page = request.path if request.path in _PAGES else "other"
+        self._audit.count("admin call", request.remote, page=page, status=answer.status)
+        return answer
+
+    def _answer(self, request: web.BaseRequest) -> web.Response:
         if self._token and not self._knows_token(request):
             return web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
         if request.method not in ("GET", "HEAD"):
@@ -45,8 +58,9 @@ class AdminPort:
         return web.Response(status=404, text="not found\n")
 
     def _knows_token(self, request: web.BaseRequest) -> bool:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
+        given = request.headers.getall("Authorization", ())
+        token = bearer_token(given[0]) if len(given) == 1 else ""
+        return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token)
 
 
 def _json(value: object) -> web.Response:
@@ -57,7 +71,7 @@ def _decision(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "route": record.route.value,
-        "model": record.model,
+        "model": redact(record.model),  # where no worker serves it, it is whatever a client wrote
         "worker": record.worker,
         "policy": record.policy,
         "reason": record.reason,

@@ -53,6 +53,7 @@ class ClientConnection:
     __slots__ = (
         "_decision_headers",
         "_extra_head",
+        "_hidden",
         "_protocol",
         "_request",
         "_stall_s",
@@ -72,11 +73,14 @@ class ClientConnection:
         stall_s: float,
         decision_headers: bool,
         stays_open: bool = True,
+        hidden: str = "",
     ) -> None:
+        """``hidden``: what the router put into the request's body; workers quote bodies in their complaints."""
         self._request = request
         self._transport = request.transport
         self._protocol = request.protocol
         self._extra_head = extra_head
+        self._hidden = hidden.encode()
         self._stall_s = stall_s
         self._decision_headers = decision_headers
         self.route = route
@@ -99,6 +103,8 @@ class ClientConnection:
 
     async def answer(self, reply: Reply, record: Record) -> None:
         body = reply.body
+        if reply.status >= 400 and self._hidden:
+            body = body.replace(self._hidden, b"***")
         head = self._head(reply, record) + b"Content-Length: %d\r\n\r\n" % len(body)
         record.bytes_out = len(body)
         if self.is_closing():

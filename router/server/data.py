@@ -26,12 +26,16 @@ from router.core.errors import (
     Draining,
     HostNotAllowed,
     MethodNotAllowed,
+    ModelNotFound,
     RequestTooLarge,
     RouteNotFound,
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.request import NO_TENANT, Request, Route
+from router.core.request import Request, Route
+from router.core.tenant import Caller
+from router.logs import redact
+from router.server.auth import Gate
 from router.server.client import ClientConnection
 from router.server.errors import error_response
 from router.wire.requests import parse_request
@@ -77,10 +81,12 @@ class DataPort:
         catalog: Catalog,
         clock: Callable[[], float],
         observe_refusal: Callable[[str, int], None],
+        gate: Gate,
         *,
         resumes: bool = True,
     ) -> None:
         """``resumes``: streams are kept so that another worker may go on with them."""
+        self._gate = gate
         self._server = server
         self._limits = limits
         self._dispatch = dispatch
@@ -115,6 +121,7 @@ class DataPort:
                 return early
             if route is None:
                 return await self._answer_plain(request)
+            caller = self._gate.admit(request, route)
             self._check_open(request)
             self._check_body(request)
             content = request.content
@@ -123,16 +130,19 @@ class DataPort:
             if len(body) > self._limits.max_body_bytes:
                 raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
             if len(body) < LARGE_BODY_BYTES:
-                parsed = self._parse(route, body, request.headers, NO_TENANT, request_id)
+                parsed = self._parse(route, body, request.headers, caller, request_id)
             else:
-                parsed = await self._parse_large(route, body, request, request_id)
+                parsed = await self._parse_large(route, body, request, caller, request_id)
+            if not caller.rules.may_use(parsed.model):
+                raise ModelNotFound.of(parsed.model)  # noqa: TRY301
             client = ClientConnection(
                 request,
                 route,
                 extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
                 stall_s=self._limits.write_stall_s,
-                decision_headers=self._server.decision_headers,
+                decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
                 stays_open=self.phase is Phase.OPEN,
+                hidden=parsed.hidden_salt,
             )
             self._clients.add(client)
             await self._dispatch.dispatch(parsed, client, started_at)
@@ -176,7 +186,7 @@ class DataPort:
 
     def _request_id(self, request: web.BaseRequest) -> str:
         given = request.headers.get("X-Request-Id")
-        if given and _REQUEST_ID.fullmatch(given):
+        if given and _REQUEST_ID.fullmatch(given) and redact(given) == given:
             return given
         return f"{self._id_prefix}-{next(self._ids):x}"
 
@@ -184,7 +194,7 @@ class DataPort:
         """What the head tells of the body."""
         encoding = request.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
-            raise UnsupportedEncoding(f"Content-Encoding {encoding[:32]!r} is not supported: send the body as it is")
+            raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
         if (request.content_length or 0) > self._limits.max_body_bytes:
             raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
@@ -203,18 +213,18 @@ class DataPort:
             raise BodyTimeout(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
         return b"".join(pieces)
 
-    async def _parse_large(self, route: Route, body: bytes, request: web.BaseRequest, request_id: str) -> Request:
+    async def _parse_large(
+        self, route: Route, body: bytes, request: web.BaseRequest, caller: Caller, request_id: str
+    ) -> Request:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._parsers, self._parse, route, body, request.headers, NO_TENANT, request_id
-        )
+        return await loop.run_in_executor(self._parsers, self._parse, route, body, request.headers, caller, request_id)
 
     # What is answered here
 
     async def _answer_plain(self, request: web.BaseRequest) -> web.StreamResponse:
         answer = self._plain.get(request.path)
         if answer is None:
-            raise RouteNotFound(f"there is no {request.path[:200]!r}")
+            raise RouteNotFound("there is no such path")  # unquoted: people put keys into URLs
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.path} takes GET")
         response = await answer(request)
@@ -232,8 +242,9 @@ class DataPort:
         ready = self._catalog.is_ready()
         return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")
 
-    async def _models(self, _request: web.BaseRequest) -> web.StreamResponse:
-        cards = list(self._catalog.served_models().values())
+    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+        rules = self._gate.admit(request, None).rules
+        cards = [card for name, card in self._catalog.served_models().items() if rules.may_use(name)]
         return web.Response(
             body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"
         )

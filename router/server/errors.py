@@ -8,7 +8,8 @@ from aiohttp import web
 from router.core.errors import RouterError
 from router.core.request import Route
 
-_ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
+ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
+"""Their clients read errors of another shape, and send ``x-api-key``."""
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -22,7 +23,7 @@ _ANTHROPIC_TYPES = {
 
 
 def error_body(error: RouterError, route: Route | None) -> bytes:
-    if route in _ANTHROPIC_ROUTES:
+    if route in ANTHROPIC_ROUTES:
         kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
     return msgspec.json.encode(
@@ -32,6 +33,8 @@ def error_body(error: RouterError, route: Route | None) -> bytes:
 
 def error_response(error: RouterError, route: Route | None, request_id: str) -> web.Response:
     headers = {"X-Request-Id": request_id}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     return web.Response(

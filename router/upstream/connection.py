@@ -183,10 +183,7 @@ class WorkerConnection(asyncio.Protocol):
         return Reply(self._head.status, self._head.headers, body, is_stream)
 
     def flow(self, sink: Sink, head: bytes, observe_gap: Callable[[float], None]) -> None:
-        """Begin to splice: ``head`` and the events that are here leave in one write. Raises AttemptFailed where the stream
-        has broken since its first event came, and nothing of it was sent."""
-        if self.error is not None:
-            raise self.error
+        """Begin to splice: ``head`` and the events that are here leave in one write."""
         self._sink = sink
         self._observe_gap = observe_gap
         self.state = State.FLOW
@@ -386,10 +383,11 @@ class WorkerConnection(asyncio.Protocol):
             elif seen:
                 self._pieces.append(seen)
                 self._wake()
-            elif watch.error:
+            elif watch.error and not self._pieces:
                 self._answer_error(watch.error)
             elif watch.failed:
-                self._fail(WorkerDied("the stream was closed before it began"))
+                error = WorkerErred if watch.error else WorkerDied
+                self._fail(error("the stream was closed before it began"))
 
     def _answer_error(self, event: bytes) -> None:
         """A stream that begins with an error is an answer of that error: whose fault it is, its status says."""

@@ -85,9 +85,13 @@ class Exchange:
         self._reply = await connection.reply()
         return self._reply
 
+    def require_unbroken(self) -> None:
+        """For whoever awaited something between ``ask`` and ``relay``. Raises AttemptFailed."""
+        if self._connection is not None and self._connection.error is not None:
+            raise self._connection.error
+
     async def relay(self, client: StreamClient, record: Record) -> StreamEnd:
-        """Splice until the stream or the client ends. Only a client that does not read makes this task run in between.
-        Raises AttemptFailed where the stream broke before."""
+        """Splice until the stream or the client ends. Only a client that does not read makes this task run in between."""
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")
@@ -98,7 +102,8 @@ class Exchange:
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
-            record.chunks, record.bytes_out = connection.chunks, connection.sent_bytes
+            record.chunks += connection.chunks
+            record.bytes_out += connection.sent_bytes
         return _BREAKS[type(connection.error)] if turn is Turn.FAILED and connection.error else _ENDS[turn]
 
     def __enter__(self) -> Exchange:

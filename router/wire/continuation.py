@@ -49,7 +49,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
-    "logprobs": (False,),
+    "logprobs": (False,),  # completions' 0 is no false: it asks for the drawn token's
     "top_logprobs": (0,),
     "bad_words": ([],),
     "use_beam_search": (False,),
@@ -94,27 +94,38 @@ class Seam(msgspec.Struct, frozen=True):
     """Text of the kept ids that the old worker had not sent, since a stop string might have begun in it."""
 
 
+def has_one_answer(members: Mapping[str, Any]) -> bool:
+    """False where choices interleave, so that the first reason for finishing ends one of them only."""
+    prompt = members.get("prompt")
+    is_batch = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+    return members.get("n") in (None, 1) and not is_batch
+
+
 def may_resume(members: Mapping[str, Any]) -> bool:
     """A quick look at a request, that is asked of each: False where most that cannot be gone on with are told by."""
-    return members.get("n") in (None, 1) and not members.get("tools") and not members.get("echo")
+    return has_one_answer(members) and not members.get("tools") and not members.get("echo")
 
 
 def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool) -> Asked:
-    """``body``: as it went to the first worker. Raises Unsafe("parameters"), Unsafe("tools")."""
+    """``body``: as it went to the first worker. Raises Unsafe("parameters"), Unsafe("tools"), Unsafe("media")."""
     members: dict[str, Any] = msgspec.json.decode(body)
     given = {name: value for name, value in members.items() if value is not None}
     for name, value in given.items():
         if name in _NEUTRAL:
-            if value not in _NEUTRAL[name]:
+            if not any(_is_same(value, neutral) for neutral in _NEUTRAL[name]):
                 raise Unsafe("parameters")
         elif name not in _CARRIED and name not in _ANSWERED:
             raise Unsafe("parameters")
+    if not has_one_answer(given):
+        raise Unsafe("parameters")
+    if not all(map(_is_text, given.get("messages", ()))):
+        raise Unsafe("media")  # the ids hold places for images, without the images
     if given.get("tools") and given.get("tool_choice") != "none":
         raise Unsafe("tools")
     if "seed" in given and given.get("temperature") != 0:
         raise Unsafe("parameters")  # a generator of chance cannot be set forward
     stop = given.get("stop") or []
-    stops = (stop,) if isinstance(stop, str) else tuple(filter(None, stop))
+    stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
     if stops and given.get("min_tokens"):
         raise Unsafe("parameters")  # which of the held text was searched for them depends on the worker
     limit = given.get("max_tokens") if route is Route.COMPLETIONS else given.get("max_completion_tokens")
@@ -129,6 +140,17 @@ def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool)
         min_tokens=int(given.get("min_tokens", 0)),
         wants_usage=wants_usage,
         wants_ids=bool(given.get("return_token_ids")) and not hides_ids,
+    )
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _is_text(message: Any) -> bool:
+    content = message.get("content")
+    return not isinstance(content, list) or all(
+        isinstance(part, dict) and part.get("type") in ("text", "refusal") for part in content
     )
 
 
@@ -175,10 +197,8 @@ class SeamFinder:
     def seam(self) -> Seam:
         """Raises Unsafe("seam") where the ids' text is not the client's."""
         had = self._delivered.text
-        if self._at == self._first and not self._has_stops:
-            return Seam(
-                self._at, skipped=had[self._delivered.whole_chars :]
-            )  # that chunk's text ended with its last id
+        if self._at == self._first and not self._has_stops:  # that chunk's text ended with its last id
+            return Seam(self._at, skipped=had[self._delivered.whole_chars :])
         if had.startswith(self._text):
             return Seam(self._at, skipped=had[len(self._text) :])
         if self._text.startswith(had):
@@ -213,7 +233,7 @@ def exact_body(asked: Asked, delivered: Delivered, seam: Seam, max_model_len: in
 def text_body(asked: Asked, delivered: Delivered) -> bytes:
     """For the route that was asked first. Raises Unsafe: what counts tokens has nothing to count here."""
     members, text = asked.members, delivered.text
-    if members.get("frequency_penalty") or asked.min_tokens:
+    if members.get("frequency_penalty") or asked.min_tokens or members.get("truncate_prompt_tokens"):
         raise Unsafe("parameters")
     body = {name: value for name, value in members.items() if name not in ("stop", "max_completion_tokens", "seed")}
     body |= {"stream": True, "stream_options": {"include_usage": True}}

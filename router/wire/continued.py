@@ -12,7 +12,7 @@ import msgspec
 
 from router.core.request import Route
 from router.wire.continuation import Asked, Seam
-from router.wire.sse import Usage, read_usage
+from router.wire.sse import DIALECTS, Usage, read_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
 
 DONE = b"data: [DONE]\n\n"
@@ -22,17 +22,18 @@ _encode = msgspec.json.encode
 class StopSearch:
     """Text in, text out, up to the first stop string; what may be the beginning of one is held back."""
 
-    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool, held: str, had: str = "") -> None:
-        """``had``: what the client has already. ``held``: what follows it, and was not sent."""
+    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool, sent: str, held: str) -> None:
+        """``sent``: what the client has; ``held``: what follows it, unsent."""
         self._stops = stops
         self._keeps_stop = keeps_stop
-        self._most = max(map(len, stops), default=1) - 1
-        """The longest beginning of a stop string that is none yet."""
-        self._hold = self._most if not keeps_stop else 0
+        self._reach = max(map(len, stops), default=1) - 1
         self._buffer = held
-        self._tail = self._end_of(had) if keeps_stop else ""
-        """With ``keeps_stop`` text leaves at once; a stop may have begun in it."""
+        self._tail = self._end_of(sent) if keeps_stop else ""
+        """With ``keeps_stop`` text leaves at once, and so a stop may begin in what the client has."""
         self.found: str | None = None
+
+    def _end_of(self, sent: str) -> str:
+        return sent[-self._reach :] if self._reach else ""
 
     def feed(self, text: str) -> str:
         """What may be sent now."""
@@ -40,20 +41,18 @@ class StopSearch:
             return ""
         self._buffer += text
         window = self._tail + self._buffer
-        hits = [(window.find(stop), stop) for stop in self._stops if stop in window]
+        sent = len(self._tail)
+        hits = [(at, stop) for stop in self._stops if (at := window.find(stop, max(sent + 1 - len(stop), 0))) >= 0]
         if hits:
-            at, self.found = min(hits)
-            end = at + len(self.found) if self._keeps_stop else at
-            return window[len(self._tail) : end]
-        keep = len(self._buffer) - self._hold
-        out = self._buffer[: max(keep, 0)]
-        self._buffer = self._buffer[len(out) :]
+            at, self.found = min(hits, key=lambda hit: hit[0])
+            return window[sent : at + len(self.found) if self._keeps_stop else at]
         if self._keeps_stop:
-            self._tail = self._end_of(self._tail + out)
+            out, self._buffer = self._buffer, ""
+            self._tail = self._end_of(window)
+        else:
+            may_leave = max(len(window) - self._reach, 0)
+            out, self._buffer = window[:may_leave], window[may_leave:]
         return out
-
-    def _end_of(self, text: str) -> str:
-        return text[-self._most :] if self._most else ""
 
     def flush(self) -> str:
         """The answer ends without a stop string: all that was held back."""
@@ -74,19 +73,24 @@ class ContinuedWatch:
         self._known_ids: list[int] = []
         """Ids that a client which asked for them has, although the new answer begins before them."""
         if seam is not None:
-            self._known_ids = delivered.ids[seam.kept_ids :].tolist() if asked.wants_ids else []
+            if asked.wants_ids:
+                self._known_ids = delivered.ids[seam.kept_ids :].tolist()
             delivered.cut(seam.kept_ids, len(seam.skipped))
         held = seam.held if seam else ""
-        self._search = StopSearch(asked.stops, keeps_stop=asked.keeps_stop, held=held, had=delivered.text)
+        self._search = StopSearch(asked.stops, keeps_stop=asked.keeps_stop, sent=delivered.text, held=held)
         self._before = len(delivered.ids) if seam is not None else delivered.chunks
         self._finish: tuple[str, int | str | None] | None = None
         self._began = False
+        self._unsent_ids: list[int] = []
+        """Nothing is sent before the first text, which tells whether this is the answer's rest at all."""
         self.first_ids: list[int] = []
         """Of the new answer, the ids up to its first text."""
         self.first_text = ""
         self.finished = False
         self.closed = False
         self.failed = False
+        self.unsafe = ""
+        """Why nobody may go on with this, where that is not the worker's fault."""
         self.error = b""
         self.usage: Usage | None = None
 
@@ -99,26 +103,32 @@ class ContinuedWatch:
 
     def take(self, events: bytes) -> bytes:
         """Whole events in; out come those of the answer's rest."""
-        if self.failed or self.closed:
-            return b""
-        try:
-            out = b"".join([self._take_one(event) for event in _split(events)])
-        except msgspec.DecodeError:
-            self.failed = True
-            return b""
-        return b"" if self.failed else out
+        out = []
+        for event in _split(events):
+            if self.failed or self.closed:
+                break
+            out.append(self._take_one(event))
+        return b"".join(out)
+
+    def rest(self) -> bytes:
+        """What still belongs to a stream that was broken after its reason for finishing."""
+        return self._close() if self.finished and not self.closed else b""
 
     def _take_one(self, event: bytes) -> bytes:
-        if self.failed or self.closed:
-            return b""
-        if b'"error"' in event and event.startswith((b'data: {"error":', b"event: error")):
+        dialect = DIALECTS[self._asked.route]
+        if dialect.failed.search(event):
             self.failed, self.error = True, event
             return b""
-        if b"[DONE]" in event and event.strip().endswith(b"[DONE]"):
+        if dialect.closing.search(event):
             self.failed = not self.finished
-            return self._close() if self.finished else b""
+            return self.rest()
+        try:
+            chunks = read_chunks(event)
+        except msgspec.DecodeError:
+            return self._give_up("parsed")
         out = b""
-        for chunk in read_chunks(event):
+        for chunk in chunks:
+            self.delivered.fingerprint = chunk.system_fingerprint or self.delivered.fingerprint
             if chunk.choices:
                 out += self._take_chunk(chunk)
             elif (usage := read_usage(event)) is not None:
@@ -127,11 +137,11 @@ class ContinuedWatch:
 
     def _take_chunk(self, chunk: Chunk) -> bytes:
         choice = chunk.choices[0]
-        self.delivered.fingerprint = chunk.system_fingerprint or self.delivered.fingerprint
-        if self._is_exact and choice.content and not choice.token_ids:
-            self.failed = True  # nobody could say how far this goes
-            return b""
+        if not choice.is_plain or (self._is_exact and choice.content and not choice.token_ids):
+            return self._give_up("parsed")  # without ids nobody could say how far this goes
         text = self._past_the_seam(choice)
+        if text is None or (choice.finish_reason and self._skipped):
+            return self._give_up("seam")
         shown = self._search.feed(text)
         if self._search.found is not None:
             self._finish = ("stop", self._search.found)
@@ -139,17 +149,26 @@ class ContinuedWatch:
             shown += self._search.flush()
             self._finish = (choice.finish_reason, choice.stop_reason)
         self.delivered.add_tokens(shown, choice.token_ids)
-        ids = self._new_ids(choice.token_ids or [])
-        out = self._chunk(self._choice(shown, None, ids)) if shown or ids else b""
-        if self._finish is None:
-            return out
-        self.finished = True
+        if self._asked.wants_ids and not self._take_ids(choice.token_ids or []):
+            return self._give_up("seam")
+        out = self._delta(shown) if shown or (self._began and self._unsent_ids) else b""
+        self.finished = self._finish is not None
         if self._search.found is None:
             return out
         return out + self._close()  # the worker would go on: closing its connection stops it
 
-    def _past_the_seam(self, choice: Choice) -> str:
-        """The new text without what the client has of it."""
+    def _take_ids(self, ids: list[int]) -> bool:
+        """To be sent, but for those that the client has. False where those, drawn anew, came out otherwise."""
+        known, self._known_ids = self._known_ids[: len(ids)], self._known_ids[len(ids) :]
+        self._unsent_ids += ids[len(known) :]
+        return ids[: len(known)] == known
+
+    def _give_up(self, reason: str) -> bytes:
+        self.failed, self.unsafe = True, reason
+        return b""
+
+    def _past_the_seam(self, choice: Choice) -> str | None:
+        """The new text without what the client has of it; None where it is another."""
         text = choice.content
         if not self._began:
             self.first_ids += choice.token_ids or ()
@@ -159,26 +178,19 @@ class ContinuedWatch:
             return text
         known = min(len(self._skipped), len(text))
         if text[:known] != self._skipped[:known]:
-            self.failed = True
-            return ""
+            return None
         self._skipped = self._skipped[known:]
         return text[known:]
 
-    def _new_ids(self, ids: list[int]) -> list[int]:
-        """Those that the client asked for, and has not."""
-        if not self._asked.wants_ids:
-            return []
-        known, self._known_ids = self._known_ids[: len(ids)], self._known_ids[len(ids) :]
-        if ids[: len(known)] != known:
-            self.failed = True  # drawn anew, they came out otherwise
-        return ids[len(known) :]
-
     # What the client sees
+
+    def _delta(self, text: str) -> bytes:
+        return self._chunk(self._choice(text, None))
 
     def _close(self) -> bytes:
         self.closed = True
         reason, stop_reason = self._finish or ("stop", None)
-        choice = self._choice("", reason, [])
+        choice = self._choice("", reason)
         choice["stop_reason"] = stop_reason
         out = self._chunk(choice, is_last=True)
         self.usage = self._count()
@@ -195,15 +207,15 @@ class ContinuedWatch:
             return None
         return Usage(theirs.prompt_tokens - self._before, None, theirs.output_tokens + self._before)
 
-    def _choice(self, text: str, finish_reason: str | None, ids: list[int]) -> dict[str, Any]:
+    def _choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0}
         if self._asked.route is Route.CHAT:
             choice["delta"] = {"content": text}
         else:
             choice["text"] = text
         choice |= {"logprobs": None, "finish_reason": finish_reason}
-        if ids:
-            choice["token_ids"] = ids
+        if self._unsent_ids:
+            choice["token_ids"], self._unsent_ids = self._unsent_ids, []
         return choice
 
     def _chunk(self, choice: dict[str, Any], *, is_last: bool = False) -> bytes:

@@ -14,7 +14,8 @@ from msgspec import Meta, Struct
 
 from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
-from router.core.request import Request, Route, Tenant
+from router.core.request import Request, Route
+from router.core.tenant import Caller
 from router.wire.continuation import may_resume
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
@@ -22,7 +23,6 @@ from router.wire.strict_json import decode_object, set_members
 
 JsonObject = dict[str, Any]
 
-_USAGE = b'{"include_usage":true}'
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -64,7 +64,7 @@ class Prompt(Struct, frozen=True):
 
 
 def parse_request(
-    route: Route, body: bytes, headers: Mapping[str, str], tenant: Tenant, request_id: str, *, resumes: bool = True
+    route: Route, body: bytes, headers: Mapping[str, str], caller: Caller, request_id: str, *, resumes: bool = True
 ) -> Request:
     """``resumes``: streams shall be kept so that another worker can go on with them. Linear in the body.
     Raises InvalidJson, InvalidRequest."""
@@ -78,38 +78,44 @@ def parse_request(
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
     stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
-    hides_usage = hides_ids = is_resumable = False
-    if stream and isinstance(typed, ChatBody | CompletionBody):
-        added = {}
-        hides_usage = not (typed.stream_options and typed.stream_options.include_usage)
-        if hides_usage:
-            options = {**(members.get("stream_options") or {}), "include_usage": True}
-            added["stream_options"] = _USAGE if len(options) == 1 else msgspec.json.encode(options)
-        is_resumable = resumes and may_resume(members)
-        hides_ids = is_resumable and not members.get("return_token_ids")
-        if hides_ids:
-            added["return_token_ids"] = b"true"
-        if added:
-            body = set_members(body, members, added)
-    segments, salt = prompt.segments, typed.cache_salt or ""
+    salt = caller.salt_for(typed.cache_salt or "")
+    usage = _usage_request(typed, members) if stream else None
+    is_resumable = resumes and stream and route is not Route.MESSAGES and may_resume(members)
+    hides_ids = is_resumable and not members.get("return_token_ids")
+    ours = {"stream_options": usage} if usage else {}
+    if hides_ids:
+        ours["return_token_ids"] = b"true"
+    if caller.salt_key:
+        ours["cache_salt"] = b'"%b"' % salt.encode()
+    if ours:
+        body = set_members(body, members, ours)
+    segments, tenant = prompt.segments, caller.rules.tenant
     return Request(
         route=route,
         model=typed.model,
         stream=stream,
         body=body,
-        fingerprint=fingerprint(segments, model=typed.model, cache_salt=salt, tenant=tenant)
+        fingerprint=fingerprint(segments, model=typed.model, cache_salt=salt, tenant=caller.scope)
         if segments
         else Fingerprint((), len(body)),
-        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=tenant),
+        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=caller.scope),
         earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
         session=session_key(headers, members, tenant),
         tenant=tenant,
-        hides_usage=hides_usage,
+        hides_usage=usage is not None,
         hides_ids=hides_ids,
         is_resumable=is_resumable,
         request_id=request_id,
         traceparent=_traceparent(headers),
+        hidden_salt=salt if caller.salt_key else "",
     )
+
+
+def _usage_request(body: Body, members: JsonObject) -> bytes | None:
+    """``stream_options`` that ask for the usage chunk; None where the client has asked, or the dialect has no such wish."""
+    if not isinstance(body, ChatBody | CompletionBody) or (body.stream_options and body.stream_options.include_usage):
+        return None
+    return msgspec.json.encode({**(members.get("stream_options") or {}), "include_usage": True})
 
 
 def _traceparent(headers: Mapping[str, str]) -> str:

@@ -59,6 +59,7 @@ DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _AN
 _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _IDS, _PROMPT_IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_token_ids":[', b',"prompt_text":null'
+_ANY_IDS = b'token_ids":['
 _COUNTS = re.compile(
     rb'"(prompt|completion|cached|input|output|cache_read_input|cache_creation_input)_tokens": ?(\d{1,9})'
 )
@@ -214,10 +215,11 @@ class EventWatch:
         """One frame of the chunked coding whose payload, from ``at`` on, is plain whole events: as the client gets it."""
         if self.transcript is not None:
             self.transcript.keep(data)
-        if not self.hides_ids or (begin := data.find(_IDS, at)) < 0:
+        if not self.hides_ids or (begin := data.find(_ANY_IDS, at)) < 0:
             return data
+        begin -= 2
         end = data.index(b"]", begin) + 1
-        if data.find(_IDS, end) >= 0:
+        if data[begin : begin + 2] != b',"' or data.find(_ANY_IDS, end) >= 0:
             return frame(cut_ids(data[at:-2]))
         payload = data[at:begin] + data[end:-2]
         return b"%x\r\n%b\r\n" % (len(payload), payload)

@@ -44,6 +44,13 @@ class Choice(msgspec.Struct):
     def content(self) -> str:
         return self.delta.content or self.text or ""
 
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but text, of the only choice."""
+        delta = self.delta
+        odd = (delta.tool_calls, delta.function_call, delta.reasoning, delta.reasoning_content, delta.refusal)
+        return not (any(odd) or self.logprobs or self.index)
+
 
 class Chunk(msgspec.Struct):
     """One event of a stream."""
@@ -57,6 +64,7 @@ class Chunk(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Chunk)
+_PROMPT_IDS = b',"prompt_token_ids":['
 
 
 def read_chunks(events: bytes) -> list[Chunk]:
@@ -131,10 +139,7 @@ class Delivered:
             prompt_ids = chunk.prompt_token_ids or choice.prompt_token_ids
             if prompt_ids is not None:
                 self.prompt_ids = prompt_ids
-            delta = choice.delta
-            odd = (delta.tool_calls, delta.function_call, delta.reasoning, delta.reasoning_content, delta.refusal)
-            if any(odd) or choice.logprobs or choice.index:
-                self.is_plain = False
+            self.is_plain &= choice.is_plain
             self.add_tokens(choice.content, choice.token_ids)
 
     def cut(self, kept_ids: int, skipped_chars: int) -> None:
@@ -159,12 +164,13 @@ class Transcript:
     """One answer's. Bounded: beyond ``max_bytes``, or when all of them together keep too much, it keeps nothing more and
     ``is_lost`` says so."""
 
-    __slots__ = ("_counted", "_delivered", "_head", "_kept", "_max_bytes", "_raw", "_raw_bytes", "is_lost")
+    __slots__ = ("_counted", "_delivered", "_kept", "_max_bytes", "_prompt_ids", "_raw", "_raw_bytes", "is_lost")
 
     def __init__(self, max_bytes: int, kept: Kept) -> None:
         self._max_bytes = max_bytes
         self._kept = kept
-        self._head = b""
+        self._prompt_ids = b""
+        """As they were written: there may be a million, and they are seldom read."""
         self._raw: list[bytes] = []
         self._raw_bytes = 0
         self._delivered = Delivered()
@@ -182,11 +188,10 @@ class Transcript:
 
     def delivered(self) -> Delivered:
         """Raises msgspec.DecodeError for events that are no JSON."""
-        head, self._head = self._head, b""
-        raw = [head, *self._raw]
-        self._raw.clear()
-        for chunk in read_chunks(b"".join(raw)):
-            self._delivered.add(chunk)
+        self._read()
+        if self._prompt_ids:
+            self._delivered.prompt_ids = msgspec.json.decode(self._prompt_ids, type=list[int])
+            self._prompt_ids = b""
         return self._delivered
 
     def clear(self) -> None:
@@ -194,22 +199,28 @@ class Transcript:
         self._kept.bytes -= self._counted
         self._counted = self._raw_bytes = 0
         self._raw.clear()
-        self._head = b""
+        self._prompt_ids = b""
         self._delivered = Delivered()
         self.is_lost = False
 
-    def _fold(self) -> None:
-        """The prompt's ids, in the first event, stay as they are: there may be a million, and they are seldom read."""
-        if not self._head:
-            self._head = self._raw.pop(0)
-        try:
-            for chunk in read_chunks(b"".join(self._raw)):
-                self._delivered.add(chunk)
-        except msgspec.DecodeError:
-            self.is_lost = True
+    def _read(self) -> None:
+        raw = b"".join(self._raw)
         self._raw.clear()
         self._raw_bytes = 0
-        size = len(self._head) + self._delivered.bytes
+        for chunk in read_chunks(raw):
+            self._delivered.add(chunk)
+
+    def _fold(self) -> None:
+        first = self._raw[0]
+        if not self._prompt_ids and (at := first.find(_PROMPT_IDS)) >= 0:
+            end = first.index(b"]", at) + 1
+            self._prompt_ids, self._raw[0] = first[at + len(_PROMPT_IDS) - 1 : end], first[:at] + first[end:]
+        try:
+            self._read()
+        except msgspec.DecodeError:
+            size = self._max_bytes + 1
+        else:
+            size = len(self._prompt_ids) + self._delivered.bytes
         if size > self._max_bytes or self._kept.bytes + size - self._counted > self._kept.max_bytes:
             self.clear()
             self.is_lost = True

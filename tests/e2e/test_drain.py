@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -18,8 +19,9 @@ import pytest
 
 from router.app import Running
 from router.wire.framing import LAST_CHUNK, frame
-from tests.e2e.routed import Answer, Broken, RawClient, connected
+from tests.e2e.routed import Answer, Broken, RawClient, connected, post
 from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, answering
+from tests.server.keys import ACME, SALT_SECRET, TWO_TENANTS, bearer, rewrite
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, scripted
 
 PATH = "/v1/chat/completions"
@@ -36,11 +38,23 @@ class Served:
 
 
 @asynccontextmanager
-async def served(worker: str, *flags: str, leave_s: float = 0.0, drain_s: float = 20.0) -> AsyncIterator[Served]:
-    ports = ["--port", "0", "--admin-port", "0", "--insecure-no-auth"]
+async def served(
+    worker: str,
+    *flags: str,
+    leave_s: float = 0.0,
+    drain_s: float = 20.0,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[Served]:
+    """``settings``: of the environment, without the prefix; with any, they say who is let in."""
+    ports = ["--port", "0", "--admin-port", "0", *([] if settings else ["--insecure-no-auth"])]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "router", "serve", *ports, "--worker", worker, *flags),
-        env={"WARMROUTE_SERVER__LEAVE_S": str(leave_s), "WARMROUTE_SERVER__DRAIN_S": str(drain_s), "PATH": ""},
+        env={
+            "WARMROUTE_SERVER__LEAVE_S": str(leave_s),
+            "WARMROUTE_SERVER__DRAIN_S": str(drain_s),
+            "PATH": "",
+            **{f"WARMROUTE_{name}": value for name, value in settings.items()},
+        },
         stderr=asyncio.subprocess.PIPE,
     )
     try:
@@ -57,8 +71,9 @@ async def url_of(process: asyncio.subprocess.Process) -> str:
     """The router says on standard error where it serves."""
     assert process.stderr is not None
     async for line in process.stderr:
-        if match := re.search(rb"serving url='([^']+)'", line):
-            return match[1].decode()
+        told = json.loads(line)
+        if told["message"] == "serving":
+            return str(told["url"])
     raise AssertionError("the router did not start")
 
 
@@ -149,3 +164,16 @@ async def test_an_idle_router_stops_at_once_though_clients_are_connected(number:
         command.process.send_signal(number)
         assert await command.process.wait() == 0
         assert await client.is_closed()
+
+
+async def test_a_hangup_makes_it_look_at_its_keys_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    rewrite(file, TWO_TENANTS.encode())
+    settings = {"AUTH__KEYS_FILE": str(file), "AUTH__SALT_SECRET": SALT_SECRET, "AUTH__RELOAD_S": "3600"}
+    async with scripted(answering()) as worker, served(worker.url, settings=settings) as running:
+        assert (await post(running.router, PATH, CHAT, bearer(ACME))).status == 200
+        rewrite(file, b"")
+        running.process.send_signal(signal.SIGHUP)
+        while (await post(running.router, PATH, CHAT, bearer(ACME))).status != 401:
+            await asyncio.sleep(0.01)
+        running.stop()

@@ -169,9 +169,10 @@ ODD: dict[str, tuple[bytes, ...]] = {
     "no object": (event(b"a"), b"data: 5\n\n"),
     "control characters": (event(b"a"), b"\x00\x01\n\n"),
     "2 MB": (event(b"a"), event(b"x" * (2 << 20))),
+    "20 MB": (event(b"a"), event(b"x" * (20 << 20))),
     "a character in two reads": (event("aé".encode()),),
 }
-TOLERATED = {"CRLF": "ab", "comments": "ab", "a character in two reads": "aé"}
+TOLERATED = {"2 MB": "a" + "x" * (2 << 20), "CRLF": "ab", "comments": "ab", "a character in two reads": "aé"}
 
 
 @pytest.mark.parametrize("what", ODD)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from router.core.attempt import CannotConnect, WorkerDied, WorkerSilent
+from router.core.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.fingerprint import NO_PROMPT
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
@@ -353,3 +353,49 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
         async with pooled(worker, replace(SETTINGS, tls=ssl.create_default_context())) as fixture:
             with pytest.raises(CannotConnect):
                 await fixture.ask()
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (b"", WorkerDied),
+        (frame(b'data: {"error":{"message":"died","code":500}}\n\n'), WorkerErred),
+        (frame(DONE), WorkerDied),
+    ],
+    ids=["closed", "error event", "done unfinished"],
+)
+async def test_a_stream_that_breaks_before_its_relay_says_so_and_sends_nothing(
+    sent: bytes, error: type[AttemptFailed]
+) -> None:
+    async def break_later(_asked: Asked, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD + frame(TEXT))
+        await begun.wait()
+        if not sent:
+            peer.drop()
+        await peer.send(sent)
+
+    begun = asyncio.Event()
+    async with scripted(break_later) as worker, pooled(worker) as fixture:
+        with fixture.exchange() as exchange:
+            reply = await exchange.ask(a_request(), a_watch())
+            assert reply.is_stream
+            exchange.require_unbroken()
+            begun.set()
+            with pytest.raises(error):  # noqa: PT012
+                while True:
+                    exchange.require_unbroken()
+                    await asyncio.sleep(0)
+        assert fixture.idle == 0
+
+
+async def test_a_stream_of_several_workers_counts_the_bytes_of_all() -> None:
+    async def stream(_asked: Asked, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, frame(TEXT + LAST + DONE) + LAST_CHUNK)
+
+    async with scripted(stream) as worker, pooled(worker) as fixture:
+        client, record = Client(), a_record()
+        for _ in range(2):
+            with fixture.exchange() as exchange:
+                await exchange.ask(a_request(), a_watch())
+                await exchange.relay(client, record)
+        assert record.bytes_out == len(client.sent)

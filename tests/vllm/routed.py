@@ -15,12 +15,13 @@ from tests.vllm.lab import VllmWorker, free_port
 
 
 @contextlib.contextmanager
-def routed(workers: Sequence[VllmWorker], log: Path, *options: str) -> Iterator[str]:
-    """The URL of a router that is ready to serve with all of ``workers``."""
+def routed(workers: Sequence[VllmWorker], log: Path, *options: str, config: Path | None = None) -> Iterator[str]:
+    """The URL of a router that is ready to serve with all of ``workers``; everybody, if no ``config`` says whom."""
     port, admin_port = free_port(), free_port()
     urls = [part for worker in workers for part in ("--worker", worker.url)]
     ports = ["--port", str(port), "--admin-port", str(admin_port)]
-    command = [sys.executable, "-m", "router", "serve", *ports, *urls, "--insecure-no-auth", *options]
+    whom = ["--insecure-no-auth"] if config is None else ["--config", str(config)]
+    command = [sys.executable, "-m", "router", "serve", *ports, *urls, *whom, *options]
     # The lab's own variable has the prefix of the router's settings, and is none of them.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WARMROUTE_")}
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from router.core.errors import InvalidJson, InvalidRequest
-from router.core.request import NO_TENANT, Request, Route, Tenant
+from router.core.request import Request, Route, Tenant
+from router.core.tenant import EVERYBODY, Caller, TenantRules, make_caller
 from router.wire.requests import parse_request
 
+ANYBODY = Caller(rules=EVERYBODY)
+SECRET = b"a secret of all replicas"
 LONG = "the fleet keeps what it has seen " * 100
 SYSTEM = {"role": "system", "content": LONG}
 USER = {"role": "user", "content": LONG[::-1]}
@@ -23,7 +26,11 @@ def parse(
     route: Route = Route.CHAT, headers: Mapping[str, str] | None = None, tenant: str = "", **body: Any
 ) -> Request:
     raw = json.dumps({"model": "m", **body}).encode()
-    return parse_request(route, raw, headers or {}, Tenant(tenant), "r-1")
+    return parse_request(route, raw, headers or {}, caller(tenant, salt_secret=b""), "r-1")
+
+
+def caller(tenant: str, group: str = "", salt_secret: bytes = SECRET) -> Caller:
+    return make_caller(TenantRules(tenant=Tenant(tenant), sharing_group=group), salt_secret)
 
 
 def shared(one: Request, other: Request) -> int:
@@ -140,7 +147,7 @@ def test_a_stream_is_asked_for_its_usage_and_nothing_else_is_touched(
     given = json.dumps(
         {"model": "m", **body, "stream": True, **({"stream_options": options} if options is not None else {})}
     )
-    found = parse_request(route, given.encode(), {}, NO_TENANT, "")
+    found = parse_request(route, given.encode(), {}, ANYBODY, "")
     assert found.hides_usage == hides
     assert after in found.body
     before = given.encode().partition(b', "stream_options"')[0].removesuffix(b"}")
@@ -158,7 +165,7 @@ def test_a_stream_is_asked_for_its_usage_and_nothing_else_is_touched(
     ],
 )
 def test_every_other_body_goes_on_as_the_client_wrote_it(route: Route, body: bytes) -> None:
-    found = parse_request(route, body, {}, NO_TENANT, "")
+    found = parse_request(route, body, {}, ANYBODY, "")
     assert found.body == body
     assert not found.hides_usage
 
@@ -186,7 +193,7 @@ def test_what_routing_cannot_do_without_is_refused_by_its_name(
     route: Route, body: dict[str, Any], param: str | None
 ) -> None:
     with pytest.raises(InvalidRequest) as found:
-        parse_request(route, json.dumps(body).encode(), {}, NO_TENANT, "")
+        parse_request(route, json.dumps(body).encode(), {}, ANYBODY, "")
     assert found.value.param == param
     assert "$" not in found.value.message
 
@@ -194,7 +201,7 @@ def test_what_routing_cannot_do_without_is_refused_by_its_name(
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"model":"m","model":"n"}', b'{"model":"\\ud800"}'])
 def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidJson):
-        parse_request(Route.CHAT, body, {}, NO_TENANT, "")
+        parse_request(Route.CHAT, body, {}, ANYBODY, "")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +221,82 @@ def test_a_trace_context_is_passed_on_only_when_it_is_one(given: str, passed: bo
 @pytest.mark.parametrize("route", [Route.EMBEDDINGS, Route.RERANK, Route.SCORE, Route.COUNT_TOKENS])
 def test_a_wish_to_stream_what_does_not_stream_is_left_to_the_worker(route: Route) -> None:
     body = b'{"model":"m","stream":true,"messages":[]}'
-    found = parse_request(route, body, {}, NO_TENANT, "r")
+    found = parse_request(route, body, {}, ANYBODY, "r")
     assert not found.stream
     assert found.body == body
+
+
+BODIES: dict[Route, dict[str, Any]] = {
+    Route.CHAT: {"messages": [SYSTEM, USER]},
+    Route.COMPLETIONS: {"prompt": LONG},
+    Route.MESSAGES: {"messages": [USER], "system": LONG},
+    Route.COUNT_TOKENS: {"messages": [USER]},
+    Route.EMBEDDINGS: {"input": LONG},
+    Route.RERANK: {"query": "x", "documents": [LONG]},
+    Route.SCORE: {"text_1": "x", "text_2": LONG},
+}
+
+
+def salted(who: Caller, route: Route = Route.CHAT, **more: Any) -> Request:
+    body = json.dumps({"model": "m", **BODIES[route], **more}).encode()
+    found = parse_request(route, body, {}, who, "")
+    assert json.loads(found.body) == {**json.loads(body), "cache_salt": found.hidden_salt}
+    return found
+
+
+@pytest.mark.parametrize("route", Route)
+@pytest.mark.parametrize("own", [None, "", "mine", 'a "quoted\\ one"'])
+def test_every_body_gets_its_tenants_salt_in_place_of_the_clients_own(route: Route, own: str | None) -> None:
+    one = salted(caller("a"), route, **({} if own is None else {"cache_salt": own}))
+    assert one.hidden_salt == salted(caller("a"), route, cache_salt=own or None).hidden_salt
+    assert (one.hidden_salt == salted(caller("a"), route).hidden_salt) == (not own)
+    assert len(one.hidden_salt) == 43
+
+
+def test_no_own_salt_leads_to_anothers() -> None:
+    a, b = caller("a"), caller("b")
+    theirs = {salted(b).hidden_salt, salted(b, cache_salt="x").hidden_salt, b.salt_key.hex()}
+    for own in ("b", "tenant:b", "x", *theirs):
+        found = salted(a, cache_salt=own)
+        assert found.hidden_salt not in theirs
+        assert shared(found, salted(b)) == shared(found, salted(b, cache_salt="x")) == 0
+
+
+def test_tenants_of_a_group_share_salt_blocks_and_anchor_and_no_others_do() -> None:
+    one, other = salted(caller("a", "g")), salted(caller("b", "g"))
+    assert one.hidden_salt == other.hidden_salt
+    assert shared(one, other) == len(one.fingerprint.hashes) > 0
+    assert one.anchor == other.anchor
+    assert one.tenant != other.tenant
+    for stranger in (caller("a"), caller("b"), caller("g"), caller("a", "h"), caller("a", "g", b"another secret")):
+        found = salted(stranger)
+        assert found.hidden_salt != one.hidden_salt
+        assert shared(found, one) == 0
+    assert salted(caller("g")).anchor != one.anchor
+
+
+def test_sessions_of_one_name_are_two_where_tenants_share_a_group() -> None:
+    one, other = salted(caller("a", "g"), user="u"), salted(caller("b", "g"), user="u")
+    assert one.session != other.session
+
+
+def test_salting_touches_nothing_else_of_the_body() -> None:
+    body = b' {"model" : "m", "cache_salt" : "own" , "messages":[], "x": 1.50 , "stream":true}\n'
+    found = parse_request(Route.CHAT, body, {}, caller("a"), "")
+    ours = b'"%b"' % found.hidden_salt.encode()
+    assert found.body == body.replace(b'"own"', ours).replace(
+        b"true}", b'true,"stream_options":{"include_usage":true},"return_token_ids":true}'
+    )
+
+
+def test_without_a_secret_nothing_is_salted_and_the_clients_own_passes() -> None:
+    body = b'{"model":"m","messages":[],"cache_salt":"own"}'
+    found = parse_request(Route.CHAT, body, {}, ANYBODY, "")
+    assert found.body == body
+    assert found.hidden_salt == ""
+
+
+def test_with_a_secret_and_no_keys_everybody_is_one_tenant_and_is_salted() -> None:
+    everybody = make_caller(EVERYBODY, SECRET)
+    assert salted(everybody).hidden_salt == salted(everybody).hidden_salt != ""
+    assert salted(everybody).tenant == ""

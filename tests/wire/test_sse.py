@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.request import Route
-from router.wire.framing import frame
-from router.wire.sse import DIALECTS, EventWatch, Usage, read_usage, split_events
+from router.wire.framing import CHUNK_SIZE, frame
+from router.wire.sse import DIALECTS, EventWatch, Usage, cut_ids, read_usage, split_events
+from router.wire.transcript import Kept, Transcript
 from tests.wire.cuts import cut, cuts
 
 CHAT = DIALECTS[Route.CHAT]
@@ -249,3 +250,95 @@ def test_an_event_that_no_client_could_parse_is_a_failure_and_nothing_from_it_on
     assert not watch.is_plain(frame(odd))
     assert watch.take(delta("a") + odd + delta("b")) == delta("a")
     assert (watch.failed, watch.error) == (True, b"")
+
+
+def with_ids(text: str, ids: list[int] | None, prompt_ids: list[int] | None = None) -> dict[str, object]:
+    """As vLLM writes them: behind the choice's text, and the prompt's behind all choices."""
+    choice: dict[str, object] = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    if ids is not None:
+        choice["token_ids"] = ids
+    prompt = {} if prompt_ids is None else {"prompt_token_ids": prompt_ids, "prompt_text": None}
+    return {"id": "c", "choices": [choice], **prompt}
+
+
+ID_TRAPS = ["word", ',"token_ids":[1]', ',"prompt_token_ids":[1,2],"prompt_text":null', "]", "token_ids"]
+CHUNKS = st.lists(
+    st.tuples(
+        st.sampled_from(ID_TRAPS),
+        st.none() | st.lists(st.integers(0, 99), max_size=3),
+        st.none() | st.lists(st.integers(0, 99), max_size=3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def hiding() -> tuple[EventWatch, Transcript]:
+    transcript = Transcript(1 << 20, Kept(1 << 20))
+    return EventWatch(CHAT, hides_usage=False, hides_ids=True, transcript=transcript), transcript
+
+
+@given(CHUNKS, cuts())
+def test_ids_are_cut_out_and_nothing_else_however_the_stream_is_cut(
+    chunks: list[tuple[str, list[int] | None, list[int] | None]], places: list[int]
+) -> None:
+    stream = b"".join(event(with_ids(*chunk)) for chunk in chunks)
+    bare = b"".join(event(with_ids(text, None)) for text, _, _ in chunks)
+    watch, transcript = hiding()
+    held, seen = b"", b""
+    for piece in cut(stream, places):
+        whole, held = split_events(held + piece)
+        seen += watch.take(whole)
+    assert seen == bare
+    delivered = transcript.delivered()
+    assert delivered.ids.tolist() == [token for _, ids, _ in chunks for token in ids or ()]
+    assert delivered.text == "".join(text for text, _, _ in chunks)
+
+
+@given(CHUNKS)
+def test_a_plain_frame_is_passed_as_its_events_would_be(
+    chunks: list[tuple[str, list[int] | None, list[int] | None]],
+) -> None:
+    """Also one that brings the prompt's ids later than in the first event."""
+    payload = b"".join(event(with_ids(*chunk)) for chunk in chunks)
+    bare = b"".join(event(with_ids(text, None)) for text, _, _ in chunks)
+    data = frame(payload)
+    size = CHUNK_SIZE.match(data)
+    assert size is not None
+    watch, transcript = hiding()
+    assert watch.pass_frame(data, size.end()) == frame(bare)
+    assert transcript.delivered().ids.tolist() == [token for _, ids, _ in chunks for token in ids or ()]
+    shown = EventWatch(CHAT, hides_usage=False)
+    assert shown.pass_frame(data, size.end()) is data
+
+
+def test_a_plain_frame_without_ids_is_not_copied() -> None:
+    data = frame(delta("word"))
+    assert hiding()[0].pass_frame(data, data.index(b"d")) is data
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
+def test_a_prompts_hundred_thousand_ids_are_cut_out_and_kept(end: str) -> None:
+    ids = list(range(100_000, 200_000))
+    watch, transcript = hiding()
+    begin = event(with_ids("", None, ids), end=end)
+    assert watch.take(begin + delta("a", end=end)) == event(with_ids("", None), end=end) + delta("a", end=end)
+    assert transcript.delivered().prompt_ids == ids
+
+
+def test_what_waited_for_the_usage_is_the_rest_of_a_stream_that_broke() -> None:
+    seen, watch = follow([delta("a") + delta("", "stop")], hides_usage=True)
+    assert (seen, watch.finished, watch.closed) == (delta("a"), True, False)
+    assert watch.rest() == delta("", "stop")
+    assert watch.rest() == b""
+
+
+def test_an_event_that_was_never_shown_because_the_stream_failed_is_not_kept_as_text() -> None:
+    watch, transcript = hiding()
+    watch.take(delta("a") + event({"error": {"message": "x"}}) + delta("b"))
+    assert transcript.delivered().text == "a"
+
+
+def test_an_event_without_ids_stays_as_it_is() -> None:
+    assert cut_ids(delta("word")) == delta("word")
+    assert cut_ids(b": ping\n\n") == b": ping\n\n"

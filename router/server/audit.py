@@ -1,0 +1,52 @@
+"""The audit log: who was let in or kept out, which keys came and went, who looked at the admin port.
+
+Lines of the logger ``warmroute.audit``. Never a key, a whole digest or a path that a client made up. What outsiders can
+cause is counted and written once a second, so that a flood of it cannot fill a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+FLUSH_S = 1.0
+MAX_REMOTES = 8
+"""Addresses that one line names."""
+
+
+@dataclass(slots=True)
+class _Counted:
+    times: int = 0
+    remotes: list[str] = field(default_factory=list)
+
+
+class Audit:
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._counted: dict[tuple[str, tuple[tuple[str, object], ...]], _Counted] = {}
+
+    def note(self, event: str, **fields: object) -> None:
+        """At once: what only operators can cause."""
+        self._log.info(event, extra=fields)
+
+    def count(self, event: str, remote: str | None, **fields: object) -> None:
+        """With the others of its second. ``fields`` come from closed sets: each combination is a line a second."""
+        counted = self._counted.setdefault((event, tuple(fields.items())), _Counted())
+        counted.times += 1
+        if remote and remote not in counted.remotes and len(counted.remotes) < MAX_REMOTES:
+            counted.remotes.append(remote)
+
+    def flush(self) -> None:
+        counted, self._counted = self._counted, {}
+        for (event, fields), each in counted.items():
+            self._log.info(event, extra={**dict(fields), "times": each.times, "remotes": each.remotes})
+
+    async def run(self) -> None:
+        """Until cancelled; what is counted by then is written."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_S)
+                self.flush()
+        finally:
+            self.flush()

@@ -1,0 +1,76 @@
+"""Who is asking: the key in a request's head → Caller. Whoever cannot be told is refused, never taken for nobody.
+
+Clients hear the same of a key that is absent, malformed, unknown, disabled or expired; the metric and the audit log know
+which it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Protocol
+
+from aiohttp import web
+
+from router.core.errors import InvalidApiKey
+from router.core.keyring import Keyring, Refusal
+from router.core.request import Route
+from router.core.tenant import Caller
+from router.server.audit import Audit
+from router.server.errors import ANTHROPIC_ROUTES
+
+_NONE: tuple[str, ...] = ()
+
+
+class Gate(Protocol):
+    def admit(self, request: web.BaseRequest, route: Route | None) -> Caller:
+        """``route``: the one that was matched; None for a plain page. Raises InvalidApiKey."""
+        ...
+
+
+class OpenGate:
+    """Of a router that was told to serve everybody."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def admit(self, _request: web.BaseRequest, _route: Route | None) -> Caller:
+        return self._caller
+
+
+class KeyGate:
+    """``keyring`` is replaced as a whole when the keys change. ``now``: seconds since the epoch."""
+
+    def __init__(self, keyring: Keyring, audit: Audit, now: Callable[[], float]) -> None:
+        self.keyring = keyring
+        self._audit = audit
+        self._now = now
+        self.refusals = dict.fromkeys(Refusal, 0)
+
+    def admit(self, request: web.BaseRequest, route: Route | None) -> Caller:
+        key = _presented(request, takes_x_api_key=route in ANTHROPIC_ROUTES)
+        found = key if isinstance(key, Refusal) else self.keyring.find(_digest(key), self._now())
+        if isinstance(found, Caller):
+            return found
+        self.refusals[found] += 1
+        self._audit.count("authentication refused", request.remote, reason=found.value)
+        raise InvalidApiKey("a valid API key is required")
+
+
+def _presented(request: web.BaseRequest, *, takes_x_api_key: bool) -> str | Refusal:
+    """The one key that the head has; with two of them nobody knows which one another reader would take."""
+    bearers = request.headers.getall("Authorization", _NONE)
+    others = request.headers.getall("x-api-key", _NONE) if takes_x_api_key else _NONE
+    if len(bearers) + len(others) != 1:
+        return Refusal.MALFORMED if bearers or others else Refusal.ABSENT
+    return (bearer_token(bearers[0]) if bearers else others[0]) or Refusal.MALFORMED
+
+
+def bearer_token(authorization: str) -> str:
+    """Of an Authorization header (RFC 6750, section 2.1) the token; empty if it is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,126 @@
+"""Keeps a gate's keyring as its file says. A file that cannot be had, or is wrong, leaves the old keys as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from router.config import AuthConfig, ConfigError, read_salt_secret
+from router.core.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
+from router.server.audit import Audit
+from router.server.auth import KeyGate
+
+log = logging.getLogger("warmroute.auth")
+
+MAX_FILE_BYTES = 256 << 20
+MAX_NAMED_IDS = 50
+"""Key ids that one line of the audit log names."""
+
+
+def read_keys_file(file: str) -> bytes:
+    """Raises BadKeys."""
+    try:
+        with Path(file).open("rb") as source:
+            content = source.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise BadKeys(f"cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise BadKeys(f"is larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def list_keys(auth: AuthConfig, content: bytes) -> KeyList:
+    """Those of the file, whose content is given, and those of ``auth.keys``. Raises BadKeys."""
+    try:
+        listed = joined(parse_keys(content.decode()), parse_entries(auth.keys))
+    except UnicodeDecodeError:
+        raise BadKeys("is not UTF-8") from None
+    if len(listed.entries) > auth.max_keys:
+        raise BadKeys(f"lists {len(listed.entries)} keys, and auth.max_keys is {auth.max_keys}")
+    return listed
+
+
+def load_keys(auth: AuthConfig) -> tuple[bytes, KeyList]:
+    """The file's content, and all keys. Raises ConfigError."""
+    try:
+        content = read_keys_file(auth.keys_file) if auth.keys_file else b""
+        return content, list_keys(auth, content)
+    except BadKeys as error:
+        raise ConfigError(f"auth.keys_file={auth.keys_file!r}: {error}") from None
+
+
+class KeyWatch:
+    """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch."""
+
+    def __init__(self, auth: AuthConfig, audit: Audit, now: Callable[[], float]) -> None:
+        self._auth = auth
+        self._audit = audit
+        self._salt_secret = read_salt_secret(auth)
+        self._woken = asyncio.Event()
+        self._complaint = ""
+        self.failures = 0
+        self._content, listed = load_keys(auth)
+        keyring = Keyring(listed, self._salt_secret)
+        self.gate = KeyGate(keyring, audit, now)
+        audit.note("keys loaded", file=auth.keys_file, keys=len(keyring))
+
+    @property
+    def loaded_keys(self) -> int:
+        return len(self.gate.keyring)
+
+    @property
+    def refusals(self) -> Mapping[Refusal, int]:
+        return self.gate.refusals
+
+    def wake(self) -> None:
+        """Look at the file now."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Look at the file again and again, until cancelled."""
+        while self._auth.keys_file:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._auth.reload_s):
+                    await self._woken.wait()
+            self._woken.clear()
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Look once; off the loop, for a long list takes seconds."""
+        try:
+            content = await asyncio.to_thread(read_keys_file, self._auth.keys_file)
+            if content != self._content:
+                self.gate.keyring = await self._replaced(content, self.gate.keyring)
+                self._content = content
+        except BadKeys as error:
+            self._complain(str(error))
+        else:
+            self._complaint = ""
+
+    async def _replaced(self, content: bytes, old: Keyring) -> Keyring:
+        new = await asyncio.to_thread(lambda: Keyring(list_keys(self._auth, content), self._salt_secret))
+        self._audit.note(
+            "keys reloaded",
+            file=self._auth.keys_file,
+            keys=len(new),
+            **_named("added", new.live - old.live),
+            **_named("revoked", old.live - new.live),
+        )
+        return new
+
+    def _complain(self, error: str) -> None:
+        """Each failure is counted, and told once."""
+        self.failures += 1
+        if error != self._complaint:
+            self._complaint = error
+            fields = {"file": self._auth.keys_file, "error": error}
+            log.error("keys not reloaded: the old ones hold", extra=fields)
+            self._audit.note("keys not reloaded", **fields)
+
+
+def _named(what: str, keys: frozenset[tuple[str, str]]) -> dict[str, object]:
+    ids = sorted(key_id for key_id, _digest in keys)
+    return {what: len(ids), f"{what}_ids": ids[:MAX_NAMED_IDS]} if ids else {}
