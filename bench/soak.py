@@ -40,6 +40,8 @@ SETTINGS = {
     "WARMROUTE_LIMITS__WRITE_STALL_S": "3",
 }
 SIMULATED = ("--time-scale", "1", "--itl-ms", "20", "--answers", "bytes", "--stream-interval-ms", "0")
+SMALL_CACHE = ("--cache-blocks", "100", "--block-tokens", "64")
+"""So that the index, which is as large as they are, is full soon, and its filling is not taken for a leak."""
 FAULTS = ("error", "drain", "slow", "hang", "cut", "reset", "truncate", "garbage", "dead")
 STRIKES = ("hang", "cut", "reset", "truncate", "garbage", "dead")
 FAULT_EVERY_S = 3.0
@@ -237,7 +239,7 @@ async def settle(router: ServedRouter, session: aiohttp.ClientSession, workers: 
 
 async def run(arguments: argparse.Namespace) -> int:
     chance, samples = random.Random(arguments.seed), list[tuple[float, float]]()
-    workers = [SimulatedWorker(*SIMULATED, "--vocabulary", arguments.vocabulary) for _ in range(4)]
+    workers = [SimulatedWorker(*SIMULATED, *SMALL_CACHE, "--vocabulary", arguments.vocabulary) for _ in range(4)]
     connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(None)
     try:
         async with aiohttp.ClientSession(connector=connector, timeout=patience) as session:
