@@ -192,8 +192,13 @@ class Trouble:
         await self._set(worker, fault=fault, after_events=self._chance.randrange(200))
 
     async def _set(self, worker: SimulatedWorker, **fault: Any) -> None:
-        async with self._session.post(f"{worker.url}/simulator/fault", json=fault) as response:
-            response.raise_for_status()
+        """A worker that an earlier trouble left closing its connections is asked again."""
+        while True:
+            with suppress(aiohttp.ClientError, OSError):
+                async with self._session.post(f"{worker.url}/simulator/fault", json=fault) as response:
+                    response.raise_for_status()
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def sample(process: psutil.Process, samples: list[tuple[float, float]]) -> None:
@@ -272,6 +277,8 @@ def verdict(
 ) -> int:
     growth = slope(samples[len(samples) * 2 // 3 :])
     connections = rest.pop("open_worker_connections")
+    if not isinstance(troubled, asyncio.CancelledError):
+        print(f"no faults any more: {troubled!r}", file=sys.stderr)
     of_streams = {end.split(": ")[1] for end in load.ends if end.startswith("stream")}
     figures = {
         "minutes": arguments.minutes,
