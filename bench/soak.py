@@ -286,6 +286,7 @@ def verdict(
         "ends": dict(sorted(load.ends.items())),
         "faults": trouble.counts,
         "rss_mb_at_first": round(samples[0][1], 1),
+        "rss_mb_each_minute": [round(mb, 1) for _, mb in samples[::60]],
         "rss_mb_max": round(max(mb for _, mb in samples), 1),
         "rss_mb_at_last": round(samples[-1][1], 1),
         "rss_mb_per_minute_in_the_last_third": round(growth, 3),
