@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: run test check format lock test-vllm fuzz bench clean
+.PHONY: run test check format lock test-system test-vllm fuzz bench soak clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
 $(VENV)/run.stamp: requirements.lock pyproject.toml
@@ -25,6 +25,9 @@ run: $(VENV)/run.stamp  ## serve on 127.0.0.1:8080 with four simulated workers
 
 test: check  ## every check and every test
 	$(BIN)/pytest -q tests
+
+test-system: $(VENV)/dev.stamp  ## faults that need many processes, or their time
+	$(BIN)/pytest -q -m system tests
 
 check: $(VENV)/dev.stamp  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
@@ -59,6 +62,9 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.cpu.compare --routers warmroute nginx
 	$(BIN)/python bench/routing.py
+
+soak: $(VENV)/dev.stamp  ## half an hour of mixed traffic with faults at random; MINUTES=N for another time
+	$(BIN)/python -m bench.soak $(or $(MINUTES),30)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import random
 import re
+import signal
 import socket
 import sys
 import time
@@ -61,6 +62,10 @@ class SimulatedWorker:
             with suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
 
     async def healthy(self, session: aiohttp.ClientSession) -> float:
         """Wait until it is; returns the monotonic time."""

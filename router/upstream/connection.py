@@ -328,20 +328,19 @@ class WorkerConnection(asyncio.Protocol):
     # Heads and bodies
 
     def _on_head(self, data: bytes) -> None:
-        data = self._held + data
+        self._held = data = self._held + data
         end = data.find(b"\r\n\r\n") + 4
         if end < 4:
-            self._held = data
             if len(data) > MAX_HEAD_BYTES or not b"HTTP/1.".startswith(data[:7]):
                 self._fail(WorkerDied("the worker does not speak HTTP"))
             return
-        self._held = b""
         try:
             head = parse_head(data[:end])
             self._body = body_reader(head)
         except BadHead:
             self._fail(WorkerDied("the worker sent a bad response head"))
             return
+        self._held = b""
         rest = data[end:]
         if head.is_interim:
             if rest:

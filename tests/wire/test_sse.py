@@ -153,8 +153,8 @@ def test_every_event_that_ends_fails_or_counts_is_looked_at() -> None:
         named("message_stop", {}),
         named("error", {"error": {"message": "x"}}),
     ):
-        assert not EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(mark), mark
-    assert EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(delta("hello"))
+        assert not EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(mark)), mark
+    assert EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(delta("hello")))
 
 
 class TestMessages:
@@ -222,6 +222,34 @@ def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest:
 )
 def test_usage_is_read_as_it_was_counted_and_unknown_is_not_zero(text: bytes, found: Usage | None) -> None:
     assert read_usage(text) == found
+
+
+SOUND = [b": a comment\n\n", b"\n\n", b'data:{"a":1}\n\n', b'data: {"a":\ndata: 1}\n\n', b"id: 5\ndata: {}\r\n\r\n"]
+UNSOUND = [
+    b"data: {half\n\n",
+    b'data: {"a":"\xff"}\n\n',
+    b'data: {"a":"\xc3"}\n\n',
+    b"data: 5\n\n",
+    b"data: \n\n",
+    b"retry: 5\n\n",
+    b"event: ping\n\n",
+    b"\x00\x01\n\n",
+]
+
+
+@pytest.mark.parametrize("odd", SOUND)
+def test_what_clients_can_parse_or_pass_over_is_given(odd: bytes) -> None:
+    seen, watch = follow([delta("a") + odd + delta("b")])
+    assert not watch.failed
+    assert seen == delta("a") + odd + delta("b")
+
+
+@pytest.mark.parametrize("odd", UNSOUND)
+def test_an_event_that_no_client_could_parse_is_a_failure_and_nothing_from_it_on_is_given(odd: bytes) -> None:
+    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False)
+    assert not watch.is_plain(frame(odd))
+    assert watch.take(delta("a") + odd + delta("b")) == delta("a")
+    assert (watch.failed, watch.error) == (True, b"")
 
 
 def with_ids(text: str, ids: list[int] | None, prompt_ids: list[int] | None = None) -> dict[str, object]:
@@ -316,9 +344,11 @@ def test_an_event_without_ids_stays_as_it_is() -> None:
     assert cut_ids(b": ping\n\n") == b": ping\n\n"
 
 
-def test_ids_that_nothing_closes_are_left_to_the_client_to_judge() -> None:
+def test_ids_that_nothing_closes_are_no_reason_to_fall_over() -> None:
     broken = b'data: {"choices":[{"delta":{},"token_ids":[1,2}]\n\n'.replace(b"]", b"")
     watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False, hides_ids=True)
-    assert watch.take(broken) == broken
+    assert cut_ids(broken) == broken
+    assert watch.take(broken) == b""
+    assert watch.failed
     framed = b"%x\r\n%b\r\n" % (len(broken), broken)
     assert watch.pass_frame(framed, framed.index(b"\r\n") + 2) == framed

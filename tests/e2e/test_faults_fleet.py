@@ -1,0 +1,98 @@
+"""Workers that are slow, come and go, or are all ejected: who is asked then, and what do clients see?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from router.app import Running
+from router.core.health import State
+from router.simulator import Fault, SimulatorSettings, start_fleet
+from tests.e2e.faults import CHAT_PATH, all_up, decisions_of, ejections_of, faulted
+from tests.e2e.routed import post, until
+
+SIM = SimulatorSettings(workers=3, base_port=0, block_tokens=32, time_scale=10_000.0)
+
+
+def body_of(number: int, tokens: int = 20) -> dict[str, Any]:
+    """Prompts that have nothing in common."""
+    content = f"{number} " * 100
+    return {"model": "sim", "max_tokens": tokens, "messages": [{"role": "user", "content": content}]}
+
+
+async def ask_at_once(router: Running, numbers: Iterator[int], clients: int) -> Counter[int]:
+    """So many clients, each with one request at a time; streams and whole answers in turn."""
+    found: Counter[int] = Counter()
+
+    async def client() -> None:
+        for number in numbers:
+            body = {**body_of(number), "stream": number % 2 == 0}
+            found[(await post(router, CHAT_PATH, body)).status] += 1
+
+    await asyncio.gather(*[client() for _ in range(clients)])
+    return found
+
+
+async def test_when_all_are_ejected_whoever_answers_is_asked_all_the_same() -> None:
+    settings = {"probes__interval_s": 60.0, "probes__ill_interval_s": 60.0, "probes__ejection_s": 60.0}
+    async with (
+        await start_fleet(SIM) as fleet,
+        faulted(*fleet.urls, probes__max_ejection_s=60.0, **settings) as router,
+    ):
+        await until(lambda: all_up(router, 3))
+        for worker in range(3):
+            await fleet.kill(worker)
+        while router.fleet.is_ready():
+            assert (await post(router, CHAT_PATH, body_of(0))).status == 503
+        await fleet.restart(1)
+        assert await ask_at_once(router, iter(range(30)), 6) == {200: 30}
+
+
+async def test_a_worker_that_is_ten_times_slower_keeps_a_tenth_and_is_never_ejected() -> None:
+    simulated = SimulatorSettings(workers=4, base_port=0, block_tokens=32, time_scale=40.0, itl_ms=20.0)
+    async with await start_fleet(simulated) as fleet, faulted(*fleet.urls) as router:
+        await until(lambda: all_up(router, 4))
+        fleet.set_fault(0, Fault.SLOW)
+        numbers = iter(range(400))
+        assert await ask_at_once(router, numbers, 8) == {200: 400}
+        slow = next(member.name for member in router.fleet.members() if member.address.url == fleet.urls[0])
+        late = [decision["worker"] for decision in (await decisions_of(router))[:200]]
+        assert late.count(slow) / len(late) <= 0.1
+        assert await ejections_of(router) == 0
+
+
+async def test_a_worker_that_comes_and_goes_is_never_seen_and_stays_out_longer_each_time() -> None:
+    settings = {"probes__ejection_s": 0.3, "probes__max_ejection_s": 10.0, "probes__ill_interval_s": 0.01}
+    async with await start_fleet(SIM) as fleet, faulted(*fleet.urls, **settings) as router:
+        member = next(each for each in router.fleet.members() if each.address.url == fleet.urls[0])
+        numbers = iter(range(10_000))
+        for flap in range(3):
+            await until(lambda: all_up(router, 3))
+            assert member.health.doublings == flap
+            await fleet.kill(0)
+            asked = [next(numbers) for _ in range(24)]
+            while member.health.state is State.UP:
+                assert await ask_at_once(router, iter(asked), 8) == {200: 24}
+            await fleet.restart(0)
+            assert await ask_at_once(router, iter(asked[:4]), 4) == {200: 4}
+        assert {decision["status"] for decision in await decisions_of(router)} == {200}
+
+
+NERVOUS: dict[str, Any] = {"probes__failures": 1, "probes__ejection_s": 5.0, "probes__max_ejection_s": 60.0}
+OFF: dict[str, Any] = {"probes__failures": 100, "probes__ejection_s": 0.001, "probes__max_ejection_s": 0.001}
+
+
+@pytest.mark.parametrize("ejection", [NERVOUS, OFF], ids=["at its most nervous", "off"])
+async def test_however_nervous_ejection_is_killed_workers_cost_no_request(ejection: dict[str, Any]) -> None:
+    async with await start_fleet(SIM) as fleet, faulted(*fleet.urls, **ejection) as router:
+        await until(lambda: all_up(router, 3))
+        asking = asyncio.create_task(ask_at_once(router, iter(range(300)), 8))
+        for kill in range(3):
+            await until(lambda: router.fleet.in_flight[kill % 3] or asking.done())  # noqa: B023  # called before the next
+            await fleet.kill(kill % 3)
+            await fleet.restart(kill % 3)
+        assert await asking == {200: 300}
