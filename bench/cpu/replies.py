@@ -120,6 +120,11 @@ COMPLETION = _completion()
 FIRST_EVENT = _event(_choice({"role": "assistant", "content": ""}, None), prompt_token_ids=None, prompt_text=None)
 CONTENT_EVENT = _event(_choice({"content": " token"}, None, token_ids=None))
 _LAST = _choice({"content": " end"}, "stop", stop_reason=None, token_ids=None)
+# What a router gets that asks for token ids; others are spared those bytes.
+FIRST_EVENT_WITH_IDS = _event(
+    _choice({"role": "assistant", "content": ""}, None), prompt_token_ids=list(range(10_000, 10_512)), prompt_text=None
+)
+CONTENT_EVENT_WITH_IDS = _event(_choice({"content": " token"}, None, token_ids=[10512]))
 # The fingerprint stands in whatever event is the last with a body.
 END = _event(_LAST, system_fingerprint=FINGERPRINT) + chunk("[DONE]") + LAST_CHUNK
 END_WITH_USAGE = _event(_LAST) + _event([], usage=USAGE, system_fingerprint=FINGERPRINT) + chunk("[DONE]") + LAST_CHUNK

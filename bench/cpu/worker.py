@@ -21,6 +21,7 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 STREAM = re.compile(rb'"stream": ?true')
 INCLUDE_USAGE = re.compile(rb'"include_usage": ?true')
+RETURN_IDS = re.compile(rb'"return_token_ids": ?true')
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -35,6 +36,7 @@ class WorkerConnection(asyncio.Protocol):
         self._needed = 0
         self._remaining_events = 0
         self._end = b""
+        self._tells_ids = False
         self._due = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -84,12 +86,13 @@ class WorkerConnection(asyncio.Protocol):
         self._remaining_events = int(wanted[1]) if wanted else 16
         asked = INCLUDE_USAGE.search(request, self._body_start)
         self._end = replies.END_WITH_USAGE if asked else replies.END
+        self._tells_ids = RETURN_IDS.search(request, self._body_start) is not None
         self._write(replies.STREAM_HEAD)
         self._due = self._loop.time() + self._gap_s
         self._loop.call_at(self._due, self._first_event)
 
     def _first_event(self) -> None:
-        self._write(replies.FIRST_EVENT)
+        self._write(replies.FIRST_EVENT_WITH_IDS if self._tells_ids else replies.FIRST_EVENT)
         self._schedule(self._next_event)
 
     def _next_event(self) -> None:
@@ -99,7 +102,7 @@ class WorkerConnection(asyncio.Protocol):
             self._write(self._end)
             return
         self._remaining_events -= 1
-        self._write(replies.CONTENT_EVENT)
+        self._write(replies.CONTENT_EVENT_WITH_IDS if self._tells_ids else replies.CONTENT_EVENT)
         self._schedule(self._next_event)
 
     def _schedule(self, step: Callable[[], None]) -> None:
