@@ -30,6 +30,9 @@ SMALL_BODY_BYTES = 16384
 KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 11_000))
 """A host that vanishes sends no FIN: its silence is noticed after eleven seconds. Where the system knows the options."""
 
+GIVE_UP_S = 3.0
+"""Silence after which a worker that answers no probes either is given up."""
+
 TAIL_S = 1.0
 """How long a worker may take for its last chunk, which usually is in the read that closed the stream."""
 
@@ -166,7 +169,8 @@ class WorkerConnection(asyncio.Protocol):
         self._piece_bytes = self.sent_bytes = self.chunks = 0
         self.state = State.HEAD
         limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
-        self.deadline = self._loop.time() + (limit_s if within_s is None else min(limit_s, within_s))
+        self._read_at = now = self._loop.time()
+        self.deadline = now + (limit_s if within_s is None else min(limit_s, within_s))
         if len(body) <= SMALL_BODY_BYTES:
             transport.write(head + body)
         else:
@@ -234,6 +238,12 @@ class WorkerConnection(asyncio.Protocol):
             self.abort()
         elif not self._is_paused:
             self._fail(WorkerSilent("the worker sent nothing in time"))
+
+    def give_up(self) -> None:
+        """The worker answers no probes: whoever has heard nothing of it for a while need not wait for a deadline."""
+        is_waiting = self.state in (State.HEAD, State.WHOLE, State.EVENTS, State.FLOW) and not self._is_paused
+        if is_waiting and self._loop.time() - self._read_at >= GIVE_UP_S:
+            self._fail(WorkerDied("the worker fell silent, and answers no probes"))
 
     # What the event loop calls
 

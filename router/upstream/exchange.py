@@ -35,6 +35,10 @@ class Upstream:
     def exchange(self, worker: WorkerAddress) -> Exchange:
         return Exchange(self._pool, self._pool.port(worker), self._gaps)
 
+    def give_up(self, worker: WorkerAddress) -> None:
+        """It answers no probes: end those of its exchanges that have been silent for a while."""
+        self._pool.give_up(worker)
+
 
 class Exchange:
     """A context: leaving it gives the connection back, or aborts it if it is not clean."""

@@ -79,13 +79,18 @@ class Pool:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._ports: dict[WorkerAddress, WorkerPort] = {}
-        self._open: set[WorkerConnection] = set()
+        self._open: dict[WorkerConnection, WorkerAddress] = {}
 
     def forget(self, address: WorkerAddress) -> None:
         """The worker left: close what is idle. Live requests end in their own time, and their connections with them."""
         port = self._ports.pop(address, None)
         if port is not None:
             port.close()
+
+    def give_up(self, address: WorkerAddress) -> None:
+        """The worker answers no probes: end what has been silent for a while."""
+        for connection in [each for each, there in self._open.items() if there == address]:
+            connection.give_up()
 
     async def connect(self, port: WorkerPort) -> WorkerConnection:
         """Raises CannotConnect."""
@@ -103,7 +108,7 @@ class Pool:
             raise CannotConnect("no connection in time") from None
         except OSError as error:
             raise CannotConnect(f"cannot connect: {error.strerror or type(error).__name__}") from None
-        self._open.add(connection)
+        self._open[connection] = address
         return connection
 
     async def run(self) -> None:
@@ -113,7 +118,7 @@ class Pool:
             now = self._loop.time()
             for port in self._ports.values():
                 port.drop_stale(now)
-            self._open = {connection for connection in self._open if not connection.is_closed}
+            self._open = {each: address for each, address in self._open.items() if not each.is_closed}
             for connection in self._open:
                 if now > connection.deadline:
                     connection.expire()

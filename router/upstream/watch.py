@@ -84,6 +84,8 @@ class WorkerWatch:
             changed = bool(self._member.models) and health.on_probe_answered(now)
         else:
             changed = health.on_probe_failed(now)
+            if health.failed_probes >= health.rules.failures:
+                self._upstream.give_up(self._member.address)
         if changed:
             self._fleet.on_health_changed(self._member)
         elif health.state is State.EJECTED and reply is not None and reply.status == 200:

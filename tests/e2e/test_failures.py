@@ -217,6 +217,30 @@ async def test_a_worker_that_falls_silent_in_its_stream_is_given_up() -> None:
         assert await worker.ended.get() >= 0
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_worker_that_answers_nothing_at_all_is_given_up_long_before_any_deadline(
+    is_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fall_silent(asked: Asked, peer: Peer) -> None:
+        for worker in (one, other):
+            worker.script = stream if is_stream else answering(b'{"good":1}')
+        (one if asked in one.asked else other).is_ill = True
+        if is_stream:
+            await peer.send(STREAM_HEAD + frame(b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n'))
+        await peer.gone()
+
+    monkeypatch.setattr("router.upstream.connection.GIVE_UP_S", 0.05)
+    async with (
+        scripted(fall_silent) as one,
+        scripted(fall_silent) as other,
+        routed(one.url, other.url, probes__timeout_s=0.05) as router,
+    ):
+        found = await post(router, PATH, STREAMED if is_stream else CHAT)
+        assert found.status == 200
+        assert (DONE in found.body) if is_stream else found.body == b'{"good":1}'
+        assert len(one.asked) + len(other.asked) == 2
+
+
 async def test_a_worker_killed_in_its_stream_breaks_the_stream_and_is_out_until_it_is_back() -> None:
     settings = SimulatorSettings(workers=1, base_port=0, time_scale=1.0, itl_ms=5.0)
     async with await start_fleet(settings) as fleet, routed(*fleet.urls) as router, connected(router) as client:
