@@ -263,9 +263,11 @@ class RetriesConfig(Section, frozen=True):
 
     max_attempts: Annotated[int, Meta(ge=1, le=100, description="Workers that one request is sent to at the most.")] = 5
     budget_ratio: Annotated[
-        float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of live requests.")
+        float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of all requests.")
     ] = 0.2
-    min_budget: Annotated[int, Meta(ge=0, le=1000, description="Such retries that are always allowed.")] = 3
+    min_budget: Annotated[
+        int, Meta(ge=0, le=1000, description="Such retries that are allowed besides, in ten seconds.")
+    ] = 3
 
 
 class ResumptionConfig(Section, frozen=True):

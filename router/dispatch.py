@@ -108,7 +108,7 @@ class Dispatcher:
             started_at=started_at,
         )
         transcript = Transcript(self._settings.max_kept_bytes, self.kept) if request.is_resumable else None
-        self.budget.live += 1
+        self.budget.on_request()
         reservation: Reservation | None = None
         try:
             reservation = self._admission.charge(request, rules)
@@ -125,7 +125,6 @@ class Dispatcher:
         finally:
             if transcript is not None:
                 transcript.clear()
-            self.budget.live -= 1
             record.ended_at = self._clock()
             self._admission.settle(reservation, record)
             self._observe(record)
@@ -172,7 +171,7 @@ class Dispatcher:
                 tried.add(member)
                 if refusal is not None:
                     if not refusal.is_free:
-                        if not self.budget.take():
+                        if not self.budget.take(self._clock()):
                             refusal.error.retryable = False  # clients would do what the router must not
                             break
                         retries += 1

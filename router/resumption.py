@@ -142,7 +142,7 @@ class Resumer:
                 member, facts = await self._next(stream)
                 attempts += 1
                 if not is_free:
-                    if not self._budget.take():
+                    if not self._budget.take(self._clock()):
                         raise Overloaded("too many retries are under way", retry_after_s=1)
                     retries += 1
                 try:

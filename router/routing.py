@@ -112,7 +112,7 @@ class Routing:
         are answered without its engine."""
         now = self._clock()
         if reply.status in (429, 503):
-            return Refusal(Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", is_free=False)
+            return Refusal(Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", is_free=True)
         is_redirect = 300 <= reply.status < 400  # a worker that sends its clients elsewhere is none
         refuses_us = reply.status in (401, 403)  # the router's key, not the client's
         if reply.status >= 500 or is_redirect or refuses_us:

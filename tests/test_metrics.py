@@ -195,7 +195,7 @@ def test_the_fleet_is_read_when_prometheus_asks() -> None:
     for member in (well, ill):
         member.health.on_probe_answered(0.0)
     ill.health.on_death(1.0)
-    budget.take()
+    budget.take(0.0)
     with fleet.lease(well.position, 300.0, 1.0, shows_first_token=True):
         found = samples(metrics)
     for member, state in ((well, "up"), (ill, "ejected")):
@@ -209,7 +209,8 @@ def test_the_fleet_is_read_when_prometheus_asks() -> None:
     assert found["warmroute_prefix_index_max_blocks", name] == 390
     assert found["warmroute_worker_ejections_total", labelled(worker=ill.name, cause="died")] == 1
     assert found["warmroute_retries_in_flight", ()] == 1
-    assert found["warmroute_retries_max_in_flight", ()] == 3
+    assert found["warmroute_retry_budget", ()] == 2
+    assert found["warmroute_retry_budget_max", ()] == 100
     assert found["warmroute_live_requests", ()] == 5
 
 

@@ -12,9 +12,9 @@ import pytest
 from router.app import Running
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import CHAT_PATH, ejections_of, faulted
-from tests.e2e.routed import Broken, connected, post, until
+from tests.e2e.routed import Broken, connected, post
 from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, WHOLE, answering, stream
-from tests.upstream.scripted import JSON_HEAD, STREAM_HEAD, Asked, Peer, answer, scripted
+from tests.upstream.scripted import JSON_HEAD, STREAM_HEAD, Asked, Peer, scripted
 
 IN_TURN: dict[str, Any] = {"policy__name": "round_robin", "probes__ejection_s": 30.0, "probes__max_ejection_s": 60.0}
 """Each worker has its share, and one that is ejected stays so."""
@@ -71,24 +71,33 @@ async def test_a_clients_mistake_is_told_to_it_and_costs_no_worker_its_health(st
         assert await ejections_of(router) == 0
 
 
-async def test_a_fleet_that_fails_altogether_is_not_asked_much_more_than_clients_ask() -> None:
-    async def fail_when_told(_asked: Asked, peer: Peer) -> None:
-        await (first if len(one.asked) + len(other.asked) <= 100 else again).wait()
-        await peer.send(answer(status=500))
-
-    first, again = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("at_once", [1, 100])
+async def test_a_fleet_that_fails_altogether_is_not_asked_much_more_than_clients_ask(at_once: int) -> None:
+    failing = answering(status=500)
     async with (
-        scripted(fail_when_told) as one,
-        scripted(fail_when_told) as other,
-        faulted(one.url, other.url, **IN_TURN) as router,
+        scripted(failing) as one,
+        scripted(failing) as two,
+        scripted(failing) as three,
+        faulted(one.url, two.url, three.url, **IN_TURN) as router,
     ):
-        asking = [asyncio.create_task(post(router, CHAT_PATH, CHAT)) for _ in range(100)]
-        await until(lambda: len(one.asked) + len(other.asked) == 100)
-        first.set()
-        await until(lambda: router.data.live == 20)
-        again.set()
-        assert {found.status for found in await asyncio.gather(*asking)} <= {502, 503}
-        assert len(one.asked) + len(other.asked) <= 1.2 * 100 + 3
+        for _ in range(100 // at_once):
+            asking = [post(router, CHAT_PATH, CHAT) for _ in range(at_once)]
+            assert {found.status for found in await asyncio.gather(*asking)} <= {502, 503}
+        assert len(one.asked) + len(two.asked) + len(three.asked) <= 1.2 * 100 + 3 + 3
+
+
+async def test_nobody_of_many_at_once_sees_that_one_of_three_workers_fails() -> None:
+    async with (
+        scripted(answering(b"{}")) as one,
+        scripted(answering(b"{}")) as two,
+        scripted(answering(b"{}")) as three,
+        faulted(one.url, two.url, three.url, **IN_TURN) as router,
+    ):
+        for _ in range(60):
+            assert (await post(router, CHAT_PATH, CHAT)).status == 200
+        one.script = answering(status=500)
+        found = await asyncio.gather(*[post(router, CHAT_PATH, CHAT) for _ in range(32)])
+        assert {each.status for each in found} == {200}
 
 
 NO_REPLY: dict[str, bytes] = {
