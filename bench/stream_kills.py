@@ -1,11 +1,11 @@
 """Streams whose workers are killed under them: does every client get every token, once?
 
-    python -m bench.stream_kills [--streams 10000] [--every 2.0] [--ejection nervous]
+    python -m bench.stream_kills [--streams 10000] [--every 2.0] [--answers bytes] [--ejection nervous]
 
-Four simulated workers, each a process, whose answers are full of characters that tokens split; one is killed with SIGKILL
-every so often and started again half a second later, while streams of 30 tokens, 20 ms apart, run 48 at a time through
-``warmroute serve``. What each should say was asked of a worker that nobody kills. Half of the clients ask for token ids,
-half for usage; each token, id and count is compared.
+Four simulated workers, each a process; one is killed with SIGKILL every so often and started again half a second later,
+while streams of 30 tokens, 20 ms apart, run 48 at a time through ``warmroute serve``. What each should say was asked of a
+worker that nobody kills. Half of the clients ask for token ids, half for usage; each token, id and count is compared.
+Prompts are short, so that a gap is the router's and not the prefill's.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from bench.verdict import ServedRouter, conclude, percentile, served
 CONCURRENCY = 48
 CONVERSATIONS = 200
 TOKENS = 30
-ANSWERS = ("--answers", "bytes", "--stream-interval-ms", "0")
-SIMULATED = ("--time-scale", "1", "--itl-ms", "20", *ANSWERS)
+EACH_TOKEN = ("--stream-interval-ms", "0")
+SIMULATED = ("--time-scale", "1", "--itl-ms", "20", *EACH_TOKEN)
 NERVOUS = {
     "WARMROUTE_PROBES__FAILURES": "1",
     "WARMROUTE_PROBES__EJECTION_S": "5",
@@ -63,7 +63,7 @@ class Heard:
 
 
 def body_of(number: int) -> dict[str, Any]:
-    text = f"Tell me of the {number % CONVERSATIONS}th thing. " * 20
+    text = f"Tell me of the {number % CONVERSATIONS}th thing. "
     return {"model": "sim", "max_tokens": TOKENS, "messages": [{"role": "user", "content": text}], "temperature": 0}
 
 
@@ -147,9 +147,9 @@ class Load:
             self.pauses.append(heard.longest_pause_s)
 
 
-async def expectations(session: aiohttp.ClientSession) -> list[Heard]:
+async def expectations(session: aiohttp.ClientSession, *answers: str) -> list[Heard]:
     """From a worker that nobody kills."""
-    worker = SimulatedWorker("--time-scale", "100", *ANSWERS)
+    worker = SimulatedWorker("--time-scale", "100", *EACH_TOKEN, *answers)
     await worker.start()
     try:
         await worker.healthy(session)
@@ -170,23 +170,35 @@ async def kill_in_turn(workers: list[SimulatedWorker], every_s: float, kills: Co
         await workers[number].start()
 
 
-async def resumptions(router: ServedRouter, session: aiohttp.ClientSession) -> Counter[str]:
+async def exposition(router: ServedRouter, session: aiohttp.ClientSession) -> str:
     async with session.get(f"{router.admin_url}/metrics") as response:
-        text = await response.text()
+        return await response.text()
+
+
+def gap_within(text: str, share: float) -> float:
+    """The bound of the histogram's bucket within which so many of the router's own gaps lie, in seconds."""
+    found = re.findall(
+        r'^warmroute_resumption_gap_seconds_bucket\{le="([\d.]+|\+Inf)"\} ([\d.e+]+)$', text, re.MULTILINE
+    )
+    total = float(found[-1][1]) if found else 0.0
+    return next((float(bound) for bound, count in found if float(count) >= share * total), float("inf"))
+
+
+def resumptions(text: str) -> Counter[str]:
     found = re.findall(r'^warmroute_resumptions_total\{cause="(\w+)",outcome="(\w+)"\} ([\d.e+]+)$', text, re.MULTILINE)
     return Counter({f"{cause}, {outcome}": int(float(value)) for cause, outcome, value in found})
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    vocabulary = ("--vocabulary", arguments.vocabulary)
-    workers = [SimulatedWorker(*SIMULATED, *vocabulary) for _ in range(4)]
+    answers = ("--vocabulary", arguments.vocabulary, "--answers", arguments.answers)
+    workers = [SimulatedWorker(*SIMULATED, *answers) for _ in range(4)]
     kills: Counter[int] = Counter()
     connector = aiohttp.TCPConnector(limit=0)
     try:
         async with aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(60), read_bufsize=1 << 20
         ) as session:
-            expected = await expectations(session)
+            expected = await expectations(session, *answers)
             for worker in workers:
                 await worker.start()
             await asyncio.gather(*[worker.healthy(session) for worker in workers])
@@ -198,32 +210,37 @@ async def run(arguments: argparse.Namespace) -> int:
                 elapsed = time.monotonic() - started
                 killing.cancel()
                 await asyncio.gather(killing, return_exceptions=True)
-                resumed = await resumptions(router, session)
+                told = await exposition(router, session)
     finally:
         for worker in workers:
             await worker.kill()
-    return verdict(arguments, load, sum(kills.values()), resumed, elapsed)
+    return verdict(arguments, load, sum(kills.values()), told, elapsed)
 
 
-def verdict(arguments: argparse.Namespace, load: Load, kills: int, resumed: Counter[str], elapsed_s: float) -> int:
+def verdict(arguments: argparse.Namespace, load: Load, kills: int, told: str, elapsed_s: float) -> int:
     """A stream that was resumed is one with a long pause, so the longest pauses, as many as resumptions, are theirs; others'
     long pauses among them only make it look worse."""
+    resumed = resumptions(told)
     pauses = sorted(load.pauses, reverse=True)[: max(sum(resumed.values()), 1)]
     p50_s, p99_s = percentile(pauses, 0.5), percentile(pauses, 0.99)
     figures = {
         "streams": arguments.streams,
         "concurrency": CONCURRENCY,
         "ejection": arguments.ejection,
+        "answers": arguments.answers,
         "elapsed_s": round(elapsed_s, 1),
         "kills": kills,
         "outcomes": load.outcomes,
         "resumptions": resumed,
+        "routers_gap_p50_within_s": gap_within(told, 0.5),
+        "routers_gap_p99_within_s": gap_within(told, 0.99),
         "pause_p50_s": round(p50_s, 3),
         "pause_p99_s": round(p99_s, 3),
         "pause_max_s": round(pauses[0], 3),
         "pause_p50_of_all_s": round(percentile(load.pauses, 0.5), 3),
     }
-    name = "stream_kills" if arguments.ejection == "default" else f"stream_kills_{arguments.ejection}"
+    changed = [each for each in (arguments.ejection, arguments.answers) if each not in ("default", "plain")]
+    name = "_".join(["stream_kills", *changed])
     return conclude(
         name,
         figures,
@@ -241,6 +258,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Kill workers under streams, and compare every token.")
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between kills")
+    parser.add_argument(
+        "--answers", choices=["plain", "bytes"], default="plain", help="bytes: text whose characters tokens split"
+    )
     parser.add_argument("--ejection", choices=list(EJECTIONS), default="default")
     given = parser.parse_args()
     with tempfile.NamedTemporaryFile() as shared:
