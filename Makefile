@@ -56,10 +56,14 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.decision_cost
 	$(BIN)/python -m bench.loop_stall
 	$(BIN)/python -m bench.kills
+	$(BIN)/python -m bench.stream_kills
+	$(BIN)/python -m bench.stream_kills --streams 3000 --answers bytes
+	$(BIN)/python -m bench.rolling
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
 	$(BIN)/python -m bench.slowloris
 	$(BIN)/python -m bench.idle
+	$(BIN)/python -m bench.fairness
 	$(BIN)/python -m bench.cpu.compare --routers warmroute nginx
 	$(BIN)/python bench/routing.py
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from bench.provenance import RESULTS, commit, machine
@@ -20,7 +21,7 @@ from bench.provenance import RESULTS, commit, machine
 def conclude(name: str, figures: Mapping[str, Any], claims: Mapping[str, bool]) -> int:
     """Write and print; 0 if every claim holds, else 1."""
     found = {
-        "command": shlex.join(["python", "-m", f"bench.{name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),

@@ -72,7 +72,7 @@ class ServerConfig(Section, frozen=True):
     ] = 5.0
     drain_s: Annotated[
         float, Meta(ge=0, le=3600, description="Seconds after those that live requests may take to end.")
-    ] = 25.0
+    ] = 20.0
 
 
 class AuthConfig(Section, frozen=True):

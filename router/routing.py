@@ -97,7 +97,7 @@ class Routing:
         return lease, cached
 
     def first_event_s(self, member: Member, facts: Facts, cached: float) -> float | None:
-        """How long a first event may take; None: as long as any. Where requests wait for seats nobody can tell."""
+        """How long a stream's first event may take; None: as long as any. Where requests wait for seats nobody can tell."""
         if member.load is not None and member.load.waiting:
             return None
         view, position = facts.fleet, member.position

@@ -79,6 +79,8 @@ def _decision(record: Record) -> dict[str, Any]:
         "outcome": record.outcome,
         "attempts": record.attempts,
         "retries": record.retries,
+        "resumptions": [resumption._asdict() for resumption in record.resumptions],
+        "queued_s": round(record.queued_s, 6),
         "prompt_tokens": record.prompt_tokens,
         "predicted_cached_tokens": round(record.predicted_cached_tokens),
         "actual_cached_tokens": record.actual_cached_tokens,

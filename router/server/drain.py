@@ -22,7 +22,7 @@ FLUSH_S = 1.0
 
 
 class StopSignals:
-    """SIGTERM and SIGINT. A second one, and an interrupt from a terminal, ends every wait."""
+    """SIGTERM and SIGINT. After a second one, and after an interrupt from a terminal, nobody waits for load balancers."""
 
     def __init__(self) -> None:
         self.came = asyncio.Event()

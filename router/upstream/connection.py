@@ -30,8 +30,9 @@ SMALL_BODY_BYTES = 16384
 KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 11_000))
 """A host that vanishes sends no FIN: its silence is noticed after eleven seconds. Where the system knows the options."""
 
-GIVE_UP_S = 3.0
-"""Silence after which a worker that answers no probes either is given up."""
+GIVE_UP_S, GIVE_UP_WHOLE_S = 3.0, 30.0
+"""Silence, of a stream and of an answer that is held, after which a worker that answers no probes either is given up. One
+that is too busy for probes may still be at work on an answer of which nothing is seen before its end."""
 
 TAIL_S = 1.0
 """How long a worker may take for its last chunk, which usually is in the read that closed the stream."""
@@ -242,7 +243,8 @@ class WorkerConnection(asyncio.Protocol):
     def give_up(self) -> None:
         """The worker answers no probes: whoever has heard nothing of it for a while need not wait for a deadline."""
         is_waiting = self.state in (State.HEAD, State.WHOLE, State.EVENTS, State.FLOW) and not self._is_paused
-        if is_waiting and self._loop.time() - self._read_at >= GIVE_UP_S:
+        patience_s = GIVE_UP_WHOLE_S if self._watch is None else GIVE_UP_S
+        if is_waiting and self._loop.time() - self._read_at >= patience_s:
             self._fail(WorkerDied("the worker fell silent, and answers no probes"))
 
     # What the event loop calls

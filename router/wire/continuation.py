@@ -103,7 +103,8 @@ def has_one_answer(members: Mapping[str, Any]) -> bool:
 
 def may_resume(members: Mapping[str, Any]) -> bool:
     """A quick look at a request, that is asked of each: False where most that cannot be gone on with are told by."""
-    return has_one_answer(members) and not members.get("tools") and not members.get("echo")
+    has_tools = members.get("tools") and members.get("tool_choice") != "none"
+    return has_one_answer(members) and not has_tools and not members.get("echo")
 
 
 def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool) -> Asked:

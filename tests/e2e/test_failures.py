@@ -217,6 +217,21 @@ async def test_a_worker_that_falls_silent_in_its_stream_is_given_up() -> None:
         assert await worker.ended.get() >= 0
 
 
+async def test_an_answer_that_is_held_may_take_longer_than_a_streams_first_event() -> None:
+    async def answer_when_told(_asked: Asked, peer: Peer) -> None:
+        await swept.wait()
+        await peer.send(answer(b'{"good":1}'))
+
+    swept = asyncio.Event()
+    async with scripted(answer_when_told) as worker, routed(worker.url, timeouts__min_first_event_s=0.001) as router:
+        asking = asyncio.create_task(post(router, PATH, CHAT))
+        await until(lambda: worker.asked)
+        (waiting,) = [each for each in router.pool._open if each.state.name == "HEAD"]
+        assert waiting.deadline > asyncio.get_running_loop().time() + 1000
+        swept.set()
+        assert (await asking).status == 200
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_a_worker_that_answers_nothing_at_all_is_given_up_long_before_any_deadline(
     is_stream: bool, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +245,7 @@ async def test_a_worker_that_answers_nothing_at_all_is_given_up_long_before_any_
         await peer.gone()
 
     monkeypatch.setattr("router.upstream.connection.GIVE_UP_S", 0.05)
+    monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.05)
     async with (
         scripted(fall_silent) as one,
         scripted(fall_silent) as other,
