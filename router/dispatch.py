@@ -202,7 +202,9 @@ class Dispatcher:
         with lease, self._upstream.exchange(member.address) as exchange:
             refusal: Refusal | None
             try:
-                reply = await exchange.ask(request, watch, routing.first_event_s(member, facts, cached))
+                # An answer that is not streamed shows nothing before its last token: its deadline is answer_s.
+                first_event_s = routing.first_event_s(member, facts, cached) if request.stream else None
+                reply = await exchange.ask(request, watch, first_event_s)
                 refusal = routing.on_answered(member, reply)
             except ReplyTooLarge:
                 raise WorkerError("the answer is too large") from None  # another worker's would be, too
