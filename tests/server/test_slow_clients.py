@@ -177,6 +177,18 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(body: dict[str, obj
         assert not any(router.fleet.in_flight)
 
 
+async def test_a_client_that_does_not_read_the_routers_own_answers_is_cut_too() -> None:
+    async with (
+        scripted() as worker,
+        routed(worker.url, limits__write_stall_s=0.1) as router,
+        connected(router, receive_bytes=4096) as client,
+    ):
+        await client.send(b"GET /openapi.json HTTP/1.1\r\nHost: r\r\n\r\n" * 400)
+        await client.reader.readexactly(12)
+        await until(lambda: router.open_connections() == 0)
+        assert await cuts(router, "write_stall") == 1
+
+
 LARGE = 100 << 20
 
 
