@@ -303,6 +303,7 @@ def _body_limits(limits: LimitsConfig) -> BodyLimits:
     return BodyLimits(
         max_json_depth=limits.max_json_depth,
         max_messages=limits.max_messages,
+        max_inputs=limits.max_inputs,
         max_choices=limits.max_choices,
         max_logprobs=limits.max_logprobs,
         max_stops=limits.max_stops,
