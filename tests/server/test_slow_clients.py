@@ -189,6 +189,22 @@ async def test_a_client_that_does_not_read_the_routers_own_answers_is_cut_too() 
         assert await cuts(router, "write_stall") == 1
 
 
+async def test_a_router_that_stops_adds_nothing_to_an_answer_that_is_whole_and_unread() -> None:
+    body = b"x" * 4_000_000
+    async with (
+        scripted(answering(body)) as worker,
+        routed(worker.url) as router,
+        connected(router, receive_bytes=4096) as client,
+    ):
+        await client.post(PATH, CHAT)
+        status, headers = await client.head()
+        await until(lambda: not any(router.fleet.in_flight))
+        router.data.cut_short()
+        assert await client.reader.readexactly(int(headers["content-length"])) == body
+        await client.send(HEALTH)
+        assert (status, (await client.answer()).status) == (200, 200)
+
+
 LARGE = 100 << 20
 
 
