@@ -148,6 +148,9 @@ class LimitsConfig(Section, frozen=True):
     ] = 2
     max_json_depth: Annotated[int, Meta(ge=4, le=256, description="Deepest nesting of a body's JSON.")] = 64
     max_messages: Annotated[int, Meta(ge=1, le=1 << 20, description="Most messages of one request.")] = 2048
+    max_inputs: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Most prompts, texts to embed or documents of one request.")
+    ] = 2048
     max_choices: Annotated[int, Meta(ge=1, le=16384, description="Largest n, and largest best_of.")] = 8
     max_logprobs: Annotated[
         int, Meta(ge=0, le=1 << 20, description="Largest logprobs, top_logprobs and prompt_logprobs.")

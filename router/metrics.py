@@ -39,7 +39,7 @@ MAX_LABEL_VALUES = 1000
 BATCH = 100
 """Records counted at once: about a millisecond."""
 
-CUT_CAUSES = ("head_timeout", "body_timeout", "too_many")
+CUT_CAUSES = ("head_timeout", "body_timeout", "too_many", "write_stall")
 
 OTHER = "other"
 

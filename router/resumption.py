@@ -190,6 +190,8 @@ class Resumer:
         """Raises AttemptFailed, _Refused, Unsafe: until the relay begins the client has seen nothing of it."""
         stream.record.attempts += 1
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
+        if member.removed:  # while it was asked for the seam: its position may be another's
+            raise _Refused(Refusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
         request = self._rest_of(stream, member, seam)
         watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
         lease, cached = self._routing.send_to(member, stream.request, facts)

@@ -74,8 +74,15 @@ class FakeExchange:
     """``end`` and ``usage`` are a stream's."""
 
     def __init__(
-        self, answer: Answer, end: StreamEnd | asyncio.Event, usage: Usage | None, closed: list[str], name: str
+        self,
+        answer: Answer,
+        end: StreamEnd | asyncio.Event,
+        usage: Usage | None,
+        closed: list[str],
+        name: str,
+        waits: list[float | None],
     ) -> None:
+        self.waits = waits
         self._answer = answer
         self._end = end
         self._usage = usage
@@ -94,6 +101,7 @@ class FakeExchange:
     def require_unbroken(self) -> None: ...
 
     async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
+        self.waits.append(first_event_s)
         if isinstance(watch, EventWatch):
             watch.usage = self._usage
         if isinstance(self._answer, asyncio.Event):
@@ -119,10 +127,13 @@ class FakeUpstream:
         self.usage: Usage | None = None
         self.asked: list[str] = []
         self.closed: list[str] = []
+        self.waits: list[float | None] = []
+        """For each request, how long its first event may take."""
 
     def exchange(self, worker: WorkerAddress) -> FakeExchange:
         self.asked.append(worker.host)
-        return FakeExchange(self.answers.get(worker.host, OK), self.end, self.usage, self.closed, worker.host)
+        answer = self.answers.get(worker.host, OK)
+        return FakeExchange(answer, self.end, self.usage, self.closed, worker.host, self.waits)
 
 
 class FakeClient:
@@ -719,3 +730,15 @@ async def test_when_the_only_one_that_was_up_dies_those_that_were_ejected_are_tr
     assert house.upstream.asked == ["a", "b", "c"]
     assert (record.status, record.retries) == (200, ["died", "connect"])
     house.assert_nothing_is_held()
+
+
+async def test_only_a_streams_first_event_is_waited_for_no_longer_than_a_prefill_takes() -> None:
+    house = House()
+    await house.send(make_request(stream=False))
+    await house.send(make_request(stream=True))
+    whole_s, first_event_s = house.upstream.waits
+    assert whole_s is None, (
+        "an answer that is not streamed may take as long as any, long prefills and long answers alike"
+    )
+    assert first_event_s is not None
+    assert first_event_s >= 30.0

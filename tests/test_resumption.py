@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -59,6 +60,8 @@ class FakeWorkers:
     asked: list[tuple[str, Any]] = field(default_factory=list)
     open: int = 0
     held: asyncio.Event = field(default_factory=asyncio.Event)
+    on_post: Callable[[str], object] = id
+    """What befalls while a host says what text some ids are."""
 
     def exchange(self, worker: WorkerAddress) -> FakeExchange:
         return FakeExchange(self, worker.host)
@@ -90,6 +93,7 @@ class FakeExchange:
 
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
         assert path == "/detokenize"
+        self._workers.on_post(self._host)
         scripts = self._workers.scripts[self._host]
         if scripts and scripts[0].hold == "post":
             await self._say_nothing()
@@ -301,6 +305,22 @@ async def test_a_worker_that_fails_before_its_first_text_is_passed_over(script: 
     house.assert_whole()
     assert house.workers.hosts == ["a", "b", "c"]
     assert [resumption.outcome for resumption in record.resumptions] == ["exact"]
+
+
+@pytest.mark.parametrize("newcomers", ["", "de"])
+async def test_a_worker_that_leaves_while_it_is_asked_for_the_seam_is_passed_over(newcomers: str) -> None:
+    house = House()
+    house.script(a=Script(4))
+
+    def leave(host: str) -> None:
+        if host == "b":
+            house.fleet.set_members([WorkerAddress("http", each, 80) for each in "ac" + newcomers])
+
+    house.workers.on_post = leave
+    await house.send(stop="no")
+    house.assert_whole()
+    assert house.workers.hosts == ["a", "c"]
+    assert not any(house.fleet.in_flight)
 
 
 async def test_a_worker_that_never_answered_does_not_count_as_holding_the_prompt() -> None:

@@ -162,6 +162,7 @@ class DataPort:
             )
             self._clients.add(client)
             await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
+            self._clients.discard(client)  # nothing may follow a whole answer
             await client.drained()  # the worker is free already; the client has yet to read the end
             return client.sent()
         except RouterError as error:
@@ -274,7 +275,7 @@ class DataPort:
         if self._hosts and _host_name(request.headers.get("Host", "")) not in self._hosts:
             raise HostNotAllowed("this host name is not served here")
         if request.method == "OPTIONS" and self._cors_origin(request):
-            response = web.Response(status=204)
+            response = web.Response(status=204, headers={"Server": SERVER})
             self._add_cors(request, response)
             response.headers["Access-Control-Allow-Methods"] = "GET, POST"
             response.headers["Access-Control-Allow-Headers"] = request.headers.get(
@@ -303,6 +304,7 @@ def _body_limits(limits: LimitsConfig) -> BodyLimits:
     return BodyLimits(
         max_json_depth=limits.max_json_depth,
         max_messages=limits.max_messages,
+        max_inputs=limits.max_inputs,
         max_choices=limits.max_choices,
         max_logprobs=limits.max_logprobs,
         max_stops=limits.max_stops,

@@ -97,7 +97,7 @@ def _body(route: Route, limits: LimitsConfig) -> Schema:
     if route in _ANTHROPIC:
         properties["system"] = _or_null(_TEXT, _PARTS)
     if route is Route.COMPLETIONS:
-        properties["prompt"] = _or_null(_TEXT, {"type": "array", "items": _TEXT})
+        properties["prompt"] = _or_null(_TEXT, {"type": "array", "items": _TEXT, "maxItems": limits.max_inputs})
     if route in (Route.CHAT, Route.COMPLETIONS):
         usage = {"include_usage": _or_null({"type": "boolean"})}
         properties["stream_options"] = _or_null({"type": "object", "properties": usage})

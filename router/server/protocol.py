@@ -40,16 +40,19 @@ class Observers:
 
 class ClientProtocol(web.RequestHandler):
     """``head_due``: when the head that is awaited must be whole; never while a request is served or the connection rests.
+    ``unsent_bytes``: what the client had not read yet when the sweep last saw that change, which was at ``unsent_since``.
 
     A beginning that came in one read with the request before it is bounded by ``limits.keepalive_s`` alone, like rest.
     """
 
-    __slots__ = ("_clients", "head_due")
+    __slots__ = ("_clients", "head_due", "unsent_bytes", "unsent_since")
 
     def __init__(self, clients: ClientServer, **kwargs: Any) -> None:
         super().__init__(clients, **kwargs)
         self._clients = clients
         self.head_due = inf
+        self.unsent_bytes = 0
+        self.unsent_since = inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not self._clients.has_room():
@@ -58,6 +61,15 @@ class ClientProtocol(web.RequestHandler):
             return
         self.head_due = self._clients.next_due()
         super().connection_made(transport)
+
+    def has_stalled(self, transport: asyncio.Transport, now: float, stall_s: float) -> bool:
+        """Has nothing been read of what is unsent for so long? aiohttp waits for ever for a client to read its answer, and a
+        transport that is closed waits for ever until all of it is sent."""
+        unsent_bytes = transport.get_write_buffer_size()
+        if not unsent_bytes or unsent_bytes != self.unsent_bytes:
+            self.unsent_bytes, self.unsent_since = unsent_bytes, now
+            return False
+        return now - self.unsent_since > stall_s
 
     def data_received(self, data: bytes) -> None:
         heads = self._request_count
@@ -133,15 +145,23 @@ class ClientServer(web.Server):
         transport.close()
 
     async def run(self) -> None:
-        """Sweep until cancelled. A head is given up at most SWEEP_S late, and others are served between many of them."""
+        """Sweep until cancelled. Nobody is given up more than two SWEEP_S late, and others are served between many of them."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._loop.time()
-            clients = cast(Iterable[ClientProtocol], self._connections)
-            overdue = [client for client in clients if now > client.head_due]
-            for number, client in enumerate(overdue):
+            clients = cast(Iterable[tuple[ClientProtocol, asyncio.Transport]], self._connections.items())
+            stall_s = self._limits.write_stall_s
+            overdue = [
+                (client, transport)
+                for client, transport in clients
+                if now > client.head_due or client.has_stalled(transport, now, stall_s)
+            ]
+            for number, (client, transport) in enumerate(overdue):
                 if number % CUTS_AT_ONCE == CUTS_AT_ONCE - 1:
                     await asyncio.sleep(0)
                 if now > client.head_due and client.transport is not None:
                     client.transport.abort()
                     self.observers.cut("head_timeout")
+                elif client.has_stalled(transport, now, stall_s):
+                    transport.abort()
+                    self.observers.cut("write_stall")

@@ -23,6 +23,7 @@ _CONTAINERS = frozenset({dict, list})
 class BodyLimits:
     max_json_depth: int
     max_messages: int
+    max_inputs: int
     max_choices: int
     max_logprobs: int
     max_stops: int
@@ -95,12 +96,26 @@ def _messages(name: str, value: object, limits: BodyLimits) -> None:
     check_messages(value, limits.media)
 
 
+def _inputs(name: str, value: object, limits: BodyLimits) -> None:
+    """Each is a request of its own to the worker. A list of numbers is one prompt, in token ids."""
+    if isinstance(value, list) and len(value) > limits.max_inputs and type(value[0]) is not int:
+        raise InvalidRequest(f"{name} may hold {limits.max_inputs} at the most", param=name)
+
+
+def _extra(_name: str, value: object, limits: BodyLimits) -> None:
+    """vLLM reads the same parameters from here."""
+    if isinstance(value, dict):
+        for inner in _OURS & value.keys():
+            _ours(inner, value[inner], limits)
+
+
 def _ours(name: str, _value: object, _limits: BodyLimits) -> None:
     raise InvalidRequest(
         f"{name} is not for clients to set", param=name
     )  # it names hosts that a worker would connect to
 
 
+_OURS = frozenset({"kv_transfer_params", "ec_transfer_params"})
 _CHECKS: Mapping[str, Callable[[str, object, BodyLimits], None]] = MappingProxyType(
     {
         "messages": _messages,
@@ -108,6 +123,9 @@ _CHECKS: Mapping[str, Callable[[str, object, BodyLimits], None]] = MappingProxyT
         **dict.fromkeys(("max_tokens", "max_completion_tokens", "min_tokens"), _tokens),
         **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), _logprobs),
         **dict.fromkeys(("stop", "stop_sequences"), _stops),
-        **dict.fromkeys(("kv_transfer_params", "ec_transfer_params"), _ours),
+        **dict.fromkeys(("prompt", "input", "query", "queries", "documents", "text_1", "text_2"), _inputs),
+        **dict.fromkeys(("data_1", "data_2"), _inputs),
+        **dict.fromkeys(_OURS, _ours),
+        "vllm_xargs": _extra,
     }
 )

@@ -28,6 +28,7 @@ _CARRIED = frozenset(
         *("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "length_penalty", "logit_bias"),
         *("stop_token_ids", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens"),
         *("allowed_token_ids", "priority", "cache_salt", "session_id", "stream_interval", "user"),
+        "include_stop_str_in_output",  # holds for stop_token_ids too, which the worker heeds
     )
 )
 """Mean the same for the rest of an answer as for all of it."""
@@ -35,7 +36,7 @@ _CARRIED = frozenset(
 _ANSWERED = frozenset(
     (
         *("messages", "prompt", "max_tokens", "max_completion_tokens", "min_tokens", "frequency_penalty", "stop"),
-        *("include_stop_str_in_output", "stream", "stream_options", "return_token_ids", "seed", "tools", "tool_choice"),
+        *("stream", "stream_options", "return_token_ids", "seed", "tools", "tool_choice"),
         *("parallel_tool_calls", "chat_template", "chat_template_kwargs", "add_generation_prompt", "documents"),
         *("continue_final_message", "add_special_tokens", "reasoning_effort", "truncate_prompt_tokens", "request_id"),
         *("truncation_side", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),

@@ -14,6 +14,9 @@ from router.core.errors import InvalidRequest
 _URL_KEYS = frozenset({"image_url", "video_url", "audio_url", "input_audio", "file_url"})
 """What holds a URL, or an object with one. The key decides and not the part's type, which workers do not insist on."""
 
+_PARTS_IN = ("messages", "input", "query", "queries", "documents", "text_1", "text_2", "data_1", "data_2")
+"""Members of a body that may hold parts, on any route."""
+
 _REMOTE = re.compile(
     r"https?://(\[[0-9a-f:.]+\]|[a-z0-9-]+(?:\.[a-z0-9-]+)*)(?::[0-9]{1,5})?(?:[/?#][!-\[\]-~]*)?", re.IGNORECASE
 )
@@ -57,6 +60,20 @@ def check_everywhere(value: object, rule: MediaRule, param: str | None = None) -
             waiting.extend(each.values())
         elif type(each) is list:
             waiting.extend(child for child in each if type(child) in (dict, list))
+
+
+def forbid_names(members: Mapping[str, Any]) -> None:
+    """``uuid`` names a part's media in the workers' caches, which no salt parts: whoever names another tenant's is served
+    from what that one sent. To be called where tenants are kept apart, for bodies in which there may be a ``uuid``."""
+    waiting = [(name, members[name]) for name in _PARTS_IN if name in members]
+    while waiting:
+        param, value = waiting.pop()
+        if type(value) is list:
+            waiting += [(param, each) for each in value]
+        elif type(value) is dict:
+            if value.get("uuid") is not None:
+                raise InvalidRequest("uuid of a part is not for clients to set: tenants share media by it", param=param)
+            waiting += [(param, value[name]) for name in ("content", "source") if name in value]
 
 
 def _check_parts(parts: Iterable[Any], rule: MediaRule, param: str) -> None:

@@ -18,7 +18,7 @@ from router.core.request import Request, Route
 from router.core.tenant import Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.continuation import may_resume
-from router.wire.media import check_everywhere
+from router.wire.media import check_everywhere, forbid_names
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
@@ -83,6 +83,8 @@ def parse_request(
         check_body(members, body, limits)
         if route in _POOLING and (b"_url" in body or b"\\u" in body):  # a key may be written by its numbers
             check_everywhere(members, limits.media)
+    if caller.salt_key and (b'"uuid"' in body or b"\\u" in body):
+        forbid_names(members)
     shape, read_prompt = _ROUTES[route]
     try:
         typed = msgspec.convert(members, shape)
@@ -187,14 +189,15 @@ def _text(content: Any) -> bytes:
 
 
 def _completion(body: CompletionBody) -> Prompt:
+    """Several prompts are routed by the first, and weigh as much as all of them."""
     prompt = body.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
-        segment = b"".join(token.to_bytes(4, "big", signed=True) for token in _token_ids(prompt))
+        segments = [b"".join(token.to_bytes(4, "big", signed=True) for token in _token_ids(prompt))]
     elif isinstance(prompt, list):
-        segment = _text(prompt[0]) if prompt else b""
+        segments = list(map(_text, prompt)) or [b""]
     else:
-        segment = _text(prompt)
-    return Prompt((segment,), 1, 0)
+        segments = [_text(prompt)]
+    return Prompt(segments, 1, 0)
 
 
 def _token_ids(prompt: list[Any]) -> list[int]:

@@ -66,7 +66,7 @@ async def test_a_worker_that_is_ten_times_slower_keeps_a_tenth_and_is_never_ejec
 
 
 async def test_a_worker_that_comes_and_goes_is_never_seen_and_stays_out_longer_each_time() -> None:
-    settings = {"probes__ejection_s": 0.3, "probes__max_ejection_s": 10.0, "probes__ill_interval_s": 0.01}
+    settings = {"probes__ejection_s": 1.0, "probes__max_ejection_s": 10.0, "probes__ill_interval_s": 0.01}
     async with await start_fleet(SIM) as fleet, faulted(*fleet.urls, **settings) as router:
         member = next(each for each in router.fleet.members() if each.address.url == fleet.urls[0])
         numbers = iter(range(10_000))

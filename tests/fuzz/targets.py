@@ -22,6 +22,7 @@ from router.wire.strict_json import decode_object, set_members
 LIMITS = BodyLimits(
     max_json_depth=64,
     max_messages=2048,
+    max_inputs=5,
     max_choices=8,
     max_logprobs=20,
     max_stops=16,

@@ -177,6 +177,34 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(body: dict[str, obj
         assert not any(router.fleet.in_flight)
 
 
+async def test_a_client_that_does_not_read_the_routers_own_answers_is_cut_too() -> None:
+    async with (
+        scripted() as worker,
+        routed(worker.url, limits__write_stall_s=0.1) as router,
+        connected(router, receive_bytes=4096) as client,
+    ):
+        await client.send(b"GET /openapi.json HTTP/1.1\r\nHost: r\r\n\r\n" * 400)
+        await client.reader.readexactly(12)
+        await until(lambda: router.open_connections() == 0)
+        assert await cuts(router, "write_stall") == 1
+
+
+async def test_a_router_that_stops_adds_nothing_to_an_answer_that_is_whole_and_unread() -> None:
+    body = b"x" * 4_000_000
+    async with (
+        scripted(answering(body)) as worker,
+        routed(worker.url) as router,
+        connected(router, receive_bytes=4096) as client,
+    ):
+        await client.post(PATH, CHAT)
+        status, headers = await client.head()
+        await until(lambda: not any(router.fleet.in_flight))
+        router.data.cut_short()
+        assert await client.reader.readexactly(int(headers["content-length"])) == body
+        await client.send(HEALTH)
+        assert (status, (await client.answer()).status) == (200, 200)
+
+
 LARGE = 100 << 20
 
 

@@ -17,6 +17,7 @@ from router.wire.requests import parse_request
 LIMITS = BodyLimits(
     max_json_depth=64,
     max_messages=5,
+    max_inputs=5,
     max_choices=8,
     max_logprobs=20,
     max_stops=16,
@@ -44,6 +45,10 @@ def parse(body: Any, route: Route = Route.CHAT) -> None:
         ("stop", [["x"] * 17, 5, ["x", 5], {"a": "b"}]),
         ("stop_sequences", [["x"] * 17]),
         ("messages", [[SMALL["messages"][0]] * 6]),
+        ("prompt", [["x"] * 6, [[1, 2]] * 6]),
+        ("input", [["x"] * 6]),
+        ("documents", [["x"] * 6]),
+        ("text_2", [["x"] * 6]),
     ],
 )
 def test_what_asks_for_too_much_is_refused_by_name(name: str, values: list[Any]) -> None:
@@ -65,6 +70,9 @@ def test_what_asks_for_too_much_is_refused_by_name(name: str, values: list[Any])
         ("top_logprobs", [None, 0, 20]),
         ("stop", [None, "x", [], ["x"] * 16]),
         ("messages", [SMALL["messages"] * 5]),
+        ("prompt", ["x" * 6, ["x"] * 5, [1] * 6, [[1] * 6]]),
+        ("input", [["x"] * 5, [1] * 6]),
+        ("documents", [["x"] * 5, {"content": []}]),
     ],
 )
 def test_what_asks_for_no_more_than_is_allowed_passes(name: str, values: list[Any]) -> None:
@@ -196,6 +204,9 @@ def test_urls_that_nobody_fetches_are_text() -> None:
 
 @pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
 def test_where_workers_fetch_keys_and_values_is_not_for_clients_to_say(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        parse({**SMALL, "vllm_xargs": {name: "x"}})
+    parse({**SMALL, "vllm_xargs": {"other": 1}})
     with pytest.raises(InvalidRequest, match=name):
         check_body({name: {"remote_host": "10.0.0.1"}}, b"{}", LIMITS)
     check_body({name: None}, b"{}", LIMITS)

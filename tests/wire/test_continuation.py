@@ -214,7 +214,8 @@ def test_stop_strings_stay_with_the_router() -> None:
     assert read(stop=["x", "yz"]).stops == ("x", "yz")
     assert read(stop="").stops == read(stop=[""]).stops == ()
     assert read(stop=["x"], include_stop_str_in_output=True).keeps_stop
-    assert not {"stop", "include_stop_str_in_output"} & exact(stop="x", include_stop_str_in_output=True).keys()
+    assert "stop" not in exact(stop="x")
+    assert exact(stop_token_ids=[5], include_stop_str_in_output=True)["include_stop_str_in_output"], "of an id, too"
     assert "stop" not in by_text(stop="x")
 
 

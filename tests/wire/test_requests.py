@@ -98,7 +98,10 @@ def test_how_an_object_orders_its_keys_makes_no_difference() -> None:
 
 def test_completions_take_text_texts_and_token_ids() -> None:
     text = parse(Route.COMPLETIONS, prompt=LONG)
-    assert text.fingerprint == parse(Route.COMPLETIONS, prompt=[LONG, "other"]).fingerprint
+    several = parse(Route.COMPLETIONS, prompt=[LONG, "other"])
+    assert shared(text, several) == len(text.fingerprint.hashes)
+    assert several.anchor == text.anchor
+    assert several.fingerprint.prompt_bytes == text.fingerprint.prompt_bytes + len("other")
     ids = parse(Route.COMPLETIONS, prompt=list(range(1000)))
     assert len(ids.fingerprint.hashes) == 3
     assert shared(ids, parse(Route.COMPLETIONS, prompt=[*range(600), *range(400)])) == 2
@@ -251,6 +254,35 @@ def test_every_body_gets_its_tenants_salt_in_place_of_the_clients_own(route: Rou
     assert one.hidden_salt == salted(caller("a"), route, cache_salt=own or None).hidden_salt
     assert (one.hidden_salt == salted(caller("a"), route).hidden_salt) == (not own)
     assert len(one.hidden_salt) == 43
+
+
+def named(uuid: str | None) -> dict[Route, dict[str, Any]]:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}, "uuid": uuid}
+    inner = {"type": "tool_result", "content": [part]}
+    return {
+        Route.CHAT: {"messages": [SYSTEM, {"role": "user", "content": [part]}]},
+        Route.MESSAGES: {"messages": [{"role": "user", "content": [inner]}]},
+        Route.EMBEDDINGS: {"messages": [{"role": "user", "content": [part]}]},
+        Route.SCORE: {"text_1": "x", "text_2": {"content": [part]}},
+        Route.RERANK: {"query": "x", "documents": {"content": [part]}},
+    }
+
+
+@pytest.mark.parametrize("route", named(None))
+def test_no_tenant_names_media_in_a_cache_that_all_of_them_share(route: Route) -> None:
+    for body in (json.dumps(named("u")[route]), json.dumps(named("u")[route]).replace("uuid", "uu\\u0069d")):
+        data = b'{"model":"m",' + body[1:].encode()
+        with pytest.raises(InvalidRequest, match="uuid"):
+            parse_request(route, data, {}, caller("a"), "")
+        parse_request(route, data, {}, caller("a", salt_secret=b""), "")
+    salted(caller("a"), route, **named(None)[route])
+
+
+def test_what_only_looks_like_the_name_of_media_passes() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"uuid": {"type": "string"}}}}}
+    salted(caller("a"), tools=[tool])
+    call = {"type": "tool_use", "id": "1", "name": "f", "input": {"uuid": "x"}}
+    salted(caller("a"), Route.MESSAGES, messages=[USER, {"role": "assistant", "content": [call]}])
 
 
 def test_no_own_salt_leads_to_anothers() -> None:
