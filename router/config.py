@@ -125,7 +125,7 @@ class LimitsConfig(Section, frozen=True):
     max_headers: Annotated[int, Meta(ge=8, le=1000, description="Most header fields of a request.")] = 64
     head_timeout_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds for a request's head to arrive, and for TLS to begin.")
-    ] = 10.0
+    ] = 8.5
     body_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds for a body to arrive.")] = 30.0
     body_grace_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds of those in which a body may come as slowly as it likes.")
