@@ -34,6 +34,7 @@ DEADLINE_S = 60.0
 """Each wait of the router's is configured below, and all that one request may meet of them are fewer seconds than this."""
 SETTINGS = {
     "WARMROUTE_TIMEOUTS__MIN_FIRST_EVENT_S": "2",
+    "WARMROUTE_TIMEOUTS__FIRST_EVENT_S": "6",
     "WARMROUTE_TIMEOUTS__EVENT_GAP_S": "2",
     "WARMROUTE_TIMEOUTS__ANSWER_S": "8",
     "WARMROUTE_RESUMPTION__WAIT_S": "5",
