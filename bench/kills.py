@@ -110,10 +110,11 @@ class Load:
             return type(error).__name__
 
 
-async def kill_in_turn(workers: list[SimulatedWorker], kills: Counter[int]) -> None:
+async def kill_in_turn(workers: list[SimulatedWorker], every_s: float, kills: Counter[int]) -> None:
+    """Until cancelled; ``kills``: how often each was."""
     chance = random.Random(1)
     while True:
-        await asyncio.sleep(KILL_EVERY_S - BACK_AFTER_S)
+        await asyncio.sleep(every_s - BACK_AFTER_S)
         number = chance.randrange(len(workers))
         await workers[number].kill()
         kills[number] += 1
@@ -140,7 +141,7 @@ async def survive_kills(
     router: ServedRouter, session: aiohttp.ClientSession, workers: list[SimulatedWorker]
 ) -> dict[str, Any]:
     kills: Counter[int] = Counter()
-    killing = asyncio.create_task(kill_in_turn(workers, kills))
+    killing = asyncio.create_task(kill_in_turn(workers, KILL_EVERY_S, kills))
     load, started = Load(router, session), time.monotonic()
     await load.run(REQUESTS)
     elapsed = time.monotonic() - started

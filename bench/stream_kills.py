@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import re
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from bench.kills import BACK_AFTER_S, SimulatedWorker, all_up
+from bench.kills import SimulatedWorker, all_up, kill_in_turn
 from bench.verdict import ServedRouter, conclude, percentile, served
 
 CONCURRENCY = 48
@@ -157,17 +156,6 @@ async def expectations(session: aiohttp.ClientSession, *answers: str) -> list[He
         return [await hear(session, worker.url, body_of(number) | more) for number in range(CONVERSATIONS)]
     finally:
         await worker.kill()
-
-
-async def kill_in_turn(workers: list[SimulatedWorker], every_s: float, kills: Counter[int]) -> None:
-    chance = random.Random(1)
-    while True:
-        await asyncio.sleep(every_s - BACK_AFTER_S)
-        number = chance.randrange(len(workers))
-        await workers[number].kill()
-        kills[number] += 1
-        await asyncio.sleep(BACK_AFTER_S)
-        await workers[number].start()
 
 
 async def exposition(router: ServedRouter, session: aiohttp.ClientSession) -> str:

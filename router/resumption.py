@@ -147,11 +147,9 @@ class Resumer:
                     retries += 1
                 try:
                     end = await self._try(stream, member, facts)
-                except CannotConnect as error:
-                    is_free = self._routing.on_failed(member, error).is_free
-                    attempts -= 1  # nobody was asked; the time for waiting is the bound
                 except (WorkerDied, WorkerSilent) as error:
                     is_free = self._routing.on_failed(member, error).is_free
+                    attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
                 except WorkerErred:
                     self._routing.on_stream_end(member, StreamEnd.ERRED)
                     is_free = False

@@ -104,8 +104,11 @@ def has_one_answer(members: Mapping[str, Any]) -> bool:
 
 def may_resume(members: Mapping[str, Any]) -> bool:
     """A quick look at a request, that is asked of each: False where most that cannot be gone on with are told by."""
-    has_tools = members.get("tools") and members.get("tool_choice") != "none"
-    return has_one_answer(members) and not has_tools and not members.get("echo")
+    return has_one_answer(members) and not _may_call_tools(members) and not members.get("echo")
+
+
+def _may_call_tools(members: Mapping[str, Any]) -> bool:
+    return bool(members.get("tools")) and members.get("tool_choice") != "none"
 
 
 def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool) -> Asked:
@@ -122,7 +125,7 @@ def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool)
         raise Unsafe("parameters")
     if not all(map(_is_text, given.get("messages", ()))):
         raise Unsafe("media")  # the ids hold places for images, without the images
-    if given.get("tools") and given.get("tool_choice") != "none":
+    if _may_call_tools(given):
         raise Unsafe("tools")
     if "seed" in given and given.get("temperature") != 0:
         raise Unsafe("parameters")  # a generator of chance cannot be set forward

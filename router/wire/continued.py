@@ -15,7 +15,6 @@ from router.wire.continuation import Asked, Seam
 from router.wire.sse import DIALECTS, Usage, read_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
 
-DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
 
 
@@ -196,7 +195,7 @@ class ContinuedWatch:
         self.usage = self._count()
         if self._asked.wants_usage and self.usage is not None:
             out += usage_event(self._asked.route, self.delivered, self.usage)
-        return out + DONE
+        return out + DIALECTS[self._asked.route].closing_event
 
     def _count(self) -> Usage | None:
         """The whole answer's: the second worker took the first one's tokens for a prompt."""

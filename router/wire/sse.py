@@ -14,7 +14,7 @@ import msgspec
 
 from router.core.request import Route
 from router.wire.framing import frame
-from router.wire.transcript import Transcript
+from router.wire.transcript import PROMPT_IDS, Transcript
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _AN
 
 _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
-_IDS, _PROMPT_IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_token_ids":[', b',"prompt_text":null'
+_IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_text":null'
 _ANY_IDS = b'token_ids":['
 _COUNTS = re.compile(
     rb'"(prompt|completion|cached|input|output|cache_read_input|cache_creation_input)_tokens": ?(\d{1,9})'
@@ -147,10 +147,10 @@ def _event_end(events: bytes, at: int) -> int:
 def cut_ids(event: bytes) -> bytes:
     """An event without the token ids that the router asked for. They are arrays of numbers, so the next bracket ends them,
     and their names cannot appear inside text, where every quotation mark is escaped."""
-    for mark in (_PROMPT_IDS, _IDS):
+    for mark in (PROMPT_IDS, _IDS):
         while (at := event.find(mark)) >= 0 and (end := event.find(b"]", at)) >= 0:
             event = event[:at] + event[end + 1 :]
-            if mark is _PROMPT_IDS:
+            if mark is PROMPT_IDS:
                 event = event.replace(_NO_PROMPT_TEXT, b"", 1)
     return event
 

@@ -64,7 +64,8 @@ class Chunk(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Chunk)
-_PROMPT_IDS = b',"prompt_token_ids":['
+PROMPT_IDS = b',"prompt_token_ids":['
+"""What stands before them, as workers write compact JSON; the next bracket ends them."""
 
 
 def read_chunks(events: bytes) -> list[Chunk]:
@@ -212,9 +213,9 @@ class Transcript:
 
     def _fold(self) -> None:
         first = self._raw[0]
-        if not self._prompt_ids and (at := first.find(_PROMPT_IDS)) >= 0:
+        if not self._prompt_ids and (at := first.find(PROMPT_IDS)) >= 0:
             end = first.index(b"]", at) + 1
-            self._prompt_ids, self._raw[0] = first[at + len(_PROMPT_IDS) - 1 : end], first[:at] + first[end:]
+            self._prompt_ids, self._raw[0] = first[at + len(PROMPT_IDS) - 1 : end], first[:at] + first[end:]
         try:
             self._read()
         except msgspec.DecodeError:
