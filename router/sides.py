@@ -14,25 +14,7 @@ from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
 from router.core.tenant import TenantRules
 from router.core.worker import WorkerAddress
-
-
-class Watch(Protocol):
-    """Follows a stream's events, and makes of them what the client gets."""
-
-    @property
-    def closed(self) -> bool: ...
-
-    @property
-    def failed(self) -> bool: ...
-
-    @property
-    def error(self) -> bytes: ...
-
-    def is_plain(self, data: bytes) -> bool: ...
-
-    def pass_frame(self, data: bytes, at: int) -> bytes: ...
-
-    def take(self, events: bytes) -> bytes: ...
+from router.wire.sse import Watch
 
 
 class Exchange(Protocol):

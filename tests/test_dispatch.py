@@ -33,8 +33,8 @@ from router.core.worker import WorkerAddress
 from router.dispatch import Dispatcher, DispatchSettings
 from router.policies.base import Ranking
 from router.routing import Routing
-from router.sides import Client, Watch
-from router.wire.sse import EventWatch, Usage
+from router.sides import Client
+from router.wire.sse import EventWatch, Usage, Watch
 
 PROMPT = b"p" * 8192
 USAGE = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600,"prompt_tokens_details":{"cached_tokens":1024}}}'

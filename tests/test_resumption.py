@@ -25,8 +25,9 @@ from router.core.tenant import EVERYBODY, Caller
 from router.core.worker import WorkerAddress
 from router.dispatch import Dispatcher, DispatchSettings
 from router.routing import Routing
-from router.sides import Client, Watch
+from router.sides import Client
 from router.wire.requests import parse_request
+from router.wire.sse import Watch
 from tests.test_dispatch import OPEN, FakeClient, InOrder
 from tests.wire.engine import PROMPT_IDS, Engine, Step, event, events_of
 

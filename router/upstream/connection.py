@@ -22,7 +22,7 @@ from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, Worker
 from router.core.reply import Reply
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import read_error, split_events
+from router.wire.sse import Watch, read_error, split_events
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""
@@ -49,35 +49,6 @@ class Sink(Protocol):
     def is_closing(self) -> bool: ...
 
     def is_full(self) -> bool: ...
-
-
-class Watch(Protocol):
-    """What follows a stream's events, and makes of them what the client gets."""
-
-    @property
-    def closed(self) -> bool:
-        """The closing event came."""
-        ...
-
-    @property
-    def failed(self) -> bool: ...
-
-    @property
-    def error(self) -> bytes:
-        """The event by which the worker said that it failed, if it did."""
-        ...
-
-    def is_plain(self, data: bytes) -> bool:
-        """True where whole frames of whole events need no ``take``."""
-        ...
-
-    def pass_frame(self, data: bytes, at: int) -> bytes:
-        """One plain frame, whose payload begins at ``at``, as the client gets it."""
-        ...
-
-    def take(self, events: bytes) -> bytes:
-        """Whole events in, the client's out."""
-        ...
 
 
 class Turn(Enum):

@@ -11,8 +11,9 @@ from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
 from router.core.worker import WorkerAddress
-from router.upstream.connection import Sink, Turn, Watch, WorkerConnection
+from router.upstream.connection import Sink, Turn, WorkerConnection
 from router.upstream.pool import Pool, WorkerPort
+from router.wire.sse import Watch
 
 
 class StreamClient(Sink, Protocol):

@@ -12,7 +12,7 @@ import msgspec
 
 from router.core.request import Route
 from router.wire.continuation import Asked, Seam
-from router.wire.sse import DIALECTS, Usage, read_usage
+from router.wire.sse import DIALECTS, Usage, each_event, read_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
 
 _encode = msgspec.json.encode
@@ -103,7 +103,7 @@ class ContinuedWatch:
     def take(self, events: bytes) -> bytes:
         """Whole events in; out come those of the answer's rest."""
         out = []
-        for event in _split(events):
+        for event in each_event(events):
             if self.failed or self.closed:
                 break
             out.append(self._take_one(event))
@@ -262,7 +262,3 @@ def leaks(first_text: str, known: str) -> bool:
     asked to begin inside a character sends the whole prompt before it. One character more may be a word's leading space,
     which is left out where a text begins."""
     return len(first_text.replace(REPLACEMENT, "")) > len(known) + 1
-
-
-def _split(events: bytes) -> list[bytes]:
-    return [event + b"\n\n" for event in events.replace(b"\r\n", b"\n").split(b"\n\n") if event.strip()]

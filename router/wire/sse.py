@@ -8,7 +8,9 @@ appear inside text: there, every quotation mark is escaped.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -135,13 +137,15 @@ def _is_object(data: bytes) -> bool:
     return True
 
 
-def _event_end(events: bytes, at: int) -> int:
-    """Behind the blank line that ends the event at ``at``. A prompt's ids are megabytes, so nothing scans them slowly."""
-    end = events.find(b"\n\n", at)
-    crlf = events.find(b"\n\r\n", at, end if end >= 0 else len(events))
-    if crlf >= 0:
-        return crlf + 3
-    return end + 2 if end >= 0 else len(events)
+def each_event(events: bytes) -> Iterator[bytes]:
+    """Whole events one by one, each with the blank line that ends it. A prompt's ids are megabytes, so nothing scans slowly."""
+    at = 0
+    while at < len(events):
+        end = events.find(b"\n\n", at)
+        crlf = events.find(b"\n\r\n", at, end if end >= 0 else len(events))
+        behind = crlf + 3 if crlf >= 0 else end + 2 if end >= 0 else len(events)
+        yield events[at:behind]
+        at = behind
 
 
 def cut_ids(event: bytes) -> bytes:
@@ -153,6 +157,35 @@ def cut_ids(event: bytes) -> bytes:
             if mark is PROMPT_IDS:
                 event = event.replace(_NO_PROMPT_TEXT, b"", 1)
     return event
+
+
+class Watch(Protocol):
+    """What follows a stream's events, and makes of them what the client gets."""
+
+    @property
+    def closed(self) -> bool:
+        """The closing event came."""
+        ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    @property
+    def error(self) -> bytes:
+        """The event by which the worker said that it failed, if it did."""
+        ...
+
+    def is_plain(self, data: bytes) -> bool:
+        """True where whole frames of whole events need no ``take``."""
+        ...
+
+    def pass_frame(self, data: bytes, at: int) -> bytes:
+        """One plain frame, whose payload begins at ``at``, as the client gets it."""
+        ...
+
+    def take(self, events: bytes) -> bytes:
+        """Whole events in, the client's out."""
+        ...
 
 
 class EventWatch:
@@ -227,11 +260,9 @@ class EventWatch:
     def take(self, events: bytes) -> bytes:
         """Whole events in; out come those that the client may see. Nothing is given from a failure on."""
         seen: list[bytes] = []
-        at = 0
-        while at < len(events) and not self.failed:
-            end = _event_end(events, at)
-            event = events[at:end]
-            at = end
+        for event in each_event(events):
+            if self.failed:
+                break
             if not is_sound(event):
                 self.failed = True
                 break
