@@ -1,0 +1,185 @@
+"""What a turn sends: the history that counts, what the turn adds, and the rest of the body. The same log gives the same bytes,
+on every replica and whenever: that is what the workers' caches live on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from router.context.entry import Draft, Kind
+from router.context.history import History, Setting, segments_of
+from router.context.messages import Message, digest, find_overlap, message_bytes, split_system
+from router.core.canonical import tools_segments
+from router.core.fingerprint import Fingerprint, anchor
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks of a session, through whichever door."""
+
+    model: str
+    messages: Sequence[Message]
+    """New ones; also old ones, where the door ``resends``."""
+    params: dict[str, Any]
+    """The other members of a chat body, without model, messages and tools."""
+    tools: list[Any] | None = None
+    """From now on; None: as before."""
+    turn_system: Sequence[Message] = ()
+    """Before all messages, in this turn only."""
+    turn_tools: list[Any] | None = None
+    """Of this turn only; None: the session's."""
+    resends: bool = False
+    """System messages that come first hold from now on, and a history that the client sends again is recognised."""
+
+
+class HistoryDiffers(Exception):
+    """The client sends a history again, and not this one."""
+
+
+class NothingNew(Exception):
+    """All that the client sends is in the log already."""
+
+
+class News(NamedTuple):
+    """What is new of what came."""
+
+    drafts: list[Draft]
+    known: int
+    """Messages that were sent again."""
+    system_changed: bool
+    tools_changed: bool
+
+
+def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> News:
+    """Raises HistoryDiffers, NothingNew."""
+    system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
+    drafts: list[Draft] = []
+    system_changed = bool(system) and list(map(digest, system)) != list(map(digest, history.system.values))
+    if system_changed:
+        drafts.append(_draft(Kind.SYSTEM, _array(map(message_bytes, system)), bytes_per_token))
+    tools_changed = incoming.tools is not None and incoming.tools != history.tools.values
+    if tools_changed:
+        drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token))
+    known = _known(history, messages) if incoming.resends else 0
+    if not messages[known:]:
+        raise NothingNew
+    drafts += [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in messages[known:]]
+    return News(drafts, known, system_changed and history.system.number > 0, tools_changed and history.tools.number > 0)
+
+
+def _known(history: History, messages: Sequence[Message]) -> int:
+    if history.is_empty or not messages:
+        return 0
+    sends_answers = any(message.get("role") == "assistant" for message in messages)
+    overlap = find_overlap(
+        history.digests, history.last_answer, list(map(digest, messages)), sends_answers=sends_answers
+    )
+    if overlap.differs:
+        raise HistoryDiffers
+    return overlap.known
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """Which bytes a turn sent, in terms of the log: numbers of entries, and what is in no entry."""
+
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+    system: int = 0
+    tools: int = 0
+    items: list[tuple[int, int]] = []
+    """Runs of numbers, both ends included."""
+    turn_system: msgspec.Raw = msgspec.Raw(b"[]")
+    turn_tools: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Prompt(NamedTuple):
+    """The parts of the body, and what routing needs."""
+
+    messages: bytes
+    """JSON array."""
+    tools: bytes
+    """JSON array; empty: there are none."""
+    fingerprint: Fingerprint
+    anchor: int
+    earlier_bytes: int
+    """Of the prompt, what earlier turns had."""
+    recipe: Recipe
+
+
+class Scope(NamedTuple):
+    """Whose prompt it is, as far as caches part them."""
+
+    salt: str
+    name: str
+
+
+def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], scope: Scope) -> Prompt:
+    """``drafts``: what the turn adds, in the log already or soon. O(new) but for the joining of bytes."""
+    system, tools = _settings(history, drafts)
+    turn_system = [message_bytes(message) for message in incoming.turn_system]
+    own = [draft.body for draft in drafts if draft.kind is Kind.MESSAGE]
+    before = [*turn_system, *_elements(system.body)]
+    tools_body = tools.body if incoming.turn_tools is None else msgspec.json.encode(incoming.turn_tools)
+    first_segments = [*tools_segments(msgspec.json.decode(tools_body)), *_segments(before)]
+    chain = history.chain(model=incoming.model, salt=scope.salt, scope=scope.name, before=first_segments)
+    earlier_bytes = chain.prompt_bytes if history.last_answer >= 0 else 0
+    chain.extend(_segments(own))
+    bodies = [*before, *(item.body for item in history.items), *own]
+    first_user = next((body for body in bodies if b'"role":"user"' in body), bodies[-1])
+    return Prompt(
+        messages=_array(bodies),
+        tools=b"" if tools_body == b"[]" else tools_body,
+        fingerprint=chain.fingerprint(),
+        anchor=anchor([*first_segments, *_segments([first_user])], model=incoming.model, tenant=scope.name),
+        earlier_bytes=earlier_bytes,
+        recipe=Recipe(
+            system=system.number,
+            tools=0 if incoming.turn_tools is not None else tools.number,
+            items=history.runs(),
+            turn_system=msgspec.Raw(_array(turn_system)),
+            turn_tools=msgspec.Raw(msgspec.json.encode(incoming.turn_tools)),
+        ),
+    )
+
+
+def replay(recipe: Recipe, bodies: dict[int, bytes]) -> bytes:
+    """The body that a turn sent, of the bodies of the log's entries by number. Raises KeyError."""
+    items = [bodies[number] for first, last in recipe.items for number in range(first, last + 1)]
+    before = [*_elements(bytes(recipe.turn_system)), *_elements(bodies[recipe.system] if recipe.system else b"[]")]
+    tools = bytes(recipe.turn_tools)
+    if tools == b"null":
+        tools = bodies[recipe.tools] if recipe.tools else b"[]"
+    return join_body(_array([*before, *items]), b"" if tools == b"[]" else tools, bytes(recipe.params))
+
+
+def join_body(messages: bytes, tools: bytes, params: bytes) -> bytes:
+    """``params``: a JSON object."""
+    rest = b"," + params[1:] if params != b"{}" else b"}"
+    return b"".join((b'{"messages":', messages, b',"tools":' + tools if tools else b"", rest))
+
+
+def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setting]:
+    system, tools = history.system, history.tools
+    for draft in drafts:
+        if draft.kind is Kind.SYSTEM:
+            system = Setting(0, draft.body)
+        elif draft.kind is Kind.TOOLS:
+            tools = Setting(0, draft.body)
+    return system, tools
+
+
+def _draft(kind: Kind, body: bytes, bytes_per_token: float) -> Draft:
+    return Draft(kind, body, max(1, round(len(body) / bytes_per_token)))
+
+
+def _segments(bodies: Iterable[bytes]) -> list[bytes]:
+    return [segment for body in bodies for segment in segments_of(body)]
+
+
+def _array(elements: Iterable[bytes]) -> bytes:
+    return b"[%b]" % b",".join(elements)
+
+
+def _elements(array: bytes) -> list[bytes]:
+    return [bytes(raw) for raw in msgspec.json.decode(array, type=list[msgspec.Raw])]
