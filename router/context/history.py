@@ -74,6 +74,8 @@ class History:
         """Where among ``items`` the last message of an assistant stands; -1: nowhere."""
         self.system = Setting()
         self.tools = Setting()
+        self.turns = 0
+        """The newest turn's number that is known of."""
         self.bytes = 0
         """About what it takes of memory."""
         self._open: dict[int, _Turn] = {}

@@ -42,31 +42,18 @@ class NothingNew(Exception):
     """All that the client sends is in the log already."""
 
 
-class News(NamedTuple):
-    """What is new of what came."""
-
-    drafts: list[Draft]
-    known: int
-    """Messages that were sent again."""
-    system_changed: bool
-    tools_changed: bool
-
-
-def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> News:
-    """Raises HistoryDiffers, NothingNew."""
+def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> list[Draft]:
+    """What the turn adds to the log. Raises HistoryDiffers, NothingNew."""
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
-    system_changed = bool(system) and list(map(digest, system)) != list(map(digest, history.system.values))
-    if system_changed:
+    if system and list(map(digest, system)) != list(map(digest, history.system.values)):
         drafts.append(_draft(Kind.SYSTEM, _array(map(message_bytes, system)), bytes_per_token))
-    tools_changed = incoming.tools is not None and incoming.tools != history.tools.values
-    if tools_changed:
+    if incoming.tools is not None and incoming.tools != history.tools.values:
         drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token))
-    known = _known(history, messages) if incoming.resends else 0
-    if not messages[known:]:
+    new = messages[_known(history, messages) if incoming.resends else 0 :]
+    if not new:
         raise NothingNew
-    drafts += [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in messages[known:]]
-    return News(drafts, known, system_changed and history.system.number > 0, tools_changed and history.tools.number > 0)
+    return drafts + [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
 
 
 def _known(history: History, messages: Sequence[Message]) -> int:
@@ -91,6 +78,20 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Runs of numbers, both ends included."""
     turn_system: msgspec.Raw = msgspec.Raw(b"[]")
     turn_tools: msgspec.Raw = msgspec.Raw(b"null")
+
+    def with_own(self, drafts: Sequence[Draft], head: int, params: bytes) -> Recipe:
+        """With what the turn itself appends behind a log of ``head`` entries."""
+        numbers: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+        for number, draft in enumerate(drafts, head + 1):
+            numbers[draft.kind].append(number)
+        own = numbers[Kind.MESSAGE]
+        return msgspec.structs.replace(
+            self,
+            params=msgspec.Raw(params),
+            system=(numbers[Kind.SYSTEM] or [self.system])[0],
+            tools=(numbers[Kind.TOOLS] or [self.tools])[0],
+            items=[*self.items, (own[0], own[-1])] if own else self.items,
+        )
 
 
 class Prompt(NamedTuple):

@@ -8,8 +8,11 @@
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
     │   ├── RouteNotFound          404  not_found
+    │   ├── SessionNotFound        404  not_found: absent, or another tenant's
     │   ├── MethodNotAllowed       405  method_not_allowed
     │   ├── BodyTimeout            408  request_timeout
+    │   ├── SessionBusy            409  session_busy: another turn has not ended
+    │   │   └── ConversationLocked 400  conversation_locked: the same, as the Conversations API says it
     │   ├── RequestTooLarge        413  request_too_large
     │   ├── UnsupportedEncoding    415  unsupported_encoding
     │   ├── HostNotAllowed         421  host_not_allowed
@@ -17,12 +20,14 @@
     │   └── TenantLimited          429  the tenant's own limit: come back after ``retry_after_s``
     │       ├── RateLimited             rate_limit_exceeded
     │       └── BudgetExceeded          budget_exceeded
+    ├── SessionCorrupt             500  session_corrupt: what is stored of it cannot be read; nothing else is affected
     ├── WorkerError                502  worker_error: every attempt failed
     │   └── WorkerTimeout          504  worker_timeout
     └── Unavailable                503  ours, for now: come back after ``retry_after_s``
         ├── NoWorkerAvailable           no_worker_available
         ├── ModelUnavailable            model_unavailable
         ├── Overloaded                  overloaded
+        ├── StateUnavailable            state_unavailable: the session store cannot be reached
         └── Draining                    draining
 
 The class says whose fault it is. A message never holds a worker's URL, a worker's 5xx body or a prompt.
@@ -91,6 +96,18 @@ class RouteNotFound(ClientError):
     status, code, kind = 404, "not_found", "not_found_error"
 
 
+class SessionNotFound(ClientError):
+    status, code, kind = 404, "not_found", "not_found_error"
+
+
+class SessionBusy(ClientError):
+    status, code, kind, retryable = 409, "session_busy", "conflict_error", True
+
+
+class ConversationLocked(SessionBusy):
+    status, code, kind = 400, "conversation_locked", "invalid_request_error"
+
+
 class MethodNotAllowed(ClientError):
     status, code = 405, "method_not_allowed"
 
@@ -127,6 +144,10 @@ class BudgetExceeded(TenantLimited):
     code, retryable = "budget_exceeded", False
 
 
+class SessionCorrupt(RouterError):
+    code = "session_corrupt"
+
+
 class WorkerError(RouterError):
     status, code, kind, retryable = 502, "worker_error", "api_error", True
 
@@ -149,6 +170,10 @@ class ModelUnavailable(Unavailable):
 
 class Overloaded(Unavailable):
     pass
+
+
+class StateUnavailable(Unavailable):
+    code = "state_unavailable"
 
 
 class Draining(Unavailable):

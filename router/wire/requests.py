@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,6 +25,7 @@ from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
 
 JsonObject = dict[str, Any]
+Shape = TypeVar("Shape", bound="Body")
 
 _POOLING = frozenset({Route.EMBEDDINGS, Route.RERANK, Route.SCORE})
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -98,11 +99,9 @@ def parse_request(
     if caller.salt_key and (b'"uuid"' in body or b"\\u" in body):
         forbid_names(members)
     shape, read_prompt = _ROUTES[route]
+    typed = convert(members, shape)
     try:
-        typed = msgspec.convert(members, shape)
         prompt = read_prompt(typed)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
     wish = _wish(route, typed, members, caller, resumes=resumes)
@@ -138,12 +137,10 @@ class TurnBody(NamedTuple):
     wish: Wish
 
 
-def read_params(members: Mapping[str, Any], caller: Caller, *, has_tools: bool, resumes: bool) -> TurnBody:
+def read_params(members: Mapping[str, Any], model: str, caller: Caller, *, has_tools: bool, resumes: bool) -> TurnBody:
     """``members``: of a chat body, without messages and tools. Raises InvalidRequest."""
-    try:
-        typed = msgspec.convert({**members, "messages": []}, ChatBody)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+    members = {"model": model, **members}
+    typed = convert({**members, "messages": []}, ChatBody)
     wish = _wish(Route.CHAT, typed, {**members, "tools": has_tools}, caller, resumes=resumes)
     ours = {name: msgspec.Raw(value) for name, value in wish.ours.items()}
     params = msgspec.json.encode({**members, **ours})
@@ -198,6 +195,16 @@ def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller,
     return Wish(stream, salt, usage is not None, hides_ids, is_resumable, ours)
 
 
+def convert(members: Mapping[str, Any], shape: type[Shape]) -> Shape:
+    """Raises InvalidRequest, which names the member."""
+    try:
+        return msgspec.convert(members, shape)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        where = where.rstrip("`")
+        raise InvalidRequest(f"{what}{' at ' + where if where else ''}", param=where or None) from None
+
+
 def _usage_request(body: Body, members: Mapping[str, Any]) -> bytes | None:
     """``stream_options`` that ask for the usage chunk; None where the client has asked, or the dialect has no such wish."""
     if not isinstance(body, ChatBody | CompletionBody) or (body.stream_options and body.stream_options.include_usage):
@@ -209,11 +216,6 @@ def _traceparent(headers: Mapping[str, str]) -> str:
     """Checked, since it becomes a line of the request to the worker."""
     text = headers.get("traceparent", "")
     return text if text and _TRACEPARENT.fullmatch(text) else ""
-
-
-def _invalid(error: str) -> InvalidRequest:
-    what, _, where = error.partition(" - at `$.")
-    return InvalidRequest(f"{what}{' at ' + where.rstrip('`') if where else ''}", param=where.rstrip("`") or None)
 
 
 def _chat(body: ChatBody | MessagesBody) -> Prompt:

@@ -1,0 +1,154 @@
+"""Sessions' logs as this replica has them: the store's, of which what was read stays in memory. Says what went wrong as clients
+are to hear it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from router.context.entry import BadEntry, Draft, Kind, encode_turn
+from router.context.history import History, drafts_of
+from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
+from router.core.request import Tenant
+from router.sessions.hot import HotHistories
+from router.sessions.store import (
+    Append,
+    Begin,
+    Begun,
+    Busy,
+    Corrupt,
+    Fenced,
+    Known,
+    Loaded,
+    Repeated,
+    Sid,
+    Store,
+    StoreUnavailable,
+)
+
+log = logging.getLogger("warmroute.sessions")
+
+CLOSING_S = 1.0
+"""How long what is left to be given back may take when the router stops."""
+
+T = TypeVar("T")
+
+
+class Logs:
+    """``wall_clock``: Unix time, which entries are stamped with. All calls raise StateUnavailable and SessionCorrupt."""
+
+    def __init__(self, store: Store, hot: HotHistories, wall_clock: Callable[[], float]) -> None:
+        self.store = store
+        self.hot = hot
+        self._wall_clock = wall_clock
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
+        return await self.ask(self.store.begin(begin))
+
+    async def append(self, history: History, append: Append) -> None:
+        """The history has the entries, too. Raises Fenced."""
+        head = await self.ask(self.store.append(append))
+        if head == history.head + len(append.entries):
+            self.grow(history, append.entries)
+        else:
+            self.hot.forget(append.sid)
+
+    def grow(self, history: History, entries: Sequence[bytes]) -> None:
+        """By what the store has appended for this replica."""
+        history.add(entries, history.head + 1)
+        self.hot.keep(Sid(history.sid), history)
+
+    def encode(self, history: History, drafts: Sequence[Draft], turn: int, *, ends: bool) -> list[bytes]:
+        """What is next of that turn, as entries behind those that the history has of it."""
+        return encode_turn(
+            drafts,
+            sid=history.sid,
+            owner=history.owner,
+            turn=turn,
+            at=self._wall_clock(),
+            link=history.link_of(turn),
+            ends=ends,
+        )[0]
+
+    async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
+        """Raises SessionNotFound."""
+        known = self.hot.known(sid)
+        loaded = await self.ask(self.store.load(sid, owner, known))
+        if loaded is None:
+            self.hot.forget(sid)
+            raise SessionNotFound("there is no such session")
+        history = await self.follow(sid, owner, known, loaded)
+        history.turns = max(history.turns, loaded.turns)
+        return history, loaded
+
+    async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
+        """The history, with what the store told beyond ``known``. Raises SessionNotFound."""
+        try:
+            history = self.hot.update(sid, owner, known, found.generation, found.tail, starts_over=found.starts_over)
+        except BadEntry as error:
+            self.hot.forget(sid)
+            raise _unreadable(str(error), sid) from None
+        if history is None:
+            return (await self.load(sid, owner))[0]
+        if found.view is not None:
+            history.view = found.view
+        history.epoch = found.epoch
+        return history
+
+    async def copy(
+        self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
+    ) -> bool:
+        """A session of its own that begins as this one, up to the entry of that number. O(its length). False: the new one
+        exists. Raises SessionNotFound."""
+        history, _ = await self.load(sid, owner)
+        items = [item for item in history.items if upto is None or item.number <= upto]
+        drafts = drafts_of(items, history.system, history.tools) or [Draft(Kind.END, b"null")]
+        return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
+
+    async def create(
+        self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
+    ) -> bool:
+        """False: it exists."""
+        entries = self.encode(History(sid, owner, ""), drafts, 1, ends=True)
+        turns = 1 if entries else 0
+        return await self.ask(
+            self.store.create(sid, owner, entries=entries, attributes=attributes, turns=turns, lifetime_s=lifetime_s)
+        )
+
+    async def ask(self, call: Awaitable[T]) -> T:
+        """Anything of the store."""
+        try:
+            return await call
+        except StoreUnavailable as error:
+            log.warning("the session store failed", extra={"why": str(error)})
+            raise StateUnavailable("the session store cannot be reached", retry_after_s=1) from None
+        except Corrupt as error:
+            raise _unreadable(str(error)) from None
+
+    def give_back(self, call: Coroutine[Any, Any, None]) -> None:
+        """A claim, or a place in a line. Nobody waits for it: if it fails, a lease ends later."""
+        task = asyncio.create_task(_quietly(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """Behind the last turn."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
+        await self.store.close()
+
+
+async def _quietly(call: Awaitable[None]) -> None:
+    try:
+        await call
+    except (StoreUnavailable, Corrupt, Fenced) as error:
+        log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
+
+
+def _unreadable(why: str, sid: str = "") -> SessionCorrupt:
+    log.error("a session cannot be read", extra={"why": why, "sid": sid})
+    return SessionCorrupt("what is stored of this session cannot be read")
