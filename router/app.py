@@ -53,6 +53,8 @@ from router.server.drain import StopSignals, drain
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
+from router.state import build_state
+from router.state_metrics import StateCollector, StateMetrics
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -136,6 +138,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
     audit = Audit(logging.getLogger(AUDIT))
     keys = KeyWatch(config.auth, audit, time.time, admission.ledger.keep) if config.auth.asks_for_keys else None
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
+    state_metrics = StateMetrics(registry)
+    state = build_state(
+        config, dispatcher, last_workers.set, fleet.bytes_per_token, clock, state_metrics.observe_overhead
+    )
     data = DataPort(
         config.server,
         config.limits,
@@ -145,6 +151,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics.observe_refusal,
         gate,
         metrics.observe_cut,
+        state.routes,
         resumes=config.resumption.max_attempts > 0,
     )
     admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
@@ -176,6 +183,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
+    registry.register(StateCollector(state.turns, state.logs.hot))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(
@@ -183,6 +191,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
+        state.working(),
         _working(pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
         _listening(clients, config, config.server.host, config.server.port, tls) as site,

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.core.keyring import BadKeys, parse_entries
+from router.core.tenant import OnBusy
 from router.core.worker import parse_address
 
 PREFIX = "WARMROUTE_"
@@ -333,6 +334,56 @@ class AdmissionConfig(Section, frozen=True):
     ] = 0.25
 
 
+class SessionsConfig(Section, frozen=True):
+    """The state that the router keeps: sessions, responses, conversations."""
+
+    store: Annotated[
+        str,
+        Meta(
+            description="Where: sqlite:///PATH, memory://, redis://, rediss://, redis+sentinel://HOST:PORT,…/SERVICE/DB, "
+            "redis+cluster://HOST:PORT,…; empty: SQLite in the state directory.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    state_dir: Annotated[
+        str, Meta(description="Directory of what the router keeps itself; empty: ~/.local/state/warmroute.")
+    ] = ""
+    secret: Annotated[
+        str,
+        Meta(
+            description="Secret of at least 16 bytes that sessions' keys in the store are made of; one for all replicas; "
+            "empty: made once, and kept in the state directory.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    secret_file: Annotated[str, Meta(description="File that holds secret instead.")] = ""
+    lifetime_s: Annotated[
+        float, Meta(ge=0, le=10**9, description="Seconds that a session lives behind its last use; 0: for ever.")
+    ] = 86_400.0
+    response_lifetime_s: Annotated[
+        float, Meta(ge=0, le=10**9, description="Seconds that a response lives; 0: for ever.")
+    ] = 2_592_000.0
+    conversation_lifetime_s: Annotated[
+        float, Meta(ge=0, le=10**9, description="Seconds that a conversation lives behind its last use; 0: for ever.")
+    ] = 0.0
+    on_busy: Annotated[OnBusy, Meta(description="What a turn does while another of its session has not ended.")] = (
+        "queue"
+    )
+    max_wait_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Most seconds that a turn waits for those of its session before it.")
+    ] = 60.0
+    max_waiting: Annotated[
+        int, Meta(ge=0, le=10_000, description="Turns of one session that may wait; others are refused.")
+    ] = 64
+    lease_s: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
+    ] = 15.0
+    max_hot_bytes: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 40, description="Histories kept in memory between turns, in bytes.")
+    ] = 256 << 20
+
+
 class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
@@ -384,6 +435,7 @@ class Config(Section, frozen=True):
     retries: RetriesConfig = RetriesConfig()
     resumption: ResumptionConfig = ResumptionConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    sessions: SessionsConfig = SessionsConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
 

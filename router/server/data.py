@@ -42,6 +42,7 @@ from router.server.bodies import answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
+from router.server.state import Call, Match, StateRoutes
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
 from router.wire.media import MediaRule
@@ -92,10 +93,13 @@ class DataPort:
         observe_refusal: Callable[[str, int], None],
         gate: Gate,
         observe_cut: Callable[[str], None],
+        state: StateRoutes | None = None,
         *,
         resumes: bool = True,
     ) -> None:
-        """``resumes``: streams are kept so that another worker may go on with them."""
+        """``state``: the routes whose state is kept here; None: there are none. ``resumes``: streams are kept so that another
+        worker may go on with them."""
+        self._state = state
         self._gate = gate
         self._server = server
         self._limits = limits
@@ -104,7 +108,7 @@ class DataPort:
         self._clock = clock
         self._observe_refusal = observe_refusal
         self._observe_cut = observe_cut
-        self._parse = partial(parse_request, limits=_body_limits(limits), resumes=resumes)
+        self._parse = partial(parse_request, limits=body_limits(limits), resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
         self._ids = count(1)
@@ -136,6 +140,8 @@ class DataPort:
             if self._checks_origin and (early := self._check_origin(request)) is not None:
                 return early
             if route is None:
+                if self._state is not None and (match := self._state.find(request.raw_path)) is not None:
+                    return await self._answer_state(request, match, request_id, started_at)
                 return await self._answer_plain(request)
             caller = self._gate.admit(request, route)
             self._check_open(request)
@@ -143,24 +149,14 @@ class DataPort:
             content = request.content
             # Most bodies came with their head, and most are small: neither is worth a coroutine.
             body = content.read_nowait() if content.is_eof() else await read_slow_body(request, self._limits)
-            if len(body) > self._limits.max_body_bytes:
-                raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
+            self._check_size(body)
             if len(body) < LARGE_BODY_BYTES:
                 parsed = self._parse(route, body, request.headers, caller, request_id)
             else:
                 parsed = await self._parse_large(route, body, request, caller, request_id)
             if not caller.rules.may_use(parsed.model):
                 raise ModelNotFound.of(parsed.model)  # noqa: TRY301
-            client = ClientConnection(
-                request,
-                route,
-                extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
-                stall_s=self._limits.write_stall_s,
-                decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
-                stays_open=self.phase is Phase.OPEN,
-                hidden=parsed.hidden_salt,
-            )
-            self._clients.add(client)
+            client = self._connect(request, route, request_id, caller, parsed.hidden_salt)
             await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
             self._clients.discard(client)  # nothing may follow a whole answer
             await client.drained()  # the worker is free already; the client has yet to read the end
@@ -180,6 +176,64 @@ class DataPort:
             self.live -= 1
             if client is not None:
                 self._clients.discard(client)
+
+    async def _answer_state(
+        self, request: web.BaseRequest, match: Match, request_id: str, started_at: float
+    ) -> web.StreamResponse:
+        """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
+        caller = self._gate.admit(request, None)
+        page = match.by_method.get(request.method)
+        if page is None:
+            raise MethodNotAllowed(f"{match.template} takes {', '.join(sorted(match.by_method))}")
+        if self.phase is Phase.DRAINING:
+            raise Draining("the router is shutting down", retry_after_s=1)
+        self._check_body(request)
+        body = await read_slow_body(request, self._limits)
+        client: ClientConnection | None = None
+
+        def connect(hidden: str) -> ClientConnection:
+            nonlocal client
+            client = self._connect(request, Route.CHAT, request_id, caller, hidden)
+            return client
+
+        call = Call(match.names, request.query, request.headers, body, caller, request_id, started_at, connect)
+        try:
+            answer = await page(call)
+            if answer is None and client is not None:
+                await client.drained()
+                return client.sent()
+        except RouterError:
+            raise
+        except Exception:
+            if client is None or not client.has_started:
+                raise
+            log.exception("unexpected error", extra={"request_id": request_id})
+            client.abort()
+            return client.sent()
+        finally:
+            if client is not None:
+                self._clients.discard(client)
+        headers = {"X-Request-Id": request_id, "Server": SERVER}
+        response = web.Response(body=answer, content_type="application/json", headers=headers)
+        self._add_cors(request, response)
+        if self.phase is not Phase.OPEN:
+            response.force_close()
+        return response
+
+    def _connect(
+        self, request: web.BaseRequest, route: Route, request_id: str, caller: Caller, hidden: str
+    ) -> ClientConnection:
+        client = ClientConnection(
+            request,
+            route,
+            extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
+            stall_s=self._limits.write_stall_s,
+            decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
+            stays_open=self.phase is Phase.OPEN,
+            hidden=hidden,
+        )
+        self._clients.add(client)
+        return client
 
     def new_request_id(self) -> str:
         return f"{self._id_prefix}-{next(self._ids):x}"
@@ -212,6 +266,10 @@ class DataPort:
         if encoding is not None and encoding.lower() != "identity":
             raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
         if (request.content_length or 0) > self._limits.max_body_bytes:
+            raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._limits.max_body_bytes:
             raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
     async def _parse_large(
@@ -300,7 +358,7 @@ class DataPort:
         return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
 
 
-def _body_limits(limits: LimitsConfig) -> BodyLimits:
+def body_limits(limits: LimitsConfig) -> BodyLimits:
     return BodyLimits(
         max_json_depth=limits.max_json_depth,
         max_messages=limits.max_messages,

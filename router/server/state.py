@@ -70,9 +70,7 @@ class StateRoutes:
             if len(template) == len(segments) and all(
                 wanted in ("{}", given) for wanted, given in zip(template, segments, strict=True)
             ):
-                names = [
-                    _name(given) for wanted, given in zip(template, segments, strict=True) if wanted == "{}"
-                ]
+                names = [_name(given) for wanted, given in zip(template, segments, strict=True) if wanted == "{}"]
                 return Match("/" + "/".join(template), names, by_method)
         return None
 

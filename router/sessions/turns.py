@@ -15,11 +15,11 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from router.context.entry import Draft, Kind
+from router.context.entry import BadEntry, Draft, Kind, decode
 from router.context.history import History
 from router.context.messages import message_bytes
 from router.context.prompt import (
@@ -32,16 +32,17 @@ from router.context.prompt import (
     find_news,
     join_body,
     make_prompt,
+    replay,
 )
-from router.core.errors import InvalidRequest, RouterError, SessionBusy, SessionNotFound, WorkerError
+from router.core.errors import InvalidRequest, RouterError, SessionBusy, SessionCorrupt, SessionNotFound, WorkerError
 from router.core.record import Record
 from router.core.request import Request, SessionKey
-from router.core.tenant import Caller, TenantRules
+from router.core.tenant import Caller, OnBusy, TenantRules
 from router.core.worker import WorkerName
 from router.sessions.door import Door, HeldClient
 from router.sessions.logs import Logs
 from router.sessions.names import affinity_key
-from router.sessions.store import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
+from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
 from router.wire.requests import TurnBody, read_params, turn_request
@@ -51,8 +52,6 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.004, 0.05
 
 RENEWALS = 3
 """In the time of one lease."""
-
-OnBusy = Literal["queue", "reject", "fork"]
 
 
 class Dispatch(Protocol):
@@ -156,7 +155,7 @@ class Turns:
         observe_overhead: Callable[[float], None],
     ) -> None:
         self._settings = settings
-        self._logs = logs
+        self.logs = logs
         self._dispatch = dispatch
         self._remember_worker = remember_worker
         self._bytes_per_token = bytes_per_token
@@ -176,7 +175,7 @@ class Turns:
                 if live.fence and now - live.renewed_at > lease_s / RENEWALS:
                     live.renewed_at = now
                     owner = live.ask.caller.rules.tenant
-                    self._logs.give_back(self._logs.store.renew(live.sid, owner, live.fence, lease_s))
+                    self.logs.give_back(self.logs.store.renew(live.sid, owner, live.fence, lease_s))
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
@@ -220,6 +219,38 @@ class Turns:
         await held.finish()
         return "ok"
 
+    async def add(self, ask: Ask) -> tuple[History, int]:
+        """A turn that asks no model: its messages become part of the session. Returns the turn's number.
+        Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable, SessionCorrupt."""
+        live = _Live(ask, ask.sid, secrets.token_hex(16))
+        try:
+            begun = await self._claim(live)
+            if isinstance(begun, Repeated):
+                self._require_same(ask, begun)
+                return (await self.logs.load(live.sid, ask.caller.rules.tenant))[0], begun.turn
+            history, plan = begun
+            entries = self.logs.encode(history, [Draft(Kind.END, b"null")], live.turn, ends=True)
+            await self._append(live, history, entries, plan.note, ends=True)
+            live.fence = 0
+            return history, live.turn
+        except Fenced:
+            raise self._fenced(ask) from None
+        finally:
+            self._give_up(live)
+
+    async def prompt_of(self, sid: Sid, caller: Caller, turn: int) -> bytes | None:
+        """The body that a turn sent. Reads the whole log. Raises SessionNotFound, StateUnavailable, SessionCorrupt."""
+        owner = caller.rules.tenant
+        record = await self.logs.ask(self.logs.store.read_turn(sid, owner, turn))
+        loaded = await self.logs.ask(self.logs.store.load(sid, owner, NOTHING))
+        if record is None or loaded is None:
+            return None
+        note = msgspec.json.decode(record.record, type=TurnNote)
+        try:
+            return replay(note.recipe, {at: bytes(decode(data).body) for at, data in enumerate(loaded.tail, 1)})
+        except (KeyError, BadEntry):
+            raise SessionCorrupt("what is stored of this session cannot be read") from None
+
     # 1  Claim
 
     async def _claim(self, live: _Live) -> tuple[History, _Plan] | Repeated:
@@ -229,8 +260,8 @@ class Turns:
         pause_s = FIRST_PAUSE_S
         has_waited = False
         while True:
-            known, guess = self._logs.hot.known(live.sid), self._guess(live)
-            answer = await self._logs.begin(self._begin(live, known, guess))
+            known, guess = self.logs.hot.known(live.sid), self._guess(live)
+            answer = await self.logs.begin(self._begin(live, known, guess))
             if isinstance(answer, Begun):
                 return await self._read(live, known, answer, guess)
             if answer is None:
@@ -242,7 +273,7 @@ class Turns:
                 has_waited = True
             if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork":
                 fork = ask.fork()
-                await self._logs.copy(live.sid, fork, ask.caller.rules.tenant, ask.lifetime_s)
+                await self.logs.copy(live.sid, fork, ask.caller.rules.tenant, ask.lifetime_s)
                 live.sid = fork
             elif (isinstance(answer, Busy) and not answer.place) or self._clock() >= deadline:
                 raise ask.busy("another turn of this session has not ended", retry_after_s=1)
@@ -252,7 +283,7 @@ class Turns:
 
     def _guess(self, live: _Live) -> _Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
-        history = self._logs.hot.get(live.sid) or History(live.sid, live.ask.caller.rules.tenant, "")
+        history = self.logs.hot.get(live.sid) or History(live.sid, live.ask.caller.rules.tenant, "")
         try:
             return self._plan(live, history, history.turns + 1)
         except (HistoryDiffers, NothingNew):
@@ -283,11 +314,11 @@ class Turns:
         live.renewed_at = self._clock()
         if begun.worker:
             self._remember_worker(affinity_key(live.sid), WorkerName(begun.worker))
-        history = await self._logs.follow(live.sid, ask.caller.rules.tenant, known, begun)
+        history = await self.logs.follow(live.sid, ask.caller.rules.tenant, known, begun)
         history.turns = begun.turn
         plan = guess
         if plan is not None and begun.appended:
-            self._logs.grow(history, plan.entries)
+            self.logs.grow(history, plan.entries)
         else:
             plan = self._plan_surely(live, history)
             await self._append(live, history, plan.entries, plan.note)
@@ -333,7 +364,7 @@ class Turns:
         return _Plan(
             turn,
             drafts,
-            self._logs.encode(history, drafts, turn, ends=False),
+            self.logs.encode(history, drafts, turn, ends=False),
             prompt,
             body,
             TurnNote(recipe=recipe, asked=ask.asked, note=msgspec.Raw(ask.note)),
@@ -367,7 +398,7 @@ class Turns:
             raise WorkerError("the worker's answer cannot be understood") from None
         message = message_bytes(answer.message)
         tokens = answer.completion_tokens or round(len(message) / self._bytes_per_token(live.ask.incoming.model))
-        entries = self._logs.encode(history, [Draft(Kind.MESSAGE, message, tokens)], live.turn, ends=True)
+        entries = self.logs.encode(history, [Draft(Kind.MESSAGE, message, tokens)], live.turn, ends=True)
         note = msgspec.structs.replace(plan.note, note=msgspec.Raw(door.note()))
         worker = held.record.worker if held.record is not None else ""
         await self._append(live, history, entries, note, worker=worker, ends=True)
@@ -384,7 +415,7 @@ class Turns:
         ends: bool = False,
     ) -> None:
         """Raises Fenced, StateUnavailable."""
-        await self._logs.append(
+        await self.logs.append(
             history,
             Append(
                 sid=live.sid,
@@ -404,18 +435,23 @@ class Turns:
 
     async def _repeat(self, ask: Ask, repeated: Repeated, door: Door, client: Client) -> None:
         """The turn was taken before; the same answer again. Raises InvalidRequest."""
+        note = self._require_same(ask, repeated)
+        await door.repeat(bytes(note.note), client)
+
+    @staticmethod
+    def _require_same(ask: Ask, repeated: Repeated) -> TurnNote:
         note = msgspec.json.decode(repeated.record, type=TurnNote)
         if note.asked != ask.asked:
             raise InvalidRequest("this Idempotency-Key was used for another request", param="Idempotency-Key")
-        await door.repeat(bytes(note.note), client)
+        return note
 
     def _give_up(self, live: _Live) -> None:
         """What the turn holds still, for whatever reason it ended; and whoever waits here may look again."""
         owner = live.ask.caller.rules.tenant
         if live.fence:
-            self._logs.give_back(self._logs.store.release(live.sid, owner, live.fence))
+            self.logs.give_back(self.logs.store.release(live.sid, owner, live.fence))
         elif not live.turn:
-            self._logs.give_back(self._logs.store.leave(live.sid, owner, live.token))
+            self.logs.give_back(self.logs.store.leave(live.sid, owner, live.token))
         if (event := self._ended.pop(live.sid, None)) is not None:
             event.set()
 

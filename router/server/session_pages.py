@@ -1,0 +1,143 @@
+"""``/v1/sessions/…``: sessions that clients name, for any client of chat completions."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from hashlib import sha256
+
+import msgspec
+
+from router.context.prompt import Incoming
+from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
+from router.server.state import MAX_NAME_CHARS, Call, Page
+from router.sessions.chat_door import ChatDoor, repeated_record
+from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.sessions.items import public_items, read_items
+from router.sessions.listing import list_page, read_paging
+from router.sessions.names import Names, Space
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.store import Sid
+from router.sessions.turns import Ask, Turns
+from router.wire.body_limits import BodyLimits
+from router.wire.strict_json import decode_object
+
+FORK_CHARS = 6
+
+
+class SessionPages:
+    def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules) -> None:
+        self._turns = turns
+        self._logs = turns.logs
+        self._names = names
+        self._limits = limits
+        self._rules = rules
+
+    def pages(self) -> Mapping[tuple[str, str], Page]:
+        session = "/v1/sessions/{session}"
+        return {
+            ("POST", f"{session}/chat/completions"): self._chat,
+            ("GET", session): self._show,
+            ("DELETE", session): self._delete,
+            ("GET", f"{session}/items"): self._list,
+            ("POST", f"{session}/items"): self._add,
+            ("POST", f"{session}/fork"): self._fork,
+            ("GET", f"{session}/turns/{{turn}}/prompt"): self._prompt,
+        }
+
+    async def _chat(self, call: Call) -> None:
+        incoming = read_chat(call.body, call.caller, self._limits)
+        if not call.caller.rules.may_use(incoming.model):
+            raise ModelNotFound.of(incoming.model)
+        name = call.names[0]
+        client = call.connect(call.caller.salt)
+        forked: list[str] = []
+
+        def fork() -> Sid:
+            forked.append(f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{secrets.token_hex(FORK_CHARS // 2)}")
+            client.add_head("x-warmroute-session", forked[0])
+            return self._sid(call, forked[0])
+
+        record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
+        door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
+        await self._turns.take(self._ask(call, incoming, fork=fork), door, client)
+
+    def _ask(self, call: Call, incoming: Incoming, **more: object) -> Ask:
+        return Ask(
+            sid=self._sid(call, call.names[0]),
+            caller=call.caller,
+            incoming=incoming,
+            headers=call.headers,
+            request_id=call.request_id,
+            started_at=call.started_at,
+            lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
+            idempotency_key=read_idempotency_key(call.headers),
+            asked=sha256(call.body).hexdigest(),
+            **more,  # type: ignore[arg-type]
+        )
+
+    async def _show(self, call: Call) -> bytes:
+        history, loaded = await self._logs.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        return msgspec.json.encode(
+            {
+                "id": call.names[0],
+                "object": "session",
+                "created_at": int(loaded.created_at),
+                "turns": loaded.turns,
+                "items": len(history.items),
+                "tokens": sum(item.tokens for item in history.items),
+                "bytes": sum(len(item.body) for item in history.items),
+                "is_busy": loaded.is_claimed,
+            }
+        )
+
+    async def _delete(self, call: Call) -> bytes:
+        sid = self._sid(call, call.names[0])
+        self._logs.hot.forget(sid)
+        if not await self._logs.ask(self._logs.store.delete(sid, call.caller.rules.tenant)):
+            raise SessionNotFound("there is no such session")
+        return msgspec.json.encode({"id": call.names[0], "object": "session.deleted", "deleted": True})
+
+    async def _list(self, call: Call) -> bytes:
+        paging = read_paging(call.query)
+        history, _ = await self._logs.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        return list_page(public_items(history, with_unfinished=True), paging)
+
+    async def _add(self, call: Call) -> bytes:
+        incoming = read_items(call.body, self._limits)
+        history, added = await self._turns.add(self._ask(call, incoming))
+        items = [item for item in public_items(history) if item["turn"] == added]
+        return list_page(items, read_paging({"limit": "100"}, default_order="asc"))
+
+    async def _fork(self, call: Call) -> bytes:
+        members = decode_object(call.body)
+        new, after = members.get("session_id"), members.get("after")
+        if not isinstance(new, str) or not 1 <= len(new) <= MAX_NAME_CHARS or not new.isprintable():
+            raise InvalidRequest("session_id must be the new session's name", param="session_id")
+        owner = call.caller.rules.tenant
+        sid = self._sid(call, call.names[0])
+        upto = None
+        if after is not None:
+            history, _ = await self._logs.load(sid, owner)
+            found = [item for item in public_items(history) if item["id"] == after]
+            if not found:
+                raise InvalidRequest("after names no item of this session", param="after")
+            upto = found[0]["number"]
+        lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
+        if not await self._logs.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto):
+            raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
+        return msgspec.json.encode({"id": new, "object": "session"})
+
+    async def _prompt(self, call: Call) -> bytes:
+        """The exact bytes that the model saw, but for the cache salt, which only caches see."""
+        number = call.names[1]
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise RouteNotFound("turns are numbered from 1")
+        body = await self._turns.prompt_of(self._sid(call, call.names[0]), call.caller, int(number))
+        if body is None:
+            raise SessionNotFound("there is no such turn")
+        return body
+
+    def _sid(self, call: Call, name: str) -> Sid:
+        return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)
