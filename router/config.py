@@ -379,6 +379,35 @@ class SessionsConfig(Section, frozen=True):
         float,
         Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
     ] = 15.0
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that the store may take for one call; beyond, it is unavailable.")
+    ] = 0.2
+    max_store_connections: Annotated[
+        int, Meta(ge=1, le=10_000, description="Connections to Redis, and calls that SQLite may have before it.")
+    ] = 64
+    sqlite_synchronous: Annotated[
+        Literal["NORMAL", "FULL"],
+        Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),
+    ] = "NORMAL"
+    wait_replicas: Annotated[
+        int, Meta(ge=0, le=10, description="Redis replicas that must have a write before it counts (WAIT).")
+    ] = 0
+    max_journal_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 40, description="Ends of turns kept on disk while Redis is away, in bytes; 0: no journal."),
+    ] = 64 << 20
+    stateless_fallback: Annotated[
+        bool,
+        Meta(description="While the store is away, answer turns of named sessions without their history, and say so."),
+    ] = False
+    encryption_secret: Annotated[
+        str,
+        Meta(
+            description="Secret of at least 16 bytes by which all that is stored is encrypted; empty: it is not.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    encryption_secret_file: Annotated[str, Meta(description="File that holds encryption_secret instead.")] = ""
     max_hot_bytes: Annotated[
         int, Meta(ge=1 << 20, le=1 << 40, description="Histories kept in memory between turns, in bytes.")
     ] = 256 << 20

@@ -65,7 +65,11 @@ def build_state(
     )
     turns = Turns(settings, logs, dispatch, remember_worker, bytes_per_token, clock, observe_overhead)
     rules = StateRules(
-        sessions.lifetime_s, sessions.response_lifetime_s, sessions.conversation_lifetime_s, sessions.on_busy
+        session_s=sessions.lifetime_s,
+        response_s=sessions.response_lifetime_s,
+        conversation_s=sessions.conversation_lifetime_s,
+        on_busy=sessions.on_busy,
+        stateless_fallback=sessions.stateless_fallback,
     )
     names = Names(_secret(sessions))
     routes = StateRoutes([SessionPages(turns, names, body_limits(config.limits), rules)])

@@ -34,7 +34,15 @@ from router.context.prompt import (
     make_prompt,
     replay,
 )
-from router.core.errors import InvalidRequest, RouterError, SessionBusy, SessionCorrupt, SessionNotFound, WorkerError
+from router.core.errors import (
+    InvalidRequest,
+    RouterError,
+    SessionBusy,
+    SessionCorrupt,
+    SessionNotFound,
+    StateUnavailable,
+    WorkerError,
+)
 from router.core.record import Record
 from router.core.request import Request, SessionKey
 from router.core.tenant import Caller, OnBusy, TenantRules
@@ -98,6 +106,8 @@ class Ask:
     busy: type[SessionBusy] = SessionBusy
     fork: Callable[[], Sid] | None = None
     """Names the copy in which a busy session's turn goes on."""
+    on_lost: Callable[[], None] | None = None
+    """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
     on_begun: Callable[[Sid, int], Awaitable[None]] | None = None
     """Told the turn's number before a worker is asked. Raises RouterError."""
 
@@ -130,7 +140,9 @@ class _Plan(NamedTuple):
 class TurnCounts:
     """What metrics read."""
 
-    turns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("ok", "repeated", "refused", "failed"), 0))
+    turns: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("ok", "repeated", "refused", "failed", "lost"), 0)
+    )
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))
     prefixes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("warm", "cold", "unknown"), 0))
     """Was what earlier turns had computed still cached?"""
@@ -196,7 +208,12 @@ class Turns:
 
     async def _take(self, live: _Live, door: Door, client: Client) -> str:
         ask = live.ask
-        begun = await self._claim(live)
+        try:
+            begun = await self._claim(live)
+        except StateUnavailable:
+            if ask.on_lost is None:
+                raise
+            return await self._take_lost(live, ask.on_lost, client)
         if isinstance(begun, Repeated):
             await self._repeat(ask, begun, door, client)
             return "repeated"
@@ -218,6 +235,14 @@ class Turns:
         self._count_prefix(plan, held.record)
         await held.finish()
         return "ok"
+
+    async def _take_lost(self, live: _Live, on_lost: Callable[[], None], client: Client) -> str:
+        """Without history, and without keeping anything: what was asked for by whoever allowed it."""
+        ask = live.ask
+        on_lost()
+        plan = self._plan_surely(live, History(live.sid, ask.caller.rules.tenant, ""))
+        await self._dispatch.dispatch(self._request(live, plan), client, ask.started_at, ask.caller.rules)
+        return "lost"
 
     async def add(self, ask: Ask) -> tuple[History, int]:
         """A turn that asks no model: its messages become part of the session. Returns the turn's number.
