@@ -61,6 +61,7 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.rolling
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
+	$(BIN)/python -m bench.stalls --text
 	$(BIN)/python -m bench.slowloris
 	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.fairness

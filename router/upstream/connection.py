@@ -71,6 +71,10 @@ class Limits:
     answer_s: float
 
 
+RECEIVE_BUFFER_BYTES = 64 << 10
+"""Of the kernel, which doubles it. One read takes all of it, and is what a client that stops reading leaves in our memory."""
+
+
 class State(Enum):
     IDLE = 0
     HEAD = 1
@@ -224,6 +228,7 @@ class WorkerConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a socket's transport reads and writes
         if (sock := transport.get_extra_info("socket")) is not None:
             _notice_silence(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
