@@ -143,7 +143,7 @@ async def plain_pattern(store: str, items: int) -> dict[str, float]:
     for turn in range(40):
         began = time.perf_counter()
         text = await redis.get("plain") if redis else blob
-        messages = json.loads(text)
+        messages = json.loads(text or "[]")
         messages += [message("user", turn), message("assistant", turn)]
         written = json.dumps(messages)
         if redis:
