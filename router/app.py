@@ -171,6 +171,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
+        yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
         yield "live_requests", "Requests under way.", data.live
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
@@ -318,6 +319,7 @@ def _dispatch_settings(config: Config) -> DispatchSettings:
     retries, resumption = config.retries, config.resumption
     return DispatchSettings(
         max_attempts=retries.max_attempts,
+        max_deaths=retries.max_deaths,
         retry_ratio=retries.budget_ratio,
         min_retries=retries.min_budget,
         max_resumptions=resumption.max_attempts,

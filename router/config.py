@@ -265,6 +265,15 @@ class RetriesConfig(Section, frozen=True):
     """How far a request is carried when workers fail it before its first byte."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=100, description="Workers that one request is sent to at the most.")] = 5
+    max_deaths: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Workers that may die under one request, resumptions included, before it is given up; a stream that "
+            "made progress since the last counts anew.",
+        ),
+    ] = 3
     budget_ratio: Annotated[
         float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of all requests.")
     ] = 0.2

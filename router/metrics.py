@@ -111,6 +111,11 @@ class Metrics:
         self._retries = Counter(
             "warmroute_retries", "Attempts after the first, by cause.", ("cause",), registry=registry
         )
+        self._given_up = Counter(
+            "warmroute_given_up_requests",
+            "Requests that were given up since workers died under them, one after another.",
+            registry=registry,
+        )
         self._resumptions = Counter(
             "warmroute_resumptions",
             "Streams that broke after their first event, by why, and by how they went on or why not.",
@@ -180,6 +185,8 @@ class Metrics:
             self._resumptions.labels(resumption.cause, resumption.outcome).inc()
             if resumption.gap_s:
                 self._resumption_gap.observe(resumption.gap_s)
+        if record.given_up:
+            self._given_up.inc()
         if record.actual_cached_tokens is not None:
             children.prompt_tokens.inc(record.prompt_tokens)
             children.predicted_tokens.inc(min(record.predicted_cached_tokens, record.prompt_tokens))
