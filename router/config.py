@@ -169,7 +169,9 @@ class FleetConfig(Section, frozen=True):
     """Which workers there are, and how they are reached."""
 
     workers: Annotated[list[str], Meta(description="URLs of workers, each an origin.")] = []
-    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again and again.")] = ""
+    workers_file: Annotated[
+        str, Meta(description="File with one worker URL a line, or 'none', read again and again.")
+    ] = ""
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )

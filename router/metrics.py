@@ -302,6 +302,29 @@ class FleetCollector(Collector):
             yield size
 
 
+class BackgroundCollector(Collector):
+    """What failed beside the requests: tasks, by name, and looks at the sources of workers, by kind."""
+
+    def __init__(self, tasks: Mapping[str, int], sources: Mapping[str, int]) -> None:
+        self._tasks = tasks
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        tasks = CounterMetricFamily(
+            "warmroute_background_failures", "Tasks beside the requests that failed, and began again.", labels=("task",)
+        )
+        for task, times in self._tasks.items():
+            tasks.add_metric((task,), times)
+        sources = CounterMetricFamily(
+            "warmroute_workers_reload_failures",
+            "Looks at a source of workers that failed: its last list stays.",
+            labels=("source",),
+        )
+        for kind, times in self._sources.items():
+            sources.add_metric((kind,), times)
+        yield from (tasks, sources)
+
+
 class AuthFigures(Protocol):
     """What stands at the door. ``failures``: looks at the key file that came to nothing."""
 
