@@ -169,7 +169,9 @@ class FleetConfig(Section, frozen=True):
     """Which workers there are, and how they are reached."""
 
     workers: Annotated[list[str], Meta(description="URLs of workers, each an origin.")] = []
-    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again and again.")] = ""
+    workers_file: Annotated[
+        str, Meta(description="File with one worker URL a line, or 'none', read again and again.")
+    ] = ""
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
@@ -265,6 +267,15 @@ class RetriesConfig(Section, frozen=True):
     """How far a request is carried when workers fail it before its first byte."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=100, description="Workers that one request is sent to at the most.")] = 5
+    max_deaths: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Workers that may die under one request, resumptions included, before it is given up; a stream that "
+            "made progress since the last counts anew.",
+        ),
+    ] = 3
     budget_ratio: Annotated[
         float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of all requests.")
     ] = 0.2

@@ -18,11 +18,13 @@
     │       ├── RateLimited             rate_limit_exceeded
     │       └── BudgetExceeded          budget_exceeded
     ├── WorkerError                502  worker_error: every attempt failed
+    │   ├── GivenUp                     worker_error: workers died under it, one after another
     │   └── WorkerTimeout          504  worker_timeout
     └── Unavailable                503  ours, for now: come back after ``retry_after_s``
         ├── NoWorkerAvailable           no_worker_available
         ├── ModelUnavailable            model_unavailable
         ├── Overloaded                  overloaded
+        │   └── WorkersBusy             overloaded: the workers said so themselves
         └── Draining                    draining
 
 The class says whose fault it is. A message never holds a worker's URL, a worker's 5xx body or a prompt.
@@ -30,6 +32,7 @@ The class says whose fault it is. A message never holds a worker's URL, a worker
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -131,6 +134,16 @@ class WorkerError(RouterError):
     status, code, kind, retryable = 502, "worker_error", "api_error", True
 
 
+class GivenUp(WorkerError):
+    """``workers``: names of those that died under the request."""
+
+    retryable = False
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        super().__init__(f"the request was given up: {len(workers)} workers died under it, one after another")
+        self.workers = workers
+
+
 class WorkerTimeout(WorkerError):
     status, code = 504, "worker_timeout"
 
@@ -148,6 +161,10 @@ class ModelUnavailable(Unavailable):
 
 
 class Overloaded(Unavailable):
+    pass
+
+
+class WorkersBusy(Overloaded):
     pass
 
 

@@ -150,8 +150,11 @@ class ClientConnection:
             self.write(frame(events) + LAST_CHUNK if self.is_chunked else events)
 
     def break_off(self, error: RouterError) -> None:
+        self.break_off_with(DIALECTS[self.route].error_event % error_body(error, self.route))
+
+    def break_off_with(self, event: bytes) -> None:
         if not self.is_closing():
-            event = DIALECTS[self.route].error_event % error_body(error, self.route)
+            event = event.replace(self._hidden, b"***") if self._hidden else event
             self.write(frame(event) if self.is_chunked else event)
         self.keep_alive = False
         if self._transport is not None:

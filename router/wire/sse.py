@@ -59,6 +59,7 @@ _ANTHROPIC = Dialect(
 DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
 
 _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
+_ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_text":null'
 _ANY_IDS = b'token_ids":['
@@ -98,6 +99,11 @@ def read_error(event: bytes) -> tuple[int, bytes]:
     body = event[event.find(b"data:") + 5 :].strip()
     code = _ERROR_CODE.search(body)
     return int(code[1]) if code else 500, body
+
+
+def says_engine_died(text: bytes) -> bool:
+    """An answer or an error event of vLLM's front end, which outlives its engine by some seconds."""
+    return any(mark in text for mark in _ENGINE_DIED)
 
 
 def split_events(payload: bytes) -> tuple[bytes, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from typing import ClassVar
 
 from router.core.worker import WorkerAddress
 from router.upstream.discovery import Unreadable
@@ -12,6 +13,8 @@ from router.upstream.discovery import Unreadable
 
 class DnsSource:
     """``name_and_port`` is ``NAME:PORT``; workers are reached over plain HTTP."""
+
+    kind: ClassVar[str] = "dns"
 
     def __init__(self, name_and_port: str) -> None:
         self._name, _, port = name_and_port.rpartition(":")
