@@ -51,6 +51,7 @@ from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
+from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
@@ -135,7 +136,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
     admission = Admission(_admission_settings(config), fleet, clock, time.time)
     dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission)
     audit = Audit(logging.getLogger(AUDIT))
-    keys = KeyWatch(config.auth, audit, time.time, admission.ledger.keep) if config.auth.asks_for_keys else None
+    keys = (
+        KeyWatch(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
+        if config.auth.asks_for_keys
+        else None
+    )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     data = DataPort(
         config.server,
@@ -163,8 +168,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
 
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    clients = ClientServer(data.handle, config.limits, observers)
-    admins = ClientServer(admin.handle, config.limits, observers)
+    clients = ClientServer(data.handle, config.limits, observers, data.key_connections)
+    admins = ClientServer(admin.handle, config.limits, observers, KeyConnections(0))
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
@@ -176,6 +181,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
         yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
         yield "live_requests", "Requests under way.", data.live
+        yield "body_bytes", "Their bodies.", data.bodies.bytes
+        yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))

@@ -141,8 +141,28 @@ class LimitsConfig(Section, frozen=True):
     )
     write_stall_s: Annotated[
         float,
-        Meta(gt=0, le=3600, description="Seconds without progress after which a client that stopped reading is cut."),
+        Meta(gt=0, le=3600, description="Seconds in which a client must read some of what waits for it, or is cut."),
     ] = 30.0
+    min_drain_bytes_per_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1 << 30,
+            description="Slowest that a client may read what waits for it, over write_stall_s, in bytes.",
+        ),
+    ] = 512.0
+    max_key_connections: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Clients' connections that show the same API key; 0: any number."),
+    ] = 256
+    max_total_body_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 40,
+            description="Bodies of requests under way together, in bytes; further requests are refused.",
+        ),
+    ] = 512 << 20
     max_parsing_bodies: Annotated[
         int, Meta(ge=1, le=64, description="Large bodies that are decoded off the loop at once; others wait.")
     ] = 2

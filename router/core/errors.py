@@ -16,6 +16,7 @@
     │   ├── HeadersTooLarge        431  headers_too_large
     │   └── TenantLimited          429  the tenant's own limit: come back after ``retry_after_s``
     │       ├── RateLimited             rate_limit_exceeded
+    │       │   └── ConnectionsLimited  rate_limit_exceeded: too many of them, and this one is closed
     │       └── BudgetExceeded          budget_exceeded
     ├── WorkerError                502  worker_error: every attempt failed
     │   ├── GivenUp                     worker_error: workers died under it, one after another
@@ -124,6 +125,10 @@ class TenantLimited(ClientError):
 
 class RateLimited(TenantLimited):
     code = "rate_limit_exceeded"
+
+
+class ConnectionsLimited(RateLimited):
+    pass
 
 
 class BudgetExceeded(TenantLimited):

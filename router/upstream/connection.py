@@ -230,6 +230,12 @@ class WorkerConnection(asyncio.Protocol):
             _notice_silence(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
+    @property
+    def peer_host(self) -> str:
+        """The address that it is connected to."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self.state in (State.IDLE, State.TAIL, State.CLOSED):

@@ -11,6 +11,7 @@ from router.core import errors
 from router.core.errors import (
     BodyTimeout,
     ClientError,
+    ConnectionsLimited,
     GivenUp,
     Overloaded,
     RateLimited,
@@ -30,8 +31,8 @@ def descend(root: type[RouterError]) -> Iterator[type[RouterError]]:
 ALL = list(descend(RouterError))
 LEAVES = [each for each in ALL if not each.__subclasses__()]
 GROUPS = ("ClientError", "InvalidRequest", "TenantLimited", "Unavailable")
-CODED: list[type[RouterError]] = [*LEAVES, WorkerError, Overloaded]
-TOLD_APART_INSIDE = (GivenUp, WorkersBusy)
+CODED: list[type[RouterError]] = [*LEAVES, WorkerError, Overloaded, RateLimited]
+TOLD_APART_INSIDE = (ConnectionsLimited, GivenUp, WorkersBusy)
 """They have their class's code: clients need not know."""
 
 
@@ -53,7 +54,7 @@ def test_codes_are_told_apart() -> None:
 def test_the_class_says_whose_fault_it_is(error: type[RouterError]) -> None:
     if issubclass(error, ClientError):
         assert 400 <= error.status < 500
-        assert error.retryable == (error in (BodyTimeout, RateLimited)), "seconds heal nothing else"
+        assert error.retryable == issubclass(error, BodyTimeout | RateLimited), "seconds heal nothing else"
     else:
         assert issubclass(error, WorkerError | Unavailable)
         assert error.status in (502, 503, 504)

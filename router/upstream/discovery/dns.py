@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import ClassVar
 
+from router.core.address import is_forbidden
 from router.core.worker import WorkerAddress
 from router.upstream.discovery import Unreadable
 
@@ -26,4 +27,7 @@ class DnsSource:
             found = await loop.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise Unreadable(f"{self._name}: {error}") from None
-        return [WorkerAddress("http", host, self._port) for host in sorted({str(entry[4][0]) for entry in found})]
+        hosts = sorted({str(entry[4][0]) for entry in found})
+        if forbidden := list(filter(is_forbidden, hosts)):
+            raise Unreadable(f"{self._name}: resolves to {forbidden[0]}, where no worker may be")
+        return [WorkerAddress("http", host, self._port) for host in hosts]
