@@ -265,7 +265,8 @@ class WorkerConnection(asyncio.Protocol):
     def _on_flow(self, data: bytes) -> None:
         now = self._loop.time()
         self._observe_gap(now - self._read_at)  # type: ignore[misc]  # set by flow, unset by release
-        self._touch(now)
+        self._read_at = now
+        self.deadline = now + self._limits.event_gap_s
         self.chunks += 1
         if (
             data.endswith(b"\n\n\r\n")
