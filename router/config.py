@@ -142,8 +142,28 @@ class LimitsConfig(Section, frozen=True):
     )
     write_stall_s: Annotated[
         float,
-        Meta(gt=0, le=3600, description="Seconds without progress after which a client that stopped reading is cut."),
+        Meta(gt=0, le=3600, description="Seconds in which a client must read some of what waits for it, or is cut."),
     ] = 30.0
+    min_drain_bytes_per_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1 << 30,
+            description="Slowest that a client may read what waits for it, over write_stall_s, in bytes.",
+        ),
+    ] = 512.0
+    max_key_connections: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Clients' connections that show the same API key; 0: any number."),
+    ] = 256
+    max_total_body_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 40,
+            description="Bodies of requests under way together, in bytes; further requests are refused.",
+        ),
+    ] = 512 << 20
     max_parsing_bodies: Annotated[
         int, Meta(ge=1, le=64, description="Large bodies that are decoded off the loop at once; others wait.")
     ] = 2
@@ -170,7 +190,9 @@ class FleetConfig(Section, frozen=True):
     """Which workers there are, and how they are reached."""
 
     workers: Annotated[list[str], Meta(description="URLs of workers, each an origin.")] = []
-    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again and again.")] = ""
+    workers_file: Annotated[
+        str, Meta(description="File with one worker URL a line, or 'none', read again and again.")
+    ] = ""
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
@@ -266,6 +288,15 @@ class RetriesConfig(Section, frozen=True):
     """How far a request is carried when workers fail it before its first byte."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=100, description="Workers that one request is sent to at the most.")] = 5
+    max_deaths: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Workers that may die under one request, resumptions included, before it is given up; a stream that "
+            "made progress since the last counts anew.",
+        ),
+    ] = 3
     budget_ratio: Annotated[
         float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of all requests.")
     ] = 0.2

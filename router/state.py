@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from router.background import Background
 from router.config import Config, SessionsConfig
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
@@ -22,7 +23,6 @@ from router.sessions.names import Names
 from router.sessions.rules import StateRules
 from router.sessions.store import Store
 from router.sessions.turns import Dispatch, Turns, TurnSettings
-from router.upstream.keeper import watched_task
 
 SECRET_BYTES = 32
 
@@ -34,9 +34,9 @@ class State:
     logs: Logs
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        renewals = watched_task(self.turns.run(), "claims")
+        renewals = background.start("claims", self.turns.run)
         try:
             yield
         finally:

@@ -230,6 +230,12 @@ class WorkerConnection(asyncio.Protocol):
             _notice_silence(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
+    @property
+    def peer_host(self) -> str:
+        """The address that it is connected to."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self.state in (State.IDLE, State.TAIL, State.CLOSED):
@@ -259,7 +265,8 @@ class WorkerConnection(asyncio.Protocol):
     def _on_flow(self, data: bytes) -> None:
         now = self._loop.time()
         self._observe_gap(now - self._read_at)  # type: ignore[misc]  # set by flow, unset by release
-        self._touch(now)
+        self._read_at = now
+        self.deadline = now + self._limits.event_gap_s
         self.chunks += 1
         if (
             data.endswith(b"\n\n\r\n")
