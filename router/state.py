@@ -36,7 +36,7 @@ class State:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        renewals = watched_task(self.turns.run(), "claims")
+        renewals = watched_task(self.turns.claims.run(), "claims")
         try:
             yield
         finally:

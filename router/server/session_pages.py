@@ -16,9 +16,10 @@ from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.items import public_items, read_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
+from router.sessions.plans import Ask
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
-from router.sessions.turns import Ask, Turns
+from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.strict_json import decode_object
 
@@ -50,7 +51,7 @@ class SessionPages:
         if not call.caller.rules.may_use(incoming.model):
             raise ModelNotFound.of(incoming.model)
         name = call.names[0]
-        client = call.connect(call.caller.salt)
+        client = call.connect(call.caller.salt_for(incoming.cache_salt) if call.caller.salt_key else "")
         forked: list[str] = []
 
         def fork() -> Sid:

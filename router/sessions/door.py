@@ -80,7 +80,7 @@ class HeldClient:
         except BadAnswer:
             self.error = self.error or WorkerError("the worker's answer cannot be understood")
             return
-        if out or self._head:
+        if (out or self._head) and not self._client.is_closing():
             self._client.write(self._take_head() + (self._framed(out) if out else b""))
 
     def is_closing(self) -> bool:

@@ -51,15 +51,16 @@ class Logs:
 
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
-        head = await self.ask(self.store.append(append))
-        if head == history.head + len(append.entries):
-            self.grow(history, append.entries)
-        else:
-            self.hot.forget(append.sid)
+        self.grow(history, append.entries, await self.ask(self.store.append(append)))
 
-    def grow(self, history: History, entries: Sequence[bytes]) -> None:
-        """By what the store has appended for this replica."""
-        history.add(entries, history.head + 1)
+    def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
+        """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
+        met the entries before."""
+        first_number = head - len(entries) + 1
+        if history.head + 1 < first_number:
+            self.hot.forget(Sid(history.sid))  # others wrote in between
+            return
+        history.add(entries, first_number)
         self.hot.keep(Sid(history.sid), history)
 
     def encode(self, history: History, drafts: Sequence[Draft], turn: int, *, ends: bool) -> list[bytes]:
@@ -138,7 +139,9 @@ class Logs:
     async def aclose(self) -> None:
         """Behind the last turn."""
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
+            for task in late:
+                task.cancel()
         await self.store.close()
 
 
