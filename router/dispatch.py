@@ -118,6 +118,7 @@ class Dispatcher:
                 await self._mend(flight, broken)
         except RouterError as error:
             record.status, record.outcome = error.status, error.code
+            error.is_counted = True
             raise
         except asyncio.CancelledError:
             record.status, record.outcome = record.status or CLIENT_GONE, StreamEnd.CLIENT_GONE.value

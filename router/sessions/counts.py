@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from router.context.entry import Kind
 from router.context.history import History
+from router.context.messages import split_system
 from router.core.record import Record
 from router.sessions.plans import Ask, Plan
 
@@ -26,7 +27,8 @@ class TurnCounts:
         """What a turn brought, of which nothing counts yet in ``history``."""
         own = [draft for draft in plan.drafts if draft.kind is Kind.MESSAGE]
         self.spared_bytes += len(plan.prompt.messages) - sum(len(draft.body) for draft in own)
-        self.resent_messages += max(0, len(ask.incoming.messages) - len(own))
+        if ask.incoming.resends:
+            self.resent_messages += len(split_system(ask.incoming.messages)[1]) - len(own)
         kinds = {draft.kind for draft in plan.drafts}
         self.breaks["system_changed"] += Kind.SYSTEM in kinds and history.system.number > 0
         self.breaks["tools_changed"] += Kind.TOOLS in kinds and history.tools.number > 0

@@ -103,10 +103,11 @@ class Logs:
     async def copy(
         self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
     ) -> bool:
-        """A session of its own that begins as this one, up to the entry of that number. O(its length). False: the new one
-        exists. Raises SessionNotFound."""
+        """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
+        that hold now. O(its length). False: the new one exists. Raises SessionNotFound."""
         history, _ = await self.load(sid, owner)
-        items = [item for item in history.items if upto is None or item.number <= upto]
+        end = next((at for at, item in enumerate(history.items, 1) if item.number == upto), len(history.items))
+        items = history.items[:end]
         drafts = drafts_of(items, history.system, history.tools) or [Draft(Kind.END, b"null")]
         return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
 

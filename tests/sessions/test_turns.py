@@ -26,8 +26,9 @@ from router.core.reply import Reply
 from router.core.request import Request, Tenant
 from router.core.tenant import TenantRules, make_caller
 from router.sessions.names import affinity_key
-from router.sessions.store import NOTHING, Sid
+from router.sessions.store import NOTHING, Append, Sid
 from router.sides import Client
+from tests.context.logs import message
 from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, said, user, write
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -844,6 +845,39 @@ async def test_a_turns_prompt_is_what_its_worker_was_sent_but_for_the_salt() -> 
         assert told == request.body.replace(b',"cache_salt":"%b"' % salt, b"")
         assert salt not in told
         assert b"my own" not in told
+
+
+async def test_a_copy_up_to_an_item_has_what_stands_before_it_and_not_what_was_written_before_it() -> None:
+    desk = Desk()
+    let_go = desk.points.held["behind dispatch"] = asyncio.Event()
+    slow = desk.begin(user("slow"))
+    await desk.points.reached.wait()
+    desk.now += 16.0
+    del desk.points.held["behind dispatch"]
+    await desk.take(user("quick"))
+    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    late = desk.logs.encode(history, [message(said("late"))], 1, ends=True)
+    await desk.store.append(late_append(history.generation, late))
+    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    assert contents(history) == ["slow", "late", "quick", "to quick"]
+    assert await desk.logs.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=history.items[1].number)
+    assert await desk.texts(OTHER_SID) == ["slow", "late"]
+    let_go.set()
+    await slow
+
+
+def late_append(generation: str, entries: list[bytes]) -> Append:
+    return Append(
+        sid=SID,
+        owner=ACME.rules.tenant,
+        generation=generation,
+        fence=1,
+        turn=1,
+        entries=entries,
+        ends=True,
+        is_late=True,
+        lifetime_s=60.0,
+    )
 
 
 async def test_turns_that_asked_no_model_have_no_prompt() -> None:
