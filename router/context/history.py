@@ -75,7 +75,9 @@ class History:
         self.view: bytes | None = None
         self.items: list[Item] = []
         """All messages that count, in order."""
+        self.bodies: list[bytes] = []
         self.digests: list[int] = []
+        """Theirs."""
         self.last_answer = -1
         """Where among ``items`` the last message of an assistant stands; -1: nowhere."""
         self.first_user = -1
@@ -173,15 +175,14 @@ class History:
     def _count_message(self, item: Item) -> None:
         if item.turn >= self._newest_turn:
             self.items.append(item)
+            self.bodies.append(item.body)
             self.digests.append(item.digest)
             _add_to_runs(self._runs, item.number)
             self._mark(len(self.items) - 1)
             if self._chain is not None:
                 self._chain.extend(segments_of(item.body))
         else:
-            at = bisect(self.items, item.turn, key=lambda other: other.turn)
-            self.items.insert(at, item)
-            self.digests.insert(at, item.digest)
+            self.items.insert(bisect(self.items, item.turn, key=lambda other: other.turn), item)
             self._on_rearranged()
 
     def _delete(self, number: int, part: int) -> None:
@@ -191,16 +192,18 @@ class History:
             return
         left = _without_call(self.items[at], part) if part else None
         if left is None:
-            del self.items[at], self.digests[at]
+            del self.items[at]
             self._cut.pop(number, None)
         else:
-            self.items[at], self.digests[at] = left, left.digest
+            self.items[at] = left
             self._cut[number] = left.calls
         self._on_rearranged()
 
     def _on_rearranged(self) -> None:
         """Something changed before the last item."""
         self._chain = None
+        self.bodies = [item.body for item in self.items]
+        self.digests = [item.digest for item in self.items]
         self._runs = []
         for item in self.items:
             _add_to_runs(self._runs, item.number)

@@ -106,8 +106,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 class Prompt(NamedTuple):
     """The parts of the body, and what routing needs."""
 
-    messages: bytes
-    """JSON array."""
+    messages: list[bytes]
+    """JSON objects."""
     tools: bytes
     """JSON array; empty: there are none."""
     fingerprint: Fingerprint
@@ -136,9 +136,8 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
     grown = history.chain(model=incoming.model, salt=scope.salt, scope=scope.name, before=first_segments)
     earlier_bytes = grown.prompt_bytes if history.last_answer >= 0 else 0
     grown.extend(segment for message in messages for segment in message_segments(message))
-    bodies = [*before, *(item.body for item in history.items), *own]
     return Prompt(
-        messages=_array(bodies),
+        messages=[*before, *history.bodies, *own],
         tools=b"" if tools_body == b"[]" else tools_body,
         fingerprint=grown.fingerprint(),
         anchor=anchor([*first_segments, *_stable(history, messages)], model=incoming.model, tenant=scope.name),
@@ -161,13 +160,16 @@ def replay(recipe: Recipe, bodies: dict[int, bytes]) -> bytes:
     tools = bytes(recipe.turn_tools)
     if tools == b"null":
         tools = bodies[recipe.tools] if recipe.tools else b"[]"
-    return join_body(_array([*before, *items]), b"" if tools == b"[]" else tools, bytes(recipe.params))
+    return join_body([*before, *items], b"" if tools == b"[]" else tools, bytes(recipe.params))
 
 
-def join_body(messages: bytes, tools: bytes, params: bytes) -> bytes:
-    """``params``: a JSON object."""
+def join_body(messages: Sequence[bytes], tools: bytes, params: bytes) -> bytes:
+    """``params``: a JSON object. The messages are copied once."""
     rest = b"," + params[1:] if params != b"{}" else b"}"
-    return b"".join((b'{"messages":', messages, b',"tools":' + tools if tools else b"", rest))
+    parts = list(messages) or [b""]
+    parts[0] = b'{"messages":[' + parts[0]
+    parts[-1] += b"]" + (b',"tools":' + tools if tools else b"") + rest
+    return b",".join(parts)
 
 
 def _stable(history: History, new: Sequence[Message]) -> list[bytes]:

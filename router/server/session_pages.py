@@ -75,6 +75,7 @@ class SessionPages:
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
             idempotency_key=read_idempotency_key(call.headers),
             asked=sha256(call.body).hexdigest(),
+            body_bytes=len(call.body),
             **more,  # type: ignore[arg-type]
         )
 
@@ -88,7 +89,7 @@ class SessionPages:
                 "turns": loaded.turns,
                 "items": len(history.items),
                 "tokens": sum(item.tokens for item in history.items),
-                "bytes": sum(len(item.body) for item in history.items),
+                "bytes": sum(map(len, history.bodies)),
                 "is_busy": loaded.is_claimed,
             }
         )

@@ -20,13 +20,12 @@ class TurnCounts:
     breaks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("system_changed", "tools_changed"), 0))
     fence_rejections: int = 0
     spared_bytes: int = 0
-    """Of prompts, what clients did not have to send."""
+    """Of what workers were sent, what clients did not have to send."""
     resent_messages: int = 0
 
     def count_news(self, ask: Ask, history: History, plan: Plan) -> None:
         """What a turn brought, of which nothing counts yet in ``history``."""
         own = [draft for draft in plan.drafts if draft.kind is Kind.MESSAGE]
-        self.spared_bytes += len(plan.prompt.messages) - sum(len(draft.body) for draft in own)
         if ask.incoming.resends:
             self.resent_messages += len(split_system(ask.incoming.messages)[1]) - len(own)
         kinds = {draft.kind for draft in plan.drafts}

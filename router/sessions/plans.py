@@ -45,6 +45,8 @@ class Ask:
     idempotency_key: str = ""
     asked: str = ""
     """Digest of it, by which a repetition is told from another request with the same idempotency key."""
+    body_bytes: int = 0
+    """What the client sent."""
     note: bytes = b"null"
     """The door's, of the turn while it is under way."""
     busy: type[SessionBusy] = SessionBusy

@@ -106,6 +106,7 @@ class Turns:
     async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
         """To a worker, its answer to the client, and both into the log."""
         request = request_of(ask, claim.sid, plan)
+        self.counts.spared_bytes += max(0, len(request.body) - ask.body_bytes)
         self._observe_overhead(self._clock() - ask.started_at)
         await self._dispatch.dispatch(request, held, ask.started_at, ask.caller.rules)
         if held.reply is not None and held.reply.status != 200:

@@ -38,7 +38,7 @@ def interleaved(lives: list[Life], data: st.DataObject) -> list[bytes]:
 
 
 def seen(read: History) -> tuple[Any, ...]:
-    return read.items, read.digests, read.last_answer, read.runs(), read.system, read.tools, read.head
+    return read.items, read.bodies, read.digests, read.last_answer, read.runs(), read.system, read.tools, read.head
 
 
 @given(LIVES, st.data())

@@ -266,5 +266,5 @@ def test_what_only_one_turn_says_is_in_no_other() -> None:
 
 
 def test_a_body_without_params_or_tools_is_whole() -> None:
-    assert json.loads(join_body(b"[]", b"", b"{}")) == {"messages": []}
-    assert json.loads(join_body(b"[]", b"[1]", b'{"a":2}')) == {"messages": [], "tools": [1], "a": 2}
+    assert json.loads(join_body([], b"", b"{}")) == {"messages": []}
+    assert json.loads(join_body([b"{}"], b"[1]", b'{"a":2}')) == {"messages": [{}], "tools": [1], "a": 2}

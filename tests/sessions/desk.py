@@ -270,7 +270,7 @@ class Desk:
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks)
+        ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
         await self.turns.take(ask, door, client)
         return client
 
@@ -283,6 +283,7 @@ class Desk:
         on_busy: OnBusy = "queue",
         asked: str = "",
         forks: Sid | None = None,
+        body_bytes: int = 0,
     ) -> Ask:
         headers: Mapping[str, str] = {}
         return Ask(
@@ -296,6 +297,7 @@ class Desk:
             on_busy=on_busy,
             idempotency_key=key,
             asked=asked,
+            body_bytes=body_bytes,
             fork=(lambda: forks) if forks else None,
         )
 

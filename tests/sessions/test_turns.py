@@ -667,9 +667,11 @@ async def test_a_changed_system_message_and_changed_tools_are_counted() -> None:
 async def test_what_clients_did_not_have_to_send_is_counted() -> None:
     desk = Desk()
     await desk.take(user("one " * 100))
-    assert desk.turns.counts.spared_bytes < 10
+    assert (first := desk.turns.counts.spared_bytes) < 200
     await desk.take(user("two"))
-    assert desk.turns.counts.spared_bytes > 800
+    assert (second := desk.turns.counts.spared_bytes) - first > 800
+    await desk.take(user("one " * 100), said("to " + "one " * 100), user("two"), said("to two"), user("three"))
+    assert desk.turns.counts.spared_bytes - second < 200
 
 
 async def test_the_answer_weighs_what_the_worker_counted() -> None:
