@@ -34,6 +34,9 @@ log = logging.getLogger("warmroute.sessions")
 CLOSING_S = 1.0
 """How long what is left to be given back may take when the router stops."""
 
+ENTRIES_AT_ONCE = 400
+"""Two milliseconds' reading."""
+
 T = TypeVar("T")
 
 
@@ -87,14 +90,21 @@ class Logs:
         return history, loaded
 
     async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
-        """The history, with what the store told beyond ``known``. Raises SessionNotFound."""
+        """The history, with what the store told beyond ``known``. A long log is read in parts, with others served in between.
+        Raises SessionNotFound."""
+        history = self.hot.find(sid, owner, known, found.generation)
+        if history is None:
+            return (await self.load(sid, owner))[0]
+        first_number = 1 if found.starts_over or known.generation != found.generation else known.head + 1
         try:
-            history = self.hot.update(sid, owner, known, found.generation, found.tail, starts_over=found.starts_over)
+            for start in range(0, len(found.tail), ENTRIES_AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
         except BadEntry as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
-        if history is None:
-            return (await self.load(sid, owner))[0]
+        self.hot.keep(sid, history)
         if found.view is not None:
             history.view = found.view
         history.epoch = found.epoch

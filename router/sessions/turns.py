@@ -216,11 +216,14 @@ class Turns:
     async def _follow(
         self, claim: Claim, known: Known, begun: Begun, guess: Plan | None
     ) -> tuple[History, Plan | None]:
-        """The claim is held: read what this replica did not know of the log. The guess, if it came true."""
+        """The claim is held: read what this replica did not know of the log. The guess, if it came true. Raises Fenced,
+        SessionNotFound, SessionCorrupt, StateUnavailable."""
         self.claims.hold(claim, begun)
         if begun.worker:
             self._remember_worker(affinity_key(claim.sid), WorkerName(begun.worker))
         history = await self.logs.follow(claim.sid, claim.owner, known, begun)
+        if history.generation != begun.generation:
+            raise Fenced
         history.turns = begun.turn
         if guess is None or not begun.appended:
             return history, None

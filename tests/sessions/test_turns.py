@@ -25,6 +25,7 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Request, Tenant
 from router.core.tenant import TenantRules, make_caller
+from router.sessions.logs import ENTRIES_AT_ONCE
 from router.sessions.names import affinity_key
 from router.sessions.store import NOTHING, Append, Sid
 from router.sides import Client
@@ -744,6 +745,54 @@ async def test_a_history_that_is_read_amid_a_turn_has_every_entry_once(place: st
     assert (await turn).has_ended
     read, _ = await desk.logs.load(SID, ACME.rules.tenant)
     assert contents(read) == await desk.texts() == ["one", "to one", "two", "to two"]
+
+
+async def test_a_turn_whose_session_was_replaced_while_it_began_touches_neither() -> None:
+    desk = Desk()
+    await desk.take(user("old"))
+    let_go = desk.points.held["behind begin"] = asyncio.Event()
+    desk.points.reached.clear()
+    turn = desk.begin(user("lost"))
+    await desk.points.reached.wait()
+    desk.logs.hot.forget(SID)
+    del desk.points.held["behind begin"]
+    assert await desk.store.delete(SID, ACME.rules.tenant)
+    await Desk(desk.store).take(user("new"))
+    let_go.set()
+    with pytest.raises(SessionBusy):
+        await turn
+    await desk.take(user("more"))
+    assert [each["content"] for each in desk.dispatch.sent()] == ["new", "to new", "more"]
+
+
+async def test_a_long_log_is_read_while_others_are_served() -> None:
+    one = Desk()
+    await add(one, *(user(f"{number}") for number in range(2000)))
+    other = Desk(one.store)
+    loads = [asyncio.create_task(other.logs.load(SID, ACME.rules.tenant)) for _ in range(3)]
+    turn = other.begin(user("now"))
+    looks = 0
+    while not all(load.done() for load in loads):
+        await asyncio.sleep(0)
+        looks += 1
+    assert looks >= 2000 / ENTRIES_AT_ONCE
+    assert (await turn).text == "to now"
+    for history in (*[load.result()[0] for load in loads], (await other.logs.load(SID, ACME.rules.tenant))[0]):
+        assert contents(history)[:2000] == [f"{number}" for number in range(2000)]
+    assert (await other.texts())[2000:] == ["now", "to now"]
+    assert [each["content"] for each in other.dispatch.sent()][2000:] == ["now"]
+
+
+async def test_a_slow_reader_does_not_replace_what_is_known_better() -> None:
+    desk = Desk()
+    await desk.take(user("one"))
+    old, _ = await Desk(desk.store).logs.load(SID, ACME.rules.tenant)
+    await desk.take(user("two"))
+    known = desk.logs.hot.known(SID)
+    desk.logs.hot.keep(SID, old)
+    assert desk.logs.hot.known(SID) == known
+    await desk.take(user("three"))
+    assert len(desk.dispatch.sent()) == 5
 
 
 async def test_a_session_deleted_and_begun_anew_elsewhere_is_not_remembered() -> None:
