@@ -36,7 +36,7 @@ class State:
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        renewals = background.start("claims", self.turns.run)
+        renewals = background.start("claims", self.turns.claims.run)
         try:
             yield
         finally:

@@ -49,7 +49,7 @@ class StateCollector(Collector):
         yield CounterMetricFamily(
             "warmroute_resent_messages", "Messages sent again that sessions had.", counts.resent_messages
         )
-        yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.live))
+        yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.claims.live))
         yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._hot))
         yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._hot.bytes)
         yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._hot.max_bytes)

@@ -34,7 +34,13 @@ class Item(NamedTuple):
     tokens: int
     body: bytes
     digest: int
-    is_answer: bool
+    role: str
+    calls: tuple[int, ...] = ()
+    """The numbers of the tool calls that it still has, from 1 as they were written."""
+
+    @property
+    def is_answer(self) -> bool:
+        return self.role == "assistant"
 
 
 class Setting(NamedTuple):
@@ -69,9 +75,13 @@ class History:
         self.view: bytes | None = None
         self.items: list[Item] = []
         """All messages that count, in order."""
+        self.bodies: list[bytes] = []
         self.digests: list[int] = []
+        """Theirs."""
         self.last_answer = -1
         """Where among ``items`` the last message of an assistant stands; -1: nowhere."""
+        self.first_user = -1
+        """Where the first message of a user stands; -1: nowhere."""
         self.system = Setting()
         self.tools = Setting()
         self.turns = 0
@@ -84,6 +94,7 @@ class History:
         self._chain: Chain | None = None
         self._chain_key: tuple[object, ...] = ()
         self._runs: list[tuple[int, int]] = []
+        self._cut: dict[int, tuple[int, ...]] = {}
 
     def add(self, tail: Iterable[bytes], first_number: int) -> None:
         """Entries in the log's order, the first of them of that number; those that are known already are passed over."""
@@ -129,6 +140,10 @@ class History:
         """The numbers of all items, as runs without a gap, both ends included."""
         return self._runs[:]
 
+    def cut(self) -> dict[int, tuple[int, ...]]:
+        """Of the items that lost tool calls, by number, the numbers of those that they have."""
+        return self._cut.copy()
+
     def _add(self, number: int, entry: Entry) -> None:
         if entry.owner != self.owner:
             raise BadEntry(f"entry {number} belongs to another owner")
@@ -160,47 +175,49 @@ class History:
     def _count_message(self, item: Item) -> None:
         if item.turn >= self._newest_turn:
             self.items.append(item)
+            self.bodies.append(item.body)
             self.digests.append(item.digest)
             _add_to_runs(self._runs, item.number)
+            self._mark(len(self.items) - 1)
             if self._chain is not None:
                 self._chain.extend(segments_of(item.body))
         else:
-            at = bisect(self.items, item.turn, key=lambda other: other.turn)
-            self.items.insert(at, item)
-            self.digests.insert(at, item.digest)
+            self.items.insert(bisect(self.items, item.turn, key=lambda other: other.turn), item)
             self._on_rearranged()
-        self._find_last_answer()
 
     def _delete(self, number: int, part: int) -> None:
-        """``part``: 0 for the whole message, else one of its tool calls, from 1."""
+        """``part``: 0 for the whole message, else the number of one of its tool calls."""
         at = next((at for at, item in enumerate(self.items) if item.number == number), None)
-        if at is None:
+        if at is None or (part and part not in self.items[at].calls):
             return
-        message = msgspec.json.decode(self.items[at].body)
-        calls = message.get("tool_calls") or []
-        if part == 0 or (len(calls) <= 1 and not message.get("content")):
-            del self.items[at], self.digests[at]
+        left = _without_call(self.items[at], part) if part else None
+        if left is None:
+            del self.items[at]
+            self._cut.pop(number, None)
         else:
-            message["tool_calls"] = [call for place, call in enumerate(calls, 1) if place != part]
-            if not message["tool_calls"]:
-                del message["tool_calls"]
-            self.items[at] = self.items[at]._replace(body=msgspec.json.encode(message), digest=digest(message))
-            self.digests[at] = self.items[at].digest
+            self.items[at] = left
+            self._cut[number] = left.calls
         self._on_rearranged()
-        self._find_last_answer()
 
     def _on_rearranged(self) -> None:
         """Something changed before the last item."""
         self._chain = None
+        self.bodies = [item.body for item in self.items]
+        self.digests = [item.digest for item in self.items]
         self._runs = []
         for item in self.items:
             _add_to_runs(self._runs, item.number)
+        self.last_answer = self.first_user = -1
+        for at in range(len(self.items)):
+            self._mark(at)
 
-    def _find_last_answer(self) -> None:
-        at = len(self.items) - 1
-        while at >= 0 and not self.items[at].is_answer:
-            at -= 1
-        self.last_answer = at
+    def _mark(self, at: int) -> None:
+        """The item there is the newest looked at."""
+        role = self.items[at].role
+        if role == "assistant":
+            self.last_answer = at
+        elif role == "user" and self.first_user < 0:
+            self.first_user = at
 
 
 def link_behind(link: int, entry: Entry) -> int:
@@ -230,8 +247,28 @@ def _item(number: int, entry: Entry) -> Item:
         tokens=entry.tokens,
         body=body,
         digest=digest(message),
-        is_answer=message.get("role") == "assistant",
+        role=str(message.get("role")),
+        calls=tuple(range(1, len(message.get("tool_calls") or ()) + 1)),
     )
+
+
+def _without_call(item: Item, call: int) -> Item | None:
+    """None: nothing would be left."""
+    calls = tuple(number for number in item.calls if number != call)
+    body = keep_calls(item.body, [item.calls.index(number) for number in calls])
+    message = msgspec.json.decode(body)
+    if not calls and not message.get("content"):
+        return None
+    return item._replace(body=body, digest=digest(message), calls=calls)
+
+
+def keep_calls(body: bytes, places: Sequence[int]) -> bytes:
+    """The message with only those of its tool calls that stand there, from 0."""
+    message = msgspec.json.decode(body)
+    message["tool_calls"] = [message["tool_calls"][place] for place in places]
+    if not places:
+        del message["tool_calls"]
+    return msgspec.json.encode(message)
 
 
 def drafts_of(items: Sequence[Item], system: Setting, tools: Setting) -> list[Draft]:

@@ -52,8 +52,25 @@ def find_overlap(history: Sequence[int], last_answer: int, sent: Sequence[int], 
         return Overlap(len(history))
     if last_answer < 0 or not sends_answers:
         return Overlap(0)
-    at_least = len(history) - last_answer
-    for known in range(min(len(sent), len(history)), at_least - 1, -1):
-        if history[-known] == sent[0] and list(history[-known:]) == list(sent[:known]):
-            return Overlap(known)
+    known = _longest_overlap(history, sent)
+    if known >= len(history) - last_answer:
+        return Overlap(known)
     return Overlap(0, differs=sent[0] == history[0])
+
+
+def _longest_overlap(history: Sequence[int], sent: Sequence[int]) -> int:
+    """How many of the first ``sent`` the history ends with, at the most. O(sent): the search of Knuth, Morris and Pratt
+    (1977) for ``sent``, and how far it has come where the history ends."""
+    shorter = [0] * len(sent)
+    known = 0
+    for at in range(1, len(sent)):
+        while known and sent[at] != sent[known]:
+            known = shorter[known - 1]
+        known += sent[at] == sent[known]
+        shorter[at] = known
+    known = 0
+    for value in history[-len(sent) :]:
+        while known and value != sent[known]:
+            known = shorter[known - 1]
+        known += value == sent[known]
+    return known

@@ -4,15 +4,16 @@ on every replica and whenever: that is what the workers' caches live on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 
 from router.context.entry import Draft, Kind
-from router.context.history import History, Setting, segments_of
+from router.context.history import History, Setting, keep_calls, segments_of
 from router.context.messages import Message, digest, find_overlap, message_bytes, split_system
-from router.core.canonical import tools_segments
+from router.core.canonical import message_segments, tools_segments
 from router.core.fingerprint import Fingerprint, anchor
 
 
@@ -32,6 +33,12 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """Of this turn only; None: the session's."""
     resends: bool = False
     """System messages that come first hold from now on, and a history that the client sends again is recognised."""
+
+    @property
+    def cache_salt(self) -> str:
+        """The client's own; empty: none, or no text, which is refused elsewhere."""
+        salt = self.params.get("cache_salt")
+        return salt if isinstance(salt, str) else ""
 
 
 class HistoryDiffers(Exception):
@@ -76,6 +83,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     tools: int = 0
     items: list[tuple[int, int]] = []
     """Runs of numbers, both ends included."""
+    cut: dict[int, tuple[int, ...]] = {}
+    """Of those that had lost tool calls by then, the numbers of those left."""
     turn_system: msgspec.Raw = msgspec.Raw(b"[]")
     turn_tools: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -97,8 +106,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 class Prompt(NamedTuple):
     """The parts of the body, and what routing needs."""
 
-    messages: bytes
-    """JSON array."""
+    messages: list[bytes]
+    """JSON objects."""
     tools: bytes
     """JSON array; empty: there are none."""
     fingerprint: Fingerprint
@@ -120,24 +129,24 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
     system, tools = _settings(history, drafts)
     turn_system = [message_bytes(message) for message in incoming.turn_system]
     own = [draft.body for draft in drafts if draft.kind is Kind.MESSAGE]
+    messages = [msgspec.json.decode(body) for body in own]
     before = [*turn_system, *_elements(system.body)]
     tools_body = tools.body if incoming.turn_tools is None else msgspec.json.encode(incoming.turn_tools)
     first_segments = [*tools_segments(msgspec.json.decode(tools_body)), *_segments(before)]
-    chain = history.chain(model=incoming.model, salt=scope.salt, scope=scope.name, before=first_segments)
-    earlier_bytes = chain.prompt_bytes if history.last_answer >= 0 else 0
-    chain.extend(_segments(own))
-    bodies = [*before, *(item.body for item in history.items), *own]
-    first_user = next((body for body in bodies if b'"role":"user"' in body), bodies[-1])
+    grown = history.chain(model=incoming.model, salt=scope.salt, scope=scope.name, before=first_segments)
+    earlier_bytes = grown.prompt_bytes if history.last_answer >= 0 else 0
+    grown.extend(segment for message in messages for segment in message_segments(message))
     return Prompt(
-        messages=_array(bodies),
+        messages=[*before, *history.bodies, *own],
         tools=b"" if tools_body == b"[]" else tools_body,
-        fingerprint=chain.fingerprint(),
-        anchor=anchor([*first_segments, *_segments([first_user])], model=incoming.model, tenant=scope.name),
+        fingerprint=grown.fingerprint(),
+        anchor=anchor([*first_segments, *_stable(history, messages)], model=incoming.model, tenant=scope.name),
         earlier_bytes=earlier_bytes,
         recipe=Recipe(
             system=system.number,
             tools=0 if incoming.turn_tools is not None else tools.number,
             items=history.runs(),
+            cut=history.cut(),
             turn_system=msgspec.Raw(_array(turn_system)),
             turn_tools=msgspec.Raw(msgspec.json.encode(incoming.turn_tools)),
         ),
@@ -146,18 +155,38 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
 
 def replay(recipe: Recipe, bodies: dict[int, bytes]) -> bytes:
     """The body that a turn sent, of the bodies of the log's entries by number. Raises KeyError."""
-    items = [bodies[number] for first, last in recipe.items for number in range(first, last + 1)]
+    items = [_body(bodies[number], recipe.cut.get(number)) for number in _numbers(recipe.items)]
     before = [*_elements(bytes(recipe.turn_system)), *_elements(bodies[recipe.system] if recipe.system else b"[]")]
     tools = bytes(recipe.turn_tools)
     if tools == b"null":
         tools = bodies[recipe.tools] if recipe.tools else b"[]"
-    return join_body(_array([*before, *items]), b"" if tools == b"[]" else tools, bytes(recipe.params))
+    return join_body([*before, *items], b"" if tools == b"[]" else tools, bytes(recipe.params))
 
 
-def join_body(messages: bytes, tools: bytes, params: bytes) -> bytes:
-    """``params``: a JSON object."""
+def join_body(messages: Sequence[bytes], tools: bytes, params: bytes) -> bytes:
+    """``params``: a JSON object. The messages are copied once."""
     rest = b"," + params[1:] if params != b"{}" else b"}"
-    return b"".join((b'{"messages":', messages, b',"tools":' + tools if tools else b"", rest))
+    parts = list(messages) or [b""]
+    parts[0] = b'{"messages":[' + parts[0]
+    parts[-1] += b"]" + (b',"tools":' + tools if tools else b"") + rest
+    return b",".join(parts)
+
+
+def _stable(history: History, new: Sequence[Message]) -> list[bytes]:
+    """Segments of all messages up to the first of a user; of all, which takes O(history), where there is none."""
+    if history.first_user >= 0:
+        return _segments(item.body for item in history.items[: history.first_user + 1])
+    end = next((at for at, message in enumerate(new, 1) if message.get("role") == "user"), len(new))
+    own = [segment for message in new[:end] for segment in message_segments(message)]
+    return [*_segments(item.body for item in history.items), *own]
+
+
+def _numbers(runs: Iterable[tuple[int, int]]) -> Iterator[int]:
+    return chain.from_iterable(range(first, last + 1) for first, last in runs)
+
+
+def _body(body: bytes, calls: tuple[int, ...] | None) -> bytes:
+    return body if calls is None else keep_calls(body, [number - 1 for number in calls])
 
 
 def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setting]:

@@ -50,6 +50,8 @@ class RouterError(Exception):
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
     retryable: bool = False
+    is_counted: bool = False
+    """The request's record tells of it already."""
 
     def __init__(
         self,

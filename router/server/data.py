@@ -26,7 +26,6 @@ from router.core.errors import (
     BodyTimeout,
     ConnectionsLimited,
     Draining,
-    HostNotAllowed,
     MalformedRequest,
     MethodNotAllowed,
     ModelNotFound,
@@ -43,6 +42,7 @@ from router.server.bodies import BodyBudget, answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
+from router.server.origins import Origins
 from router.server.stall import stall_rule
 from router.server.state import Call, Match, StateRoutes
 from router.wire.body_limits import BodyLimits
@@ -56,7 +56,6 @@ LARGE_BODY_BYTES = 512 << 10
 """Decoding more than this takes milliseconds, and so leaves the loop."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _INFERENCE = {route.value: route for route in Route}
 
 
@@ -124,11 +123,11 @@ class DataPort:
             "/openapi.json": self._describe,
         }
         self._description = describe(limits, version("warmroute"))
-        self._hosts = frozenset(map(str.lower, server.allowed_hosts))
-        self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
+        self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0
-        self._clients: set[ClientConnection] = set()
+        self._clients: dict[asyncio.BaseProtocol, ClientConnection] = {}
+        """By connection, of which each has one request at a time."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
@@ -136,14 +135,13 @@ class DataPort:
         path = request.raw_path
         route = _INFERENCE.get(path) or _INFERENCE.get(request.path)
         request_id = self._request_id(request)
-        client: ClientConnection | None = None
         body_bytes = 0
         self.live += 1
         try:
             check_fields(request.raw_headers, is_1_0=request.version < HttpVersion11)
             if path not in _INFERENCE:
                 check_target(request.method, path)
-            if self._checks_origin and (early := self._check_origin(request)) is not None:
+            if self._origins.any_listed and (early := self._origins.check(request)) is not None:
                 return early
             if route is None:
                 if self._state is not None and (match := self._state.find(request.raw_path)) is not None:
@@ -166,25 +164,23 @@ class DataPort:
                 raise ModelNotFound.of(parsed.model)  # noqa: TRY301
             client = self._connect(request, route, request_id, caller, parsed.hidden_salt)
             await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
-            self._clients.discard(client)  # nothing may follow a whole answer
-            await client.drained()  # the worker is free already; the client has yet to read the end
-            return client.sent()
+            return await self._sent(request, client)
         except RouterError as error:
-            if client is None:
+            if not error.is_counted:
                 self._observe_refusal(route.value if route else "other", error.status)
             return await self._answer_error(request, error, route, request_id)
         except Exception:
             log.exception("unexpected error", extra={"request_id": request_id})
-            if client is not None and client.has_started:
-                client.abort()
-                return client.sent()
+            begun = self._clients.get(request.protocol)
+            if begun is not None and begun.has_started:
+                begun.abort()
+                return begun.sent()
             self._observe_refusal(route.value if route else "other", 500)
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
             self.bodies.bytes -= body_bytes
-            if client is not None:
-                self._clients.discard(client)
+            self._clients.pop(request.protocol, None)
 
     async def _answer_state(
         self, request: web.BaseRequest, match: Match, request_id: str, started_at: float
@@ -198,36 +194,24 @@ class DataPort:
             raise Draining("the router is shutting down", retry_after_s=1)
         self._check_body(request)
         body = await read_slow_body(request, self._limits)
-        client: ClientConnection | None = None
-
-        def connect(hidden: str) -> ClientConnection:
-            nonlocal client
-            client = self._connect(request, Route.CHAT, request_id, caller, hidden)
-            return client
-
+        connect = partial(self._connect, request, Route.CHAT, request_id, caller)
         call = Call(match.names, request.query, request.headers, body, caller, request_id, started_at, connect)
-        try:
-            answer = await page(call)
-            if answer is None and client is not None:
-                await client.drained()
-                return client.sent()
-        except RouterError:
-            raise
-        except Exception:
-            if client is None or not client.has_started:
-                raise
-            log.exception("unexpected error", extra={"request_id": request_id})
-            client.abort()
-            return client.sent()
-        finally:
-            if client is not None:
-                self._clients.discard(client)
+        answer = await page(call)
+        if answer is None:
+            return await self._sent(request, self._clients[request.protocol])
         headers = {"X-Request-Id": request_id, "Server": SERVER}
         response = web.Response(body=answer, content_type="application/json", headers=headers)
-        self._add_cors(request, response)
+        self._origins.add_to(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
         return response
+
+    async def _sent(self, request: web.BaseRequest, client: ClientConnection) -> web.StreamResponse:
+        """The client's answer is on its way, and nothing may follow it. Workers and sessions are free; the client has yet to
+        read the end."""
+        del self._clients[request.protocol]
+        await client.drained()
+        return client.sent()
 
     def _connect(
         self, request: web.BaseRequest, route: Route, request_id: str, caller: Caller, hidden: str
@@ -235,13 +219,13 @@ class DataPort:
         client = ClientConnection(
             request,
             route,
-            extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
+            extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._origins.head(request)),
             stall=self._stall,
             decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
             stays_open=self.phase is Phase.OPEN,
             hidden=hidden,
         )
-        self._clients.add(client)
+        self._clients[request.protocol] = client
         return client
 
     def new_request_id(self) -> str:
@@ -249,7 +233,7 @@ class DataPort:
 
     def cut_short(self) -> None:
         """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
-        for client in tuple(self._clients):
+        for client in tuple(self._clients.values()):
             client.cut_short(Draining("the router is shutting down", retry_after_s=1))
 
     async def aclose(self) -> None:
@@ -294,7 +278,7 @@ class DataPort:
     ) -> web.StreamResponse:
         """A body that came to nothing is not waited for any longer."""
         response = error_response(error, route, request_id)
-        self._add_cors(request, response)
+        self._origins.add_to(request, response)
         if isinstance(error, MalformedRequest | ConnectionsLimited) or self.phase is not Phase.OPEN:
             response.force_close()
         if isinstance(error, BodyTimeout):
@@ -312,7 +296,7 @@ class DataPort:
             raise MethodNotAllowed(f"{request.path} takes GET")
         response = await answer(request)
         response.headers["Server"] = SERVER
-        self._add_cors(request, response)
+        self._origins.add_to(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
         return response
@@ -336,36 +320,6 @@ class DataPort:
             body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"
         )
 
-    # Hosts and origins, for those who listed any
-
-    def _check_origin(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        if self._hosts and _host_name(request.headers.get("Host", "")) not in self._hosts:
-            raise HostNotAllowed("this host name is not served here")
-        if request.method == "OPTIONS" and self._cors_origin(request):
-            response = web.Response(status=204, headers={"Server": SERVER})
-            self._add_cors(request, response)
-            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
-            response.headers["Access-Control-Allow-Headers"] = request.headers.get(
-                "Access-Control-Request-Headers", "authorization, content-type"
-            )
-            response.headers["Access-Control-Max-Age"] = "600"
-            return response
-        return None
-
-    def _cors_origin(self, request: web.BaseRequest) -> str:
-        origin = request.headers.get("Origin", "")
-        return origin if origin and origin in self._server.cors_origins else ""
-
-    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        if self._checks_origin and (origin := self._cors_origin(request)):
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
-
-    def _cors_head(self, request: web.BaseRequest) -> bytes:
-        if not self._checks_origin or not (origin := self._cors_origin(request)):
-            return b""
-        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
-
 
 def body_limits(limits: LimitsConfig) -> BodyLimits:
     return BodyLimits(
@@ -377,9 +331,3 @@ def body_limits(limits: LimitsConfig) -> BodyLimits:
         max_stops=limits.max_stops,
         media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
     )
-
-
-def _host_name(header: str) -> str:
-    """Of a Host header (RFC 9110, section 7.2) the name, without a port or an address's brackets; empty if it is none."""
-    match = _HOST.fullmatch(header)
-    return (match[1] or match[2]).lower() if match else ""

@@ -17,9 +17,10 @@ from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.items import public_items, read_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
+from router.sessions.plans import Ask
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
-from router.sessions.turns import Ask, Turns
+from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.strict_json import decode_object
 
@@ -53,7 +54,7 @@ class SessionPages:
         if not call.caller.rules.may_use(incoming.model):
             raise ModelNotFound.of(incoming.model)
         name = call.names[0]
-        client = call.connect(call.caller.salt)
+        client = call.connect(call.caller.salt_for(incoming.cache_salt) if call.caller.salt_key else "")
         forked: list[str] = []
 
         def fork() -> Sid:
@@ -82,6 +83,7 @@ class SessionPages:
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
             idempotency_key=read_idempotency_key(call.headers),
             asked=sha256(call.body).hexdigest(),
+            body_bytes=len(call.body),
             **more,  # type: ignore[arg-type]
         )
 
@@ -95,7 +97,7 @@ class SessionPages:
                 "turns": loaded.turns,
                 "items": len(history.items),
                 "tokens": sum(item.tokens for item in history.items),
-                "bytes": sum(len(item.body) for item in history.items),
+                "bytes": sum(map(len, history.bodies)),
                 "is_busy": loaded.is_claimed,
             }
         )

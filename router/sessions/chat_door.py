@@ -78,8 +78,9 @@ async def tell_again(client: Client, record: Record, body: bytes, events: bytes 
         await client.answer(reply, record)
         return
     reply = Reply(200, {b"content-type": b"text/event-stream; charset=utf-8"}, b"", is_stream=True)
-    client.write(client.stream_head(reply, record))
-    client.end_stream(events)
+    if not client.is_closing():
+        client.write(client.stream_head(reply, record))
+        client.end_stream(events)
 
 
 def repeated_record(model: str, request_id: str, *, stream: bool, started_at: float) -> Record:

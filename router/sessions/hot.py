@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from router.context.history import History
 from router.core.request import Tenant
@@ -28,21 +27,19 @@ class HotHistories:
     def get(self, sid: Sid) -> History | None:
         return self._histories.get(sid)
 
-    def update(
-        self, sid: Sid, owner: Tenant, known: Known, generation: str, tail: Sequence[bytes], *, starts_over: bool
-    ) -> History | None:
-        """As the store has it, which was told ``known``. None: it was pushed out since; ask again. Raises BadEntry."""
+    def find(self, sid: Sid, owner: Tenant, known: Known, generation: str) -> History | None:
+        """Where to read on, for a store that was told ``known`` and has that generation. None: what was known was pushed out
+        since; ask again."""
         history = self._histories.get(sid)
-        if history is None or history.generation != generation:
-            if known.head and known.generation == generation:
-                return None
-            history = History(sid, owner, generation)
-        history.add(tail, 1 if starts_over or known.generation != generation else known.head + 1)
-        self.keep(sid, history)
-        return history
+        if history is not None and history.generation == generation and history.head >= known.head:
+            return history
+        return None if known.head and known.generation == generation else History(sid, owner, generation)
 
     def keep(self, sid: Sid, history: History) -> None:
-        """The history is used, and may have grown."""
+        """The history is used, and may have grown. Nothing, if somebody has read further meanwhile."""
+        other = self._histories.get(sid)
+        if other is not None and other.generation == history.generation and other.head > history.head:
+            return
         self.bytes += history.bytes - self._sizes.get(sid, 0)
         self._sizes[sid] = history.bytes
         self._histories[sid] = history

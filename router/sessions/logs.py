@@ -34,6 +34,9 @@ log = logging.getLogger("warmroute.sessions")
 CLOSING_S = 1.0
 """How long what is left to be given back may take when the router stops."""
 
+ENTRIES_AT_ONCE = 400
+"""Two milliseconds' reading."""
+
 T = TypeVar("T")
 
 
@@ -51,15 +54,16 @@ class Logs:
 
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
-        head = await self.ask(self.store.append(append))
-        if head == history.head + len(append.entries):
-            self.grow(history, append.entries)
-        else:
-            self.hot.forget(append.sid)
+        self.grow(history, append.entries, await self.ask(self.store.append(append)))
 
-    def grow(self, history: History, entries: Sequence[bytes]) -> None:
-        """By what the store has appended for this replica."""
-        history.add(entries, history.head + 1)
+    def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
+        """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
+        met the entries before."""
+        first_number = head - len(entries) + 1
+        if history.head + 1 < first_number:
+            self.hot.forget(Sid(history.sid))  # others wrote in between
+            return
+        history.add(entries, first_number)
         self.hot.keep(Sid(history.sid), history)
 
     def encode(self, history: History, drafts: Sequence[Draft], turn: int, *, ends: bool) -> list[bytes]:
@@ -86,14 +90,21 @@ class Logs:
         return history, loaded
 
     async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
-        """The history, with what the store told beyond ``known``. Raises SessionNotFound."""
+        """The history, with what the store told beyond ``known``. A long log is read in parts, with others served in between.
+        Raises SessionNotFound."""
+        history = self.hot.find(sid, owner, known, found.generation)
+        if history is None:
+            return (await self.load(sid, owner))[0]
+        first_number = 1 if found.starts_over or known.generation != found.generation else known.head + 1
         try:
-            history = self.hot.update(sid, owner, known, found.generation, found.tail, starts_over=found.starts_over)
+            for start in range(0, len(found.tail), ENTRIES_AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
         except BadEntry as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
-        if history is None:
-            return (await self.load(sid, owner))[0]
+        self.hot.keep(sid, history)
         if found.view is not None:
             history.view = found.view
         history.epoch = found.epoch
@@ -102,10 +113,11 @@ class Logs:
     async def copy(
         self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
     ) -> bool:
-        """A session of its own that begins as this one, up to the entry of that number. O(its length). False: the new one
-        exists. Raises SessionNotFound."""
+        """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
+        that hold now. O(its length). False: the new one exists. Raises SessionNotFound."""
         history, _ = await self.load(sid, owner)
-        items = [item for item in history.items if upto is None or item.number <= upto]
+        end = next((at for at, item in enumerate(history.items, 1) if item.number == upto), len(history.items))
+        items = history.items[:end]
         drafts = drafts_of(items, history.system, history.tools) or [Draft(Kind.END, b"null")]
         return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
 
@@ -138,7 +150,9 @@ class Logs:
     async def aclose(self) -> None:
         """Behind the last turn."""
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
+            for task in late:
+                task.cancel()
         await self.store.close()
 
 
