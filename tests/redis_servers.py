@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -147,7 +147,8 @@ class Watched:
     def is_watched(self) -> bool:
         for sentinel in self.sentinels:
             state = sentinel.ask("SENTINEL", "MASTER", SERVICE)
-            if state is None or int(state["num-slaves"]) < 2 or int(state["num-other-sentinels"]) < 2:
+            told = dict(zip(state[::2], state[1::2], strict=True)) if state else {}
+            if int(told.get(b"num-slaves", 0)) < 2 or int(told.get(b"num-other-sentinels", 0)) < 2:
                 return False
         return True
 
@@ -189,15 +190,21 @@ def clustered(replicas: int = 0) -> Iterator[list[RedisProcess]]:
 
 def _is_whole(node: RedisProcess) -> bool:
     state = node.ask("CLUSTER", "INFO")
-    return state is not None and state["cluster_state"] == "ok" and state["cluster_slots_ok"] == "16384"
+    return state is not None and b"cluster_state:ok" in state and b"cluster_slots_ok:16384" in state
 
 
 def _free_port() -> int:
-    """Below the ports that the system gives to clients, and with room above for a cluster's second port."""
+    """Below the ports that the system gives to clients; a cluster's second port lies 10,000 above."""
     while True:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1] - 20_000
-        with socket.socket() as taken:
-            if port > 1024 and taken.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+            port: int = free.getsockname()[1] - 28_500
+        if port > 1024 and all(_is_free(number) for number in (port, port + 10_000)):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False

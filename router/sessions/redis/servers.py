@@ -20,7 +20,6 @@ MIN_VERSION = (6, 2)
 
 ONCE: dict[str, Any] = {
     "retry": Retry(NoBackoff(), 0),
-    "retry_on_timeout": False,
     "socket_timeout": None,
     "socket_connect_timeout": None,
     "health_check_interval": 0,
