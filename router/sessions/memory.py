@@ -88,7 +88,7 @@ class MemoryStore:
         if begin.idempotency_key:
             session.keys[begin.idempotency_key] = session.claimed_turn
         starts_over, tail, view = _unknown(session, begin.known)
-        appended = bool(begin.entries) and not tail and not starts_over
+        appended = bool(begin.entries) and not tail and not starts_over and begin.turn == session.claimed_turn
         if appended:
             session.entries += begin.entries
         return Begun(

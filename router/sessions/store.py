@@ -76,8 +76,10 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     """Of the session from now on; 0: for ever."""
     idempotency_key: str = ""
     """A turn that was begun with the same one, and has ended or still holds the claim, is this turn."""
+    turn: int = 0
+    """The number that ``entries`` were made for."""
     entries: Sequence[bytes] = ()
-    """Appended only where nothing but ``known`` is in the log: else it must be read first."""
+    """Appended only where nothing but ``known`` is in the log, and this is that turn: else it must be read first."""
     record: bytes = b""
     """Of the turn, which ``append`` may replace."""
 
