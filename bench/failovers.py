@@ -5,8 +5,8 @@
 Three data nodes and three Sentinels, each a process. Eight writers, half of them with one store and half with another, as
 two routers would be, take turns in four sessions: each session has a writer of either store. Every second failover kills
 the primary with SIGKILL and starts it again once another took over; the others stop it with SIGSTOP until after that, and
-let it go on as if it still were the primary. At the end each session's log is read back and compared with what was
-acknowledged.
+let it go on as if it still were the primary: the second store rests meanwhile, and writes over the connections that it has
+as soon as the old primary goes on. At the end each session's log is read back and compared with what was acknowledged.
 
 ``--unsafe``: without ``wait_replicas`` and ``min-replicas-to-write``, as it is by default; nothing is claimed of that.
 """
@@ -42,6 +42,8 @@ BETWEEN_TURNS_S = 0.002
 SAFE_NODES = ("min-replicas-to-write 1", "min-replicas-max-lag 2", "repl-diskless-sync-delay 0")
 UNSAFE_NODES = ("repl-diskless-sync-delay 0",)
 AGAIN_S = 0.02
+TURN_ENDS_S = 0.3
+"""Within which writers that are to rest have ended their turns."""
 LIFETIME_S = 86_400.0
 
 T = TypeVar("T")
@@ -56,6 +58,8 @@ class Found:
     refusals: Counter[str] = field(default_factory=Counter)
     fenced: int = 0
     last_at: float = 0.0
+    may_write: asyncio.Event = field(default_factory=asyncio.Event)
+    """Those with the second store."""
 
     @property
     def count(self) -> int:
@@ -69,11 +73,14 @@ class Writer:
         self._store = store
         self._found = found
         self._known = NOTHING
+        self._turns = 0
 
     async def run(self, goes_on: Callable[[], bool]) -> None:
         turn = 0
         while goes_on():
             turn += 1
+            if self._number >= SESSIONS:
+                await self._found.may_write.wait()
             await self._turn(turn)
             await asyncio.sleep(BETWEEN_TURNS_S)
 
@@ -87,6 +94,7 @@ class Writer:
             await self._insist(lambda: self._store.leave(self._sid, OWNER, token))
             return
         self._known = Known(begun.generation, begun.head, begun.epoch)
+        self._turns = begun.turn
         rest = parts[1:] if begun.appended else parts
         about = Append(
             sid=self._sid,
@@ -116,6 +124,7 @@ class Writer:
             known=self._known,
             lease_s=30,
             lifetime_s=LIFETIME_S,
+            turn=self._turns + 1,
             entries=(entry,),
         )
         while not isinstance(answer := await self._store.begin(begin), Begun):
@@ -132,7 +141,7 @@ class Writer:
                 await asyncio.sleep(AGAIN_S)
 
 
-async def fail_over(servers: Watched, fault: signal.Signals) -> None:
+async def fail_over(servers: Watched, fault: signal.Signals, found: Found) -> None:
     """Returns when all three nodes follow the new primary."""
     old = await asyncio.to_thread(servers.primary)
     assert old is not None
@@ -140,6 +149,8 @@ async def fail_over(servers: Watched, fault: signal.Signals) -> None:
     if fault is signal.SIGKILL:
         old.kill()
     else:
+        found.may_write.clear()
+        await asyncio.sleep(TURN_ENDS_S)
         old.send(fault)
     while await asyncio.to_thread(servers.primary) in (old, None):
         await asyncio.sleep(0.1)
@@ -148,6 +159,7 @@ async def fail_over(servers: Watched, fault: signal.Signals) -> None:
     else:
         await asyncio.sleep(max(0.0, STOPPED_S - (time.monotonic() - stopped_at)))
         old.send(signal.SIGCONT)
+        found.may_write.set()
     async with asyncio.timeout(120):
         while await asyncio.to_thread(servers.replicas) < 2:
             await asyncio.sleep(0.1)
@@ -161,7 +173,7 @@ async def fail_over_all(servers: Watched, failovers: int, appends: int, found: F
             await asyncio.sleep(0.05)
         began_at = time.monotonic()
         longest = asyncio.create_task(_longest_silence(found))
-        await fail_over(servers, signal.SIGSTOP if number % 2 else signal.SIGKILL)
+        await fail_over(servers, signal.SIGSTOP if number % 2 else signal.SIGKILL, found)
         await asyncio.sleep(1)
         longest.cancel()
         outages.append(max(await longest, 0.0))
@@ -204,6 +216,7 @@ async def measure(servers: Watched, options: argparse.Namespace) -> dict[str, An
     limits = RedisLimits() if options.unsafe else RedisLimits(wait_replicas=1)
     stores = [RedisStore.from_url(servers.url, limits, time.monotonic) for _ in range(2)]
     found = Found(last_at=time.monotonic())
+    found.may_write.set()
     sids = [Sid(secrets.token_hex(16)) for _ in range(SESSIONS)]
     is_over = False
 

@@ -40,7 +40,7 @@ def new_sid() -> Sid:
 
 
 def begin(sid: Sid, *, entries: tuple[bytes, ...] = (b"one",)) -> Begin:
-    return Begin(sid=sid, owner=OWNER, token=secrets.token_hex(8), lease_s=30, lifetime_s=60, entries=entries)
+    return Begin(sid=sid, owner=OWNER, token=secrets.token_hex(8), lease_s=30, lifetime_s=60, turn=1, entries=entries)
 
 
 def append(sid: Sid, begun: Begun, *, is_late: bool = False, fence: int | None = None) -> Append:

@@ -106,6 +106,7 @@ class RedisStore:
             begin.idempotency_key,
             begin.record,
             secrets.token_hex(8),
+            begin.turn,
             *begin.entries,
         )
         match reply[1]:

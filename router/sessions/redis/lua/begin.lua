@@ -2,7 +2,8 @@ local owner, token = ARGV[1], ARGV[2]
 local known_generation, known_head, known_epoch = ARGV[3], number(ARGV[4]), number(ARGV[5])
 local creates, waits, max_waiting = ARGV[6] == '1', ARGV[7] == '1', number(ARGV[8])
 local lease_ms, lifetime_ms, patience_ms = number(ARGV[9]), number(ARGV[10]), number(ARGV[11])
-local idempotency_key, record, new_generation, first_entry = ARGV[12], ARGV[13], ARGV[14], 15
+local idempotency_key, record, new_generation = ARGV[12], ARGV[13], ARGV[14]
+local meant_turn, first_entry = number(ARGV[15]), 16
 
 local changes = {}
 local session, is_anothers = find(owner)
@@ -50,8 +51,8 @@ end
 
 leave(line, token)
 local starts_over, tail, view = unknown(session, known_generation, known_head, known_epoch)
-local head = session.head
-local appends = #ARGV >= first_entry and #tail == 0 and not starts_over
+local head, number_of_turn = session.head, session.turns + 1
+local appends = #ARGV >= first_entry and #tail == 0 and not starts_over and meant_turn == number_of_turn
 if appends then
   for i = first_entry, #ARGV do
     head = head + 1
@@ -60,7 +61,6 @@ if appends then
 end
 -- By the clock, so that two servers that were both primary for a moment have not given the same one.
 local fence = math.max(session.fence + 1, now_us)
-local number_of_turn = session.turns + 1
 put(changes, 'fence', fence, 'holder', token, 'claimed', number_of_turn, 'until', now + lease_ms, 'line', line_text(line),
   'turns', number_of_turn, 'head', head, 't:' .. number_of_turn, turn_text(false, fence, record))
 if idempotency_key ~= '' then put(changes, 'k:' .. idempotency_key, number_of_turn) end
