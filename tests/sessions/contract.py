@@ -7,6 +7,7 @@ to the end of a lease, a lifetime or a place in the line.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ import msgspec
 
 from router.core.request import Tenant
 from router.sessions.memory import MemoryStore
+from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.store import Append, Begin, Begun, Sid, Store
+from tests.redis_servers import running
+from tests.sessions import redis_clock
 
 OWNER, STRANGER = Tenant("ann"), Tenant("bob")
 LEASE_S, LIFETIME_S = 15.0, 601.0
@@ -63,8 +67,22 @@ async def memory_trial(directory: Path) -> AsyncIterator[Trial]:
     await store.close()
 
 
+@asynccontextmanager
+async def redis_trial(directory: Path) -> AsyncIterator[Trial]:
+    del directory
+    with running() as server:
+        store = RedisStore.from_url(server.url, RedisLimits(deadline_s=10), time.monotonic)
+
+        async def advance(seconds: float) -> None:
+            redis_clock.advance(server, seconds)
+
+        yield Trial(store, advance, time.time)
+        await store.close()
+
+
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {
     "memory": memory_trial,
+    "redis": redis_trial,
 }
 """By name: opens a store of its own for one trial. The directory is the trial's, and empty."""
 
