@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import secrets
 import signal
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from router.core.request import Tenant
 from router.sessions.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
+from router.sessions.redis import store as redis_store
 from router.sessions.redis.breaker import BreakerState, Patience
 from router.sessions.store import NOTHING, Append, Begin, Begun, Corrupt, Fenced, Sid
 from tests.redis_fakes import HELLO, ScriptedRedis, delaying_proxy
@@ -388,3 +390,33 @@ async def test_fences_of_two_servers_that_both_were_primary_differ(redis_server:
         async with store_at(redis_server.url) as one, store_at(other.url) as two:
             sid = new_sid()
             assert (await begun_in(one, sid)).fence != (await begun_in(two, sid)).fence
+
+
+# What a user of Redis must be allowed
+
+
+async def test_it_needs_no_other_commands_and_keys_than_are_documented() -> None:
+    rights = re.search(r"``(\+.*?)``", redis_store.__doc__ or "", re.DOTALL)
+    assert rights is not None
+    with running() as server:
+        server.ask("ACL", "SETUSER", "router", "on", ">secret", "-@all", *rights[1].split())
+        limits = RedisLimits(deadline_s=5, wait_replicas=0)
+        async with store_at(server.url.replace("://", "://router:secret@") + "/1", limits) as store:
+            sid, other = new_sid(), new_sid()
+            begun = await begun_in(store, sid)
+            await store.renew(sid, OWNER, begun.fence, 30)
+            await store.append(append(sid, begun))
+            await store.release(sid, OWNER, begun.fence)
+            await store.leave(sid, OWNER, "token")
+            assert await store.commit_view(sid, OWNER, begun.generation, 0, b"view")
+            assert await store.set_attributes(sid, OWNER, b"attributes")
+            assert await store.read_turn(sid, OWNER, 1)
+            assert await store.load(sid, OWNER, NOTHING)
+            assert await store.create(other, OWNER, entries=(), attributes=b"", turns=1, lifetime_s=0)
+            assert await store.delete(sid, OWNER)
+            await store.put_document(sid, OWNER, b"body", 0)
+            assert await store.get_document(sid, OWNER) == b"body"
+            assert await store.delete_document(sid, OWNER)
+            await store.ping()
+            told = server.ask("ACL", "LOG")
+        assert [entry for entry in told if b"client|setinfo" not in entry] == []
