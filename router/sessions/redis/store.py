@@ -10,7 +10,8 @@ Keys are ``wr1:{SID}:s`` and ``wr1:{KEY}:d``. How Redis has to be set up:
 - Where it has a user of its own, that needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
   +pexpireat +persist +unlink ~wr1:*``, and in a Cluster ``+asking`` and ``+cluster|slots`` besides.
 - Leases and lifetimes go by the primary's wall clock, so the clocks of data nodes have to be kept together.
-- A read may be answered by a primary that was replaced a moment ago and does not know; no write is acknowledged by one.
+- A read may be answered by a primary that was replaced a moment ago and does not know; with ``wait_replicas`` no write is
+  acknowledged by one.
 - Redis copies asynchronously, and ``WAIT`` is no consensus: two failures within moments can still lose a write.
 """
 
