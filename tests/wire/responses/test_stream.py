@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -329,3 +331,22 @@ def test_the_error_event_has_its_own_form() -> None:
     data = json.loads(told.partition(b"data: ")[2])
     check(EVENTS["error"], data)
     assert data == {"type": "error", "sequence_number": 3, "code": "server_error", "message": "gone", "param": None}
+
+
+def test_the_official_client_reads_a_stream_to_its_end() -> None:
+    answer = ResponseEvents(make_head())
+    told = answer.begin() + answer.feed(
+        event({"reasoning": "hm"}) + event({"content": "hé 🎈"}) + begun(0, "look", "{}")
+    )
+    told += answer.feed(b"".join(last_events("tool_calls"))) + answer.finish(105)
+    reply = httpx2.Response(200, content=told, headers={"content-type": "text/event-stream"})
+    transport = httpx2.MockTransport(lambda _: reply)
+    with (
+        openai.OpenAI(api_key="k", base_url="http://r/v1", http_client=httpx2.Client(transport=transport)) as client,
+        client.responses.stream(model="m", input="x") as stream_of_client,
+    ):
+        events = [each.type for each in stream_of_client]
+        final = stream_of_client.get_final_response()
+    assert events[-1] == "response.completed"
+    assert final.output_text == "hé 🎈"
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call"]
