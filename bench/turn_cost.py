@@ -20,8 +20,8 @@ from router.core.request import Request, Route, Tenant
 from router.core.tenant import TenantRules, make_caller
 from router.sessions.chat_door import ChatDoor
 from router.sessions.chat_requests import read_chat
+from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
-from router.sessions.logs import Logs
 from router.sessions.memory import MemoryStore
 from router.sessions.plans import Ask
 from router.sessions.store import Sid
@@ -101,10 +101,10 @@ def ask(sid: Sid, incoming: Incoming) -> Ask:
 async def measure(items: int) -> dict[str, float]:
     """Of sessions that have so many items, one turn each."""
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
-    logs = Logs(store, HotHistories(1 << 34), time.time)
+    histories = Histories(store, HotHistories(1 << 34), time.time)
     turns = Turns(
         TurnSettings(15.0, 60.0, 64, resumes=True),
-        logs,
+        histories,
         worker,
         lambda _session, _worker: None,
         lambda _model: 4.0,
@@ -112,14 +112,14 @@ async def measure(items: int) -> dict[str, float]:
         lambda _seconds: None,
     )
     await talk(turns, Sid("0"), BEGIN)
-    while (history := logs.hot.get(Sid("0"))) is None or len(history.items) < items:
+    while (history := histories.hot.get(Sid("0"))) is None or len(history.items) < items:
         await talk(turns, Sid("0"), NEXT)
     befores, behinds, loads = [], [], []
     for number in range(1, TURNS + 1):
         sid = Sid(str(number))
-        await logs.copy(Sid("0"), sid, CALLER.rules.tenant, 60.0)
+        await histories.copy(Sid("0"), sid, CALLER.rules.tenant, 60.0)
         started_at = time.perf_counter()
-        await logs.load(sid, CALLER.rules.tenant)
+        await histories.load(sid, CALLER.rules.tenant)
         loads.append(time.perf_counter() - started_at)
         await talk(turns, sid, NEXT)
         started_at = time.perf_counter()
@@ -127,7 +127,7 @@ async def measure(items: int) -> dict[str, float]:
         behinds.append(time.perf_counter() - worker.done_at)
         befores.append(worker.asked_at - started_at)
         await store.delete(sid, CALLER.rules.tenant)
-        logs.hot.forget(sid)
+        histories.hot.forget(sid)
     times = {"before": befores, "behind": behinds, "cold load": loads}
     return {
         f"{name} p{int(share * 100)}": sorted(each)[int(TURNS * share)] * 1e6

@@ -194,7 +194,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
-    registry.register(StateCollector(state.turns, state.logs.hot))
+    registry.register(StateCollector(state.turns, state.histories.hot))
     registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

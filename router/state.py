@@ -16,8 +16,8 @@ from router.core.worker import WorkerName
 from router.server.data import body_limits
 from router.server.session_pages import SessionPages
 from router.server.state import StateRoutes
+from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
-from router.sessions.logs import Logs
 from router.sessions.memory import MemoryStore
 from router.sessions.names import Names
 from router.sessions.rules import StateRules
@@ -31,7 +31,7 @@ SECRET_BYTES = 32
 class State:
     routes: StateRoutes
     turns: Turns
-    logs: Logs
+    histories: Histories
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
@@ -42,7 +42,7 @@ class State:
         finally:
             renewals.cancel()
             await asyncio.gather(renewals, return_exceptions=True)
-            await self.logs.aclose()
+            await self.histories.aclose()
 
 
 def build_state(
@@ -56,14 +56,14 @@ def build_state(
     """Raises ConfigError."""
     sessions = config.sessions
     store = _open_store(sessions, clock)
-    logs = Logs(store, HotHistories(sessions.max_hot_bytes), time.time)
+    histories = Histories(store, HotHistories(sessions.max_hot_bytes), time.time)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
         max_waiting=sessions.max_waiting,
         resumes=config.resumption.max_attempts > 0,
     )
-    turns = Turns(settings, logs, dispatch, remember_worker, bytes_per_token, clock, observe_overhead)
+    turns = Turns(settings, histories, dispatch, remember_worker, bytes_per_token, clock, observe_overhead)
     rules = StateRules(
         session_s=sessions.lifetime_s,
         response_s=sessions.response_lifetime_s,
@@ -73,7 +73,7 @@ def build_state(
     )
     names = Names(_secret(sessions))
     routes = StateRoutes([SessionPages(turns, names, body_limits(config.limits), rules)])
-    return State(routes, turns, logs)
+    return State(routes, turns, histories)
 
 
 def _open_store(_sessions: SessionsConfig, clock: Callable[[], float]) -> Store:

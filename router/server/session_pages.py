@@ -32,7 +32,7 @@ FORK_CHARS = 6
 class SessionPages:
     def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules) -> None:
         self._turns = turns
-        self._logs = turns.logs
+        self._histories = turns.histories
         self._names = names
         self._limits = limits
         self._rules = rules
@@ -88,7 +88,7 @@ class SessionPages:
         )
 
     async def _show(self, call: Call) -> bytes:
-        history, loaded = await self._logs.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        history, loaded = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
         return msgspec.json.encode(
             {
                 "id": call.names[0],
@@ -104,14 +104,14 @@ class SessionPages:
 
     async def _delete(self, call: Call) -> bytes:
         sid = self._sid(call, call.names[0])
-        self._logs.hot.forget(sid)
-        if not await self._logs.ask(self._logs.store.delete(sid, call.caller.rules.tenant)):
+        self._histories.hot.forget(sid)
+        if not await self._histories.ask(self._histories.store.delete(sid, call.caller.rules.tenant)):
             raise SessionNotFound("there is no such session")
         return msgspec.json.encode({"id": call.names[0], "object": "session.deleted", "deleted": True})
 
     async def _list(self, call: Call) -> bytes:
         paging = read_paging(call.query)
-        history, _ = await self._logs.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
         return list_page(public_items(history, with_unfinished=True), paging)
 
     async def _add(self, call: Call) -> bytes:
@@ -129,13 +129,13 @@ class SessionPages:
         sid = self._sid(call, call.names[0])
         upto = None
         if after is not None:
-            history, _ = await self._logs.load(sid, owner)
+            history, _ = await self._histories.load(sid, owner)
             found = [item for item in public_items(history) if item["id"] == after]
             if not found:
                 raise InvalidRequest("after names no item of this session", param="after")
             upto = found[0]["number"]
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
-        if not await self._logs.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto):
+        if not await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto):
             raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
         return msgspec.json.encode({"id": new, "object": "session"})
 

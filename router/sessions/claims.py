@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from router.core.request import Tenant
-from router.sessions.logs import Logs
+from router.sessions.histories import Histories
 from router.sessions.store import Begun, Sid
 
 RENEWALS = 3
@@ -35,8 +35,8 @@ class Claim:
 class Claims:
     """``run`` must be running."""
 
-    def __init__(self, logs: Logs, lease_s: float, clock: Callable[[], float]) -> None:
-        self._logs = logs
+    def __init__(self, histories: Histories, lease_s: float, clock: Callable[[], float]) -> None:
+        self._histories = histories
         self._lease_s = lease_s
         self._clock = clock
         self.live: set[Claim] = set()
@@ -55,7 +55,9 @@ class Claims:
         for claim in self.live:
             if claim.fence and now - claim.renewed_at > self._lease_s / RENEWALS:
                 claim.renewed_at = now
-                self._logs.give_back(self._logs.store.renew(claim.sid, claim.owner, claim.fence, self._lease_s))
+                self._histories.give_back(
+                    self._histories.store.renew(claim.sid, claim.owner, claim.fence, self._lease_s)
+                )
 
     @contextmanager
     def wanted(self, sid: Sid, owner: Tenant) -> Iterator[Claim]:
@@ -82,10 +84,10 @@ class Claims:
             return False
 
     def _give_up(self, claim: Claim) -> None:
-        store = self._logs.store
+        store = self._histories.store
         if claim.fence:
-            self._logs.give_back(store.release(claim.sid, claim.owner, claim.fence))
+            self._histories.give_back(store.release(claim.sid, claim.owner, claim.fence))
         elif claim.is_asked and not claim.turn:
-            self._logs.give_back(store.leave(claim.sid, claim.owner, claim.token))
+            self._histories.give_back(store.leave(claim.sid, claim.owner, claim.token))
         if (ending := self.endings.pop(claim.sid, None)) is not None:
             ending.set()

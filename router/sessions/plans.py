@@ -14,7 +14,7 @@ from router.context.prompt import Incoming, Prompt, Recipe, Scope, find_news, jo
 from router.core.errors import SessionBusy, SessionCorrupt
 from router.core.request import Request
 from router.core.tenant import Caller, OnBusy
-from router.sessions.logs import Logs
+from router.sessions.histories import Histories
 from router.sessions.names import affinity_key
 from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
@@ -76,8 +76,8 @@ class Plan(NamedTuple):
 class Planner:
     """``bytes_per_token``: by model. ``resumes``: streams are kept so that another worker may go on with them."""
 
-    def __init__(self, logs: Logs, bytes_per_token: Callable[[str], float], *, resumes: bool) -> None:
-        self._logs = logs
+    def __init__(self, histories: Histories, bytes_per_token: Callable[[str], float], *, resumes: bool) -> None:
+        self._histories = histories
         self.bytes_per_token = bytes_per_token
         self._resumes = resumes
 
@@ -89,7 +89,7 @@ class Planner:
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)
         recipe = prompt.recipe.with_own(drafts, history.head, body.shown)
-        entries = self._logs.encode(history, drafts, turn, ends=False)
+        entries = self._histories.encode(history, drafts, turn, ends=False)
         note = msgspec.structs.replace(ask.first_note(), recipe=recipe)
         return Plan(turn, drafts, entries, prompt, body, note)
 

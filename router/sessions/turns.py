@@ -36,7 +36,7 @@ from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
 from router.sessions.door import Door, HeldClient
-from router.sessions.logs import Logs
+from router.sessions.histories import Histories
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
@@ -68,7 +68,7 @@ class Turns:
     def __init__(
         self,
         settings: TurnSettings,
-        logs: Logs,
+        histories: Histories,
         dispatch: Dispatch,
         remember_worker: Callable[[SessionKey, WorkerName], None],
         bytes_per_token: Callable[[str], float],
@@ -76,13 +76,13 @@ class Turns:
         observe_overhead: Callable[[float], None],
     ) -> None:
         self._settings = settings
-        self.logs = logs
+        self.histories = histories
         self._dispatch = dispatch
         self._remember_worker = remember_worker
-        self._planner = Planner(logs, bytes_per_token, resumes=settings.resumes)
+        self._planner = Planner(histories, bytes_per_token, resumes=settings.resumes)
         self._clock = clock
         self._observe_overhead = observe_overhead
-        self.claims = Claims(logs, settings.lease_s, clock)
+        self.claims = Claims(histories, settings.lease_s, clock)
         self.counts = TurnCounts()
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
@@ -151,9 +151,9 @@ class Turns:
                 begun = await self._claim(claim, ask, may_guess=False)
                 if isinstance(begun, Repeated):
                     _require_same(ask, begun)
-                    return (await self.logs.load(claim.sid, claim.owner))[0], begun.turn
+                    return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                entries = self.logs.encode(history, self._planner.news(ask, history), claim.turn, ends=True)
+                entries = self.histories.encode(history, self._planner.news(ask, history), claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
                 return history, claim.turn
         except Fenced:
@@ -162,8 +162,8 @@ class Turns:
     async def prompt_of(self, sid: Sid, caller: Caller, turn: int) -> bytes | None:
         """The body that a turn sent; None: it sent none. Reads the whole log. Raises StateUnavailable, SessionCorrupt."""
         owner = caller.rules.tenant
-        record = await self.logs.ask(self.logs.store.read_turn(sid, owner, turn))
-        loaded = await self.logs.ask(self.logs.store.load(sid, owner, NOTHING))
+        record = await self.histories.ask(self.histories.store.read_turn(sid, owner, turn))
+        loaded = await self.histories.ask(self.histories.store.load(sid, owner, NOTHING))
         if record is None or loaded is None or (recipe := read_note(record.record).recipe) is None:
             return None
         try:
@@ -180,10 +180,10 @@ class Turns:
         pause_s = FIRST_PAUSE_S
         place = 1
         while True:
-            known = self.logs.hot.known(claim.sid)
+            known = self.histories.hot.known(claim.sid)
             guess = self._guess(claim, ask) if may_guess and place == 1 else None
             claim.is_asked = True
-            answer = await self.logs.begin(self._begin(claim, ask, known, guess))
+            answer = await self.histories.begin(self._begin(claim, ask, known, guess))
             if isinstance(answer, Begun):
                 return await self._follow(claim, known, answer, guess)
             if answer is None:
@@ -199,7 +199,7 @@ class Turns:
         replica knows of has ended. Raises SessionBusy."""
         if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork":
             fork = ask.fork()
-            await self.logs.copy(claim.sid, fork, claim.owner, ask.lifetime_s)
+            await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s)
             claim.sid = fork
             return 1
         place = answer.place if isinstance(answer, Busy) else 1
@@ -209,7 +209,7 @@ class Turns:
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
-        history = self.logs.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
+        history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
             return self._planner.plan(ask, history, history.turns + 1)
         except (HistoryDiffers, NothingNew):
@@ -241,13 +241,13 @@ class Turns:
         self.claims.hold(claim, begun)
         if begun.worker:
             self._remember_worker(affinity_key(claim.sid), WorkerName(begun.worker))
-        history = await self.logs.follow(claim.sid, claim.owner, known, begun)
+        history = await self.histories.follow(claim.sid, claim.owner, known, begun)
         if history.generation != begun.generation:
             raise Fenced
         history.turns = begun.turn
         if guess is None or not begun.appended:
             return history, None
-        self.logs.grow(history, guess.entries, begun.head)
+        self.histories.grow(history, guess.entries, begun.head)
         return history, guess
 
     # 2  Prompt
@@ -283,7 +283,7 @@ class Turns:
             raise WorkerError("the worker's answer cannot be understood") from None
         message = message_bytes(answer.message)
         tokens = answer.completion_tokens or round(len(message) / self._planner.bytes_per_token(ask.incoming.model))
-        entries = self.logs.encode(history, [Draft(Kind.MESSAGE, message, tokens)], claim.turn, ends=True)
+        entries = self.histories.encode(history, [Draft(Kind.MESSAGE, message, tokens)], claim.turn, ends=True)
         note = msgspec.structs.replace(plan.note, note=msgspec.Raw(door.note()))
         worker = held.record.worker if held.record is not None else ""
         await self._append(claim, ask, history, entries, note, worker=worker, ends=True)
@@ -312,7 +312,7 @@ class Turns:
             worker=worker,
             lifetime_s=ask.lifetime_s,
         )
-        await self.logs.append(history, append)
+        await self.histories.append(history, append)
         if ends:
             claim.fence = 0
 

@@ -19,8 +19,8 @@ from router.core.request import Request, Route, Tenant
 from router.core.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.sessions.chat_door import ChatDoor
 from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
-from router.sessions.logs import Logs
 from router.sessions.memory import MemoryStore
 from router.sessions.plans import Ask
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Known, Loaded, Repeated, Sid, StoreUnavailable
@@ -238,10 +238,10 @@ class Desk:
         self.store = store or PointedStore(self.points, lambda: self.now)
         self.dispatch = FakeDispatch(self.points)
         self.workers: list[str] = []
-        self.logs = Logs(self.store, HotHistories(1 << 20), lambda: self.now)
+        self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now)
         self.turns = Turns(
             TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting, resumes=True),
-            self.logs,
+            self.histories,
             self.dispatch,
             lambda _session, worker: self.workers.append(worker),
             lambda _model: 4.0,
@@ -307,14 +307,14 @@ class Desk:
 
     async def texts(self, sid: Sid = SID, caller: Caller = ACME) -> list[str]:
         """What counts of the session, as any replica would read it."""
-        fresh = Logs(self.store, HotHistories(1 << 20), lambda: self.now)
+        fresh = Histories(self.store, HotHistories(1 << 20), lambda: self.now)
         history, _ = await fresh.load(sid, caller.rules.tenant)
         return contents(history)
 
     async def settled(self) -> None:
         """What was to be given back has been."""
-        while self.logs._tasks:
-            await asyncio.wait(tuple(self.logs._tasks))
+        while self.histories._tasks:
+            await asyncio.wait(tuple(self.histories._tasks))
 
     async def require_quiet(self, sid: Sid = SID) -> None:
         """No claim, nobody in line, no task, nothing that waits."""

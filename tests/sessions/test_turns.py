@@ -25,7 +25,7 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Request, Tenant
 from router.core.tenant import TenantRules, make_caller
-from router.sessions.logs import ENTRIES_AT_ONCE
+from router.sessions.histories import ENTRIES_AT_ONCE
 from router.sessions.names import affinity_key
 from router.sessions.store import NOTHING, Append, Sid
 from router.sides import Client
@@ -274,7 +274,7 @@ async def test_a_session_that_cannot_be_read_says_so_and_others_go_on() -> None:
     await desk.take(user("hi"))
     await desk.take(user("hi"), sid=OTHER_SID)
     desk.store._sessions[SID].entries[0] = b"[9]"
-    desk.logs.hot.forget(SID)
+    desk.histories.hot.forget(SID)
     for _ in range(2):
         with pytest.raises(SessionCorrupt):
             await desk.take(user("more"))
@@ -685,7 +685,7 @@ async def test_the_answer_weighs_what_the_worker_counted() -> None:
 
     desk.dispatch.scripts = [count]
     await desk.take(user("hi"), stream=False)
-    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    history, _ = await desk.histories.load(SID, ACME.rules.tenant)
     assert [item.tokens for item in history.items] == [8, 77]
 
 
@@ -723,7 +723,7 @@ async def test_a_history_pushed_out_of_memory_amid_a_turn_is_read_again(place: s
     desk.points.reached.clear()
     turn = desk.begin(user("two"))
     await desk.points.reached.wait()
-    desk.logs.hot.forget(SID)
+    desk.histories.hot.forget(SID)
     let_go.set()
     assert (await turn).has_ended
     await desk.take(user("three"))
@@ -739,11 +739,11 @@ async def test_a_history_that_is_read_amid_a_turn_has_every_entry_once(place: st
     desk.points.reached.clear()
     turn = desk.begin(user("two"))
     await desk.points.reached.wait()
-    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    history, _ = await desk.histories.load(SID, ACME.rules.tenant)
     assert contents(history)[:2] == ["one", "to one"]
     let_go.set()
     assert (await turn).has_ended
-    read, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    read, _ = await desk.histories.load(SID, ACME.rules.tenant)
     assert contents(read) == await desk.texts() == ["one", "to one", "two", "to two"]
 
 
@@ -754,7 +754,7 @@ async def test_a_turn_whose_session_was_replaced_while_it_began_touches_neither(
     desk.points.reached.clear()
     turn = desk.begin(user("lost"))
     await desk.points.reached.wait()
-    desk.logs.hot.forget(SID)
+    desk.histories.hot.forget(SID)
     del desk.points.held["behind begin"]
     assert await desk.store.delete(SID, ACME.rules.tenant)
     await Desk(desk.store).take(user("new"))
@@ -769,7 +769,7 @@ async def test_a_long_log_is_read_while_others_are_served() -> None:
     one = Desk()
     await add(one, *(user(f"{number}") for number in range(2000)))
     other = Desk(one.store)
-    loads = [asyncio.create_task(other.logs.load(SID, ACME.rules.tenant)) for _ in range(3)]
+    loads = [asyncio.create_task(other.histories.load(SID, ACME.rules.tenant)) for _ in range(3)]
     turn = other.begin(user("now"))
     looks = 0
     while not all(load.done() for load in loads):
@@ -777,7 +777,7 @@ async def test_a_long_log_is_read_while_others_are_served() -> None:
         looks += 1
     assert looks >= 2000 / ENTRIES_AT_ONCE
     assert (await turn).text == "to now"
-    for history in (*[load.result()[0] for load in loads], (await other.logs.load(SID, ACME.rules.tenant))[0]):
+    for history in (*[load.result()[0] for load in loads], (await other.histories.load(SID, ACME.rules.tenant))[0]):
         assert contents(history)[:2000] == [f"{number}" for number in range(2000)]
     assert (await other.texts())[2000:] == ["now", "to now"]
     assert [each["content"] for each in other.dispatch.sent()][2000:] == ["now"]
@@ -786,11 +786,11 @@ async def test_a_long_log_is_read_while_others_are_served() -> None:
 async def test_a_slow_reader_does_not_replace_what_is_known_better() -> None:
     desk = Desk()
     await desk.take(user("one"))
-    old, _ = await Desk(desk.store).logs.load(SID, ACME.rules.tenant)
+    old, _ = await Desk(desk.store).histories.load(SID, ACME.rules.tenant)
     await desk.take(user("two"))
-    known = desk.logs.hot.known(SID)
-    desk.logs.hot.keep(SID, old)
-    assert desk.logs.hot.known(SID) == known
+    known = desk.histories.hot.known(SID)
+    desk.histories.hot.keep(SID, old)
+    assert desk.histories.hot.known(SID) == known
     await desk.take(user("three"))
     assert len(desk.dispatch.sent()) == 5
 
@@ -839,7 +839,7 @@ async def test_what_agents_add_leaves_no_gaps_for_each_turns_record_to_list() ->
     desk = Desk()
     for number in range(20):
         await add(desk, user(f"{number}"))
-    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    history, _ = await desk.histories.load(SID, ACME.rules.tenant)
     assert history.runs() == [(1, 20)]
 
 
@@ -906,12 +906,12 @@ async def test_a_copy_up_to_an_item_has_what_stands_before_it_and_not_what_was_w
     desk.now += 16.0
     del desk.points.held["behind dispatch"]
     await desk.take(user("quick"))
-    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
-    late = desk.logs.encode(history, [message(said("late"))], 1, ends=True)
+    history, _ = await desk.histories.load(SID, ACME.rules.tenant)
+    late = desk.histories.encode(history, [message(said("late"))], 1, ends=True)
     await desk.store.append(late_append(history.generation, late))
-    history, _ = await desk.logs.load(SID, ACME.rules.tenant)
+    history, _ = await desk.histories.load(SID, ACME.rules.tenant)
     assert contents(history) == ["slow", "late", "quick", "to quick"]
-    assert await desk.logs.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=history.items[1].number)
+    assert await desk.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=history.items[1].number)
     assert await desk.texts(OTHER_SID) == ["slow", "late"]
     let_go.set()
     await slow
@@ -936,7 +936,7 @@ async def test_turns_that_asked_no_model_have_no_prompt() -> None:
     await add(desk, user("note"))
     assert await desk.turns.prompt_of(SID, ACME, 1) is None
     assert await desk.turns.prompt_of(SID, ACME, 2) is None
-    assert await desk.logs.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0)
+    assert await desk.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0)
     assert await desk.turns.prompt_of(OTHER_SID, ACME, 1) is None
 
 
@@ -959,15 +959,15 @@ async def test_nothing_grows_with_turns_that_are_over() -> None:
     await desk.settled()
     assert not desk.turns.claims.live
     assert not desk.waiting
-    assert not desk.logs._tasks
+    assert not desk.histories._tasks
 
 
 async def test_histories_in_memory_are_bounded_by_bytes_and_the_oldest_goes() -> None:
     desk = Desk()
-    desk.logs.hot.max_bytes = 30_000
+    desk.histories.hot.max_bytes = 30_000
     for number in range(10):
         await desk.take(user("x" * 5_000), sid=Sid(f"{number:032}"))
-    hot = desk.logs.hot
+    hot = desk.histories.hot
     assert hot.bytes <= hot.max_bytes
     assert hot.get(Sid(f"{9:032}")) is not None
     assert hot.get(Sid(f"{0:032}")) is None

@@ -1,4 +1,4 @@
-"""Sessions' logs as this replica has them: the store's, of which what was read stays in memory. Says what went wrong as clients
+"""Sessions' histories: the store's logs, of which what this replica has read stays in memory. Says what went wrong as clients
 are to hear it.
 """
 
@@ -40,7 +40,7 @@ ENTRIES_AT_ONCE = 400
 T = TypeVar("T")
 
 
-class Logs:
+class Histories:
     """``wall_clock``: Unix time, which entries are stamped with. All calls raise StateUnavailable and SessionCorrupt."""
 
     def __init__(self, store: Store, hot: HotHistories, wall_clock: Callable[[], float]) -> None:
