@@ -13,7 +13,9 @@ from router.background import Background
 from router.config import Config, SessionsConfig
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
+from router.server.conversation_pages import ConversationPages
 from router.server.data import body_limits
+from router.server.response_pages import ResponsePages
 from router.server.session_pages import SessionPages
 from router.server.state import StateRoutes
 from router.sessions.histories import Histories
@@ -72,7 +74,14 @@ def build_state(
         stateless_fallback=sessions.stateless_fallback,
     )
     names = Names(_secret(sessions))
-    routes = StateRoutes([SessionPages(turns, names, body_limits(config.limits), rules)])
+    limits = body_limits(config.limits)
+    routes = StateRoutes(
+        [
+            SessionPages(turns, names, limits, rules),
+            ResponsePages(turns, names, limits, rules, time.time),
+            ConversationPages(turns, names, limits, rules, time.time),
+        ]
+    )
     return State(routes, turns, histories)
 
 

@@ -121,6 +121,11 @@ class History:
         ]
 
     @property
+    def last_turn(self) -> int:
+        """The newest that has ended; 0: none has."""
+        return self._newest_turn
+
+    @property
     def is_empty(self) -> bool:
         return not self.items
 

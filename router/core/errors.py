@@ -7,6 +7,7 @@
     │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
+    │   ├── PreviousResponseNotFound 400 previous_response_not_found
     │   ├── RouteNotFound          404  not_found
     │   ├── SessionNotFound        404  not_found: absent, or another tenant's
     │   ├── MethodNotAllowed       405  method_not_allowed
@@ -100,6 +101,10 @@ class ModelNotFound(ClientError):
 
 class RouteNotFound(ClientError):
     status, code, kind = 404, "not_found", "not_found_error"
+
+
+class PreviousResponseNotFound(ClientError):
+    code = "previous_response_not_found"
 
 
 class SessionNotFound(ClientError):

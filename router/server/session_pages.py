@@ -112,13 +112,15 @@ class SessionPages:
     async def _list(self, call: Call) -> bytes:
         paging = read_paging(call.query)
         history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
-        return list_page(public_items(history, with_unfinished=True), paging)
+        return list_page(all_items(history), paging)
 
     async def _add(self, call: Call) -> bytes:
-        incoming = read_items(call.body, self._limits)
-        history, added = await self._turns.add(self._ask(call, incoming))
-        items = [item for item in public_items(history) if item["turn"] == added]
-        return list_page(items, read_paging({"limit": "100"}, default_order="asc"))
+        members = decode_object(call.body)
+        check_depth(members, call.body, self._limits.max_json_depth)
+        messages = [msgspec.json.decode(message) for message in read_messages(members, self._limits)]
+        history, added = await self._turns.add(self._ask(call, Incoming(model="", messages=messages, params={})))
+        items = [item for item in all_items(history) if item["turn"] == added]
+        return msgspec.json.encode(item_list(items, has_more=False))
 
     async def _fork(self, call: Call) -> bytes:
         members = decode_object(call.body)

@@ -6,10 +6,13 @@ import re
 
 import msgspec
 
+from router.context.messages import message_bytes
 from router.core.errors import RouterError
 from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Route
+from router.sessions.door import Kept
+from router.sessions.store import Sid
 from router.sides import Client
 from router.wire.answers import Answer, AnswerReader, BadAnswer, read_completion, write_completion, write_events
 from router.wire.sse import each_event
@@ -51,13 +54,20 @@ class ChatDoor:
         self._answer = read_completion(body)
         return body
 
-    def answer(self) -> Answer:
+    def begin(self, _sid: Sid, _turn: int, _number: int) -> None:
+        """Nothing of it is shown."""
+
+    def kept(self) -> Kept:
+        answer = self._whole()
+        return Kept([message_bytes(answer.message)], answer.completion_tokens)
+
+    def _whole(self) -> Answer:
         if self._answer is None:
             self._answer = self._reader.answer()
         return self._answer
 
     def note(self) -> bytes:
-        return msgspec.json.encode(self.answer())
+        return msgspec.json.encode(self._whole())
 
     async def repeat(self, note: bytes, client: Client) -> None:
         """Whether the client streams now, not whether it did then, decides how it is told."""

@@ -74,6 +74,11 @@ class Claims:
         claim.generation, claim.fence, claim.turn = begun.generation, begun.fence, begun.turn
         claim.renewed_at = self._clock()
 
+    def drop(self, claim: Claim) -> None:
+        """Held for nothing: it may be wanted of another session now."""
+        self._give_up(claim)
+        claim.is_asked, claim.fence, claim.turn = False, 0, 0
+
     async def pause(self, sid: Sid, at_most_s: float) -> bool:
         """Until another turn of the session may be over. True: one of this replica's is."""
         ending = self.endings.setdefault(sid, asyncio.Event())

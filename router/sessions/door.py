@@ -4,16 +4,25 @@ connection, whose end is held back until the turn is saved.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
 from router.core.reply import Reply
+from router.sessions.store import Sid
 from router.sides import Client
-from router.wire.answers import Answer, BadAnswer
+from router.wire.answers import BadAnswer
 from router.wire.framing import frame
+
+
+class Kept(NamedTuple):
+    """What of an answer goes into the log. ``tokens``: as the worker counted; 0 where it did not say."""
+
+    messages: Sequence[bytes]
+    tokens: int
 
 
 class Door(Protocol):
@@ -35,7 +44,11 @@ class Door(Protocol):
         """The same of a reply that is not streamed."""
         ...
 
-    def answer(self) -> Answer:
+    def begin(self, sid: Sid, turn: int, number: int) -> None:
+        """Before anything else: which turn it is, and the number that its answer will have in the log."""
+        ...
+
+    def kept(self) -> Kept:
         """After the stream's last event, or ``whole``."""
         ...
 

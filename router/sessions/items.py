@@ -1,45 +1,53 @@
-"""A session's items as clients meet them, each with an id that tells where in the log it stands."""
+"""A session's items as clients meet them. An item's id says where in the log it stands, so nothing has to be looked up."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from router.context.history import History, Item
-from router.context.prompt import Incoming
-from router.core.errors import InvalidRequest
-from router.sessions.chat_requests import require_text
-from router.wire.body_limits import BodyLimits, check_body
-from router.wire.strict_json import decode_object
+from router.sessions.store import Sid
+from router.wire.responses.items import items_of
+from router.wire.responses.shapes import MESSAGE, REASONING
+
+SID_CHARS = 16
+"""Of the session's key: enough that ids of two sessions do not meet."""
+
+_ID = re.compile(r"(?:msg|fc|rs)_([a-z2-7]{16})([0-9a-f]{8})(?:_(-?[0-9]{1,4}))?")
 
 
-def public_items(history: History, *, with_unfinished: bool = False) -> list[dict[str, Any]]:
-    """Oldest first. ``with_unfinished``: those of turns that have not ended, too, which no prompt has in it."""
-    items = [_public(history, item, "completed") for item in history.items]
-    if with_unfinished:
-        items += [_public(history, item, "incomplete") for item in history.unfinished()]
-        items.sort(key=lambda item: (item["turn"], item["number"]))
-    return items
+def item_id(sid: Sid) -> Callable[[int, int], str]:
+    """By number in the log and part of the message."""
+    stem = sid[:SID_CHARS]
+
+    def name(number: int, part: int) -> str:
+        kind = "msg" if part == MESSAGE else "fc" if part > 0 else "rs"
+        return f"{kind}_{stem}{number:08x}" + ("" if part in (MESSAGE, REASONING) else f"_{part}")
+
+    return name
 
 
-def _public(history: History, item: Item, status: str) -> dict[str, Any]:
-    return {
-        "id": f"msg_{history.sid[:16]}{item.number:08x}",
-        "type": "message",
-        "status": status,
-        "turn": item.turn,
-        "number": item.number,
-        **msgspec.json.decode(item.body),
-    }
+def place_of(sid: Sid, name: str) -> tuple[int, int] | None:
+    """Number and part; None for what is no item's id of this session."""
+    match = _ID.fullmatch(name)
+    if match is None or match[1] != sid[:SID_CHARS]:
+        return None
+    part = int(match[3]) if match[3] else REASONING if name.startswith("rs") else MESSAGE
+    return int(match[2], 16), part
 
 
-def read_items(body: bytes, limits: BodyLimits) -> Incoming:
-    """``{"items": [message, …]}``. Raises InvalidJson, InvalidRequest."""
-    members = decode_object(body)
-    messages = members.get("items")
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise InvalidRequest("items must be a list of at least one message", param="items")
-    check_body({"messages": messages}, body, limits)
-    require_text(messages)
-    return Incoming(model="", messages=messages, params={})
+def public_items(sid: Sid, items: Sequence[Item]) -> list[dict[str, Any]]:
+    return items_of([(item.number, item.body) for item in items], item_id(sid))
+
+
+def all_items(history: History) -> list[dict[str, Any]]:
+    """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
+    sid = Sid(history.sid)
+    marked = [(item, "completed") for item in history.items] + [(item, "incomplete") for item in history.unfinished()]
+    marked.sort(key=lambda each: (each[0].turn, each[0].number))
+    return [
+        {**public, "status": status, "turn": item.turn}
+        for item, status in marked
+        for public in public_items(sid, [item])
+    ]

@@ -29,6 +29,13 @@ class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
     note: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class Behind(NamedTuple):
+    """Which turn must be the session's last, and the number of its last entry."""
+
+    turn: int
+    number: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """One request for a turn, through whichever door."""
@@ -50,12 +57,15 @@ class Ask:
     note: bytes = b"null"
     """The door's, of the turn while it is under way."""
     busy: type[SessionBusy] = SessionBusy
+    behind: Behind | None = None
+    """Where that turn is the last no more, this one goes on in a copy up to it; None: behind whichever is the last."""
     fork: Callable[[], Sid] | None = None
-    """Names the copy in which a busy session's turn goes on."""
+    """Names the copy in which a turn goes on that does not wait, or stands elsewhere than at the end."""
     on_lost: Callable[[], None] | None = None
     """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
-    on_begun: Callable[[Sid, int], Awaitable[None]] | None = None
-    """Told the turn's number before a worker is asked. Raises RouterError."""
+    on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None
+    """Told which session and turn it is, and the number that its answer will have, before a worker is asked.
+    Raises RouterError."""
 
     def first_note(self) -> TurnNote:
         """What is recorded of the turn while nothing is known of its prompt."""

@@ -11,7 +11,7 @@ A turn that fails anywhere leaves what was stored of it without an end, which no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,6 @@ import msgspec
 
 from router.context.entry import BadEntry, Draft, Kind, decode
 from router.context.history import History
-from router.context.messages import message_bytes
 from router.context.prompt import HistoryDiffers, NothingNew, replay
 from router.core.errors import (
     InvalidRequest,
@@ -38,7 +37,7 @@ from router.sessions.counts import TurnCounts
 from router.sessions.door import Door, HeldClient
 from router.sessions.histories import Histories
 from router.sessions.names import affinity_key
-from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
+from router.sessions.plans import Ask, Behind, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
@@ -112,8 +111,10 @@ class Turns:
         history, guess = begun
         plan = guess or await self._plan_surely(claim, ask, history)
         self.counts.count_news(ask, history, plan)
+        number = history.head + 1
+        door.begin(claim.sid, claim.turn, number)
         if ask.on_begun is not None:
-            await ask.on_begun(claim.sid, claim.turn)
+            await ask.on_begun(claim.sid, Behind(claim.turn, number))
         return await self._carry(claim, ask, history, plan, door, HeldClient(client, door))
 
     async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
@@ -146,6 +147,13 @@ class Turns:
     async def add(self, ask: Ask) -> tuple[History, int]:
         """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number.
         Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable, SessionCorrupt."""
+        return await self._append_turn(ask, lambda history: self._planner.news(ask, history))
+
+    async def append(self, ask: Ask, drafts: Sequence[Draft]) -> tuple[History, int]:
+        """The same, of what is no message."""
+        return await self._append_turn(ask, lambda _: drafts)
+
+    async def _append_turn(self, ask: Ask, drafts_for: Callable[[History], Sequence[Draft]]) -> tuple[History, int]:
         try:
             with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
                 begun = await self._claim(claim, ask, may_guess=False)
@@ -153,7 +161,7 @@ class Turns:
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                entries = self.histories.encode(history, self._planner.news(ask, history), claim.turn, ends=True)
+                entries = self.histories.encode(history, drafts_for(history), claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
                 return history, claim.turn
         except Fenced:
@@ -185,7 +193,12 @@ class Turns:
             claim.is_asked = True
             answer = await self.histories.begin(self._begin(claim, ask, known, guess))
             if isinstance(answer, Begun):
-                return await self._follow(claim, known, answer, guess)
+                history, came_true = await self._follow(claim, known, answer, guess)
+                if ask.behind is None or claim.sid != ask.sid or history.last_turn == ask.behind.turn:
+                    return history, came_true
+                self.claims.drop(claim)
+                await self._branch(claim, ask)
+                continue
             if answer is None:
                 raise SessionNotFound("there is no such session")
             if isinstance(answer, Repeated) and answer.has_ended:
@@ -198,14 +211,21 @@ class Turns:
         """For another turn of the session; or go on in a copy of it. Returns the place in the line; 0: no turn that this
         replica knows of has ended. Raises SessionBusy."""
         if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork":
-            fork = ask.fork()
-            await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s)
-            claim.sid = fork
+            await self._branch(claim, ask)
             return 1
         place = answer.place if isinstance(answer, Busy) else 1
         if not place or self._clock() >= deadline:
             raise ask.busy("another turn of this session has not ended", retry_after_s=1)
         return place if await self.claims.pause(claim.sid, pause_s) else 0
+
+    async def _branch(self, claim: Claim, ask: Ask) -> None:
+        """Go on in a copy. Raises SessionNotFound, SessionBusy."""
+        if ask.fork is None:
+            raise ask.busy("another turn has ended in this session", retry_after_s=1)
+        fork = ask.fork()
+        upto = ask.behind.number if ask.behind is not None else None
+        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=upto)
+        claim.sid = fork
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
@@ -278,12 +298,15 @@ class Turns:
             raise held.error
         try:
             held.translate()
-            answer = door.answer()
+            kept = door.kept()
         except BadAnswer:
             raise WorkerError("the worker's answer cannot be understood") from None
-        message = message_bytes(answer.message)
-        tokens = answer.completion_tokens or round(len(message) / self._planner.bytes_per_token(ask.incoming.model))
-        entries = self.histories.encode(history, [Draft(Kind.MESSAGE, message, tokens)], claim.turn, ends=True)
+        bytes_per_token = self._planner.bytes_per_token(ask.incoming.model)
+        drafts = [
+            Draft(Kind.MESSAGE, message, kept.tokens or round(len(message) / bytes_per_token))
+            for message in kept.messages
+        ]
+        entries = self.histories.encode(history, drafts, claim.turn, ends=True)
         note = msgspec.structs.replace(plan.note, note=msgspec.Raw(door.note()))
         worker = held.record.worker if held.record is not None else ""
         await self._append(claim, ask, history, entries, note, worker=worker, ends=True)

@@ -52,6 +52,14 @@ def read_new_items(members: Mapping[str, Any], limits: BodyLimits | None = None)
     return _read_items(members["items"], limits)
 
 
+def read_messages(members: Mapping[str, Any], limits: BodyLimits) -> list[bytes]:
+    """The same, for a session of our own, which may be given a whole history at once."""
+    items = read_list(members.get("items") or [], "items")
+    if not 0 < len(items) <= limits.max_messages:
+        refuse(f"items must hold 1 to {limits.max_messages}", "items")
+    return read_items(items, limits.media, "items")
+
+
 def read_changed_metadata(members: Mapping[str, Any]) -> dict[str, str]:
     if "metadata" not in members:
         refuse("metadata is required", "metadata")
