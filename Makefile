@@ -50,7 +50,7 @@ test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.
 
 fuzz: $(VENV)/dev.stamp  ## the parsers under atheris, half a minute each
 	$(BIN)/pip install --quiet 'atheris>=3'
-	for target in json request client_head reply_head framing sse; do $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_S); done
+	for target in json request client_head reply_head framing sse responses answers; do $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_S); done
 
 bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no peer and no real worker (half an hour)
 	$(BIN)/python -m bench.decision_cost
@@ -59,8 +59,10 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.stream_kills
 	$(BIN)/python -m bench.stream_kills --streams 3000 --answers bytes
 	$(BIN)/python -m bench.rolling
+	$(BIN)/python -m bench.failovers
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
+	$(BIN)/python -m bench.stalls --text
 	$(BIN)/python -m bench.slowloris
 	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.fairness

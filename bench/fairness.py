@@ -1,11 +1,12 @@
 """One tenant asks for far more than its share. What do the others notice?
 
-    python -m bench.fairness [--limits 16/1000,32/1000,32,0] [--seconds 40] [--workers 16]
+    python -m bench.fairness [--limits default,16/1000,32/1000,32,0] [--seconds 40] [--workers 16]
 
 Twenty tenants of equal share are thought of. One of them, B, asks for its twentieth of what the fleet can do, and nothing
 else runs: its times to first token alone. Then A asks for 50 times as much beside it, two and a half times what the fleet
-can do; once for each pair of limits (``admission.max_worker_requests`` and, behind a stroke,
-``max_worker_prefill_tokens``; 0 is none, and 0 alone is no admission at all). All prompts are new and of one length;
+can do; with the defaults, whose bound on a tenant's requests under way makes most of A's requests 429, and without that
+bound once for each pair of limits (``admission.max_worker_requests`` and, behind a stroke, ``max_worker_prefill_tokens``; 0
+is none, and 0 alone is no admission at all). All prompts are new and of one length;
 answers are of any up to twice the mean. Router, workers and A's clients are processes of their own. Times are the
 workers', whose clock runs at half the speed, so that the machine keeps up.
 """
@@ -57,10 +58,11 @@ def key_of(tenant: str) -> str:
     return f"wr-key-of-{tenant}"
 
 
-def keys_file_text() -> str:
-    """Two tenants of equal share and without limits."""
+def keys_file_text(*, with_defaults: bool) -> str:
+    """Two tenants of equal share; without limits, or with the default ones."""
+    limits = "" if with_defaults else "max_in_flight = 0\n"
     entries = (
-        f'[tenants.{name}]\n[[keys]]\nid = "{name}"\ntenant = "{name}"\n'
+        f'[tenants.{name}]\n{limits}[[keys]]\nid = "{name}"\ntenant = "{name}"\n'
         f'sha256 = "{sha256(key_of(name).encode()).hexdigest()}"\n'
         for name in ("a", "b")
     )
@@ -80,12 +82,26 @@ class Limits(NamedTuple):
     prefill_tokens: int
 
     def __str__(self) -> str:
-        return f"{self.requests}/{self.prefill_tokens}"
+        return "default" if self == DEFAULT else f"{self.requests}/{self.prefill_tokens}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        if self == DEFAULT:
+            return {}
+        return {
+            "WARMROUTE_ADMISSION__MAX_WORKER_REQUESTS": str(self.requests),
+            "WARMROUTE_ADMISSION__MAX_WORKER_PREFILL_TOKENS": str(self.prefill_tokens),
+        }
 
     @classmethod
     def parse(cls, text: str) -> Limits:
+        if text == "default":
+            return DEFAULT
         requests, _, tokens = text.partition("/")
         return cls(int(requests), int(tokens or 0))
+
+
+DEFAULT = Limits(-1, -1)
 
 
 @dataclass(slots=True)
@@ -204,12 +220,18 @@ async def flooded(router: ServedRouter, rate: float, seconds: float) -> AsyncIte
         await process.wait()
 
 
-async def measure(workers: int, limits: Limits, seconds: float, keys_file: str, *, with_flood: bool) -> dict[str, Any]:
+async def measure(workers: int, limits: Limits, seconds: float, *, with_flood: bool) -> dict[str, Any]:
     """B's times to first token, and what A got."""
+    with NamedTemporaryFile("w", suffix=".toml") as keys:
+        keys.write(keys_file_text(with_defaults=limits == DEFAULT))
+        keys.flush()
+        return await _measure(workers, limits, seconds, keys.name, with_flood=with_flood)
+
+
+async def _measure(workers: int, limits: Limits, seconds: float, keys_file: str, *, with_flood: bool) -> dict[str, Any]:
     share = fleet_rate(workers) / TENANTS
     environment = {
-        "WARMROUTE_ADMISSION__MAX_WORKER_REQUESTS": str(limits.requests),
-        "WARMROUTE_ADMISSION__MAX_WORKER_PREFILL_TOKENS": str(limits.prefill_tokens),
+        **limits.environment,
         "WARMROUTE_AUTH__KEYS_FILE": keys_file,
         "WARMROUTE_AUTH__SALT_SECRET": "the salt secret of a benchmark",
         "WARMROUTE_POLICY__INITIAL_PREFILL_RATE": str(PREFILL_RATE * TIME_SCALE),
@@ -231,11 +253,8 @@ async def measure(workers: int, limits: Limits, seconds: float, keys_file: str, 
 
 
 async def run(limits: Sequence[Limits], seconds: float, workers: int) -> int:
-    with NamedTemporaryFile("w", suffix=".toml") as keys:
-        keys.write(keys_file_text())
-        keys.flush()
-        alone = await measure(workers, Limits(0, 0), seconds, keys.name, with_flood=False)
-        beside = [await measure(workers, limit, seconds, keys.name, with_flood=True) for limit in limits]
+    alone = await measure(workers, Limits(0, 0), seconds, with_flood=False)
+    beside = [await measure(workers, limit, seconds, with_flood=True) for limit in limits]
     p99_s = alone["b"]["p99_s"]
     for each in beside:
         each["b_p99_over_alone"] = round(each["b"]["p99_s"] / p99_s, 2) if "p99_s" in each["b"] else None
@@ -255,6 +274,8 @@ async def run(limits: Sequence[Limits], seconds: float, workers: int) -> int:
             f"with some limit B's p99 beside A is at most {MAX_RATIO} times that alone, and none of B's fails": (
                 best is not None and ratios[best] <= MAX_RATIO
             ),
+            f"with the defaults it is, too, {MAX_RATIO} times": ratios.get("default", MAX_RATIO) <= MAX_RATIO
+            and served_wholly.get("default", True),
         },
     )
 
@@ -262,7 +283,7 @@ async def run(limits: Sequence[Limits], seconds: float, workers: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--role", choices=("bench", "workers", "flood"), default="bench")
-    parser.add_argument("--limits", default="16/1000,32/1000,32,0")
+    parser.add_argument("--limits", default="default,16/1000,32/1000,32,0")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.0)

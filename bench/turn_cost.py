@@ -79,6 +79,8 @@ class Reader:
 
     def break_off(self, error: Exception) -> None: ...
 
+    def break_off_with(self, event: bytes) -> None: ...
+
 
 def record() -> Record:
     return Record(route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="w")

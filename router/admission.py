@@ -5,17 +5,20 @@
     wait_for_room   in the fair queue, until a worker has room: 503 overloaded when that takes too long, or too many wait
     wait_for_warm   the ranking's first has none, others have: a moment, if its cache is worth it
     wait_for_worker nobody is up: until somebody is, or 503
+    wait_for_calm   the workers themselves said that they are busy: a pause, and another turn
     settle          what it took in the end
 
 Nothing is polled: the fleet tells when a worker may have room, and as many are woken as there are seats. A seat is kept for
-each until it has its lease, so that nobody takes it in between. Retries and resumptions do not come here.
+each until it has its lease, so that nobody takes it in between. Only of workers that call themselves busy while the fleet
+believes that they have room nobody can tell when they have; they are asked again, ever more seldom. Retries and resumptions
+do not come here.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,6 +29,7 @@ from router.core.errors import (
     RouterError,
     TenantLimited,
     Unavailable,
+    WorkersBusy,
 )
 from router.core.facts import Facts
 from router.core.fleet import Fleet, Member
@@ -39,6 +43,9 @@ from router.core.tenant import EVERYBODY, TenantRules
 
 REFUSALS = ("rate_limit_exceeded", "budget_exceeded", "queue_full", "too_late", "no_worker")
 """Why a request may be refused here: labels of the refusal counter."""
+
+CALM_S = 0.5
+"""The shortest pause before workers that are busy are asked again; twice as long each time, for one request."""
 
 GENERATING = frozenset({Route.CHAT, Route.COMPLETIONS, Route.MESSAGES})
 """Routes whose answers are charged as completion tokens. Counting tokens is charged none at all."""
@@ -73,8 +80,14 @@ class Admission:
     """One for the process. ``wall_clock``: Unix time, for budgets of a day."""
 
     def __init__(
-        self, settings: AdmissionSettings, fleet: Fleet, clock: Callable[[], float], wall_clock: Callable[[], float]
+        self,
+        settings: AdmissionSettings,
+        fleet: Fleet,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        self._sleep = sleep
         self._settings = settings
         self._fleet = fleet
         self._clock = clock
@@ -82,6 +95,9 @@ class Admission:
         self._seats = Seats(fleet.view, settings.max_worker_requests, settings.max_worker_prefill_tokens)
         self._warm: dict[Member, OrderedDict[_Waiter, None]] = {}
         self._drain = Drain(clock())
+        self._pausing_bytes = 0
+        self.pausing = 0
+        """Requests that wait for busy workers; they and the queue are bounded together."""
         self.queue: FairQueue[_Waiter] = FairQueue(settings.max_queued, settings.max_queued_bytes)
         self.ledger = Ledger()
         self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
@@ -166,6 +182,32 @@ class Admission:
                 self._warm.pop(first, None)
             self._release(fallback)
         return True
+
+    async def wait_for_calm(self, request: Request, record: Record, busy: WorkersBusy, times_before: int) -> None:
+        """A pause, at least as long as the worker wished that wants to be asked again the soonest. Raises ``busy`` where that
+        is longer than the request may still wait, or too many wait."""
+        left_s = self._settings.max_wait_s - record.queued_s
+        wished_s = float(busy.retry_after_s or 0)
+        if left_s <= 0.0 or wished_s > left_s:
+            self.refusals["too_late"] += 1
+            raise busy
+        if not self._may_pause(len(request.body)):
+            self.refusals["queue_full"] += 1
+            raise busy
+        began_at = self._clock()
+        self.pausing += 1
+        self._pausing_bytes += len(request.body)
+        try:
+            await self._sleep(min(max(wished_s, CALM_S * 2.0**times_before), left_s))
+        finally:
+            self.pausing -= 1
+            self._pausing_bytes -= len(request.body)
+            record.queued_s += self._clock() - began_at
+
+    def _may_pause(self, body_bytes: int) -> bool:
+        """A pause displaces nobody."""
+        is_short = len(self.queue) + self.pausing < self._settings.max_queued
+        return is_short and self.queue.bytes + self._pausing_bytes + body_bytes <= self._settings.max_queued_bytes
 
     def warm_waiting(self) -> int:
         return sum(map(len, self._warm.values()))

@@ -31,6 +31,7 @@ from prometheus_client import (
 
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
+from router.background import Background
 from router.config import Config, PolicyConfig, read_salt_secret
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -41,7 +42,7 @@ from router.core.record import Record
 from router.core.tenant import EVERYBODY, make_caller
 from router.dispatch import Dispatcher, DispatchSettings
 from router.logs import AUDIT
-from router.metrics import AuthCollector, FleetCollector, Metrics
+from router.metrics import AuthCollector, BackgroundCollector, FleetCollector, Metrics
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 from router.routing import Routing
@@ -50,6 +51,7 @@ from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
+from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
@@ -61,7 +63,7 @@ from router.upstream.discovery.dns import DnsSource
 from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
-from router.upstream.keeper import FleetKeeper, watched_task
+from router.upstream.keeper import FleetKeeper
 from router.upstream.pool import Pool, PoolSettings, worker_tls_context
 from router.upstream.watch import WatchSettings
 
@@ -136,7 +138,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
     admission = Admission(_admission_settings(config), fleet, clock, time.time)
     dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission)
     audit = Audit(logging.getLogger(AUDIT))
-    keys = KeyWatch(config.auth, audit, time.time, admission.ledger.keep) if config.auth.asks_for_keys else None
+    keys = (
+        KeyWatch(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
+        if config.auth.asks_for_keys
+        else None
+    )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     state_metrics = StateMetrics(registry)
     state = build_state(
@@ -155,6 +161,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         resumes=config.resumption.max_attempts > 0,
     )
     admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
+    background = Background(clock)
     keeper = FleetKeeper(
         _sources(config),
         fleet,
@@ -164,11 +171,12 @@ async def running(config: Config) -> AsyncIterator[Running]:
         config.fleet.discovery_interval_s,
         routing.use_ring,
         clock,
+        background,
     )
 
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    clients = ClientServer(data.handle, config.limits, observers)
-    admins = ClientServer(admin.handle, config.limits, observers)
+    clients = ClientServer(data.handle, config.limits, observers, data.key_connections)
+    admins = ClientServer(admin.handle, config.limits, observers, KeyConnections(0))
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
@@ -178,12 +186,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
+        yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
         yield "live_requests", "Requests under way.", data.live
+        yield "body_bytes", "Their bodies.", data.bodies.bytes
+        yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(StateCollector(state.turns, state.histories.hot))
+    registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(
@@ -191,11 +203,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
-        state.working(),
-        _working(pool, keeper, config.probes.timeout_s, audit, keys),
+        state.working(background),
+        _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
-        _listening(clients, config, config.server.host, config.server.port, tls) as site,
-        _listening(admins, config, config.admin.host, config.admin.port, None) as admin_site,
+        _listening(background, clients, config, config.server.host, config.server.port, tls) as site,
+        _listening(background, admins, config, config.admin.host, config.admin.port, None) as admin_site,
     ):
         yield Running(
             url=f"{'https' if tls else 'http'}://{_in_url(config.server.host)}:{site.port}",
@@ -211,16 +223,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def _working(
-    pool: Pool, keeper: FleetKeeper, first_look_s: float, audit: Audit, keys: KeyWatch | None
+    background: Background, pool: Pool, keeper: FleetKeeper, first_look_s: float, audit: Audit, keys: KeyWatch | None
 ) -> AsyncIterator[None]:
     """What runs beside the requests, and ends after them."""
-    tasks = [watched_task(pool.run(), "sweep")]
-    tasks.append(watched_task(audit.run(), "audit"))
+    tasks = [background.start("sweep", pool.run), background.start("audit", audit.run)]
     if keys is not None:
-        tasks.append(watched_task(keys.run(), "keys"))
+        tasks.append(background.start("keys", keys.run))
     try:
         await keeper.start(first_look_s)
-        tasks.append(watched_task(keeper.run(), "keeper"))
+        tasks.append(background.start("keeper", keeper.run))
         yield
     finally:
         for task in tasks:
@@ -238,14 +249,14 @@ class _Site:
 
 @asynccontextmanager
 async def _listening(
-    clients: ClientServer, config: Config, host: str, port: int, tls: ssl.SSLContext | None
+    background: Background, clients: ClientServer, config: Config, host: str, port: int, tls: ssl.SSLContext | None
 ) -> AsyncIterator[_Site]:
     listener = listen(host, port)
     handshake_s = config.limits.head_timeout_s if tls else None
     server = await asyncio.get_running_loop().create_server(
         clients, sock=listener, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake_s
     )
-    sweep = watched_task(clients.run(), "client sweep")
+    sweep = background.start("client_sweep", clients.run, f"port {listener.getsockname()[1]}")
 
     async def stop() -> None:
         server.close()
@@ -327,6 +338,7 @@ def _dispatch_settings(config: Config) -> DispatchSettings:
     retries, resumption = config.retries, config.resumption
     return DispatchSettings(
         max_attempts=retries.max_attempts,
+        max_deaths=retries.max_deaths,
         retry_ratio=retries.budget_ratio,
         min_retries=retries.min_budget,
         max_resumptions=resumption.max_attempts,

@@ -121,6 +121,7 @@ def _print_curl(router: Running) -> None:
     help="Milliseconds in which a stream's tokens share an event; 0: none.",
 )
 @click.option("--vocabulary", default="", help="File that fleets in several processes share, for prompts of token ids.")
+@click.option("--poison", default="", help="A request with this text in it crashes its worker; empty: none does.")
 @click.option("--model", "models", multiple=True, default=("sim",), show_default=True, help="Model name; repeatable.")
 def simulate_command(**options: Any) -> None:
     """Run simulated workers that behave as vLLM does."""

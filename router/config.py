@@ -142,8 +142,28 @@ class LimitsConfig(Section, frozen=True):
     )
     write_stall_s: Annotated[
         float,
-        Meta(gt=0, le=3600, description="Seconds without progress after which a client that stopped reading is cut."),
+        Meta(gt=0, le=3600, description="Seconds in which a client must read some of what waits for it, or is cut."),
     ] = 30.0
+    min_drain_bytes_per_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1 << 30,
+            description="Slowest that a client may read what waits for it, over write_stall_s, in bytes.",
+        ),
+    ] = 512.0
+    max_key_connections: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Clients' connections that show the same API key; 0: any number."),
+    ] = 256
+    max_total_body_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 40,
+            description="Bodies of requests under way together, in bytes; further requests are refused.",
+        ),
+    ] = 512 << 20
     max_parsing_bodies: Annotated[
         int, Meta(ge=1, le=64, description="Large bodies that are decoded off the loop at once; others wait.")
     ] = 2
@@ -170,7 +190,9 @@ class FleetConfig(Section, frozen=True):
     """Which workers there are, and how they are reached."""
 
     workers: Annotated[list[str], Meta(description="URLs of workers, each an origin.")] = []
-    workers_file: Annotated[str, Meta(description="File with one worker URL a line, read again and again.")] = ""
+    workers_file: Annotated[
+        str, Meta(description="File with one worker URL a line, or 'none', read again and again.")
+    ] = ""
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
@@ -266,6 +288,15 @@ class RetriesConfig(Section, frozen=True):
     """How far a request is carried when workers fail it before its first byte."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=100, description="Workers that one request is sent to at the most.")] = 5
+    max_deaths: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Workers that may die under one request, resumptions included, before it is given up; a stream that "
+            "made progress since the last counts anew.",
+        ),
+    ] = 3
     budget_ratio: Annotated[
         float, Meta(ge=0, le=1, description="Retries of answered errors and time-outs, as a share of all requests.")
     ] = 0.2
@@ -379,6 +410,35 @@ class SessionsConfig(Section, frozen=True):
         float,
         Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
     ] = 15.0
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that the store may take for one call; beyond, it is unavailable.")
+    ] = 0.2
+    max_store_connections: Annotated[
+        int, Meta(ge=1, le=10_000, description="Connections to Redis, and calls that SQLite may have before it.")
+    ] = 64
+    sqlite_synchronous: Annotated[
+        Literal["NORMAL", "FULL"],
+        Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),
+    ] = "NORMAL"
+    wait_replicas: Annotated[
+        int, Meta(ge=0, le=10, description="Redis replicas that must have a write before it counts (WAIT).")
+    ] = 0
+    max_journal_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 40, description="Ends of turns kept on disk while Redis is away, in bytes; 0: no journal."),
+    ] = 64 << 20
+    stateless_fallback: Annotated[
+        bool,
+        Meta(description="While the store is away, answer turns of named sessions without their history, and say so."),
+    ] = False
+    encryption_secret: Annotated[
+        str,
+        Meta(
+            description="Secret of at least 16 bytes by which all that is stored is encrypted; empty: it is not.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    encryption_secret_file: Annotated[str, Meta(description="File that holds encryption_secret instead.")] = ""
     max_hot_bytes: Annotated[
         int, Meta(ge=1 << 20, le=1 << 40, description="Histories kept in memory between turns, in bytes.")
     ] = 256 << 20

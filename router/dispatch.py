@@ -15,24 +15,35 @@ is held until it is whole, so that its worker may die at any moment; a stream is
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerSilent
-from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError, WorkerError
+from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.deaths import Deaths
+from router.core.errors import (
+    GivenUp,
+    ModelUnavailable,
+    NoWorkerAvailable,
+    RouterError,
+    WorkerError,
+    WorkersBusy,
+)
 from router.core.facts import Facts
 from router.core.fleet import Member
 from router.core.quota import Reservation
 from router.core.record import Record
-from router.core.reply import StreamEnd
+from router.core.reply import StreamEnd, Verdict, judge
 from router.core.request import Request
 from router.core.retry import RetryBudget
 from router.core.tenant import EVERYBODY, TenantRules
 from router.resumption import CAUSES, Resumer, ResumptionRules
 from router.routing import Refusal, Routing
 from router.sides import Admission, Client, Upstream
-from router.wire.sse import DIALECTS, EventWatch, read_usage
+from router.wire.sse import DIALECTS, EventWatch, read_error, read_usage
 from router.wire.transcript import Kept, Transcript
+
+log = logging.getLogger("warmroute.dispatch")
 
 CLIENT_GONE = 499
 """nginx's status for a request whose client left before any of its answer was there; nobody is sent it."""
@@ -40,9 +51,11 @@ CLIENT_GONE = 499
 
 @dataclass(frozen=True, slots=True)
 class DispatchSettings:
-    """``max_kept_bytes``: of one stream, for its resumption; ``max_total_kept_bytes``: of all of them."""
+    """``max_deaths``: of workers under one request, one after another. ``max_kept_bytes``: of one stream, for its resumption;
+    ``max_total_kept_bytes``: of all of them."""
 
     max_attempts: int
+    max_deaths: int
     retry_ratio: float
     min_retries: int
     max_resumptions: int
@@ -60,6 +73,7 @@ class _Flight:
     record: Record
     transcript: Transcript | None
     """What the client has of a stream that others could go on with."""
+    deaths: Deaths
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +126,15 @@ class Dispatcher:
         reservation: Reservation | None = None
         try:
             reservation = self._admission.charge(request, rules)
-            flight = _Flight(request, client, record, transcript)
+            flight = _Flight(request, client, record, transcript, Deaths(self._settings.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
         except RouterError as error:
             record.status, record.outcome = error.status, error.code
             error.is_counted = True
+            if isinstance(error, GivenUp):
+                _note_given_up(record, error)
             raise
         except asyncio.CancelledError:
             record.status, record.outcome = record.status or CLIENT_GONE, StreamEnd.CLIENT_GONE.value
@@ -131,10 +147,10 @@ class Dispatcher:
             self._observe(record)
 
     async def _place(self, flight: _Flight, rules: TenantRules) -> _Break | None:
-        """Where there is room, or will be soon; again, when those who were tried are gone and others may come.
-        Raises Unavailable, ModelNotFound, WorkerError."""
+        """Where there is room, or will be soon; again, when those who were tried are gone and others may come, or were busy and
+        may be less so. Raises Unavailable, ModelNotFound, WorkerError."""
         request, record, admission = flight.request, flight.record, self._admission
-        is_patient = True
+        is_patient, times_busy = True, 0
         while True:
             try:
                 if not admission.has_room(request.model):
@@ -151,9 +167,12 @@ class Dispatcher:
                 return await self._attempt(flight, facts, order)
             except (NoWorkerAvailable, ModelUnavailable) as error:
                 await admission.wait_for_worker(request, rules, record, error)
+            except WorkersBusy as busy:
+                await admission.wait_for_calm(request, record, busy, times_busy)
+                times_busy += 1
 
     async def _attempt(self, flight: _Flight, facts: Facts, order: Sequence[int]) -> _Break | None:
-        """Walk the ranking until a worker answers. Raises WorkerError, WorkerTimeout, Overloaded, NoWorkerAvailable."""
+        """Walk the ranking until a worker answers. Raises WorkerError, WorkersBusy, NoWorkerAvailable."""
         fleet = self._routing.fleet
         retries = 0
         refusal: Refusal | None = None
@@ -180,7 +199,7 @@ class Dispatcher:
                 outcome = await self._try(flight, facts, member)
                 if not isinstance(outcome, Refusal):
                     return outcome
-                refusal = outcome
+                refusal = outcome.or_sooner(refusal)
         finally:
             self.budget.retrying -= retries
         if refusal is None or fleet.eligible(flight.request.model).panic:
@@ -208,10 +227,13 @@ class Dispatcher:
                 refusal = routing.on_answered(member, reply)
             except ReplyTooLarge:
                 raise WorkerError("the answer is too large") from None  # another worker's would be, too
-            except (WorkerDied, WorkerSilent) as error:
+            except (WorkerDied, WorkerErred, WorkerSilent) as error:
                 refusal = routing.on_failed(member, error)
             if refusal is not None:
                 routing.on_unanswered(member, request, facts, cached)
+                if refusal.is_death:
+                    flight.deaths.add(member.name, record.chunks)
+                    flight.deaths.require_fewer()
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
             if reply.is_stream and watch is not None:
@@ -232,10 +254,27 @@ class Dispatcher:
 
     async def _mend(self, flight: _Flight, broken: _Break) -> None:
         """Another worker goes on with the stream, or the client is told that nobody can."""
-        self._routing.on_stream_end(broken.member, broken.end)
+        member, end, watch = broken.member, broken.end, broken.watch
         request, client, record = flight.request, flight.client, flight.record
-        if not await self._resumer.resume(request, broken.member, broken.end, broken.watch, client, record):
-            client.break_off(WorkerError("the worker failed while it answered"))
+        if self._routing.on_stream_end(member, end, watch.error):
+            flight.deaths.add(member.name, record.chunks)
+        if watch.error and not watch.finished and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+            record.outcome = "client_error"
+            client.break_off_with(watch.error)  # whoever went on with it would say the same
+            return
+        error = WorkerError("the worker failed while it answered")
+        try:
+            if await self._resumer.resume(request, member, end, watch, client, record, flight.deaths):
+                return
+        except GivenUp as given_up:
+            _note_given_up(record, given_up)
+            error = given_up
+        client.break_off(error)
+
+
+def _note_given_up(record: Record, error: GivenUp) -> None:
+    record.given_up = True
+    log.warning("request given up", extra={"request_id": record.request_id, "died": list(error.workers)})
 
 
 def _watch(flight: _Flight) -> EventWatch:

@@ -111,6 +111,11 @@ class Metrics:
         self._retries = Counter(
             "warmroute_retries", "Attempts after the first, by cause.", ("cause",), registry=registry
         )
+        self._given_up = Counter(
+            "warmroute_given_up_requests",
+            "Requests that were given up since workers died under them, one after another.",
+            registry=registry,
+        )
         self._resumptions = Counter(
             "warmroute_resumptions",
             "Streams that broke after their first event, by why, and by how they went on or why not.",
@@ -180,6 +185,8 @@ class Metrics:
             self._resumptions.labels(resumption.cause, resumption.outcome).inc()
             if resumption.gap_s:
                 self._resumption_gap.observe(resumption.gap_s)
+        if record.given_up:
+            self._given_up.inc()
         if record.actual_cached_tokens is not None:
             children.prompt_tokens.inc(record.prompt_tokens)
             children.predicted_tokens.inc(min(record.predicted_cached_tokens, record.prompt_tokens))
@@ -293,6 +300,29 @@ class FleetCollector(Collector):
             size = _gauge(name, description)
             size.add_metric((), value)
             yield size
+
+
+class BackgroundCollector(Collector):
+    """What failed beside the requests: tasks, by name, and looks at the sources of workers, by kind."""
+
+    def __init__(self, tasks: Mapping[str, int], sources: Mapping[str, int]) -> None:
+        self._tasks = tasks
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        tasks = CounterMetricFamily(
+            "warmroute_background_failures", "Tasks beside the requests that failed, and began again.", labels=("task",)
+        )
+        for task, times in self._tasks.items():
+            tasks.add_metric((task,), times)
+        sources = CounterMetricFamily(
+            "warmroute_workers_reload_failures",
+            "Looks at a source of workers that failed: its last list stays.",
+            labels=("source",),
+        )
+        for kind, times in self._sources.items():
+            sources.add_metric((kind,), times)
+        yield from (tasks, sources)
 
 
 class AuthFigures(Protocol):

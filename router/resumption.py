@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
-from router.core.errors import NoWorkerAvailable, Overloaded, RouterError, Unavailable
+from router.core.deaths import Deaths
+from router.core.errors import GivenUp, NoWorkerAvailable, Overloaded, RouterError, Unavailable
 from router.core.facts import Facts
 from router.core.fleet import Member
 from router.core.record import Record, Resumption
-from router.core.reply import Reply, StreamEnd
+from router.core.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request import Request, Route
 from router.core.retry import RetryBudget
 from router.core.worker import WorkerName
@@ -84,6 +85,7 @@ class _Stream:
     delivered: Delivered
     client: Client
     record: Record
+    deaths: Deaths
     cause: str
     broke_at: float
     failed: set[WorkerName] = field(default_factory=set)
@@ -110,10 +112,17 @@ class Resumer:
         self._sleep = sleep
 
     async def resume(
-        self, request: Request, member: Member, end: StreamEnd, watch: EventWatch, client: Client, record: Record
+        self,
+        request: Request,
+        member: Member,
+        end: StreamEnd,
+        watch: EventWatch,
+        client: Client,
+        record: Record,
+        deaths: Deaths,
     ) -> bool:
         """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False: it has to
-        be broken off."""
+        be broken off. Raises GivenUp: likewise."""
         cause, broke_at = CAUSES[end], self._clock()
         try:
             if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
@@ -121,9 +130,13 @@ class Resumer:
                 record.outcome = StreamEnd.DONE.value
                 record.resumptions.append(Resumption(cause, "finished"))
                 return True
+            deaths.require_fewer()
             asked, delivered = _plan(request, watch)
-            stream = _Stream(request, asked, delivered, client, record, cause, broke_at, {member.name})
+            stream = _Stream(request, asked, delivered, client, record, deaths, cause, broke_at, {member.name})
             return await self._go_on(stream)
+        except GivenUp:
+            record.resumptions.append(Resumption(cause, "failed"))
+            raise
         except Unsafe as unsafe:
             outcome, reason = "unsafe", unsafe.reason
         except RouterError as error:
@@ -147,27 +160,30 @@ class Resumer:
                     retries += 1
                 try:
                     end = await self._try(stream, member, facts)
-                except (WorkerDied, WorkerSilent) as error:
-                    is_free = self._routing.on_failed(member, error).is_free
+                except (WorkerDied, WorkerErred, WorkerSilent) as error:
+                    is_free = self._heed(stream, member, self._routing.on_failed(member, error))
                     attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
-                except WorkerErred:
-                    self._routing.on_stream_end(member, StreamEnd.ERRED)
-                    is_free = False
                 except ReplyTooLarge:
                     raise Unsafe("too_large") from None
                 except _Refused as refused:
-                    is_free = refused.refusal.is_free
+                    is_free = self._heed(stream, member, refused.refusal)
                 else:
                     stream.record.outcome = end.value
                     if end not in CAUSES:
                         return end is not StreamEnd.TOO_LARGE
-                    self._routing.on_stream_end(member, end)
                     stream.cause, stream.broke_at = CAUSES[end], self._clock()
                     is_free = end is StreamEnd.DIED
+                stream.deaths.require_fewer()
                 stream.failed.add(member.name)
         finally:
             self._budget.retrying -= retries
         raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
+
+    def _heed(self, stream: _Stream, member: Member, refusal: Refusal) -> bool:
+        """True if the next attempt costs nothing of the budget."""
+        if refusal.is_death:
+            stream.deaths.add(member.name, stream.record.chunks)
+        return refusal.is_free
 
     async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
         """The next worker, in the order that the policy gives the fleet as it is now. Raises Unavailable, ModelNotFound."""
@@ -226,11 +242,14 @@ class Resumer:
         end = await exchange.relay(stream.client, record)
         if watch.unsafe:
             raise Unsafe(watch.unsafe)
+        if end in CAUSES and self._routing.on_stream_end(member, end, watch.error):
+            stream.deaths.add(member.name, record.chunks)
         if end in CAUSES and watch.finished:
-            self._routing.on_stream_end(member, end)
             stream.client.end_stream(watch.rest())
             record.resumptions.append(Resumption(CAUSES[end], "finished"))
             end = StreamEnd.DONE
+        elif watch.error and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+            raise Unsafe("refused")  # the worker is well: it is the request that cannot go on
         if end is StreamEnd.DONE:
             self._routing.remember(stream.request, member, record, watch.usage)
         return end
@@ -284,8 +303,6 @@ def _read(transcript: Transcript) -> Delivered:
 
 def _plan(request: Request, watch: EventWatch) -> tuple[Asked, Delivered]:
     """What was asked, and what of it the client has. Raises Unsafe."""
-    if watch.error and read_error(watch.error)[0] < 500:
-        raise Unsafe("refused")  # the worker is well: it is the request that cannot go on
     if watch.transcript is None:
         raise Unsafe("route")
     if watch.transcript.is_lost:

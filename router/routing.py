@@ -9,18 +9,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from router.core.affinity import LastWorkers
-from router.core.attempt import WorkerDied, WorkerSilent
-from router.core.errors import Overloaded, RouterError, WorkerError, WorkerTimeout
+from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent
+from router.core.errors import RouterError, WorkerError, WorkersBusy, WorkerTimeout
 from router.core.facts import Facts
 from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT
 from router.core.fleet import Fleet, Lease, Member
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
-from router.core.reply import Reply, StreamEnd
+from router.core.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request import Request
 from router.core.ring import Ring
 from router.policies.base import Policy, Ranking
-from router.wire.sse import Usage
+from router.wire.sse import Usage, read_error, says_engine_died
 
 MISJUDGED, MISJUDGED_TOKENS = 0.1, 1024
 """A hit smaller than predicted by more than this share and, beyond it, so many tokens is more than a matter of rounding:
@@ -30,12 +30,24 @@ PATIENCE = 10.0
 """A first token may take so many times as long as is expected of it; before that a worker is slow, and not ill."""
 
 
+BUSY = "busy"
+"""The cause of a refusal that says nothing of the worker but that it has no room."""
+
+
 class Refusal(NamedTuple):
-    """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget."""
+    """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget. ``is_death``: the worker had
+    the request, and died."""
 
     error: RouterError
     cause: str
     is_free: bool
+    is_death: bool = False
+
+    def or_sooner(self, before: Refusal | None) -> Refusal:
+        """Of two workers that are busy, the one that may be asked again sooner; else this."""
+        if before is None or not before.cause == self.cause == BUSY:
+            return self
+        return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
 
 
 class Routing:
@@ -111,33 +123,41 @@ class Routing:
         """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
         are answered without its engine."""
         now = self._clock()
-        if reply.status in (429, 503):
-            return Refusal(Overloaded("all workers are busy", retry_after_s=_retry_after(reply)), "busy", is_free=True)
-        is_redirect = 300 <= reply.status < 400  # a worker that sends its clients elsewhere is none
-        refuses_us = reply.status in (401, 403)  # the router's key, not the client's
-        if reply.status >= 500 or is_redirect or refuses_us:
+        verdict = judge(reply.status)
+        if verdict is Verdict.BUSY:
+            return Refusal(WorkersBusy("all workers are busy", retry_after_s=_retry_after(reply)), BUSY, is_free=True)
+        if verdict is Verdict.FAILED:
             self._heed(member, member.health.on_error_answer(now))
-            return Refusal(WorkerError("the workers answered with errors"), "error", is_free=False)
+            is_death = says_engine_died(reply.body)
+            return Refusal(WorkerError("the workers answered with errors"), "error", is_free=False, is_death=is_death)
         if reply.status < 400:
             self._heed(member, member.health.on_success(now))
         return None
 
-    def on_failed(self, member: Member, error: WorkerDied | WorkerSilent) -> Refusal:
+    def on_failed(self, member: Member, error: WorkerDied | WorkerErred | WorkerSilent) -> Refusal:
         now = self._clock()
         if isinstance(error, WorkerDied):
             self._heed(member, member.health.on_death(now))
-            return Refusal(WorkerError("the workers did not answer"), error.cause, is_free=True)
+            is_death = not isinstance(error, CannotConnect)
+            return Refusal(WorkerError("the workers did not answer"), error.cause, is_free=True, is_death=is_death)
+        if isinstance(error, WorkerErred):
+            self._heed(member, member.health.on_error_answer(now))
+            return Refusal(WorkerError("the workers answered with errors"), error.cause, is_free=False)
         self._heed(member, member.health.on_timeout(now))
         return Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
 
-    def on_stream_end(self, member: Member, end: StreamEnd) -> None:
+    def on_stream_end(self, member: Member, end: StreamEnd, error: bytes) -> bool:
+        """``error``: the event by which the worker said that it failed, if it did. True if the worker died."""
         health, now = member.health, self._clock()
         if end is StreamEnd.DIED:
             self._heed(member, health.on_death(now))
-        elif end is StreamEnd.ERRED:
-            self._heed(member, health.on_error_answer(now))
-        elif end is StreamEnd.SILENT:
+            return True
+        if end is StreamEnd.SILENT:
             self._heed(member, health.on_timeout(now))
+        elif end is StreamEnd.ERRED and judge(read_error(error)[0]) is Verdict.FAILED:
+            self._heed(member, health.on_error_answer(now))
+            return says_engine_died(error)
+        return False
 
     def on_unanswered(self, member: Member, request: Request, facts: Facts, cached: float) -> None:
         """The prompt was not computed there after all."""

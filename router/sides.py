@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError
+from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError, WorkersBusy
 from router.core.facts import Facts
 from router.core.quota import Reservation
 from router.core.record import Record
@@ -73,6 +73,10 @@ class Admission(Protocol):
         """Raises ``error``, Overloaded."""
         ...
 
+    async def wait_for_calm(self, request: Request, record: Record, busy: WorkersBusy, times_before: int) -> None:
+        """Raises ``busy``."""
+        ...
+
 
 class Client(Protocol):
     """Whoever asked. Being cancelled is how dispatch learns that it is gone."""
@@ -101,4 +105,8 @@ class Client(Protocol):
 
     def break_off(self, error: RouterError) -> None:
         """The stream cannot go on: say so in an event, and abort, so that nobody takes it for a whole answer."""
+        ...
+
+    def break_off_with(self, event: bytes) -> None:
+        """The same, with the event by which the worker said so."""
         ...

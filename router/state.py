@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from router.background import Background
 from router.config import Config, SessionsConfig
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
@@ -22,7 +23,6 @@ from router.sessions.names import Names
 from router.sessions.rules import StateRules
 from router.sessions.store import Store
 from router.sessions.turns import Dispatch, Turns, TurnSettings
-from router.upstream.keeper import watched_task
 
 SECRET_BYTES = 32
 
@@ -34,9 +34,9 @@ class State:
     histories: Histories
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        renewals = watched_task(self.turns.claims.run(), "claims")
+        renewals = background.start("claims", self.turns.claims.run)
         try:
             yield
         finally:
@@ -65,7 +65,11 @@ def build_state(
     )
     turns = Turns(settings, histories, dispatch, remember_worker, bytes_per_token, clock, observe_overhead)
     rules = StateRules(
-        sessions.lifetime_s, sessions.response_lifetime_s, sessions.conversation_lifetime_s, sessions.on_busy
+        session_s=sessions.lifetime_s,
+        response_s=sessions.response_lifetime_s,
+        conversation_s=sessions.conversation_lifetime_s,
+        on_busy=sessions.on_busy,
+        stateless_fallback=sessions.stateless_fallback,
     )
     names = Names(_secret(sessions))
     routes = StateRoutes([SessionPages(turns, names, body_limits(config.limits), rules)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from types import TracebackType
 
@@ -11,7 +12,7 @@ import pytest
 
 from router.admission import Admission, AdmissionSettings
 from router.core.affinity import LastWorkers
-from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerSilent
+from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.errors import (
     ModelNotFound,
     ModelUnavailable,
@@ -47,7 +48,7 @@ OPEN = AdmissionSettings(
     max_worker_prefill_tokens=0,
     max_queued=100,
     max_queued_bytes=1 << 20,
-    max_wait_s=10,
+    max_wait_s=0,
     no_worker_wait_s=0,
     warm_wait_s=0,
 )
@@ -81,8 +82,10 @@ class FakeExchange:
         closed: list[str],
         name: str,
         waits: list[float | None],
+        error: bytes = b"",
     ) -> None:
         self.waits = waits
+        self._error = error
         self._answer = answer
         self._end = end
         self._usage = usage
@@ -104,6 +107,7 @@ class FakeExchange:
         self.waits.append(first_event_s)
         if isinstance(watch, EventWatch):
             watch.usage = self._usage
+            watch.error = self._error
         if isinstance(self._answer, asyncio.Event):
             await self._answer.wait()
         if isinstance(self._answer, asyncio.Future):
@@ -125,6 +129,10 @@ class FakeUpstream:
         self.answers: dict[str, Answer] = {}
         self.end: StreamEnd | asyncio.Event = StreamEnd.DONE
         self.usage: Usage | None = None
+        self.answer_of: Callable[[str], Answer] | None = None
+        """In the place of ``answers``, for those that change."""
+        self.error = b""
+        """The event by which a worker ends its stream."""
         self.asked: list[str] = []
         self.closed: list[str] = []
         self.waits: list[float | None] = []
@@ -132,8 +140,8 @@ class FakeUpstream:
 
     def exchange(self, worker: WorkerAddress) -> FakeExchange:
         self.asked.append(worker.host)
-        answer = self.answers.get(worker.host, OK)
-        return FakeExchange(answer, self.end, self.usage, self.closed, worker.host, self.waits)
+        answer = self.answers.get(worker.host, OK) if self.answer_of is None else self.answer_of(worker.host)
+        return FakeExchange(answer, self.end, self.usage, self.closed, worker.host, self.waits, self.error)
 
 
 class FakeClient:
@@ -142,6 +150,8 @@ class FakeClient:
     def __init__(self) -> None:
         self.answered: list[Reply] = []
         self.broken: list[RouterError] = []
+        self.passed_on: list[bytes] = []
+        """Error events of workers."""
         self.hold: asyncio.Event | None = None
         self.has_been_asked = False
 
@@ -171,6 +181,9 @@ class FakeClient:
     def break_off(self, error: RouterError) -> None:
         self.broken.append(error)
 
+    def break_off_with(self, event: bytes) -> None:
+        self.passed_on.append(event)
+
 
 class House:
     """A dispatcher with three workers, a, b and c, that are up and serve ``m``."""
@@ -181,6 +194,7 @@ class House:
         max_attempts: int = 5,
         min_retries: int = 3,
         admission: AdmissionSettings | None = None,
+        max_deaths: int = 3,
     ) -> None:
         self.index = PrefixIndex(10_000, 1_000)
         rules = FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000)
@@ -195,9 +209,10 @@ class House:
         self.records: list[Record] = []
         self.last_workers = LastWorkers(10)
         self.now = 100.0
-        self.admission = Admission(admission or OPEN, self.fleet, lambda: self.now, lambda: self.now)
+        self.pauses: list[float] = []
+        self.admission = Admission(admission or OPEN, self.fleet, lambda: self.now, lambda: self.now, self.pause)
         self.dispatcher = Dispatcher(
-            DispatchSettings(max_attempts, 0.2, min_retries, 3, 1.0, 1 << 20, 1 << 24),
+            DispatchSettings(max_attempts, max_deaths, 0.2, min_retries, 3, 1.0, 1 << 20, 1 << 24),
             Routing(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
             self.upstream,
             self.records.append,
@@ -209,6 +224,11 @@ class House:
     async def send(self, request: Request | None = None) -> Record:
         await self.dispatcher.dispatch(request or make_request(), self.client, self.now)
         return self.records[-1]
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
 
     def member(self, host: str) -> Member:
         return next(member for member in self.fleet.members() if member.address.host == host)
@@ -389,7 +409,7 @@ async def test_the_last_failure_names_the_error(failure: Answer, error: type[Rou
 
 async def test_a_fleet_that_died_is_no_worker_available() -> None:
     house = House()
-    house.upstream.answers = dict.fromkeys("abc", WorkerDied("x"))
+    house.upstream.answers = dict.fromkeys("abc", CannotConnect("x"))
     with pytest.raises(NoWorkerAvailable) as raised:
         await house.send()
     assert raised.value.retry_after_s == 1
@@ -397,7 +417,7 @@ async def test_a_fleet_that_died_is_no_worker_available() -> None:
 
 async def test_ejected_workers_are_tried_when_no_other_is_left_and_a_success_brings_them_back() -> None:
     house = House()
-    house.upstream.answers = dict.fromkeys("abc", WorkerDied("x"))
+    house.upstream.answers = dict.fromkeys("abc", CannotConnect("x"))
     with pytest.raises(NoWorkerAvailable):
         await house.send()
     assert house.states() == ["ejected", "ejected", "ejected"]
@@ -408,7 +428,7 @@ async def test_ejected_workers_are_tried_when_no_other_is_left_and_a_success_bri
 
 async def test_attempts_are_bounded() -> None:
     house = House("abcdef", max_attempts=4)
-    house.upstream.answers = dict.fromkeys("abcdef", WorkerDied("x"))
+    house.upstream.answers = dict.fromkeys("abcdef", CannotConnect("x"))
     with pytest.raises(WorkerError):
         await house.send()
     assert len(house.upstream.asked) == 4
@@ -742,3 +762,144 @@ async def test_only_a_streams_first_event_is_waited_for_no_longer_than_a_prefill
     )
     assert first_event_s is not None
     assert first_event_s >= 30.0
+
+
+@pytest.mark.parametrize("answer", [WorkerDied("x"), Reply(500, {}, b"EngineDeadError", is_stream=False)], ids=str)
+async def test_a_request_under_which_workers_die_one_after_another_is_given_up(
+    answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House("abcdef")
+    house.upstream.answers = dict.fromkeys("abcdef", answer)
+    with pytest.raises(WorkerError, match="3 workers died") as raised:
+        await house.send()
+    assert house.upstream.asked == ["a", "b", "c"]
+    assert not raised.value.retryable
+    record = house.records[-1]
+    assert (record.status, record.outcome, record.given_up) == (502, "worker_error", True)
+    (told,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert (told.message, told.request_id) == ("request given up", "r-1")  # type: ignore[attr-defined]
+    assert told.died == [house.member(host).name for host in "abc"]  # type: ignore[attr-defined]
+    house.assert_nothing_is_held()
+
+
+async def test_deaths_are_counted_over_all_that_a_request_waits_for() -> None:
+    """One worker that comes back each time, and dies each time."""
+    admission = dataclasses.replace(OPEN, no_worker_wait_s=60.0)
+    house = House("a", admission=admission)
+    house.upstream.answers["a"] = WorkerDied("x")
+    task = asyncio.create_task(house.send())
+    for deaths in (1, 2):
+        while len(house.upstream.closed) < deaths or not house.admission.queue:
+            await asyncio.sleep(0)
+        house.now += 5.0
+        if house.member("a").health.on_probe_answered(house.now):
+            house.fleet.on_health_changed(house.member("a"))
+    with pytest.raises(WorkerError, match="3 workers died"):
+        await task
+    assert house.upstream.asked == ["a", "a", "a"]
+    house.assert_nothing_is_held()
+
+
+async def test_workers_that_cannot_be_reached_did_not_die_of_the_request() -> None:
+    house = House("abcde", max_deaths=1)
+    house.upstream.answers = dict.fromkeys("abcd", CannotConnect("x"))
+    record = await house.send()
+    assert (record.status, record.given_up) == (200, False)
+
+
+async def test_a_stream_that_errs_before_anybody_saw_its_first_event_goes_to_the_next_worker() -> None:
+    house = House()
+    house.upstream.answers = {"a": WorkerErred("x"), "b": STREAM}
+    record = await house.send(make_request(stream=True))
+    assert house.upstream.asked == ["a", "b"]
+    assert (record.retries, record.outcome) == (["error"], "ok")
+    assert house.member("a").health.failed_requests == 1
+    house.assert_nothing_is_held()
+
+
+async def test_a_stream_that_ends_for_the_clients_fault_is_ended_so_and_its_worker_stays_well() -> None:
+    house = House()
+    house.upstream.answers["a"] = STREAM
+    house.upstream.end = StreamEnd.ERRED
+    house.upstream.error = b'data: {"error":{"message":"too long","code":400}}\n\n'
+    for _ in range(5):
+        record = await house.send(make_request(stream=True))
+    assert house.client.passed_on == [house.upstream.error] * 5
+    assert (record.status, record.outcome, house.client.broken) == (200, "client_error", [])
+    assert house.member("a").health.failed_requests == 0
+    assert house.states() == ["up", "up", "up"]
+    house.assert_nothing_is_held()
+
+
+# Workers that call themselves busy
+
+PATIENT = dataclasses.replace(OPEN, max_wait_s=10.0)
+
+
+def busy(retry_after: bytes = b"") -> Reply:
+    return Reply(503, {b"retry-after": retry_after} if retry_after else {}, b"", is_stream=False)
+
+
+async def test_a_request_waits_for_busy_workers_and_is_answered_when_one_has_room() -> None:
+    house = House("ab", admission=PATIENT)
+    calm = iter([busy(), busy(), busy(), OK])
+    house.upstream.answer_of = lambda host: next(calm) if host == "b" else busy()
+    record = await house.send()
+    assert house.client.answered == [OK]
+    assert house.pauses == [1.0, 1.0, 2.0]
+    assert (record.status, record.queued_s) == (200, 4.0)
+    assert house.admission.pausing == 0
+    house.assert_nothing_is_held()
+
+
+async def test_busy_workers_are_waited_for_no_longer_than_for_room_and_asked_ever_more_seldom() -> None:
+    house = House("ab", admission=PATIENT)
+    house.upstream.answers = dict.fromkeys("ab", busy())
+    with pytest.raises(Overloaded):
+        await house.send()
+    assert house.pauses == [1.0, 1.0, 2.0, 4.0, 2.0]
+    assert len(house.upstream.asked) == 2 * 6
+    assert house.admission.refusals["too_late"] == 1
+    house.assert_nothing_is_held()
+
+
+async def test_the_wish_of_the_busy_worker_that_wants_to_be_asked_soonest_is_heeded() -> None:
+    house = House("abc", admission=PATIENT)
+    house.upstream.answers = {"a": busy(b"60"), "b": busy(b"4"), "c": busy(b"50")}
+    with pytest.raises(Overloaded) as raised:
+        await house.send()
+    assert house.pauses == [4.0, 4.0]
+    assert raised.value.retry_after_s == 4
+
+
+async def test_a_wish_beyond_the_longest_wait_is_passed_on_at_once() -> None:
+    house = House("a", admission=PATIENT)
+    house.upstream.answers["a"] = busy(b"11")
+    with pytest.raises(Overloaded) as raised:
+        await house.send()
+    assert (house.pauses, raised.value.retry_after_s) == ([], 11)
+
+
+@pytest.mark.parametrize("bound", [{"max_queued": 0}, {"max_queued_bytes": 1}], ids=str)
+async def test_no_more_wait_for_busy_workers_than_may_wait_at_all(bound: dict[str, int]) -> None:
+    house = House("a", admission=dataclasses.replace(PATIENT, **bound))
+    house.upstream.answers["a"] = busy()
+    with pytest.raises(Overloaded):
+        await house.send()
+    assert house.pauses == []
+    assert house.admission.refusals["queue_full"] == 1
+
+
+async def test_a_client_that_leaves_while_it_waits_for_busy_workers_leaves_nothing() -> None:
+    house = House("a", admission=PATIENT)
+    house.upstream.answers["a"] = busy()
+    held = asyncio.Event()
+    house.admission._sleep = lambda _s: held.wait()
+    task = asyncio.create_task(house.send())
+    while not house.admission.pausing:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert house.admission.pausing == 0
+    assert house.admission._pausing_bytes == 0
+    house.assert_nothing_is_held()

@@ -15,6 +15,7 @@ import pytest
 from router.admission import Admission
 from router.core.affinity import LastWorkers
 from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.deaths import PROGRESS_CHUNKS
 from router.core.fleet import Fleet, FleetRules
 from router.core.health import HealthRules, State
 from router.core.prefix_index import PrefixIndex
@@ -49,6 +50,8 @@ class Script:
     hold: str = ""
     """The phase in which the worker says nothing more: "ask", "post" or "relay"."""
     error: bytes = b""
+    chunks: int = 0
+    """Of the stream, as the record counts them."""
     steps: list[Step] | None = None
 
 
@@ -135,6 +138,7 @@ class FakeExchange:
 
     async def relay(self, client: Client, record: Record) -> StreamEnd:
         assert self._watch is not None
+        record.chunks += self._script.chunks
         client.write(self._seen)
         for piece in self._events:
             client.write(self._watch.take(piece))
@@ -178,7 +182,9 @@ class Reader(FakeClient):
 class House:
     """A dispatcher with workers that are up and serve ``m``; a clock that sleeping moves on."""
 
-    def __init__(self, hosts: str = "abc", *, max_resumptions: int = 3, min_retries: int = 3) -> None:
+    def __init__(
+        self, hosts: str = "abc", *, max_resumptions: int = 3, min_retries: int = 3, max_deaths: int = 9
+    ) -> None:
         index = PrefixIndex(10_000, 1_000)
         self.fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
         self.fleet.set_members([WorkerAddress("http", host, 80) for host in hosts])
@@ -192,7 +198,7 @@ class House:
         self.now = 100.0
         self.wakes: list[str] = []
         self.dispatcher = Dispatcher(
-            DispatchSettings(5, 0.2, min_retries, max_resumptions, 1.0, 1 << 20, 1 << 24),
+            DispatchSettings(5, max_deaths, 0.2, min_retries, max_resumptions, 1.0, 1 << 20, 1 << 24),
             Routing(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
             self.workers,
             self.records.append,
@@ -269,13 +275,102 @@ async def test_a_workers_error_event_is_not_shown_and_another_goes_on() -> None:
     assert house.member("a").health.state is State.UP
 
 
-async def test_an_error_that_is_the_requests_is_not_taken_to_others() -> None:
+@pytest.mark.parametrize("code", [b"400", b"404", b"422"])
+async def test_an_error_that_is_the_requests_is_passed_on_and_says_nothing_of_its_worker(code: bytes) -> None:
     house = House()
-    house.script(a=Script(4, error=ERROR.replace(b"500", b"400")))
+    wrong = ERROR.replace(b"500", code)
+    house.script(a=Script(4, error=wrong))
+    record = await house.send()
+    assert house.client.passed_on == [wrong]
+    assert not house.client.broken
+    assert b"[DONE]" not in house.client.seen
+    assert house.workers.hosts == ["a"]
+    assert house.member("a").health.failed_requests == 0
+    assert (record.outcome, record.resumptions) == ("client_error", [])
+    house.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize(("code", "failed_requests"), [(b"429", 0), (b"503", 0), (b"401", 1), (b"500", 1)])
+async def test_an_error_that_is_the_workers_is_taken_to_others(code: bytes, failed_requests: int) -> None:
+    house = House()
+    house.script(a=Script(4, error=ERROR.replace(b"500", code)))
+    record = await house.send()
+    house.assert_whole()
+    assert house.workers.hosts == ["a", "b"]
+    assert house.member("a").health.failed_requests == failed_requests
+    assert record.resumptions == [Resumption("error", "exact")]
+
+
+async def test_an_error_of_the_next_worker_that_is_the_requests_ends_it_and_says_nothing_of_either() -> None:
+    house = House()
+    house.script(a=Script(4), b=Script(3, error=ERROR.replace(b"500", b"400")))
     record = await house.send()
     house.assert_broken_off()
-    assert house.workers.hosts == ["a"]
-    assert record.resumptions == [Resumption("error", "unsafe")]
+    assert house.workers.hosts == ["a", "b"]
+    assert house.member("b").health.failed_requests == 0
+    assert record.resumptions == [Resumption("died", "exact"), Resumption("died", "unsafe")]
+
+
+ENGINE_DIED = event({"error": {"message": "EngineCore encountered an issue.", "code": 500}})
+DEATHS = {
+    "cut": Script(3),
+    "before its first event": Script(answer=WorkerDied("x")),
+    "engine": Script(3, error=ENGINE_DIED),
+    "engine, before its first event": Script(answer=Reply(500, {}, ENGINE_DIED, is_stream=False)),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS.values(), ids=DEATHS)
+async def test_a_stream_under_which_workers_die_one_after_another_is_given_up(
+    death: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House("abcdef", max_deaths=3, max_resumptions=5)
+    house.script(a=Script(4), b=death, c=death)
+    record = await house.send()
+    house.assert_broken_off()
+    assert house.workers.hosts == ["a", "b", "c"]
+    assert [(error.message, error.retryable) for error in house.client.broken] == [
+        ("the request was given up: 3 workers died under it, one after another", False)
+    ]
+    assert record.given_up
+    assert record.resumptions[-1].outcome == "failed"
+    (told,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert (told.message, told.request_id) == ("request given up", record.request_id)  # type: ignore[attr-defined]
+    assert told.died == [house.member(host).name for host in "abc"]  # type: ignore[attr-defined]
+
+
+async def test_a_stream_that_made_progress_between_deaths_is_not_given_up() -> None:
+    house = House("abcdef", max_deaths=2, max_resumptions=5)
+    house.script(
+        a=Script(3, chunks=PROGRESS_CHUNKS), b=Script(3, chunks=PROGRESS_CHUNKS), c=Script(3, chunks=PROGRESS_CHUNKS)
+    )
+    record = await house.send()
+    house.assert_whole()
+    assert not record.given_up
+
+
+async def test_a_worker_that_cannot_be_reached_did_not_die_of_the_stream() -> None:
+    house = House("abcd", max_deaths=2)
+    house.script(a=Script(4), b=Script(answer=CannotConnect("x")), c=Script(answer=CannotConnect("x")))
+    await house.send()
+    house.assert_whole()
+    assert house.workers.hosts == ["a", "b", "c", "d"]
+
+
+async def test_deaths_before_the_first_event_and_behind_it_are_one_count() -> None:
+    house = House("abcd", max_deaths=2)
+    house.script(a=Script(answer=WorkerDied("x")), b=Script(4))
+    record = await house.send()
+    house.assert_broken_off()
+    assert house.workers.hosts == ["a", "b"]
+    assert record.given_up
+
+
+async def test_a_stream_that_is_whole_but_for_its_end_is_completed_however_many_died() -> None:
+    house = House("ab", max_deaths=1)
+    house.script(a=Script(11))
+    await house.send()
+    house.assert_whole()
 
 
 async def test_the_gap_is_from_the_break_to_the_next_workers_first_text() -> None:

@@ -19,14 +19,17 @@
     │   ├── HeadersTooLarge        431  headers_too_large
     │   └── TenantLimited          429  the tenant's own limit: come back after ``retry_after_s``
     │       ├── RateLimited             rate_limit_exceeded
+    │       │   └── ConnectionsLimited  rate_limit_exceeded: too many of them, and this one is closed
     │       └── BudgetExceeded          budget_exceeded
     ├── SessionCorrupt             500  session_corrupt: what is stored of it cannot be read; nothing else is affected
     ├── WorkerError                502  worker_error: every attempt failed
+    │   ├── GivenUp                     worker_error: workers died under it, one after another
     │   └── WorkerTimeout          504  worker_timeout
     └── Unavailable                503  ours, for now: come back after ``retry_after_s``
         ├── NoWorkerAvailable           no_worker_available
         ├── ModelUnavailable            model_unavailable
         ├── Overloaded                  overloaded
+        │   └── WorkersBusy             overloaded: the workers said so themselves
         ├── StateUnavailable            state_unavailable: the session store cannot be reached
         └── Draining                    draining
 
@@ -35,6 +38,7 @@ The class says whose fault it is. A message never holds a worker's URL, a worker
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -142,6 +146,10 @@ class RateLimited(TenantLimited):
     code = "rate_limit_exceeded"
 
 
+class ConnectionsLimited(RateLimited):
+    pass
+
+
 class BudgetExceeded(TenantLimited):
     code, retryable = "budget_exceeded", False
 
@@ -152,6 +160,16 @@ class SessionCorrupt(RouterError):
 
 class WorkerError(RouterError):
     status, code, kind, retryable = 502, "worker_error", "api_error", True
+
+
+class GivenUp(WorkerError):
+    """``workers``: names of those that died under the request."""
+
+    retryable = False
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        super().__init__(f"the request was given up: {len(workers)} workers died under it, one after another")
+        self.workers = workers
 
 
 class WorkerTimeout(WorkerError):
@@ -171,6 +189,10 @@ class ModelUnavailable(Unavailable):
 
 
 class Overloaded(Unavailable):
+    pass
+
+
+class WorkersBusy(Overloaded):
     pass
 
 

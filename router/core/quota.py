@@ -136,7 +136,7 @@ class Account:
             and self.completion_day.has_room(completion_tokens, rules.completion_tokens_per_day)
         ):
             raise BudgetExceeded("the day's budget of tokens is spent", retry_after_s=_whole(DAY_S - wall_s % DAY_S))
-        if rules.max_in_flight is not None and self.in_flight >= rules.max_in_flight:
+        if 0 < rules.max_in_flight <= self.in_flight:
             raise RateLimited(f"{rules.max_in_flight} requests are under way, which is the most", retry_after_s=1)
         wait_s, what = max(
             (self.requests.wait_s(1.0, rules.requests_per_minute, now), "requests"),

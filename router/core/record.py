@@ -40,6 +40,8 @@ class Record(msgspec.Struct, kw_only=True):
     retries: list[str] = msgspec.field(default_factory=list)
     """The cause of each retry, in order."""
     resumptions: list[Resumption] = msgspec.field(default_factory=list)
+    given_up: bool = False
+    """Too many workers died under it."""
     prompt_tokens: int = 0
     """As the worker counted; 0 when it did not say."""
     completion_tokens: int = 0

@@ -18,6 +18,27 @@ class Reply(msgspec.Struct, frozen=True):
     is_stream: bool
 
 
+class Verdict(Enum):
+    """Whose affair a status is."""
+
+    ANSWER = 0
+    """The client's: what it asked for, or that its request is wrong."""
+    BUSY = 1
+    """The worker has no room for it, and is well."""
+    FAILED = 2
+    """The worker's."""
+
+
+def judge(status: int) -> Verdict:
+    """Of a whole reply, or named in a stream's error event. A redirect is a failure, for a worker that sends its clients
+    elsewhere is none, and so are 401 and 403: the worker refuses the router's key, not the client's."""
+    if status < 300:
+        return Verdict.ANSWER
+    if status in (429, 503):
+        return Verdict.BUSY
+    return Verdict.FAILED if status >= 500 or status < 400 or status in (401, 403) else Verdict.ANSWER
+
+
 class StreamEnd(Enum):
     """How a stream's relay ended; the value is the record's outcome."""
 

@@ -31,7 +31,8 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Waiting requests of a higher one go first, whatever the shares."""
     share: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
     """Weight among tenants of equal priority that wait; > 0."""
-    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_in_flight: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    """Requests under way at once, waiting ones included; 0: any number."""
     requests_per_minute: Limit | None = None
     prompt_tokens_per_minute: Limit | None = None
     completion_tokens_per_minute: Limit | None = None

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import xxhash
 
+from router.core.address import is_forbidden
+
 WorkerName = NewType("WorkerName", str)
 """An opaque, stable name: what clients, metrics and logs see in place of a URL."""
 
@@ -38,6 +40,8 @@ def parse_address(url: str) -> WorkerAddress:
         raise ValueError(f"worker URL {url!r} must begin with http:// or https://")
     if not parts.hostname:
         raise ValueError(f"worker URL {url!r} names no host")
+    if is_forbidden(parts.hostname):
+        raise ValueError(f"worker URL {url!r} is link-local or a cloud's metadata service, where no worker may be")
     if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError(f"worker URL {url!r} must be an origin only: no path, query or user")
     port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else 80)

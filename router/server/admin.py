@@ -79,6 +79,7 @@ def _decision(record: Record) -> dict[str, Any]:
         "outcome": record.outcome,
         "attempts": record.attempts,
         "retries": record.retries,
+        "given_up": record.given_up,
         "resumptions": [resumption._asdict() for resumption in record.resumptions],
         "queued_s": round(record.queued_s, 6),
         "prompt_tokens": record.prompt_tokens,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, cast
 
 from aiohttp import web
 
@@ -18,13 +18,16 @@ from router.core.request import Route
 from router.core.tenant import Caller
 from router.server.audit import Audit
 from router.server.errors import ANTHROPIC_ROUTES
+from router.server.key_connections import Connection, KeyConnections
 
 _NONE: tuple[str, ...] = ()
 
 
 class Gate(Protocol):
+    connections: KeyConnections
+
     def admit(self, request: web.BaseRequest, route: Route | None) -> Caller:
-        """``route``: the one that was matched; None for a plain page. Raises InvalidApiKey."""
+        """``route``: the one that was matched; None for a plain page. Raises InvalidApiKey, ConnectionsLimited."""
         ...
 
 
@@ -33,6 +36,7 @@ class OpenGate:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self.connections = KeyConnections(0)
 
     def admit(self, _request: web.BaseRequest, _route: Route | None) -> Caller:
         return self._caller
@@ -41,16 +45,20 @@ class OpenGate:
 class KeyGate:
     """``keyring`` is replaced as a whole when the keys change. ``now``: seconds since the epoch."""
 
-    def __init__(self, keyring: Keyring, audit: Audit, now: Callable[[], float]) -> None:
+    def __init__(self, keyring: Keyring, audit: Audit, now: Callable[[], float], max_connections: int = 0) -> None:
+        """``max_connections``: of one key; 0: any number."""
         self.keyring = keyring
+        self.connections = KeyConnections(max_connections)
         self._audit = audit
         self._now = now
         self.refusals = dict.fromkeys(Refusal, 0)
 
     def admit(self, request: web.BaseRequest, route: Route | None) -> Caller:
         key = _presented(request, takes_x_api_key=route in ANTHROPIC_ROUTES)
-        found = key if isinstance(key, Refusal) else self.keyring.find(_digest(key), self._now())
+        digest = b"" if isinstance(key, Refusal) else _digest(key)
+        found = key if isinstance(key, Refusal) else self.keyring.find(digest, self._now())
         if isinstance(found, Caller):
+            self.connections.claim(cast(Connection, request.protocol), digest)
             return found
         self.refusals[found] += 1
         self._audit.count("authentication refused", request.remote, reason=found.value)

@@ -9,11 +9,32 @@ import contextlib
 from aiohttp import web
 
 from router.config import LimitsConfig
-from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge
+from router.core.errors import BodyTimeout, MalformedRequest, Overloaded, RequestTooLarge
 
 LINGER_S = 1.0
 """How long the bytes of a refused body are taken in, so that a client which sends before it reads hears the answer and not
 a reset."""
+
+
+class BodyBudget:
+    """What the bodies of all requests under way may take together. Each is held until its request ends, since another worker
+    may have to be asked. Requests that come at once may each pass and exceed it by a body."""
+
+    __slots__ = ("bytes", "max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+
+    def require_room(self, body_bytes: int) -> None:
+        """For a body of so many bytes, 0 where nobody knows. Raises Overloaded."""
+        if self.bytes + body_bytes > self.max_bytes:
+            raise Overloaded("too many and too large requests are under way", retry_after_s=1)
+
+    def take(self, body: bytes) -> int:
+        """Its length, which is to be taken off again."""
+        self.bytes += len(body)
+        return len(body)
 
 
 async def read_slow_body(request: web.BaseRequest, limits: LimitsConfig) -> bytes:

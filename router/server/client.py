@@ -20,6 +20,7 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Route
 from router.server.errors import error_body
+from router.server.stall import StallRule
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS
 
@@ -59,7 +60,7 @@ class ClientConnection:
         "_hidden",
         "_protocol",
         "_request",
-        "_stall_s",
+        "_stall",
         "_transport",
         "has_started",
         "is_chunked",
@@ -73,7 +74,7 @@ class ClientConnection:
         route: Route,
         *,
         extra_head: bytes,
-        stall_s: float,
+        stall: StallRule,
         decision_headers: bool,
         stays_open: bool = True,
         hidden: str = "",
@@ -84,7 +85,7 @@ class ClientConnection:
         self._protocol = request.protocol
         self._extra_head = extra_head
         self._hidden = hidden.encode()
-        self._stall_s = stall_s
+        self._stall = stall
         self._decision_headers = decision_headers
         self.route = route
         self.is_chunked = request.version >= HttpVersion11
@@ -130,14 +131,14 @@ class ClientConnection:
         return self._head(reply, record) + b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" + framing
 
     async def drained(self) -> bool:
-        """Until the client has read on (True) or is gone (False): one that makes no progress for the stall limit is cut."""
+        """Until the client has read on (True) or is gone (False): one that reads too little for the stall limit is cut."""
         if self.is_full() and not self.is_closing():
             room = asyncio.ensure_future(self._room())
             try:
                 while not room.done():
                     left = self._unsent_bytes()
-                    await asyncio.wait((room,), timeout=self._stall_s)
-                    if not room.done() and self._unsent_bytes() >= left:
+                    await asyncio.wait((room,), timeout=self._stall.within_s)
+                    if not room.done() and self._stall.is_too_slow(left - self._unsent_bytes()):
                         self.abort()
                         break
             finally:
@@ -157,8 +158,11 @@ class ClientConnection:
             self.write(frame(events) + LAST_CHUNK if self.is_chunked else events)
 
     def break_off(self, error: RouterError) -> None:
+        self.break_off_with(DIALECTS[self.route].error_event % error_body(error, self.route))
+
+    def break_off_with(self, event: bytes) -> None:
         if not self.is_closing():
-            event = DIALECTS[self.route].error_event % error_body(error, self.route)
+            event = event.replace(self._hidden, b"***") if self._hidden else event
             self.write(frame(event) if self.is_chunked else event)
         self.keep_alive = False
         if self._transport is not None:

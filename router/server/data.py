@@ -24,6 +24,7 @@ from aiohttp import HttpVersion11, web
 from router.config import LimitsConfig, ServerConfig
 from router.core.errors import (
     BodyTimeout,
+    ConnectionsLimited,
     Draining,
     MalformedRequest,
     MethodNotAllowed,
@@ -37,11 +38,12 @@ from router.core.request import Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.logs import redact
 from router.server.auth import Gate
-from router.server.bodies import answer_unread, read_slow_body
+from router.server.bodies import BodyBudget, answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
 from router.server.origins import Origins
+from router.server.stall import stall_rule
 from router.server.state import Call, Match, StateRoutes
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
@@ -107,6 +109,9 @@ class DataPort:
         self._clock = clock
         self._observe_refusal = observe_refusal
         self._observe_cut = observe_cut
+        self._stall = stall_rule(limits)
+        self.key_connections = gate.connections
+        self.bodies = BodyBudget(limits.max_total_body_bytes)
         self._parse = partial(parse_request, limits=body_limits(limits), resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
@@ -130,6 +135,7 @@ class DataPort:
         path = request.raw_path
         route = _INFERENCE.get(path) or _INFERENCE.get(request.path)
         request_id = self._request_id(request)
+        body_bytes = 0
         self.live += 1
         try:
             check_fields(request.raw_headers, is_1_0=request.version < HttpVersion11)
@@ -144,10 +150,12 @@ class DataPort:
             caller = self._gate.admit(request, route)
             self._check_open(request)
             self._check_body(request)
+            self.bodies.require_room(request.content_length or 0)
             content = request.content
             # Most bodies came with their head, and most are small: neither is worth a coroutine.
             body = content.read_nowait() if content.is_eof() else await read_slow_body(request, self._limits)
             self._check_size(body)
+            body_bytes = self.bodies.take(body)
             if len(body) < LARGE_BODY_BYTES:
                 parsed = self._parse(route, body, request.headers, caller, request_id)
             else:
@@ -171,6 +179,7 @@ class DataPort:
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
+            self.bodies.bytes -= body_bytes
             self._clients.pop(request.protocol, None)
 
     async def _answer_state(
@@ -211,7 +220,7 @@ class DataPort:
             request,
             route,
             extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._origins.head(request)),
-            stall_s=self._limits.write_stall_s,
+            stall=self._stall,
             decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
             stays_open=self.phase is Phase.OPEN,
             hidden=hidden,
@@ -270,7 +279,7 @@ class DataPort:
         """A body that came to nothing is not waited for any longer."""
         response = error_response(error, route, request_id)
         self._origins.add_to(request, response)
-        if isinstance(error, MalformedRequest) or self.phase is not Phase.OPEN:
+        if isinstance(error, MalformedRequest | ConnectionsLimited) or self.phase is not Phase.OPEN:
             response.force_close()
         if isinstance(error, BodyTimeout):
             self._observe_cut("body_timeout")

@@ -55,7 +55,7 @@ def load_keys(auth: AuthConfig) -> tuple[bytes, KeyList]:
 
 class KeyWatch:
     """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch; ``tell_tenants``: called with
-    all that there are, when the list has changed."""
+    all that there are, when the list has changed; ``max_connections``: that show one key, 0: any number."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class KeyWatch:
         audit: Audit,
         now: Callable[[], float],
         tell_tenants: Callable[[Collection[Tenant]], None] = lambda _tenants: None,
+        max_connections: int = 0,
     ) -> None:
         self._tell_tenants = tell_tenants
         self._auth = auth
@@ -73,7 +74,7 @@ class KeyWatch:
         self.failures = 0
         self._content, listed = load_keys(auth)
         keyring = Keyring(listed, self._salt_secret)
-        self.gate = KeyGate(keyring, audit, now)
+        self.gate = KeyGate(keyring, audit, now, max_connections)
         audit.note("keys loaded", file=auth.keys_file, keys=len(keyring))
 
     @property

@@ -18,6 +18,8 @@ from aiohttp.http_exceptions import LineTooLong
 from router.config import LimitsConfig
 from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest, Overloaded
 from router.server.errors import error_body, error_response
+from router.server.key_connections import KeyConnections
+from router.server.stall import StallRule, stall_rule
 
 SWEEP_S = 1.0
 CUTS_AT_ONCE = 32
@@ -40,17 +42,18 @@ class Observers:
 
 class ClientProtocol(web.RequestHandler):
     """``head_due``: when the head that is awaited must be whole; never while a request is served or the connection rests.
-    ``unsent_bytes``: what the client had not read yet when the sweep last saw that change, which was at ``unsent_since``.
+    ``unsent_bytes``: what the client had not read yet at ``unsent_since``, when it was last held against the stall rule.
 
     A beginning that came in one read with the request before it is bounded by ``limits.keepalive_s`` alone, like rest.
     """
 
-    __slots__ = ("_clients", "head_due", "unsent_bytes", "unsent_since")
+    __slots__ = ("_clients", "head_due", "key", "unsent_bytes", "unsent_since")
 
     def __init__(self, clients: ClientServer, **kwargs: Any) -> None:
         super().__init__(clients, **kwargs)
         self._clients = clients
         self.head_due = inf
+        self.key = b""
         self.unsent_bytes = 0
         self.unsent_since = inf
 
@@ -62,14 +65,21 @@ class ClientProtocol(web.RequestHandler):
         self.head_due = self._clients.next_due()
         super().connection_made(transport)
 
-    def has_stalled(self, transport: asyncio.Transport, now: float, stall_s: float) -> bool:
-        """Has nothing been read of what is unsent for so long? aiohttp waits for ever for a client to read its answer, and a
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._clients.key_connections.release(self)
+        super().connection_lost(exc)
+
+    def has_stalled(self, transport: asyncio.Transport, now: float, rule: StallRule) -> bool:
+        """Is what is unsent read too slowly, or not at all? aiohttp waits for ever for a client to read its answer, and a
         transport that is closed waits for ever until all of it is sent."""
         unsent_bytes = transport.get_write_buffer_size()
-        if not unsent_bytes or unsent_bytes != self.unsent_bytes:
+        if not unsent_bytes or unsent_bytes > self.unsent_bytes:
             self.unsent_bytes, self.unsent_since = unsent_bytes, now
-            return False
-        return now - self.unsent_since > stall_s
+        elif now - self.unsent_since > rule.within_s:
+            if rule.is_too_slow(self.unsent_bytes - unsent_bytes):
+                return True
+            self.unsent_bytes, self.unsent_since = unsent_bytes, now
+        return False
 
     def data_received(self, data: bytes) -> None:
         heads = self._request_count
@@ -103,10 +113,14 @@ class ClientProtocol(web.RequestHandler):
 class ClientServer(web.Server):
     """Every client's connection on one port. ``run`` must be running: it enforces the deadlines of heads."""
 
-    def __init__(self, handler: Handler, limits: LimitsConfig, observers: Observers) -> None:
+    def __init__(
+        self, handler: Handler, limits: LimitsConfig, observers: Observers, key_connections: KeyConnections
+    ) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self.key_connections = key_connections
         self._limits = limits
         self.observers = observers
+        self._stall = stall_rule(limits)
         self._protocol_kwargs: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": limits.keepalive_s,
@@ -150,11 +164,10 @@ class ClientServer(web.Server):
             await asyncio.sleep(SWEEP_S)
             now = self._loop.time()
             clients = cast(Iterable[tuple[ClientProtocol, asyncio.Transport]], self._connections.items())
-            stall_s = self._limits.write_stall_s
             overdue = [
                 (client, transport)
                 for client, transport in clients
-                if now > client.head_due or client.has_stalled(transport, now, stall_s)
+                if now > client.head_due or client.has_stalled(transport, now, self._stall)
             ]
             for number, (client, transport) in enumerate(overdue):
                 if number % CUTS_AT_ONCE == CUTS_AT_ONCE - 1:
@@ -162,6 +175,6 @@ class ClientServer(web.Server):
                 if now > client.head_due and client.transport is not None:
                     client.transport.abort()
                     self.observers.cut("head_timeout")
-                elif client.has_stalled(transport, now, stall_s):
+                elif client.has_stalled(transport, now, self._stall):
                     transport.abort()
                     self.observers.cut("write_stall")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from hashlib import sha256
@@ -22,6 +23,8 @@ from router.sessions.store import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.strict_json import decode_object
+
+log = logging.getLogger("warmroute.sessions")
 
 FORK_CHARS = 6
 
@@ -59,9 +62,14 @@ class SessionPages:
             client.add_head("x-warmroute-session", forked[0])
             return self._sid(call, forked[0])
 
+        def lose() -> None:
+            client.add_head("x-warmroute-state", "lost")
+            log.warning("a turn goes on without its history", extra={"request_id": call.request_id})
+
+        on_lost = lose if self._rules.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        await self._turns.take(self._ask(call, incoming, fork=fork), door, client)
+        await self._turns.take(self._ask(call, incoming, fork=fork, on_lost=on_lost), door, client)
 
     def _ask(self, call: Call, incoming: Incoming, **more: object) -> Ask:
         return Ask(

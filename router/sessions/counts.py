@@ -13,7 +13,9 @@ from router.sessions.plans import Ask, Plan
 
 @dataclass(slots=True)
 class TurnCounts:
-    turns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("ok", "repeated", "refused", "failed"), 0))
+    turns: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("ok", "repeated", "refused", "failed", "lost"), 0)
+    )
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))
     prefixes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("warm", "cold", "unknown"), 0))
     """Was what earlier turns had computed still cached?"""

@@ -28,7 +28,7 @@ class Door(Protocol):
         ...
 
     def failure(self, error: RouterError) -> bytes:
-        """Events that tell of an error in the middle of a stream; empty where the client's connection says it."""
+        """Events by which a stream ends that came to nothing; empty where it is broken off instead."""
         ...
 
     def whole(self, body: bytes) -> bytes:
@@ -62,6 +62,8 @@ class HeldClient:
         self.has_begun = False
         self.error: RouterError | None = None
         """Why the stream came to nothing."""
+        self._event = b""
+        """In which the worker said so, of a request that was wrong."""
 
     # Dispatch's side
 
@@ -98,6 +100,10 @@ class HeldClient:
     def break_off(self, error: RouterError) -> None:
         self.error = self.error or error
 
+    def break_off_with(self, event: bytes) -> None:
+        self._event = event
+        self.error = self.error or WorkerError("the worker refused to go on", retryable=False)
+
     # The turn's side
 
     def translate(self) -> None:
@@ -121,10 +127,14 @@ class HeldClient:
 
     def fail(self, error: RouterError) -> None:
         """After the stream has begun."""
-        events = self._door.failure(error)
-        if not self._client.is_closing():
-            self._client.write(self._take_head() + (self._framed(events) if events else b""))
-        self._client.break_off(error)
+        if self._head and not self._client.is_closing():
+            self._client.write(self._take_head())
+        if events := self._door.failure(error):
+            self._client.end_stream(events)
+        elif self._event:
+            self._client.break_off_with(self._event)
+        else:
+            self._client.break_off(error)
 
     def _take_head(self) -> bytes:
         head, self._head = self._head, b""

@@ -59,6 +59,8 @@ class MemoryStore:
         self._wall_clock = wall_clock
         self._sessions: dict[Sid, _Session] = {}
         self._documents: dict[Sid, tuple[Tenant, bytes, float]] = {}
+        self._fence = 0
+        """Of all sessions: one that was deleted must not have given the fence of one that bears its name later."""
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         session = self._find(begin.sid, begin.owner)
@@ -79,7 +81,8 @@ class MemoryStore:
         if is_claimed or first != begin.token:
             return self._line_up(session, begin, now)
         session.line.pop(begin.token, None)
-        session.fence += 1
+        self._fence += 1
+        session.fence = self._fence
         session.holder = begin.token
         session.claimed_until = now + begin.lease_s
         session.expires_at = self._end_of(begin.lifetime_s)

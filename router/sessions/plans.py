@@ -52,6 +52,8 @@ class Ask:
     busy: type[SessionBusy] = SessionBusy
     fork: Callable[[], Sid] | None = None
     """Names the copy in which a busy session's turn goes on."""
+    on_lost: Callable[[], None] | None = None
+    """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
     on_begun: Callable[[Sid, int], Awaitable[None]] | None = None
     """Told the turn's number before a worker is asked. Raises RouterError."""
 

@@ -20,6 +20,7 @@ class StateRules:
     response_s: float
     conversation_s: float
     on_busy: OnBusy
+    stateless_fallback: bool
 
     def session_lifetime_s(self, tenant: TenantRules) -> float:
         return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s

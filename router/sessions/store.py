@@ -10,9 +10,10 @@ not at all.
     release       the claim, of a turn that came to nothing
     leave         the line of those who wait for the claim, or the claim of a ``begin`` whose answer never came
 
-*Claim.* One turn at a time may write. A claim has a fence, a number that grows with every claim, and a lease: who lets it run
-out may lose it to the next, and then can write no more. *Line.* Who begins while another holds the claim is put in the
-session's line, and asks again with the same token until it is first; who has not asked for ``LINE_PATIENCE_S`` loses its place.
+*Claim.* One turn at a time may write. A claim has a fence, a number that grows with every claim and that no session of the
+same name had before, and a lease: who lets it run out may lose it to the next, and then can write no more. *Line.* Who begins
+while another holds the claim is put in the session's line, and asks again with the same token until it is first; who has not
+asked for ``LINE_PATIENCE_S`` loses its place.
 *Turns* are numbered from 1. A turn has ended when an ``append`` said so; one that never did is for the readers to leave out.
 *Owner.* Every session and document belongs to a tenant; to any other it is absent, and can be neither created nor replaced.
 *Time.* Leases and lifetimes are measured by the store's own clock. All that belongs to a session lives as long as the session.

@@ -21,7 +21,15 @@ from router.context.entry import BadEntry, Draft, Kind, decode
 from router.context.history import History
 from router.context.messages import message_bytes
 from router.context.prompt import HistoryDiffers, NothingNew, replay
-from router.core.errors import InvalidRequest, RouterError, SessionBusy, SessionCorrupt, SessionNotFound, WorkerError
+from router.core.errors import (
+    InvalidRequest,
+    RouterError,
+    SessionBusy,
+    SessionCorrupt,
+    SessionNotFound,
+    StateUnavailable,
+    WorkerError,
+)
 from router.core.request import Request, SessionKey
 from router.core.tenant import Caller, TenantRules
 from router.core.worker import WorkerName
@@ -92,7 +100,12 @@ class Turns:
             self.counts.turns[outcome] += 1
 
     async def _take(self, claim: Claim, ask: Ask, door: Door, client: Client) -> str:
-        begun = await self._claim(claim, ask, may_guess=True)
+        try:
+            begun = await self._claim(claim, ask, may_guess=True)
+        except StateUnavailable:
+            if ask.on_lost is None:
+                raise
+            return await self._take_lost(claim, ask, ask.on_lost, client)
         if isinstance(begun, Repeated):
             await door.repeat(bytes(_require_same(ask, begun).note), client)
             return "repeated"
@@ -122,6 +135,13 @@ class Turns:
         self.counts.count_prefix(plan, held.record)
         await held.finish()
         return "ok"
+
+    async def _take_lost(self, claim: Claim, ask: Ask, on_lost: Callable[[], None], client: Client) -> str:
+        """Without history, and without keeping anything, as was asked for. Raises InvalidRequest."""
+        on_lost()
+        plan = self._plan_anew(ask, History(claim.sid, claim.owner, ""), 1)
+        await self._dispatch.dispatch(request_of(ask, claim.sid, plan), client, ask.started_at, ask.caller.rules)
+        return "lost"
 
     async def add(self, ask: Ask) -> tuple[History, int]:
         """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number.
@@ -234,8 +254,14 @@ class Turns:
 
     async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
         """And store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
+        plan = self._plan_anew(ask, history, claim.turn)
+        await self._append(claim, ask, history, plan.entries, plan.note)
+        return plan
+
+    def _plan_anew(self, ask: Ask, history: History, turn: int) -> Plan:
+        """Raises InvalidRequest."""
         try:
-            plan = self._planner.plan(ask, history, claim.turn)
+            return self._planner.plan(ask, history, turn)
         except HistoryDiffers:
             raise InvalidRequest(
                 "the messages repeat a history that is not this session's: send new messages only, or fork the session",
@@ -243,8 +269,6 @@ class Turns:
             ) from None
         except NothingNew:
             raise InvalidRequest("the session has all of these messages already", param="messages") from None
-        await self._append(claim, ask, history, plan.entries, plan.note)
-        return plan
 
     # 4  Save
 

@@ -58,6 +58,7 @@ class WorkerServer:
         self._settings = settings
         self._vocabulary = vocabulary
         self._book = book
+        self._poison = settings.poison.encode()
         self._intake = Intake(settings, vocabulary, book)
         self._numbers = count()
         self._number = number
@@ -85,13 +86,17 @@ class WorkerServer:
 
     async def stop(self) -> None:
         """Die as on SIGKILL: the listener and every connection close at once."""
-        self._listener.close()
-        for connection in self._server.connections:
-            if isinstance(connection.transport, asyncio.Transport):
-                connection.transport.abort()
+        self._crash()
         await self._server.shutdown(1.0)
         await self._listener.wait_closed()
         self.worker.close()
+
+    def _crash(self) -> None:
+        """What clients see of a death. It listens again after `stop` and `start`."""
+        self._listener.close()
+        for connection in self._server.connections:
+            if connection.transport is not None:  # of whichever loop
+                connection.transport.abort()
 
     def _make_request(
         self,
@@ -191,8 +196,11 @@ class WorkerServer:
         return Sent(keep_alive=False)
 
     async def _admit(self, request: web.BaseRequest) -> bytes:
-        """The body of a request that is to be served, or what a fault makes of it."""
+        """The body of a request that is to be served, or what a fault, or poison in it, makes of it."""
         body = await self._read(request)
+        if self._poison and self._poison in body:
+            self._crash()
+            await asyncio.get_running_loop().create_future()  # until the handler is cancelled with its connection
         fault = self.worker.fault
         if fault is Fault.HANG:
             await asyncio.get_running_loop().create_future()

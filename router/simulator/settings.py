@@ -36,6 +36,7 @@ class SimulatorSettings:
     vocabulary: file in which fleets in several processes keep what their token ids mean; empty: ids of prompts mean
     nothing to another process.
     keepalive_s (wall): after which an idle connection is closed. api_key: the bearer token of /v1/*, or None.
+    poison: text in a request's body that crashes the worker which begins it; empty: none does.
     serves_pooling: whether /v1/embeddings, /v1/rerank and /v1/score exist. embedding_dims: length of a vector.
     """
 
@@ -66,6 +67,7 @@ class SimulatorSettings:
     serves_pooling: bool = False
     embedding_dims: int = 16
     fault: Fault = Fault.NONE
+    poison: str = ""
 
     def __post_init__(self) -> None:
         for key in ("workers", "cache_blocks", "block_tokens", "max_num_seqs", "max_model_len", "max_body_bytes"):

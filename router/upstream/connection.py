@@ -71,6 +71,10 @@ class Limits:
     answer_s: float
 
 
+RECEIVE_BUFFER_BYTES = 64 << 10
+"""Of the kernel, which doubles it. One read takes all of it, and is what a client that stops reading leaves in our memory."""
+
+
 class State(Enum):
     IDLE = 0
     HEAD = 1
@@ -224,6 +228,13 @@ class WorkerConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a socket's transport reads and writes
         if (sock := transport.get_extra_info("socket")) is not None:
             _notice_silence(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+
+    @property
+    def peer_host(self) -> str:
+        """The address that it is connected to."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -254,7 +265,8 @@ class WorkerConnection(asyncio.Protocol):
     def _on_flow(self, data: bytes) -> None:
         now = self._loop.time()
         self._observe_gap(now - self._read_at)  # type: ignore[misc]  # set by flow, unset by release
-        self._touch(now)
+        self._read_at = now
+        self.deadline = now + self._limits.event_gap_s
         self.chunks += 1
         if (
             data.endswith(b"\n\n\r\n")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
@@ -72,8 +72,9 @@ class Exchange:
         self, method: str, path: str, body: bytes, headers: str, watch: Watch | None, within_s: float | None
     ) -> Reply:
         """A kept connection that closes before any byte of an answer was idle for too long, which is nobody's failure:
-        the request is sent again, once, on a fresh one."""
+        the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the request."""
         head = self._port.head(method, path, len(body), headers)
+        was_sent = False
         self._connection = connection = self._port.take_idle()
         if connection is not None:
             try:
@@ -83,9 +84,13 @@ class Exchange:
                 if connection.has_answered:
                     raise
                 connection.release()
+                was_sent = True
             else:
                 return self._reply
-        self._connection = connection = await self._pool.connect(self._port)
+        try:
+            self._connection = connection = await self._pool.connect(self._port)
+        except CannotConnect as refused:
+            raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
         connection.ask(head, body, watch, within_s)
         self._reply = await connection.reply()
         return self._reply

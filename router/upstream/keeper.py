@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+from router.background import Background
 from router.core.fleet import Fleet, Member
 from router.core.ring import Ring
 from router.core.worker import WorkerAddress
@@ -32,7 +33,14 @@ class FleetKeeper:
         interval_s: float,
         use_ring: Callable[[Ring], None],
         clock: Callable[[], float],
+        background: Background,
     ) -> None:
+        self._background = background
+        self._complaints: dict[int, str] = {}
+        """By source, why it could not be read the last time."""
+        self._is_ring_old = False
+        self.failures: Counter[str] = Counter(dict.fromkeys(sorted({source.kind for source in sources}), 0))
+        """Looks at sources that failed, by the kind of source."""
         self._sources = sources
         self._fleet = fleet
         self._pool = pool
@@ -66,38 +74,39 @@ class FleetKeeper:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Read the sources once and act on what changed."""
+        """Read the sources once and act on what changed. What an earlier call left undone, having failed, is made up for."""
         came, left = self._fleet.set_members(await self._read())
+        self._is_ring_old |= bool(came or left)
         for member in left:
-            self._watched.pop(member)[1].cancel()
             self._pool.forget(member.address)
             log.info("worker left", extra={"worker": member.name})
-        if came or left:
+        for member in [member for member in self._watched if member.removed]:
+            self._watched.pop(member)[1].cancel()
+        for member in self._fleet.members():
+            if member not in self._watched:
+                self._watched[member] = self._watch(member)
+        if self._is_ring_old:
             positions = {member.name: member.position for member in self._fleet.members()}
             self._use_ring(await asyncio.to_thread(Ring, positions))
-        for member in came:
-            log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
-            watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
-            self._watched[member] = watch, watched_task(watch.run(), f"watch {member.name}")
+            self._is_ring_old = False
+
+    def _watch(self, member: Member) -> tuple[WorkerWatch, asyncio.Task[None]]:
+        log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
+        watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
+        return watch, self._background.start("watch", watch.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:
+        """Of a source that cannot be read, what it said last. Each failure is counted, and told once."""
         addresses: list[WorkerAddress] = []
         for number, source in enumerate(self._sources):
+            complaint = ""
             try:
                 self._last[number] = await source.read()
             except Unreadable as error:
-                log.warning("workers unreadable: the last known ones stay", extra={"error": str(error)})
+                complaint = str(error)
+                self.failures[source.kind] += 1
+            if complaint and complaint != self._complaints.get(number):
+                log.warning("workers unreadable: the last known ones stay", extra={"error": complaint})
+            self._complaints[number] = complaint
             addresses.extend(self._last.get(number, ()))
         return addresses
-
-
-def watched_task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """A task that runs until it is cancelled. Whatever else ends it is logged, for nobody awaits it."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report_end)
-    return task
-
-
-def _report_end(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a background task died", extra={"task": task.get_name()}, exc_info=error)

@@ -10,6 +10,7 @@ import ssl
 from collections import deque
 from dataclasses import dataclass
 
+from router.core.address import is_forbidden
 from router.core.attempt import CannotConnect
 from router.core.worker import WorkerAddress
 from router.upstream.connection import Limits, WorkerConnection
@@ -108,6 +109,9 @@ class Pool:
             raise CannotConnect("no connection in time") from None
         except OSError as error:
             raise CannotConnect(f"cannot connect: {error.strerror or type(error).__name__}") from None
+        if is_forbidden(connection.peer_host):  # what its name resolves to now
+            connection.abort()
+            raise CannotConnect("the worker's name resolves to where no worker may be")
         self._open[connection] = address
         return connection
 

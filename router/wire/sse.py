@@ -59,6 +59,7 @@ _ANTHROPIC = Dialect(
 DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
 
 _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
+_ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_text":null'
 _ANY_IDS = b'token_ids":['
@@ -98,6 +99,11 @@ def read_error(event: bytes) -> tuple[int, bytes]:
     body = event[event.find(b"data:") + 5 :].strip()
     code = _ERROR_CODE.search(body)
     return int(code[1]) if code else 500, body
+
+
+def says_engine_died(text: bytes) -> bool:
+    """An answer or an error event of vLLM's front end, which outlives its engine by some seconds."""
+    return any(mark in text for mark in _ENGINE_DIED)
 
 
 def split_events(payload: bytes) -> tuple[bytes, bytes]:
@@ -229,30 +235,32 @@ class EventWatch:
         """Events that gave a reason for finishing, until the hidden usage event after them has told what belongs there."""
 
     def is_plain(self, data: bytes) -> bool:
-        """True where nothing in ``data`` needs ``take``: one sound event, without anything remarkable. Its searches, at memchr
-        speed, cost 0.3 µs for a chunk, and to look whether it is JSON as much again."""
+        """True where nothing in ``data`` needs ``take``: one sound event, without anything remarkable. Its searches cost
+        0.5 µs for a chunk, and to look whether it is JSON half as much."""
         begin = data.find(b"data: {") + 6
         if begin < 6 or data.find(b"\n", begin) != len(data) - 4 or not _is_object(data[begin:-4]):
             return False
-        return not (
-            b'_reason":"' in data
-            or b'_reason": "' in data
-            or b"[DONE]" in data
-            or b'"choices":[]' in data
-            or b'"choices": []' in data
-            or b'"error"' in data
-            or b"event: message_" in data
+        before = data[:begin]
+        if b"[DONE]" in before or b"event: message_" in before:
+            return False
+        # From behind, since that takes the interpreter half as long.
+        return (
+            data.rfind(b'_reason":"') < 0
+            and data.rfind(b'_reason": "') < 0
+            and data.rfind(b'"choices":[]') < 0
+            and data.rfind(b'"choices": []') < 0
+            and data.rfind(b'"error"') < 0
         )
 
     def pass_frame(self, data: bytes, at: int) -> bytes:
         """One frame of the chunked coding whose payload, from ``at`` on, is plain whole events: as the client gets it."""
         if self.transcript is not None:
             self.transcript.keep(data)
-        if not self.hides_ids or (begin := data.find(_ANY_IDS, at)) < 0:
+        if not self.hides_ids or (begin := data.rfind(_ANY_IDS, at)) < 0:
             return data
         begin -= 2
         end = data.find(b"]", begin) + 1  # 0 where nothing closes it, which the full way can bear
-        if not end or data[begin : begin + 2] != b',"' or data.find(_ANY_IDS, end) >= 0:
+        if not end or data[begin : begin + 2] != b',"' or data.rfind(_ANY_IDS, at, begin) >= 0:
             return frame(cut_ids(data[at:-2]))
         payload = data[at:begin] + data[end:-2]
         return b"%x\r\n%b\r\n" % (len(payload), payload)

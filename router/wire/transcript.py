@@ -6,6 +6,7 @@ parsed when the stream breaks; a long one is folded now and then into what parsi
 
 from __future__ import annotations
 
+import re
 from array import array
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,17 +65,14 @@ class Chunk(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Chunk)
+_DATA = re.compile(rb"(?m)^data:(?! ?\[DONE\])(.*)")
 PROMPT_IDS = b',"prompt_token_ids":['
 """What stands before them, as workers write compact JSON; the next bracket ends them."""
 
 
 def read_chunks(events: bytes) -> list[Chunk]:
     """The chunks of whole events, also with the chunked coding's size lines between them. Raises msgspec.DecodeError."""
-    return [
-        _decoder.decode(line[5:])
-        for line in events.split(b"\n")
-        if line.startswith(b"data:") and not line.startswith((b"data: [DONE]", b"data:[DONE]"))
-    ]
+    return _decoder.decode_lines(b"\n".join(_DATA.findall(events)))
 
 
 @dataclass(slots=True)

@@ -64,6 +64,19 @@ class Tenancy:
         return raised.value.retry_after_s
 
 
+def test_a_tenant_of_which_nothing_is_said_has_64_requests_under_way_at_the_most() -> None:
+    tenancy = Tenancy()
+    for _ in range(64):
+        tenancy.ask()
+    assert tenancy.retry_after() == 1
+
+
+def test_0_in_flight_stands_for_any_number() -> None:
+    tenancy = Tenancy(max_in_flight=0)
+    for _ in range(1000):
+        tenancy.ask()
+
+
 def test_without_limits_everything_passes_and_is_counted() -> None:
     tenancy = Tenancy()
     for _ in range(1000):

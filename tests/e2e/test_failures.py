@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from router.app import Running
 from router.simulator import Fault, SimulatorSettings, start_fleet
 from router.wire.framing import LAST_CHUNK, frame
+from tests.e2e.faults import metric
 from tests.e2e.routed import Broken, RawClient, connected, get_admin, is_quiet, post, routed, until
 from tests.e2e.streams import (
     CHAT,
@@ -146,7 +149,7 @@ async def test_a_worker_that_left_the_fleet_ends_its_stream_well(tmp_path: Any) 
             await client.post(PATH, STREAMED)
             await client.head()
             assert await client.chunk() == TEXT
-            file.write_text("")
+            file.write_text("none\n")
             await until(lambda: len(router.fleet) == 0)
             left.set()
             assert await client.chunk() == LAST + DONE
@@ -270,6 +273,32 @@ async def test_a_worker_killed_in_its_stream_breaks_the_stream_and_is_out_until_
         await fleet.restart(0)
         await until(router.fleet.is_ready)
         assert (await post(router, PATH, SIM_CHAT)).status == 200
+
+
+async def test_a_workers_file_that_is_half_written_takes_no_worker_away(tmp_path: Path) -> None:
+    """With a real file, written in place, as a careless script does."""
+    file = tmp_path / "workers"
+    async with scripted() as one, scripted() as two:
+        whole = f"{one.url}\n{two.url}\n"
+        file.write_text(whole)
+        async with routed(fleet__workers_file=str(file)) as router:
+            await until(lambda: len(router.fleet) == 2)
+            failures = 0.0
+            for torn in ("", f"{one.url}\nhttp:", f"{one.url}\nnonsense\n"):
+                file.write_text(torn)
+                await until_more(router, failures)
+                failures = await metric(router, "warmroute_workers_reload_failures_total", source="file")
+                assert len(router.fleet) == 2
+                assert (await post(router, PATH, CHAT)).status == 200
+            file.write_text(f"{two.url}\n")
+            await until(lambda: len(router.fleet) == 1)
+            file.write_text("none\n")
+            await until(lambda: len(router.fleet) == 0)
+
+
+async def until_more(router: Running, failures: float) -> None:
+    while await metric(router, "warmroute_workers_reload_failures_total", source="file") <= failures:
+        await asyncio.sleep(0.02)
 
 
 # Clients

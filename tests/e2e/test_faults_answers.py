@@ -11,10 +11,10 @@ import pytest
 
 from router.app import Running
 from router.wire.framing import LAST_CHUNK, frame
-from tests.e2e.faults import CHAT_PATH, ejections_of, faulted
+from tests.e2e.faults import CHAT_PATH, broken_stream, decisions_of, ejections_of, faulted, metric
 from tests.e2e.routed import Broken, connected, post
-from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, WHOLE, answering, stream
-from tests.upstream.scripted import JSON_HEAD, STREAM_HEAD, Asked, Peer, scripted
+from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, WHOLE, answering, sending, stream
+from tests.upstream.scripted import JSON_HEAD, STREAM_HEAD, Asked, Peer, answer, scripted
 
 IN_TURN: dict[str, Any] = {"policy__name": "round_robin", "probes__ejection_s": 30.0, "probes__max_ejection_s": 60.0}
 """Each worker has its share, and one that is ejected stays so."""
@@ -43,7 +43,7 @@ async def test_a_busy_worker_is_passed_over_and_never_taken_for_ill(status: int)
     async with (
         scripted(answering(b"{}", status)) as busy,
         scripted(answering()) as well,
-        faulted(busy.url, well.url, **IN_TURN) as router,
+        faulted(busy.url, well.url, **IN_TURN, admission__max_wait_s=0) as router,
     ):
         assert await ask_in_turn(router, 20) == {200: 20}
         assert len(busy.asked) == 10
@@ -51,6 +51,35 @@ async def test_a_busy_worker_is_passed_over_and_never_taken_for_ill(status: int)
         refused = await post(router, CHAT_PATH, CHAT)
         assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
         assert await ejections_of(router) == 0
+
+
+async def test_workers_that_are_all_busy_are_waited_for() -> None:
+    async def answer_the_second_time(_asked: Asked, peer: Peer) -> None:
+        await peer.send(answer(b"{}", 503 if len(worker.asked) == 1 else 200))
+
+    async with scripted(answer_the_second_time) as worker, faulted(worker.url) as router:
+        assert (await post(router, CHAT_PATH, CHAT)).status == 200
+        (decision,) = await decisions_of(router)
+        assert (decision["attempts"], decision["outcome"]) == (2, "ok")
+        assert decision["queued_s"] > 0.9
+        assert await metric(router, "warmroute_busy_waits") == 0
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_an_error_event_that_is_the_clients_fault_ends_its_stream_and_costs_no_worker_its_health(
+    status: int,
+) -> None:
+    told = b'data: {"error":{"message":"too long","type":"BadRequestError","param":null,"code":%d}}\n\n' % status
+    script = sending(STREAM_HEAD, frame(TEXT), frame(told), frame(DONE), LAST_CHUNK)
+    async with scripted(script) as worker, faulted(worker.url, **IN_TURN) as router:
+        for _ in range(5):
+            assert await broken_stream(router, CHAT_PATH, CHAT) == TEXT + told
+        worker.script = sending(STREAM_HEAD, frame(told), frame(DONE), LAST_CHUNK)
+        for _ in range(5):
+            assert (await post(router, CHAT_PATH, STREAMED)).status == status
+        assert len(worker.asked) == 10
+        assert await ejections_of(router) == 0
+        assert await metric(router, "warmroute_resumptions_total") == 0
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])

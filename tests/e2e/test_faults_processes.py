@@ -165,3 +165,20 @@ async def test_what_a_killed_router_had_under_way_is_given_up_by_its_workers() -
         await until_running(workers[0], lambda running: running == 0, timeout_s=1.0)
         assert await asyncio.gather(*asking, return_exceptions=True)
         await command.process.wait()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_prompt_that_crashes_its_workers_is_given_up_before_it_has_crashed_them_all(is_stream: bool) -> None:
+    async with (
+        worker_processes(5, *STEADY, "--poison", "hemlock") as workers,
+        faulted(*[each.url for each in workers]) as router,
+    ):
+        await until(lambda: all_up(router, 5))
+        await asyncio.gather(*[listen(router, CHAT_PATH, body_of(number, 5)) for number in range(20)])
+        poison = {"model": "sim", "stream": is_stream, "messages": [{"role": "user", "content": "a cup of hemlock"}]}
+        found = await post(router, CHAT_PATH, poison)
+        assert (found.status, found.error["code"], found.headers["x-should-retry"]) == (502, "worker_error", "false")
+        assert "3 workers died" in found.error["message"]
+        assert await metric(router, "warmroute_given_up_requests_total") == 1
+        assert await metric(router, "warmroute_worker_ejections_total", cause="died") == 3
+        assert (await post(router, CHAT_PATH, body_of(2, 5))).status == 200, "two live on"

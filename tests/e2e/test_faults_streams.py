@@ -139,7 +139,10 @@ async def test_a_stream_outlives_two_workers() -> None:
     simulated = SimulatorSettings(
         workers=3, base_port=0, block_tokens=32, time_scale=10_000.0, answers="bytes", stream_interval_ms=0.0
     )
-    async with await start_fleet(simulated) as fleet, faulted(*fleet.urls, **AT_ONCE_AGAIN) as router:
+    async with (
+        await start_fleet(simulated) as fleet,
+        faulted(*fleet.urls, **AT_ONCE_AGAIN, retries__max_deaths=4) as router,
+    ):
         await until(lambda: all_up(router, 3))
         whole = await listen(router, CHAT_PATH, CHAT | IDS)
         first = number_of(router, fleet, whole.worker)

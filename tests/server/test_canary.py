@@ -148,6 +148,7 @@ async def test_planted_keys_and_prompts_show_nowhere(written: io.StringIO, tmp_p
         **keyed(tmp_path / "keys.toml"),
         "limits__max_body_bytes": 8192,
         "timeouts__answer_s": 1.0,
+        "admission__max_wait_s": 0.0,
         "retries__max_attempts": 2,
         "admin__decisions": 100_000,
     }

@@ -88,7 +88,8 @@ async def test_a_wrong_request_is_refused_before_any_worker_hears_of_it(
     ],
 )
 async def test_when_every_worker_failed_the_client_hears_how(path: str, script: Script, status: int, code: str) -> None:
-    async with scripted(script) as worker, routed(worker.url, **SMALL, probes__interval_s=60) as router:
+    settings = {**SMALL, "probes__interval_s": 60, "admission__max_wait_s": 0}
+    async with scripted(script) as worker, routed(worker.url, **settings) as router:
         check(await post(router, path, MESSAGES), path, status, code)
 
 
@@ -132,7 +133,7 @@ async def test_a_busy_workers_wish_is_passed_on_within_reason(retry_after: tuple
     async def busy(_asked: Any, peer: Any) -> None:
         await peer.send(data)
 
-    async with scripted(busy) as worker, routed(worker.url) as router:
+    async with scripted(busy) as worker, routed(worker.url, admission__max_wait_s=0) as router:
         assert (await post(router, PATHS[0], CHAT)).headers["retry-after"] == passed
 
 

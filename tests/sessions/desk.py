@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from router.context.history import History
-from router.core.errors import RouterError
+from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Request, Route, Tenant
@@ -147,6 +147,10 @@ class FakeClient:
 
     def break_off(self, error: RouterError) -> None:
         self.broken = error
+
+    def break_off_with(self, event: bytes) -> None:
+        self.told += event
+        self.broken = WorkerError("the worker said so")
 
     @property
     def text(self) -> str:

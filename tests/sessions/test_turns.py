@@ -157,7 +157,7 @@ async def test_a_stream_that_could_not_be_saved_has_no_clean_end() -> None:
     assert isinstance(client.broken, StateUnavailable)
     assert not client.has_ended
     assert b"[DONE]" not in client.told
-    assert desk.turns.counts.turns == {"ok": 0, "repeated": 0, "refused": 0, "failed": 1}
+    assert desk.turns.counts.turns == {"ok": 0, "repeated": 0, "refused": 0, "failed": 1, "lost": 0}
     await desk.settled()
     assert await desk.texts() == []
     await desk.require_quiet()
@@ -206,7 +206,7 @@ async def test_a_workers_refusal_reaches_the_client_and_leaves_no_item(stream: b
     await desk.take(user("again"))
     assert desk.dispatch.sent() == [user("again")]
     assert await desk.texts() == ["again", "to again"]
-    assert desk.turns.counts.turns == {"ok": 1, "repeated": 0, "refused": 1, "failed": 0}
+    assert desk.turns.counts.turns == {"ok": 1, "repeated": 0, "refused": 1, "failed": 0, "lost": 0}
     await desk.require_quiet()
 
 

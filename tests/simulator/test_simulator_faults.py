@@ -203,3 +203,14 @@ def test_a_strike_lets_through_what_it_was_told_and_is_gone(fault: Fault) -> Non
     assert faults.befall(4) == (fault, 0)
     assert faults.befall(4) == (Fault.NONE, 4)
     assert faults.is_quiet
+
+
+async def test_a_poisoned_request_crashes_its_worker_and_no_other() -> None:
+    async with serving(workers=2, poison="hemlock") as client:
+        with pytest.raises(aiohttp.ClientError):
+            await client.post(CHAT, messages=[{"role": "user", "content": "a cup of hemlock"}])
+        with pytest.raises(aiohttp.ClientError):
+            await client.get("/health")
+        assert (await client.post(CHAT, 1, messages=MESSAGES))[0] == 200
+        await client.fleet.restart(0)
+        assert (await client.post(CHAT, messages=MESSAGES))[0] == 200

@@ -77,6 +77,8 @@ class ScriptedWorker:
     asked: list[Asked] = field(default_factory=list)
     """Without the probes."""
     connections: int = 0
+    close: Callable[[], object] = lambda: None
+    """Listen no more; connections stay."""
     ended: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     """Numbers of the connections that have ended, in their order."""
 
@@ -124,6 +126,7 @@ async def scripted(
         task.add_done_callback(tasks.discard)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    worker.close = server.close
     worker.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield worker

@@ -37,11 +37,39 @@ async def test_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
     assert await source.read() == [parse_address(A), parse_address(B)]
     file.write_text(f"{B}\n")
     assert await source.read() == [parse_address(B)]
-    file.write_text("")
+    file.write_text("  none  # for the night\n")
     assert await source.read() == []
 
 
-@pytest.mark.parametrize("content", [f"{A}\nhttp//typo\n".encode(), b"\xff\xfe", None])
+async def test_a_file_whose_last_line_has_no_end_is_believed_when_it_stays_so(tmp_path: Path) -> None:
+    file = tmp_path / "workers"
+    source = FileSource(file)
+    file.write_text(f"{A}\n{B}")
+    assert await source.read() == [parse_address(A), parse_address(B)], "nothing is known that could stay"
+    assert await source.read() == [parse_address(A), parse_address(B)]
+    file.write_text(f"{B}\n{A[:-2]}")
+    with pytest.raises(Unreadable, match="no end"):
+        await source.read()
+    file.write_text(f"{B}\n{A}\n")
+    assert await source.read() == [parse_address(B), parse_address(A)]
+    file.write_text(A)
+    with pytest.raises(Unreadable, match="no end"):
+        await source.read()
+    assert await source.read() == [parse_address(A)]
+
+
+BAD_FILES = {
+    "a typing error": f"{A}\nhttp//typo\n".encode(),
+    "no UTF-8": b"\xff\xfe",
+    "gone": None,
+    "empty": b"",
+    "only comments": b"# the fleet\n\n",
+    "none and some": f"none\n{A}\n".encode(),
+    "cut within a URL's host": f"{B}\nhttp://".encode(),
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
 async def test_a_file_with_one_bad_line_is_not_read_in_part(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "workers"
     if content is not None:

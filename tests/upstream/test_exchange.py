@@ -159,6 +159,23 @@ async def test_a_kept_connection_that_turns_out_closed_is_replaced_once_by_a_fre
         assert [asked.connection for asked in worker.asked] == [0, 0, 1]
 
 
+async def test_a_worker_that_is_gone_with_a_request_on_a_kept_connection_died_with_it() -> None:
+    async def die_at_the_second(asked: Asked, peer: Peer) -> None:
+        if len(worker.asked) == 2:
+            worker.close()
+            peer.drop()
+        else:
+            await peer.send(answer())
+
+    async with scripted(die_at_the_second) as worker, pooled(worker) as fixture:
+        await fixture.ask()
+        with pytest.raises(WorkerDied) as raised:
+            await fixture.ask()
+        assert not isinstance(raised.value, CannotConnect)
+        with pytest.raises(CannotConnect):
+            await fixture.ask()
+
+
 async def test_a_fresh_connection_that_closes_without_an_answer_is_a_death() -> None:
     async def drop(_asked: Asked, peer: Peer) -> None:
         peer.drop()

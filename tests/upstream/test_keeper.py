@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, ClassVar
 
 import pytest
 
+from router.background import Background
 from router.core.fleet import Fleet, FleetRules
 from router.core.health import HealthRules, State
 from router.core.prefix_index import PrefixIndex
@@ -32,10 +34,15 @@ WATCH = WatchSettings(
 
 
 class FakeSource:
+    kind: ClassVar[str] = "fake"
+
     def __init__(self, *urls: str) -> None:
         self.urls: Sequence[str] | None = urls
+        self.mistake: Exception | None = None
 
     async def read(self) -> Sequence[WorkerAddress]:
+        if self.mistake is not None:
+            raise self.mistake
         if self.urls is None:
             raise Unreadable("nothing to be read")
         return [parse_address(url) for url in self.urls]
@@ -50,9 +57,24 @@ class Fixture:
         self.pool = Pool(SETTINGS)
         self.upstream = Upstream(self.pool, lambda _model: lambda _gap: None)
         self.rings: list[Ring] = []
+        self.ring_mistake: Exception | None = None
+        self.background = Background(lambda: self.now)
         self.keeper = FleetKeeper(
-            sources, self.fleet, self.pool, self.upstream, WATCH, 60.0, self.rings.append, lambda: self.now
+            sources,
+            self.fleet,
+            self.pool,
+            self.upstream,
+            WATCH,
+            60.0,
+            self.take_ring,
+            lambda: self.now,
+            self.background,
         )
+
+    def take_ring(self, ring: Ring) -> None:
+        if self.ring_mistake is not None:
+            raise self.ring_mistake
+        self.rings.append(ring)
 
     @property
     def urls(self) -> set[str]:
@@ -124,6 +146,58 @@ async def test_a_source_that_cannot_be_read_takes_no_worker_away() -> None:
             assert fixture.urls == {one.url}
 
 
+async def test_a_source_that_cannot_be_read_is_counted_each_time_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = FakeSource()
+    async with kept(source) as fixture:
+        source.urls = None
+        for _ in range(3):
+            await fixture.keeper.refresh()
+        assert fixture.keeper.failures == {"fake": 3}
+        source.urls = ()
+        await fixture.keeper.refresh()
+        source.urls = None
+        await fixture.keeper.refresh()
+        assert [each.message for each in caplog.records].count("workers unreadable: the last known ones stay") == 2
+
+
+async def test_what_a_look_that_failed_left_undone_the_next_one_makes_up_for() -> None:
+    source = FakeSource()
+    async with scripted() as one, kept(source) as fixture:
+        source.urls = (one.url,)
+        fixture.ring_mistake = ValueError("nobody foresaw this")
+        with pytest.raises(ValueError, match="foresaw"):
+            await fixture.keeper.refresh()
+        fixture.ring_mistake = None
+        rings = len(fixture.rings)
+        await fixture.keeper.refresh()
+        assert len(fixture.rings) == rings + 1
+        assert len(watches()) == 1
+        await fixture.keeper.close()
+
+
+def watches() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("watch") and not task.cancelling()]
+
+
+async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistakes = [ValueError("nobody foresaw this")]
+    poll = WorkerWatch.poll
+
+    async def poll_with_a_mistake(watch: WorkerWatch) -> None:
+        if mistakes:
+            raise mistakes.pop()
+        await poll(watch)
+
+    monkeypatch.setattr(WorkerWatch, "poll", poll_with_a_mistake)
+    async with scripted() as one, kept(FakeSource(one.url)) as fixture:
+        assert fixture.background.failures["watch"] == 1
+        assert fixture.fleet.is_ready()
+        assert all(member.load is not None for member in fixture.fleet.members())
+        assert len(watches()) == 1
+
+
 async def test_a_worker_named_twice_is_one() -> None:
     async with scripted() as one, kept(FakeSource(one.url), FakeSource(one.url)) as fixture:
         assert len(fixture.fleet) == 1
@@ -136,9 +210,7 @@ async def test_a_worker_that_left_is_watched_no_longer() -> None:
         await fixture.keeper.refresh()
         source.urls = ()
         await fixture.keeper.refresh()
-        assert not [
-            task for task in asyncio.all_tasks() if task.get_name().startswith("watch") and not task.cancelling()
-        ]
+        assert not watches()
 
 
 async def look(worker: ScriptedWorker, fixture: Fixture) -> State:

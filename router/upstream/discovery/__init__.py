@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from router.core.worker import WorkerAddress
 
@@ -13,6 +13,9 @@ class Unreadable(Exception):
 
 
 class Source(Protocol):
+    kind: ClassVar[str]
+    """A label of the counter of failures."""
+
     async def read(self) -> Sequence[WorkerAddress]:
         """The present addresses. Raises Unreadable."""
         ...

@@ -1,30 +1,54 @@
-"""Workers listed in a file: one URL a line, ``#`` begins a comment. Read anew each time, so an edit is all it takes."""
+"""Workers listed in a file: one URL a line, ``#`` begins a comment. Read anew each time, so an edit is all it takes.
+
+A file that is being written must not take workers away, so it is all of a list or nothing: every line has to be right, a
+list without any worker has to say so, with the line ``none``, and one whose last line has no end, and may go on, is
+believed only once it was found the same twice.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from router.core.worker import WorkerAddress, parse_address
 from router.upstream.discovery import Unreadable
 
+NONE = "none"
+
 
 class FileSource:
+    kind: ClassVar[str] = "file"
+
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._text: str | None = None
+        """As it was found the last time."""
 
     async def read(self) -> Sequence[WorkerAddress]:
-        """All of the file or nothing: one bad line must not take the other workers' place."""
+        """Raises Unreadable."""
         try:
             text = await asyncio.to_thread(self._path.read_text, "utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise Unreadable(f"{self._path}: {error}") from None
+        before, self._text = self._text, text
+        addresses = self._parse(text)
+        if not text.endswith("\n") and before not in (None, text):
+            raise Unreadable(f"{self._path}: its last line has no end, and may still be written")
+        return addresses
+
+    def _parse(self, text: str) -> list[WorkerAddress]:
+        entries = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), start=1)]
+        entries = [(number, entry) for number, entry in entries if entry]
+        if not entries:
+            raise Unreadable(f"{self._path}: lists no worker; an empty fleet has the line {NONE!r}")
+        if [entry for _, entry in entries] == [NONE]:
+            return []
         addresses = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if url := line.partition("#")[0].strip():
-                try:
-                    addresses.append(parse_address(url))
-                except ValueError as error:
-                    raise Unreadable(f"{self._path}, line {number}: {error}") from None
+        for number, entry in entries:
+            try:
+                addresses.append(parse_address(entry))
+            except ValueError as error:
+                raise Unreadable(f"{self._path}, line {number}: {error}") from None
         return addresses

@@ -1,0 +1,24 @@
+"""Addresses at which no worker may be: where clouds hand out credentials to whoever asks from inside."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+
+METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
+METADATA_ADDRESSES = frozenset({"169.254.169.254", "fd00:ec2::254", "100.100.100.200"})
+"""AWS, Google, Azure and others; AWS over IPv6; Alibaba. The first is link-local, as are many more."""
+
+
+def is_forbidden(host: str) -> bool:
+    """``host``: a name, or an address, with or without a zone. Names are judged as they are written; what they resolve to is
+    judged when it is known."""
+    name = host.rstrip(".").lower()
+    if name in METADATA_NAMES:
+        return True
+    try:
+        address = ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_link_local or str(address) in METADATA_ADDRESSES

@@ -1,0 +1,175 @@
+"""Ends of turns that the store did not take, kept on disk until it does: an answer that a client was told of is never lost.
+
+One file of JSON lines in the state directory, each with a checksum, flushed to the disk before the turn ends. As soon as the
+store answers again they are appended in their order, as late ones, and doing so twice changes nothing; then the file is cut to
+nothing. A session of which something is in the journal begins no turn here before the store has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from router.sessions.store import Append, Begin, Begun, Busy, Corrupt, Fenced, Repeated, Sid, Store, StoreUnavailable
+
+log = logging.getLogger("warmroute.sessions")
+
+T = TypeVar("T")
+
+UNKNOWN_HEAD = -1
+"""What ``append`` returns where it is not known how long the log is now."""
+
+
+class Journal:
+    """The file. Not more than ``max_bytes``; every call but ``open`` runs in the thread that owns it."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._file = -1
+
+    def open(self) -> list[Append]:
+        """What was left in it. A last line that is not whole was never acknowledged. Raises OSError."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        data = self.path.read_bytes()
+        kept = []
+        for line in data.splitlines():
+            checksum, _, body = line.partition(b" ")
+            if not checksum.isdigit() or int(checksum) != zlib.crc32(body):
+                log.warning("a line of the journal is not whole", extra={"path": str(self.path)})
+                continue
+            kept.append(msgspec.json.decode(body, type=Append))
+        self.bytes = len(data)
+        return kept
+
+    def write(self, append: Append) -> None:
+        """On the disk when it returns. Raises StoreUnavailable."""
+        body = msgspec.json.encode(append)
+        line = b"%d %b\n" % (zlib.crc32(body), body)
+        if self.bytes + len(line) > self.max_bytes:
+            raise StoreUnavailable("the journal is full")
+        try:
+            os.write(self._file, line)
+            os.fsync(self._file)
+        except OSError as error:
+            raise StoreUnavailable(f"the journal cannot be written: {error.strerror}") from None
+        self.bytes += len(line)
+
+    def clear(self) -> None:
+        os.ftruncate(self._file, 0)
+        os.fsync(self._file)
+        self.bytes = 0
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+class JournaledStore:
+    """Satisfies Store, by another to which everything goes but what it did not take. ``run`` must be running."""
+
+    def __init__(self, store: Store, journal: Journal, *, retry_s: float = 0.25) -> None:
+        self._store = store
+        self.journal = journal
+        self._retry_s = retry_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._waiting: dict[Sid, list[Append]] = {}
+        self._wake = asyncio.Event()
+        self._replaying = asyncio.Lock()
+        self.renew = store.renew
+        self.release = store.release
+        self.leave = store.leave
+        self.load = store.load
+        self.create = store.create
+        self.set_attributes = store.set_attributes
+        self.commit_view = store.commit_view
+        self.read_turn = store.read_turn
+        self.delete = store.delete
+        self.put_document = store.put_document
+        self.get_document = store.get_document
+        self.delete_document = store.delete_document
+
+    @property
+    def waiting(self) -> int:
+        """Ends of turns that the store has not taken."""
+        return sum(map(len, self._waiting.values()))
+
+    async def open(self) -> None:
+        """Raises OSError."""
+        for append in await self._in_thread(self.journal.open):
+            self._waiting.setdefault(append.sid, []).append(append)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            await self._replay_all()
+            if self._waiting:
+                await asyncio.sleep(self._retry_s)
+
+    async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
+        if begin.sid in self._waiting:
+            async with self._replaying:
+                await self._replay(begin.sid)
+        return await self._store.begin(begin)
+
+    async def append(self, append: Append) -> int:
+        try:
+            return await self._store.append(append)
+        except StoreUnavailable:
+            if not append.ends:
+                raise
+        late = msgspec.structs.replace(append, is_late=True)
+        waiting = self._waiting.setdefault(append.sid, [])
+        waiting.append(late)  # first of all: whoever sees nothing waiting may clear the file
+        try:
+            await self._in_thread(self.journal.write, late)
+        except StoreUnavailable:
+            if late in waiting:
+                waiting.remove(late)
+            raise
+        finally:
+            self._wake.set()
+        return UNKNOWN_HEAD
+
+    async def close(self) -> None:
+        await self._in_thread(self.journal.close)
+        self._thread.shutdown(wait=False)
+        await self._store.close()
+
+    async def _replay_all(self) -> None:
+        async with self._replaying:
+            try:
+                for sid in tuple(self._waiting):
+                    await self._replay(sid)
+            except StoreUnavailable:
+                return
+            if not self._waiting:
+                await self._in_thread(self.journal.clear)
+                self._wake.clear()
+
+    async def _replay(self, sid: Sid) -> None:
+        """Raises StoreUnavailable. What the store refuses for good (the session was deleted) is gone with its session."""
+        waiting = self._waiting.get(sid, [])
+        while waiting:
+            try:
+                await self._store.append(waiting[0])
+            except (Fenced, Corrupt) as error:
+                log.warning("the end of a turn was dropped", extra={"sid": sid, "why": repr(error)})
+            del waiting[0]
+        self._waiting.pop(sid, None)
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
