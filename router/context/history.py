@@ -198,7 +198,6 @@ class History:
         left = _without_call(self.items[at], part) if part else None
         if left is None:
             del self.items[at]
-            self._cut.pop(number, None)
         else:
             self.items[at] = left
             self._cut[number] = left.calls

@@ -144,7 +144,7 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
         earlier_bytes=earlier_bytes,
         recipe=Recipe(
             system=system.number,
-            tools=0 if incoming.turn_tools is not None else tools.number,
+            tools=tools.number,
             items=history.runs(),
             cut=history.cut(),
             turn_system=msgspec.Raw(_array(turn_system)),

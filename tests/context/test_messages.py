@@ -33,6 +33,7 @@ CASES: dict[str, tuple[list[Any], list[Any], Overlap]] = {
     "up to before the last answer": ([A, ONE, B, TWO], [A, ONE], Overlap(0, differs=True)),
     "nothing to overlap with": ([], [A, ONE, B], Overlap(0)),
     "what an agent added behind the answer": ([A, ONE, B], [A, ONE, B, C], Overlap(3)),
+    "what an agent added, without the answer before it": ([A, ONE, B], [B, TWO, C], Overlap(0)),
     "all but what an agent added": ([A, ONE, B], [A, ONE, C], Overlap(0, differs=True)),
 }
 

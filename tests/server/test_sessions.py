@@ -569,6 +569,28 @@ async def test_a_router_that_drains_takes_no_turns_and_cuts_what_is_left() -> No
         assert b"[DONE]" not in told
 
 
+async def test_nothing_follows_a_whole_answer_that_its_client_has_yet_to_read() -> None:
+    text = "x" * (8 << 20)
+
+    async def say_much(asked: Asked, peer: Peer) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        await peer.send(answer(json.dumps({"choices": [choice]}).encode()))
+
+    async with (
+        scripted(say_much) as worker,
+        routed(worker.url) as router,
+        connected(router, receive_bytes=4096) as client,
+    ):
+        await client.post(path(rest=CHAT), says("hi"))
+        assert (await client.head())[0] == 200
+        assert (router.data.live, len(router.data._clients)) == (1, 0)
+        router.data.cut_short()
+        told = b""
+        while len(told) < len(text) or not told.endswith(b"}"):
+            told += await client.reader.read(1 << 16)
+        assert json.loads(told)["choices"][0]["message"]["content"] == text
+
+
 async def test_what_sessions_did_is_in_the_metrics() -> None:
     async with echoing() as (_, router):
         await say(router, "hi", "Idempotency-Key: k")
