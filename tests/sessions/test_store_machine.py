@@ -24,8 +24,8 @@ from router.core.request import Tenant
 from router.sessions.store import LINE_PATIENCE_S, NOTHING, Append, Begin, Begun, Fenced, Known, Loaded, Sid, Store
 from tests.sessions.contract import OWNER, STORES, STRANGER, Trial, memory_trial
 
-PLACES = st.sampled_from([0, 1])
-OWNERS = st.sampled_from([OWNER, OWNER, OWNER, STRANGER])
+PLACES = st.sampled_from([0, 0, 0, 1])
+OWNERS = st.sampled_from([OWNER] * 9 + [STRANGER])
 TOKENS = st.sampled_from(["t1", "t2", "t3", "t4"])
 ENTRIES = st.lists(st.binary(max_size=3), max_size=3)
 LIFETIMES_S = st.sampled_from([0.0, 11.0, 601.0])
@@ -144,6 +144,14 @@ class StoreMachine(RuleBasedStateMachine):
         lifetime_s=LIFETIMES_S,
     )
     def append(self, claim: Claim, **fields: Any) -> None:
+        self.append_to(claim, fields)
+
+    @rule(claim=claims, is_late=st.booleans())
+    def end(self, claim: Claim, is_late: bool) -> None:
+        plain = {"record": None, "worker": "", "lifetime_s": 601.0}
+        self.append_to(claim, {"owner": OWNER, "entries": [b"end"], "ends": True, "is_late": is_late, **plain})
+
+    def append_to(self, claim: Claim, fields: dict[str, Any]) -> None:
         def call(store: Store, is_tested: bool) -> Awaitable[int]:
             begun = claim.tested if is_tested else claim.model
             return store.append(
@@ -220,7 +228,7 @@ def test_it_answers_as_the_store_in_memory_does(name: str) -> None:
     run_state_machine_as_test(
         type("Machine", (StoreMachine,), {"name": name}),
         settings=settings(
-            max_examples=60,
+            max_examples=200,
             stateful_step_count=60,
             deadline=None,
             derandomize=True,
