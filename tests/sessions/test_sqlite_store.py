@@ -15,7 +15,7 @@ import pytest
 
 from router.sessions.sqlite import SqliteStore, rows
 from router.sessions.sqlite.schema import MIGRATIONS, PARTS
-from router.sessions.sqlite.store import SWEPT_ENTRIES, read_boot
+from router.sessions.sqlite.store import SWEPT_DOCUMENTS, SWEPT_ENTRIES, read_boot
 from router.sessions.store import LINE_PATIENCE_S, NOTHING, Begun, Busy, Corrupt, Fenced, Known, Sid, StoreUnavailable
 from tests.sessions.contract import LEASE_S, OWNER, STRANGER, Clocks, asks, more
 
@@ -440,6 +440,14 @@ async def test_sweeping_stops_at_its_limit_and_goes_on_from_there(path: Path, cl
             await keep(store, Sid(f"{n}"), 1, 5)
         await clocks.advance(10)
         assert [await store.sweep(2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_documents_are_swept_in_small_parts_up_to_the_limit(path: Path, clocks: Clocks) -> None:
+    async with opened(path, clocks) as store:
+        for n in range(SWEPT_DOCUMENTS + 10):
+            await store.put_document(Sid(f"{n}"), OWNER, b"d", 5)
+        await clocks.advance(10)
+        assert [await store.sweep(limit) for limit in (SWEPT_DOCUMENTS + 5, 100, 100)] == [SWEPT_DOCUMENTS + 5, 5, 0]
 
 
 async def test_a_long_session_is_swept_in_small_parts(path: Path, clocks: Clocks) -> None:

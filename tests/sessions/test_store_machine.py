@@ -125,13 +125,24 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.look(sid)
         known = NOTHING if is_new else self.knowledge(sid, lacks)
         turn = (found.turns if found else 0) + 1 + skips
-        begin = Begin(sid=sid, known=known, turn=turn, **fields)
+        return self.ask(Begin(sid=sid, known=known, turn=turn, **fields))
+
+    @rule(target=claims, place=PLACES, token=TOKENS, idempotency_key=st.sampled_from(["", "k1"]))
+    def begin_plainly(self, place: int, token: str, idempotency_key: str) -> Any:
+        """So that turns often meet."""
+        sid = self.sids[place]
+        return self.ask(
+            Begin(sid=sid, owner=OWNER, token=token, idempotency_key=idempotency_key, lease_s=31.0, lifetime_s=601.0)
+        )
+
+    def ask(self, begin: Begin) -> Any:
+        """What to add to the claims."""
         model, tested = self.both(
             lambda store, is_tested: store.begin(
                 msgspec.structs.replace(begin, known=self.known(begin.known, is_tested))
             )
         )
-        return Claim(sid, model, tested) if isinstance(model, Begun) else multiple()
+        return Claim(begin.sid, model, tested) if isinstance(model, Begun) else multiple()
 
     @rule(
         claim=claims,
@@ -209,13 +220,11 @@ class StoreMachine(RuleBasedStateMachine):
     def put_document(self, place: int, owner: Tenant, body: bytes, lifetime_s: float) -> None:
         self.both(lambda store, _: store.put_document(self.sids[place], owner, body, lifetime_s))
 
-    @rule(place=PLACES, owner=OWNERS)
-    def get_document(self, place: int, owner: Tenant) -> None:
+    @rule(place=PLACES, owner=OWNERS, deletes=st.booleans())
+    def take_document(self, place: int, owner: Tenant, deletes: bool) -> None:
         self.both(lambda store, _: store.get_document(self.sids[place], owner))
-
-    @rule(place=PLACES, owner=OWNERS)
-    def delete_document(self, place: int, owner: Tenant) -> None:
-        self.both(lambda store, _: store.delete_document(self.sids[place], owner))
+        if deletes:
+            self.both(lambda store, _: store.delete_document(self.sids[place], owner))
 
     @rule(seconds=st.sampled_from([2.0, 4.0, 12.0, 40.0]))
     def wait(self, seconds: float) -> None:
@@ -228,8 +237,8 @@ def test_it_answers_as_the_store_in_memory_does(name: str) -> None:
     run_state_machine_as_test(
         type("Machine", (StoreMachine,), {"name": name}),
         settings=settings(
-            max_examples=200,
-            stateful_step_count=60,
+            max_examples=100,
+            stateful_step_count=100,
             deadline=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.too_slow],

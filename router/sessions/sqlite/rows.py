@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from operator import attrgetter
 
 from router.core.request import Tenant
 from router.sessions.sqlite.database import Transaction
@@ -41,6 +42,10 @@ class Session:
         self.holder, self.claimed_turn, self.claimed_until = "", 0, 0.0
 
 
+_columns = attrgetter(*(field.name for field in fields(Session)))
+_SAVE = f"REPLACE INTO session VALUES ({', '.join('?' * len(fields(Session)))})"  # noqa: S608
+
+
 def find(at: Transaction, sid: Sid, owner: Tenant) -> Session | None:
     row = at.connection.execute("SELECT * FROM session WHERE sid = ?", (sid,)).fetchone()
     if row is None or row[1] != owner or row[4] <= at.unix_time:
@@ -60,7 +65,7 @@ def add(at: Transaction, sid: Sid, owner: Tenant, generation: str) -> Session | 
 
 
 def save(at: Transaction, session: Session) -> None:
-    at.connection.execute("REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(session))
+    at.connection.execute(_SAVE, _columns(session))
 
 
 def remove(at: Transaction, sid: Sid) -> None:

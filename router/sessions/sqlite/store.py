@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 WRITES_PER_CHECKPOINT = 64
-SWEPT_ENTRIES = 500
+SWEPT_ENTRIES, SWEPT_DOCUMENTS = 500, 50
 """Deleted by one transaction at most, that others need not wait long."""
 
 
@@ -178,7 +178,9 @@ class SqliteStore:
     async def sweep(self, limit: int) -> int:
         """Deletes what has expired, ``limit`` sessions and as many documents at most, in small transactions. How many of
         both it has deleted."""
-        swept = await self._write(rows.sweep_documents, limit)
+        swept = 0
+        while gone := await self._write(rows.sweep_documents, min(limit - swept, SWEPT_DOCUMENTS)):
+            swept += gone
         for _ in range(limit):
             while (is_gone := await self._write(rows.sweep_session, SWEPT_ENTRIES)) is False:
                 pass
