@@ -14,14 +14,15 @@ from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, Ses
 from router.server.state import MAX_NAME_CHARS, Call, Page
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
-from router.sessions.items import public_items, read_items
+from router.sessions.items import all_items, place_of, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
-from router.wire.body_limits import BodyLimits
+from router.wire.body_limits import BodyLimits, check_depth
+from router.wire.responses.objects import item_list, read_messages
 from router.wire.strict_json import decode_object
 
 log = logging.getLogger("warmroute.sessions")
@@ -132,10 +133,10 @@ class SessionPages:
         upto = None
         if after is not None:
             history, _ = await self._histories.load(sid, owner)
-            found = [item for item in public_items(history) if item["id"] == after]
-            if not found:
+            place = place_of(sid, after) if isinstance(after, str) else None
+            if place is None or all(item["id"] != after for item in public_items(sid, history.items)):
                 raise InvalidRequest("after names no item of this session", param="after")
-            upto = found[0]["number"]
+            upto = place[0]
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
         if not await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto):
             raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)

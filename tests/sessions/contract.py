@@ -19,6 +19,7 @@ import msgspec
 from router.core.request import Tenant
 from router.sessions.memory import MemoryStore
 from router.sessions.redis import RedisLimits, RedisStore
+from router.sessions.sqlite import SqliteStore
 from router.sessions.store import Append, Begin, Begun, Sid, Store
 from tests.redis_servers import running
 from tests.sessions import redis_clock
@@ -80,9 +81,18 @@ async def redis_trial(directory: Path) -> AsyncIterator[Trial]:
         await store.close()
 
 
+@asynccontextmanager
+async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
+    clocks = Clocks()
+    store = await SqliteStore.open(directory / "sessions" / "of.db", clocks.monotonic, clocks.unix_time, boot="this")
+    yield Trial(store, clocks.advance, clocks.unix_time)
+    await store.close()
+
+
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {
     "memory": memory_trial,
     "redis": redis_trial,
+    "sqlite": sqlite_trial,
 }
 """By name: opens a store of its own for one trial. The directory is the trial's, and empty."""
 

@@ -24,8 +24,8 @@ from router.core.request import Tenant
 from router.sessions.store import LINE_PATIENCE_S, NOTHING, Append, Begin, Begun, Fenced, Known, Loaded, Sid, Store
 from tests.sessions.contract import OWNER, STORES, STRANGER, Trial, memory_trial
 
-PLACES = st.sampled_from([0, 1])
-OWNERS = st.sampled_from([OWNER, OWNER, OWNER, STRANGER])
+PLACES = st.sampled_from([0, 0, 0, 1])
+OWNERS = st.sampled_from([OWNER] * 9 + [STRANGER])
 TOKENS = st.sampled_from(["t1", "t2", "t3", "t4"])
 ENTRIES = st.lists(st.binary(max_size=3), max_size=3)
 LIFETIMES_S = st.sampled_from([0.0, 11.0, 601.0])
@@ -125,13 +125,24 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.look(sid)
         known = NOTHING if is_new else self.knowledge(sid, lacks)
         turn = (found.turns if found else 0) + 1 + skips
-        begin = Begin(sid=sid, known=known, turn=turn, **fields)
+        return self.ask(Begin(sid=sid, known=known, turn=turn, **fields))
+
+    @rule(target=claims, place=PLACES, token=TOKENS, idempotency_key=st.sampled_from(["", "k1"]))
+    def begin_plainly(self, place: int, token: str, idempotency_key: str) -> Any:
+        """So that turns often meet."""
+        sid = self.sids[place]
+        return self.ask(
+            Begin(sid=sid, owner=OWNER, token=token, idempotency_key=idempotency_key, lease_s=31.0, lifetime_s=601.0)
+        )
+
+    def ask(self, begin: Begin) -> Any:
+        """What to add to the claims."""
         model, tested = self.both(
             lambda store, is_tested: store.begin(
                 msgspec.structs.replace(begin, known=self.known(begin.known, is_tested))
             )
         )
-        return Claim(sid, model, tested) if isinstance(model, Begun) else multiple()
+        return Claim(begin.sid, model, tested) if isinstance(model, Begun) else multiple()
 
     @rule(
         claim=claims,
@@ -144,6 +155,14 @@ class StoreMachine(RuleBasedStateMachine):
         lifetime_s=LIFETIMES_S,
     )
     def append(self, claim: Claim, **fields: Any) -> None:
+        self.append_to(claim, fields)
+
+    @rule(claim=claims, is_late=st.booleans())
+    def end(self, claim: Claim, is_late: bool) -> None:
+        plain = {"record": None, "worker": "", "lifetime_s": 601.0}
+        self.append_to(claim, {"owner": OWNER, "entries": [b"end"], "ends": True, "is_late": is_late, **plain})
+
+    def append_to(self, claim: Claim, fields: dict[str, Any]) -> None:
         def call(store: Store, is_tested: bool) -> Awaitable[int]:
             begun = claim.tested if is_tested else claim.model
             return store.append(
@@ -201,13 +220,11 @@ class StoreMachine(RuleBasedStateMachine):
     def put_document(self, place: int, owner: Tenant, body: bytes, lifetime_s: float) -> None:
         self.both(lambda store, _: store.put_document(self.sids[place], owner, body, lifetime_s))
 
-    @rule(place=PLACES, owner=OWNERS)
-    def get_document(self, place: int, owner: Tenant) -> None:
+    @rule(place=PLACES, owner=OWNERS, deletes=st.booleans())
+    def take_document(self, place: int, owner: Tenant, deletes: bool) -> None:
         self.both(lambda store, _: store.get_document(self.sids[place], owner))
-
-    @rule(place=PLACES, owner=OWNERS)
-    def delete_document(self, place: int, owner: Tenant) -> None:
-        self.both(lambda store, _: store.delete_document(self.sids[place], owner))
+        if deletes:
+            self.both(lambda store, _: store.delete_document(self.sids[place], owner))
 
     @rule(seconds=st.sampled_from([2.0, 4.0, 12.0, 40.0]))
     def wait(self, seconds: float) -> None:
@@ -220,8 +237,8 @@ def test_it_answers_as_the_store_in_memory_does(name: str) -> None:
     run_state_machine_as_test(
         type("Machine", (StoreMachine,), {"name": name}),
         settings=settings(
-            max_examples=60,
-            stateful_step_count=60,
+            max_examples=100,
+            stateful_step_count=100,
             deadline=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.too_slow],
