@@ -145,9 +145,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     state_metrics = StateMetrics(registry)
-    state = build_state(
-        config, dispatcher, last_workers.set, fleet.bytes_per_token, clock, state_metrics.observe_overhead
-    )
+    state = await build_state(config, dispatcher, last_workers.set, fleet.bytes_per_token, clock, state_metrics)
     data = DataPort(
         config.server,
         config.limits,
@@ -194,7 +192,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
-    registry.register(StateCollector(state.turns, state.histories.hot))
+    registry.register(StateCollector(state.turns, state.histories.hot, state.store))
     registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

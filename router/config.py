@@ -372,7 +372,7 @@ class SessionsConfig(Section, frozen=True):
         str,
         Meta(
             description="Where: sqlite:///PATH, memory://, redis://, rediss://, redis+sentinel://HOST:PORT,…/SERVICE/DB, "
-            "redis+cluster://HOST:PORT,…; empty: SQLite in the state directory.",
+            "redis+cluster://HOST:PORT,…; none: no state is kept; empty: SQLite in the state directory.",
             extra=_SECRET,
         ),
     ] = ""
@@ -413,9 +413,9 @@ class SessionsConfig(Section, frozen=True):
     timeout_s: Annotated[
         float, Meta(gt=0, le=60, description="Seconds that the store may take for one call; beyond, it is unavailable.")
     ] = 0.2
-    max_store_connections: Annotated[
-        int, Meta(ge=1, le=10_000, description="Connections to Redis, and calls that SQLite may have before it.")
-    ] = 64
+    max_store_calls: Annotated[
+        int, Meta(ge=1, le=10_000, description="Connections to Redis; calls that may wait for SQLite.")
+    ] = 256
     sqlite_synchronous: Annotated[
         Literal["NORMAL", "FULL"],
         Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),
@@ -636,7 +636,7 @@ def _check_across(config: Config) -> None:
     _check_auth(config)
 
 
-MIN_SALT_SECRET_BYTES = 16
+MIN_SECRET_BYTES = 16
 
 
 def _check_auth(config: Config) -> None:
@@ -654,20 +654,25 @@ def _check_auth(config: Config) -> None:
 
 
 def read_salt_secret(auth: AuthConfig) -> bytes:
+    """Raises ConfigError."""
+    return read_secret("auth.salt_secret", auth.salt_secret, auth.salt_secret_file)
+
+
+def read_secret(key: str, text: str, file: str) -> bytes:
     """From its setting or its file, without white space around it; empty where there is none. Raises ConfigError."""
-    if auth.salt_secret and auth.salt_secret_file:
-        raise ConfigError("auth.salt_secret=***: must not be given together with auth.salt_secret_file")
-    key, secret = "auth.salt_secret=***", auth.salt_secret.encode()
-    if auth.salt_secret_file:
-        key = f"auth.salt_secret_file={auth.salt_secret_file!r}"
+    if text and file:
+        raise ConfigError(f"{key}=***: must not be given together with {key}_file")
+    named, secret = f"{key}=***", text.encode()
+    if file:
+        named = f"{key}_file={file!r}"
         try:
-            secret = Path(auth.salt_secret_file).read_bytes()
+            secret = Path(file).read_bytes()
         except OSError as error:
-            raise ConfigError(f"{key}: cannot be read: {error.strerror}") from None
+            raise ConfigError(f"{named}: cannot be read: {error.strerror}") from None
     elif not secret:
         return b""
-    if len(secret := secret.strip()) < MIN_SALT_SECRET_BYTES:
-        raise ConfigError(f"{key}: must hold at least {MIN_SALT_SECRET_BYTES} bytes")
+    if len(secret := secret.strip()) < MIN_SECRET_BYTES:
+        raise ConfigError(f"{named}: must hold at least {MIN_SECRET_BYTES} bytes")
     return secret
 
 

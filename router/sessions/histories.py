@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -40,17 +41,36 @@ ENTRIES_AT_ONCE = 400
 T = TypeVar("T")
 
 
-class Histories:
-    """``wall_clock``: Unix time, which entries are stamped with. All calls raise StateUnavailable and SessionCorrupt."""
+def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
+    return
 
-    def __init__(self, store: Store, hot: HotHistories, wall_clock: Callable[[], float]) -> None:
+
+class Histories:
+    """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
+    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. All calls raise
+    StateUnavailable and SessionCorrupt."""
+
+    def __init__(
+        self,
+        store: Store,
+        hot: HotHistories,
+        wall_clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        observe_load: Callable[[str, str, float], None] = _unobserved,
+    ) -> None:
         self.store = store
+        self.observe_load = observe_load
+        self._clock = clock
         self.hot = hot
         self._wall_clock = wall_clock
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
-        return await self.ask(self.store.begin(begin))
+        began_at = self._clock()
+        begun = await self.ask(self.store.begin(begin))
+        if isinstance(begun, Begun):
+            self.observe_load("store" if begun.tail else "memory", "fetch", self._clock() - began_at)
+        return begun
 
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
@@ -60,8 +80,8 @@ class Histories:
         """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
         met the entries before."""
         first_number = head - len(entries) + 1
-        if history.head + 1 < first_number:
-            self.hot.forget(Sid(history.sid))  # others wrote in between
+        if not 0 < first_number <= history.head + 1:
+            self.hot.forget(Sid(history.sid))  # others wrote in between, or nobody knows
             return
         history.add(entries, first_number)
         self.hot.keep(Sid(history.sid), history)
@@ -95,6 +115,7 @@ class Histories:
         history = self.hot.find(sid, owner, known, found.generation)
         if history is None:
             return (await self.load(sid, owner))[0]
+        began_at = self._clock()
         first_number = 1 if found.starts_over or known.generation != found.generation else known.head + 1
         try:
             for start in range(0, len(found.tail), ENTRIES_AT_ONCE):
@@ -104,6 +125,7 @@ class Histories:
         except BadEntry as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
+        self.observe_load("store" if found.tail else "memory", "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
         if found.view is not None:
             history.view = found.view

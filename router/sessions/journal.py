@@ -1,6 +1,6 @@
 """Ends of turns that the store did not take, kept on disk until it does: an answer that a client was told of is never lost.
 
-One file of JSON lines in the state directory, each with a checksum, flushed to the disk before the turn ends. As soon as the
+JSON lines in the state directory, each with a checksum, flushed to the disk before the turn ends. As soon as the
 store answers again they are appended in their order, as late ones, and doing so twice changes nothing; then the file is cut to
 nothing. A session of which something is in the journal begins no turn here before the store has it.
 """
@@ -8,6 +8,8 @@ nothing. A session of which something is in the journal begins no turn here befo
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import logging
 import os
 import zlib
@@ -24,32 +26,59 @@ log = logging.getLogger("warmroute.sessions")
 
 T = TypeVar("T")
 
+MAX_ROUTERS = 64
+"""That may share a directory."""
+
 UNKNOWN_HEAD = -1
 """What ``append`` returns where it is not known how long the log is now."""
 
 
 class Journal:
-    """The file. Not more than ``max_bytes``; every call but ``open`` runs in the thread that owns it."""
+    """Files ``journal-N`` of a directory, of which each router locks one: the first that is free, so that one begins where a
+    dead one ended. Not more than ``max_bytes``; every call runs in one thread."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = path
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.directory = directory
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._file = -1
+        self._files: list[int] = []
 
     def open(self) -> list[Append]:
-        """What was left in it. A last line that is not whole was never acknowledged. Raises OSError."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        data = self.path.read_bytes()
+        """What was left, also in files of routers that are gone. A line that is not whole was never acknowledged.
+        Raises OSError."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = len(list(self.directory.glob("journal-*")))
+        kept = []
+        for number in range(found + MAX_ROUTERS):
+            if (number >= found and self._files) or (file := self._lock(number)) is None:
+                continue
+            self._files.append(file)
+            kept += self._read(file)
+        if not self._files:
+            raise OSError(errno.EAGAIN, "all journals are in use")
+        return kept
+
+    def _lock(self, number: int) -> int | None:
+        """None: another router has it."""
+        path = self.directory / f"journal-{number}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        return file
+
+    def _read(self, file: int) -> list[Append]:
+        data = os.pread(file, os.fstat(file).st_size, 0)
+        self.bytes += len(data)
         kept = []
         for line in data.splitlines():
             checksum, _, body = line.partition(b" ")
             if not checksum.isdigit() or int(checksum) != zlib.crc32(body):
-                log.warning("a line of the journal is not whole", extra={"path": str(self.path)})
+                log.warning("a line of the journal is not whole", extra={"directory": str(self.directory)})
                 continue
             kept.append(msgspec.json.decode(body, type=Append))
-        self.bytes = len(data)
         return kept
 
     def write(self, append: Append) -> None:
@@ -59,21 +88,21 @@ class Journal:
         if self.bytes + len(line) > self.max_bytes:
             raise StoreUnavailable("the journal is full")
         try:
-            os.write(self._file, line)
-            os.fsync(self._file)
+            os.write(self._files[0], line)
+            os.fsync(self._files[0])
         except OSError as error:
             raise StoreUnavailable(f"the journal cannot be written: {error.strerror}") from None
         self.bytes += len(line)
 
     def clear(self) -> None:
-        os.ftruncate(self._file, 0)
-        os.fsync(self._file)
+        for file in self._files:
+            os.ftruncate(file, 0)
+            os.fsync(file)
         self.bytes = 0
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        while self._files:
+            os.close(self._files.pop())
 
 
 class JournaledStore:

@@ -86,8 +86,12 @@ async def items(router: Running, *lines: str, name: str = "user_99", query: str 
     return found.json
 
 
+def text_of(item: Any) -> str:
+    return "".join(part["text"] for part in item["content"])
+
+
 async def contents(router: Running, *lines: str, name: str = "user_99") -> list[str]:
-    return [item["content"] for item in (await items(router, *lines, name=name))["data"]]
+    return [text_of(item) for item in (await items(router, *lines, name=name))["data"]]
 
 
 async def remove(router: Running, name: str, *lines: str) -> Answer:
@@ -162,7 +166,7 @@ async def test_a_workers_refusal_is_passed_on_and_nothing_is_kept() -> None:
         refused = await say(router, "hi")
         assert (refused.status, refused.error["message"]) == (400, "too long")
         found = await items(router)
-        assert [(item["content"], item["status"]) for item in found["data"]] == [("hi", "incomplete")]
+        assert [(text_of(item), item["status"]) for item in found["data"]] == [("hi", "incomplete")]
         assert (await get(router, path())).json["items"] == 0
 
 
@@ -380,12 +384,12 @@ async def test_items_are_paged_in_both_orders() -> None:
                 page = await items(router, query=f"?order={order}&limit=3{after}")
                 assert page["object"] == "list"
                 assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], page["data"][-1]["id"])
-                seen += [item["content"] for item in page["data"]]
+                seen += [text_of(item) for item in page["data"]]
                 after = f"&after={page['last_id']}"
                 if not page["has_more"]:
                     break
             assert seen == expected
-        assert [item["content"] for item in (await items(router, query=""))["data"]] == wanted[::-1]
+        assert [text_of(item) for item in (await items(router, query=""))["data"]] == wanted[::-1]
 
 
 @pytest.mark.parametrize("query", ["?limit=0", "?limit=101", "?limit=x", "?limit=-1", "?order=up", "?after=msg_none"])
@@ -398,9 +402,9 @@ async def test_pages_that_cannot_be_are_refused(query: str) -> None:
 
 async def test_an_agent_adds_items_without_a_model() -> None:
     async with echoing() as (worker, router):
-        note = {"role": "tool", "content": "noted", "tool_call_id": "c"}
+        note = {"role": "assistant", "content": "noted"}
         added = await post(router, path(rest="/items"), {"items": [{"role": "user", "content": "look"}, note]})
-        assert [item["content"] for item in added.json["data"]] == ["look", "noted"]
+        assert [text_of(item) for item in added.json["data"]] == ["look", "noted"]
         assert not worker.asked
         await say(router, "so?")
         assert sent(worker) == ["look", "noted", "so?"]

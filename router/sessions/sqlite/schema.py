@@ -58,9 +58,10 @@ PARTS = ("entry", "turn", "idempotency_key", "line", "view", "attributes")
 
 def check_version(connection: sqlite3.Connection) -> int:
     """The file's version; 0 for an empty one. Only reads. Raises StoreUnavailable where it is not ours to write to."""
+    # In this order: another process may make the file ours in between, and then what is read last says so.
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (version or tables) and application_id != APPLICATION_ID:
         raise StoreUnavailable("the file is a database of another program")
     if version > len(MIGRATIONS):
