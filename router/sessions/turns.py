@@ -11,6 +11,7 @@ A turn that fails anywhere leaves what was stored of it without an end, which no
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,6 +42,9 @@ from router.sessions.plans import Ask, Behind, Plan, Planner, TurnNote, read_not
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
+
+SAVING_S = 0.5
+"""How long an answer that is whole may take to be kept when its client has left."""
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.004, 0.05
 """Between two looks at a claim that another replica holds. One of this replica's own that ends is noticed at once."""
@@ -335,9 +339,18 @@ class Turns:
             worker=worker,
             lifetime_s=ask.lifetime_s,
         )
-        await self.histories.append(history, append)
-        if ends:
-            claim.fence = 0
+        if not ends:
+            await self.histories.append(history, append)
+            return
+        # What is whole is kept, also where its client leaves in this moment: the claim is not given back before it is.
+        saving = asyncio.create_task(self.histories.append(history, append))
+        try:
+            await asyncio.shield(saving)
+        except asyncio.CancelledError:
+            await asyncio.wait((saving,), timeout=SAVING_S)
+            saving.cancel()
+            raise
+        claim.fence = 0
 
     def _fenced(self, ask: Ask) -> SessionBusy:
         self.counts.fence_rejections += 1
