@@ -89,6 +89,7 @@ class Limits(NamedTuple):
         if self == DEFAULT:
             return {}
         return {
+            "WARMROUTE_LIMITS__MAX_KEY_CONNECTIONS": "0",
             "WARMROUTE_ADMISSION__MAX_WORKER_REQUESTS": str(self.requests),
             "WARMROUTE_ADMISSION__MAX_WORKER_PREFILL_TOKENS": str(self.prefill_tokens),
         }

@@ -165,6 +165,7 @@ async def survive_kills(
 async def avoid_a_failing_worker(
     router: ServedRouter, session: aiohttp.ClientSession, workers: list[SimulatedWorker]
 ) -> dict[str, Any]:
+    await asyncio.gather(*[worker.healthy(session) for worker in workers])
     await all_up(router, session)
     before = (await retries(router, session))["error"]
     async with session.post(f"{workers[0].url}/simulator/fault", json={"fault": "error"}):
