@@ -16,6 +16,7 @@ from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
+    NOTHING,
     Append,
     Begin,
     Begun,
@@ -112,7 +113,9 @@ class Histories:
     async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
         """The history, with what the store told beyond ``known``. A long log is read in parts, with others served in between.
         Raises SessionNotFound."""
-        history = self.hot.find(sid, owner, known, found.generation)
+        if found.starts_over:
+            self.hot.forget(sid)
+        history = self.hot.find(sid, owner, NOTHING if found.starts_over else known, found.generation)
         if history is None:
             return (await self.load(sid, owner))[0]
         began_at = self._clock()

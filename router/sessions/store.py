@@ -87,7 +87,8 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """The claim is held. The log, without what was appended now, is what the replica had and ``tail`` behind it; all of the
-    log is in ``tail`` where ``starts_over``, since another generation was known."""
+    log is in ``tail`` where ``starts_over``, since another generation was known, or more of this one than there is: a store
+    that was set back to an older state."""
 
     generation: str
     fence: int
