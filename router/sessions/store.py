@@ -39,6 +39,9 @@ LINE_PATIENCE_S = 3.0
 class StoreUnavailable(Exception):
     """Unreachable, too slow, or refusing writes. What it holds is unknown, which is not the same as nothing."""
 
+    was_asked = True
+    """False: it was spared the call, so nothing of it can have happened."""
+
 
 class Corrupt(Exception):
     """What the store holds of this session cannot be read; others are well."""
