@@ -68,6 +68,8 @@ class Load:
     spanned: int = 0
     """Turns that began before the outage and were acknowledged within it."""
     first_back_at: float = float("inf")
+    late_s: list[float] = field(default_factory=list)
+    """By how much requests were sent later than meant: what the machine was too busy for, and no fault of the router's."""
 
     async def run(self, seconds: float) -> None:
         """Open loop: the next request does not wait for the last."""
@@ -79,7 +81,9 @@ class Load:
                 if time.monotonic() > until:
                     return
                 requests.create_task(kinds[number % len(kinds)](f"{number}"))
-                await asyncio.sleep(chance.expovariate(RATE))
+                wake_at = time.monotonic() + chance.expovariate(RATE)
+                await asyncio.sleep(wake_at - time.monotonic())
+                self.late_s.append(time.monotonic() - wake_at)
 
     async def _plain(self, name: str) -> None:
         body = {"model": "m", "messages": [{"role": "user", "content": name}], "stream": int(name) % 3 == 0}
@@ -197,6 +201,8 @@ def figures_of(load: Load, seconds: float, wrong: list[str]) -> dict[str, Any]:
         "error_p50_ms": round(percentile(waits, 0.5) * 1e3, 1),
         "error_p99_ms": round(percentile(waits, 0.99) * 1e3, 1),
         "error_max_ms": round(max(waits) * 1e3, 1),
+        "sent_late_p99_ms": round(percentile(load.late_s, 0.99) * 1e3, 1),
+        "sent_late_max_ms": round(max(load.late_s) * 1e3, 1),
         "first_answer_after_s": round(load.first_back_at - load.outage.until, 3),
         "last_error_after_s": round(max((at for at, _ in load.errors), default=0.0) - load.outage.until, 3),
         "wrong": len(wrong),
