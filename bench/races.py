@@ -43,7 +43,9 @@ class Seen:
     took_s: list[float] = field(default_factory=list)
 
 
-def worker_app(seen: Seen) -> web.Application:
+def worker_app(seen: Seen, pause_s: float = 0.0) -> web.Application:
+    """``pause_s``: before each part of an answer."""
+
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "m", "object": "model"}]})
 
@@ -55,6 +57,7 @@ def worker_app(seen: Seen) -> web.Application:
         answer = f"re {name}"
         usage = {"prompt_tokens": len(texts), "completion_tokens": 1, "total_tokens": len(texts) + 1}
         head = {"id": "c", "created": 1, "model": "m"}
+        await asyncio.sleep(pause_s)
         if not body.get("stream"):
             choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
             return web.json_response({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
@@ -63,6 +66,7 @@ def worker_app(seen: Seen) -> web.Application:
         for delta, reason in (({"role": "assistant", "content": answer}, None), ({}, "stop")):
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
             event = {**head, "object": "chat.completion.chunk", "choices": [choice]}
+            await asyncio.sleep(pause_s)
             await response.write(b"data: %b\n\n" % json.dumps(event).encode())
         last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
         await response.write(b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(last).encode())
@@ -107,12 +111,14 @@ async def race(urls: list[str], pairs: int, seen: Seen) -> None:
 
 
 async def read_log(client: ClientSession, url: str, session: str) -> list[tuple[str, str]]:
-    """Role and text of each item, oldest first."""
+    """Role and text of each item, oldest first; none where there is no such session."""
     items: list[tuple[str, str]] = []
     after = ""
     while True:
         query = f"order=asc&limit=100{f'&after={after}' if after else ''}"
         async with client.get(f"{url}/v1/sessions/{session}/items?{query}") as answer:
+            if answer.status == 404:
+                return []
             page: dict[str, Any] = await answer.json()
         items += [(item["role"], text_of(item)) for item in page["data"] if item["status"] == "completed"]
         if not page["has_more"]:

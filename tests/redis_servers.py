@@ -56,7 +56,7 @@ class RedisProcess:
         self._process = subprocess.Popen([self._program, str(self._config)], stdout=subprocess.DEVNULL)
         until(lambda: self.ask("PING") is not None, f"{self._program} does not start: see {self._folder}/log")
 
-    def ask(self, *command: str | int) -> Any:
+    def ask(self, *command: str | bytes | int) -> Any:
         """Its answer to a client of the moment; None where there is none."""
         with redis.Redis(
             port=self.port, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0), protocol=2

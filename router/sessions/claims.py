@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from router.core.request import Tenant
 from router.sessions.histories import Histories
@@ -55,9 +56,8 @@ class Claims:
         for claim in self.live:
             if claim.fence and now - claim.renewed_at > self._lease_s / RENEWALS:
                 claim.renewed_at = now
-                self._histories.give_back(
-                    self._histories.store.renew(claim.sid, claim.owner, claim.fence, self._lease_s)
-                )
+                renew = self._histories.store.renew
+                self._histories.give_back(partial(renew, claim.sid, claim.owner, claim.fence, self._lease_s))
 
     @contextmanager
     def wanted(self, sid: Sid, owner: Tenant) -> Iterator[Claim]:
@@ -91,8 +91,8 @@ class Claims:
     def _give_up(self, claim: Claim) -> None:
         store = self._histories.store
         if claim.fence:
-            self._histories.give_back(store.release(claim.sid, claim.owner, claim.fence))
+            self._histories.give_back(partial(store.release, claim.sid, claim.owner, claim.fence), self._lease_s)
         elif claim.is_asked and not claim.turn:
-            self._histories.give_back(store.leave(claim.sid, claim.owner, claim.token))
+            self._histories.give_back(partial(store.leave, claim.sid, claim.owner, claim.token), self._lease_s)
         if (ending := self.endings.pop(claim.sid, None)) is not None:
             ending.set()

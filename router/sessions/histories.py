@@ -7,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import History, drafts_of
@@ -16,6 +16,7 @@ from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
+    NOTHING,
     Append,
     Begin,
     Begun,
@@ -35,10 +36,17 @@ log = logging.getLogger("warmroute.sessions")
 CLOSING_S = 1.0
 """How long what is left to be given back may take when the router stops."""
 
+AGAIN_S = 0.25
+"""Between two attempts to give back what a store did not take."""
+
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
 
 T = TypeVar("T")
+
+
+class NotAsked(StateUnavailable):
+    """The store was spared the call, and holds nothing of it."""
 
 
 def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
@@ -112,7 +120,9 @@ class Histories:
     async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
         """The history, with what the store told beyond ``known``. A long log is read in parts, with others served in between.
         Raises SessionNotFound."""
-        history = self.hot.find(sid, owner, known, found.generation)
+        if found.starts_over:
+            self.hot.forget(sid)
+        history = self.hot.find(sid, owner, NOTHING if found.starts_over else known, found.generation)
         if history is None:
             return (await self.load(sid, owner))[0]
         began_at = self._clock()
@@ -159,15 +169,28 @@ class Histories:
             return await call
         except StoreUnavailable as error:
             log.warning("the session store failed", extra={"why": str(error)})
-            raise StateUnavailable("the session store cannot be reached", retry_after_s=1) from None
+            kind = StateUnavailable if error.was_asked else NotAsked
+            raise kind("the session store cannot be reached", retry_after_s=1) from None
         except Corrupt as error:
             raise _unreadable(str(error)) from None
 
-    def give_back(self, call: Coroutine[Any, Any, None]) -> None:
-        """A claim, or a place in a line. Nobody waits for it: if it fails, a lease ends later."""
-        task = asyncio.create_task(_quietly(call))
+    def give_back(self, call: Callable[[], Awaitable[None]], within_s: float = 0.0) -> None:
+        """A claim, or a place in a line. Nobody waits for it. A store that is away is asked again for so many seconds: what it
+        was asked before it hung it does when it goes on, and then holds a claim that nobody knows of. As many wait as turns
+        were under way then. If it fails for good, a lease ends later."""
+        task = asyncio.create_task(self._give_back(call, self._clock() + within_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _give_back(self, call: Callable[[], Awaitable[None]], until: float) -> None:
+        while True:
+            try:
+                return await call()
+            except (StoreUnavailable, Corrupt, Fenced) as error:
+                if not isinstance(error, StoreUnavailable) or self._clock() + AGAIN_S > until:
+                    log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
+                    return None
+            await asyncio.sleep(AGAIN_S)
 
     async def aclose(self) -> None:
         """Behind the last turn."""
@@ -176,13 +199,6 @@ class Histories:
             for task in late:
                 task.cancel()
         await self.store.close()
-
-
-async def _quietly(call: Awaitable[None]) -> None:
-    try:
-        await call
-    except (StoreUnavailable, Corrupt, Fenced) as error:
-        log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
 
 
 def _unreadable(why: str, sid: str = "") -> SessionCorrupt:

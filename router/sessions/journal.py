@@ -15,12 +15,28 @@ import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from router.sessions.store import Append, Begin, Begun, Busy, Corrupt, Fenced, Repeated, Sid, Store, StoreUnavailable
+from router.core.request import Tenant
+from router.sessions.store import (
+    Append,
+    Begin,
+    Begun,
+    Busy,
+    Corrupt,
+    Fenced,
+    Known,
+    Loaded,
+    Repeated,
+    Sid,
+    Store,
+    StoreUnavailable,
+    TurnRecord,
+)
 
 log = logging.getLogger("warmroute.sessions")
 
@@ -28,6 +44,9 @@ T = TypeVar("T")
 
 MAX_ROUTERS = 64
 """That may share a directory."""
+
+SETTLING_S = 0.04
+"""With a call of the default ``sessions.timeout_s`` behind it, a client hears within a quarter of a second."""
 
 UNKNOWN_HEAD = -1
 """What ``append`` returns where it is not known how long the log is now."""
@@ -71,14 +90,15 @@ class Journal:
 
     def _read(self, file: int) -> list[Append]:
         data = os.pread(file, os.fstat(file).st_size, 0)
-        self.bytes += len(data)
-        kept = []
-        for line in data.splitlines():
-            checksum, _, body = line.partition(b" ")
-            if not checksum.isdigit() or int(checksum) != zlib.crc32(body):
-                log.warning("a line of the journal is not whole", extra={"directory": str(self.directory)})
-                continue
-            kept.append(msgspec.json.decode(body, type=Append))
+        *lines, torn = data.split(b"\n")
+        if torn:
+            os.ftruncate(file, len(data) - len(torn))  # else the next line would be part of it
+        self.bytes += len(data) - len(torn)
+        found = [_decode(line) for line in lines]
+        kept = [append for append in found if append is not None]
+        if torn or len(kept) < len(found):
+            lost = {"torn": bool(torn), "unreadable": len(found) - len(kept)}
+            log.warning("lines of the journal cannot be read", extra={"directory": str(self.directory), **lost})
         return kept
 
     def write(self, append: Append) -> None:
@@ -87,10 +107,13 @@ class Journal:
         line = b"%d %b\n" % (zlib.crc32(body), body)
         if self.bytes + len(line) > self.max_bytes:
             raise StoreUnavailable("the journal is full")
+        file = self._files[0]
+        before = os.fstat(file).st_size
         try:
-            os.write(self._files[0], line)
-            os.fsync(self._files[0])
+            _write_whole(file, line)
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(file, before)  # nobody was told of it, and the next line has to begin at its beginning
             raise StoreUnavailable(f"the journal cannot be written: {error.strerror}") from None
         self.bytes += len(line)
 
@@ -105,13 +128,38 @@ class Journal:
             os.close(self._files.pop())
 
 
-class JournaledStore:
-    """Satisfies Store, by another to which everything goes but what it did not take. ``run`` must be running."""
+def _write_whole(file: int, line: bytes) -> None:
+    """Raises OSError."""
+    if os.write(file, line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(file)
 
-    def __init__(self, store: Store, journal: Journal, *, retry_s: float = 0.25) -> None:
+
+def _decode(line: bytes) -> Append | None:
+    """None: it is not what was written."""
+    checksum, _, body = line.partition(b" ")
+    if not checksum.isdigit() or int(checksum) != zlib.crc32(body):
+        return None
+    try:
+        return msgspec.json.decode(body, type=Append)
+    except msgspec.DecodeError:
+        return None
+
+
+class JournaledStore:
+    """Satisfies Store, by another to which everything goes but what it did not take. ``run`` must be running.
+
+    ``retry_s``: between two attempts to hand over what waits. ``patience_s``: how long a turn or a reader of a session waits
+    for the ends of turns that are to be in the store first; beyond, the store is unavailable to it.
+    """
+
+    def __init__(
+        self, store: Store, journal: Journal, *, retry_s: float = 0.25, patience_s: float = SETTLING_S
+    ) -> None:
         self._store = store
         self.journal = journal
         self._retry_s = retry_s
+        self._patience_s = patience_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._waiting: dict[Sid, list[Append]] = {}
         self._wake = asyncio.Event()
@@ -119,11 +167,9 @@ class JournaledStore:
         self.renew = store.renew
         self.release = store.release
         self.leave = store.leave
-        self.load = store.load
         self.create = store.create
         self.set_attributes = store.set_attributes
         self.commit_view = store.commit_view
-        self.read_turn = store.read_turn
         self.delete = store.delete
         self.put_document = store.put_document
         self.get_document = store.get_document
@@ -150,9 +196,18 @@ class JournaledStore:
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         if begin.sid in self._waiting:
-            async with self._replaying:
-                await self._replay(begin.sid)
+            await self._settle(begin.sid)
         return await self._store.begin(begin)
+
+    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+        if sid in self._waiting:
+            await self._settle(sid)
+        return await self._store.load(sid, owner, known)
+
+    async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None:
+        if sid in self._waiting:
+            await self._settle(sid)
+        return await self._store.read_turn(sid, owner, turn)
 
     async def append(self, append: Append) -> int:
         try:
@@ -189,15 +244,25 @@ class JournaledStore:
                 await self._in_thread(self.journal.clear)
                 self._wake.clear()
 
+    async def _settle(self, sid: Sid) -> None:
+        """What was acknowledged is seen by whoever asks later. Raises StoreUnavailable."""
+        try:
+            async with asyncio.timeout(self._patience_s), self._replaying:
+                await self._replay(sid)
+        except TimeoutError:
+            raise StoreUnavailable("ends of turns wait to be stored") from None
+
     async def _replay(self, sid: Sid) -> None:
         """Raises StoreUnavailable. What the store refuses for good (the session was deleted) is gone with its session."""
         waiting = self._waiting.get(sid, [])
         while waiting:
+            late = waiting[0]
             try:
-                await self._store.append(waiting[0])
+                await self._store.append(late)
             except (Fenced, Corrupt) as error:
                 log.warning("the end of a turn was dropped", extra={"sid": sid, "why": repr(error)})
-            del waiting[0]
+            if waiting and waiting[0] is late:  # else it could not be written meanwhile, and was taken out
+                del waiting[0]
         self._waiting.pop(sid, None)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:

@@ -39,6 +39,9 @@ LINE_PATIENCE_S = 3.0
 class StoreUnavailable(Exception):
     """Unreachable, too slow, or refusing writes. What it holds is unknown, which is not the same as nothing."""
 
+    was_asked = True
+    """False: it was spared the call, so nothing of it can have happened."""
+
 
 class Corrupt(Exception):
     """What the store holds of this session cannot be read; others are well."""
@@ -87,7 +90,8 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """The claim is held. The log, without what was appended now, is what the replica had and ``tail`` behind it; all of the
-    log is in ``tail`` where ``starts_over``, since another generation was known."""
+    log is in ``tail`` where ``starts_over``, since another generation was known, or more of this one than there is: a store
+    that was set back to an older state."""
 
     generation: str
     fence: int

@@ -36,7 +36,7 @@ from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
 from router.sessions.door import Door, HeldClient
-from router.sessions.histories import Histories
+from router.sessions.histories import Histories, NotAsked
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Behind, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
@@ -194,8 +194,12 @@ class Turns:
         while True:
             known = self.histories.hot.known(claim.sid)
             guess = self._guess(claim, ask) if may_guess and place == 1 else None
-            claim.is_asked = True
-            answer = await self.histories.begin(self._begin(claim, ask, known, guess))
+            was_asked, claim.is_asked = claim.is_asked, True
+            try:
+                answer = await self.histories.begin(self._begin(claim, ask, known, guess))
+            except NotAsked:
+                claim.is_asked = was_asked
+                raise
             if isinstance(answer, Begun):
                 history, came_true = await self._follow(claim, known, answer, guess)
                 if ask.behind is None or claim.sid != ask.sid or history.last_turn == ask.behind.turn:

@@ -19,6 +19,7 @@ import msgspec
 from router.core.request import Tenant
 from router.sessions.memory import MemoryStore
 from router.sessions.redis import RedisLimits, RedisStore
+from router.sessions.sealed import SealedStore
 from router.sessions.sqlite import SqliteStore
 from router.sessions.store import Append, Begin, Begun, Sid, Store
 from tests.redis_servers import running
@@ -89,10 +90,17 @@ async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
     await store.close()
 
 
+@asynccontextmanager
+async def sealed_trial(directory: Path) -> AsyncIterator[Trial]:
+    async with memory_trial(directory) as trial:
+        yield Trial(SealedStore(trial.store, b"a secret of the tests"), trial.advance, trial.unix_time)
+
+
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {
     "memory": memory_trial,
     "redis": redis_trial,
     "sqlite": sqlite_trial,
+    "sealed": sealed_trial,
 }
 """By name: opens a store of its own for one trial. The directory is the trial's, and empty."""
 

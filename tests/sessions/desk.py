@@ -238,7 +238,7 @@ class Desk:
         self.store = store or PointedStore(self.points, lambda: self.now)
         self.dispatch = FakeDispatch(self.points)
         self.workers: list[str] = []
-        self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now)
+        self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now, lambda: self.now)
         self.turns = Turns(
             TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting, resumes=True),
             self.histories,

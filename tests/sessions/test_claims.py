@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from router.context.history import History
+from router.core.errors import StateUnavailable
 from router.core.request import Tenant
+from router.sessions import histories
 from router.sessions.hot import HotHistories
-from router.sessions.store import NOTHING, Known, Sid
+from router.sessions.store import NOTHING, Begin, Begun, Known, Sid, StoreUnavailable
 from tests.context.logs import turn
 from tests.sessions.desk import ACME, SID, Desk, user
 
@@ -90,3 +94,42 @@ async def test_a_history_behind_which_others_wrote_is_forgotten() -> None:
     desk.histories.grow(read, turn(2, user("mine")), read.head + 2)
     assert desk.histories.hot.get(SID) is None
     assert len(read.items) == 2
+
+
+async def test_a_claim_that_a_hung_store_took_is_given_back_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "AGAIN_S", 0.0)
+    desk = Desk()
+    desk.store.fails = {"behind begin": 1, "before leave": 3}
+    with pytest.raises(StateUnavailable):
+        await desk.take(user("hello"))
+    await desk.require_quiet()
+    assert desk.points.passed.count("before leave") == 4
+    assert (await desk.take(user("hello"))).text == "to hello"
+
+
+async def test_a_claim_is_not_given_back_for_longer_than_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "AGAIN_S", 0.0)
+    desk = Desk()
+    desk.store.fails = {"behind begin": 1, "before leave": 1 << 30}
+    with pytest.raises(StateUnavailable):
+        await desk.take(user("hello"))
+    while desk.points.passed.count("before leave") < 3:
+        await asyncio.sleep(0)
+    desk.now += 15.1
+    async with asyncio.timeout(5):
+        await desk.settled()
+
+
+async def test_what_a_store_was_never_asked_is_not_given_back() -> None:
+    class Spared(StoreUnavailable):
+        was_asked = False
+
+    async def refuse(begin: Begin) -> Begun:
+        raise Spared("as the test wished")
+
+    desk = Desk()
+    desk.store.begin = refuse  # type: ignore[method-assign]
+    with pytest.raises(StateUnavailable):
+        await desk.take(user("hello"))
+    await desk.settled()
+    assert desk.points.passed == []

@@ -128,6 +128,21 @@ async def test_entries_do_not_come_with_begin_where_another_generation_was_known
     assert (begun.appended, begun.starts_over, begun.head, list(begun.tail)) == (False, True, 1, [b"1"])
 
 
+async def test_who_knows_more_than_there_is_reads_all_of_it_anew(store: Store, sid: Sid) -> None:
+    first = await a_turn(store, sid, b"1")
+    more_than_all = Known(first.generation, 2)
+    found = await loaded(store, sid, more_than_all)
+    assert (found.starts_over, list(found.tail), found.head) == (True, [b"1"], 1)
+    begun = await begun_by(store, asks(sid, known=more_than_all, entries=(b"2",), turn=2))
+    assert (begun.appended, begun.starts_over, begun.head, list(begun.tail)) == (False, True, 1, [b"1"])
+
+
+async def test_who_knows_entries_of_a_session_that_has_none_begins_anew(store: Store, sid: Sid) -> None:
+    first = await a_turn(store, sid)
+    begun = await begun_by(store, asks(sid, known=Known(first.generation, 2), entries=(b"3",), turn=2))
+    assert (begun.appended, begun.starts_over, begun.head, list(begun.tail)) == (False, True, 0, [])
+
+
 async def test_entries_do_not_come_with_begin_where_a_turn_was_begun_in_between(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid, b"1")
     failed = await begun_by(store, asks(sid))

@@ -26,7 +26,7 @@ class Patience:
     max_failures: int = 5
     """In a row."""
     min_pause_s: float = 0.25
-    max_pause_s: float = 1.0
+    max_pause_s: float = 0.5
     """A pause is twice the one before it, up to this."""
 
 

@@ -36,6 +36,7 @@ class RedisUnavailable(StoreUnavailable):
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"Redis: {reason}" + (f" ({detail})" if detail else ""))
         self.reason = reason
+        self.was_asked = reason is not Reason.PAUSED
 
 
 _BY_CLASS: tuple[tuple[type[BaseException], Reason], ...] = (

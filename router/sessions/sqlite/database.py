@@ -28,6 +28,10 @@ Synchronous = Literal["NORMAL", "FULL"]
 """FULL: what was acknowledged outlives a power failure. NORMAL: it outlives the process, and a power failure leaves the file
 sound but may take the last moments."""
 
+OPENING_S = 10.0
+"""How long a file may take to be opened, whatever a call may: one whose last process was killed is recovered first, and
+others may be at it."""
+
 MAX_WAL_PAGES = 8192
 """From this length of the write-ahead log on (32 MiB) the writer itself brings it into the file, which costs a call the
 time of the disk. Before that the reader does, while writing goes on."""
@@ -61,7 +65,7 @@ class Database:
         self.path = path
         self.pending = 0
         self.max_pending = max_pending
-        self._timeout_s = timeout_s
+        self._timeout_s = max(timeout_s, OPENING_S)
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sessions")
         self._begin = "BEGIN"
@@ -80,6 +84,7 @@ class Database:
                 await database._run(database._connect_writer, synchronous)
             else:
                 await database._run(database._connect_reader)
+            await database._run(database._limit, timeout_s)
         except BaseException:
             await database.close()
             raise
@@ -132,6 +137,11 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         self._connection = sqlite3.connect(self.path, timeout=self._timeout_s / 2, isolation_level=None)
         return self._connection
+
+    def _limit(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        if self._connection is not None:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(timeout_s * 500)}")
 
     def _connect_reader(self) -> None:
         self._connect().execute("PRAGMA query_only = ON")
