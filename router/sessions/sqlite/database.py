@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,7 @@ Synchronous = Literal["NORMAL", "FULL"]
 """FULL: what was acknowledged outlives a power failure. NORMAL: it outlives the process, and a power failure leaves the file
 sound but may take the last moments."""
 
+WAL_TRIES, WAL_PAUSE_S = 50, 0.02
 OPENING_S = 10.0
 """How long a file may take to be opened, whatever a call may: one whose last process was killed is recovered first, and
 others may be at it."""
@@ -56,6 +58,16 @@ class Transaction:
     unix_time: float
     """For lifetimes."""
     boot: str
+
+
+def _begin_wal(connection: sqlite3.Connection) -> str:
+    """The journal's mode from now on. SQLite waits for no lock here, so that several who open a new file at once would refuse
+    each other. Raises sqlite3.Error."""
+    for _ in range(WAL_TRIES):
+        with suppress(sqlite3.OperationalError):
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        time.sleep(WAL_PAUSE_S)
+    return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
 
 
 class Database:
@@ -150,7 +162,7 @@ class Database:
         _create(self.path)
         connection = self._connect()
         check_version(connection)
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        mode = _begin_wal(connection)
         if mode != "wal":
             raise StoreUnavailable(f"{self.path}: its file system cannot hold a write-ahead log")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
