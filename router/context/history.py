@@ -7,7 +7,7 @@ whose end was written late, since the store was away, takes its place among the 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from router.context.messages import digest
 from router.core.canonical import message_segments
 from router.core.fingerprint import Chain
 from router.core.request import Tenant
+
+REASONING, TEXT = -1, 0
+"""Parts of an assistant's message that can be deleted apart from each other; tool calls count from 1."""
 
 ITEM_OVERHEAD_BYTES = 400
 """About what Python needs for one item, beside its text."""
@@ -35,8 +38,12 @@ class Item(NamedTuple):
     body: bytes
     digest: int
     role: str
-    calls: tuple[int, ...] = ()
-    """The numbers of the tool calls that it still has, from 1 as they were written."""
+    parts: tuple[int, ...] = (TEXT,)
+    """What it still has: ``REASONING``, ``TEXT``, and tool calls, numbered from 1 as they were written."""
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        return tuple(part for part in self.parts if part > TEXT)
 
     @property
     def is_answer(self) -> bool:
@@ -146,7 +153,7 @@ class History:
         return self._runs[:]
 
     def cut(self) -> dict[int, tuple[int, ...]]:
-        """Of the items that lost tool calls, by number, the numbers of those that they have."""
+        """Of the items that lost a part, by number, the parts that they have."""
         return self._cut.copy()
 
     def _add(self, number: int, entry: Entry) -> None:
@@ -191,16 +198,17 @@ class History:
             self._on_rearranged()
 
     def _delete(self, number: int, part: int) -> None:
-        """``part``: 0 for the whole message, else the number of one of its tool calls."""
+        """With its last part but its reasoning goes the message."""
         at = next((at for at, item in enumerate(self.items) if item.number == number), None)
-        if at is None or (part and part not in self.items[at].calls):
+        if at is None or part not in self.items[at].parts:
             return
-        left = _without_call(self.items[at], part) if part else None
-        if left is None:
+        left = tuple(other for other in self.items[at].parts if other != part)
+        if not left or left == (REASONING,):
             del self.items[at]
+            self._cut.pop(number, None)
         else:
-            self.items[at] = left
-            self._cut[number] = left.calls
+            self.items[at] = _with_parts(self.items[at], left)
+            self._cut[number] = left
         self._on_rearranged()
 
     def _on_rearranged(self) -> None:
@@ -252,27 +260,36 @@ def _item(number: int, entry: Entry) -> Item:
         body=body,
         digest=digest(message),
         role=str(message.get("role")),
-        calls=tuple(range(1, len(message.get("tool_calls") or ()) + 1)),
+        parts=_parts_of(message),
     )
 
 
-def _without_call(item: Item, call: int) -> Item | None:
-    """None: nothing would be left."""
-    calls = tuple(number for number in item.calls if number != call)
-    body = keep_calls(item.body, [item.calls.index(number) for number in calls])
-    message = msgspec.json.decode(body)
-    if not calls and not message.get("content"):
-        return None
-    return item._replace(body=body, digest=digest(message), calls=calls)
+def _parts_of(message: dict[str, Any]) -> tuple[int, ...]:
+    """An assistant's without calls has a text, be it empty; any other's message is one part."""
+    calls = tuple(range(1, len(message.get("tool_calls") or ()) + 1))
+    if message.get("role") != "assistant":
+        return (TEXT, *calls)
+    reasoning = (REASONING,) if message.get("reasoning") or message.get("reasoning_content") else ()
+    text = (TEXT,) if message.get("content") or message.get("refusal") or not calls else ()
+    return (*reasoning, *text, *calls)
 
 
-def keep_calls(body: bytes, places: Sequence[int]) -> bytes:
-    """The message with only those of its tool calls that stand there, from 0."""
+def _with_parts(item: Item, parts: tuple[int, ...]) -> Item:
+    body = keep_parts(item.body, parts, item.calls)
+    return item._replace(body=body, digest=digest(msgspec.json.decode(body)), parts=parts)
+
+
+def keep_parts(body: bytes, parts: Collection[int], calls: Sequence[int] = ()) -> bytes:
+    """The message with only those parts. ``calls``: the numbers of those that it has; none: all that were written."""
     message = msgspec.json.decode(body)
-    message["tool_calls"] = [message["tool_calls"][place] for place in places]
-    if not places:
-        del message["tool_calls"]
-    return msgspec.json.encode(message)
+    has = message.pop("tool_calls", None) or []
+    left = [call for number, call in zip(calls or range(1, len(has) + 1), has, strict=True) if number in parts]
+    dropped = (("content", "refusal") if TEXT not in parts else ()) + (
+        ("reasoning", "reasoning_content") if REASONING not in parts else ()
+    )
+    for name in dropped:
+        message.pop(name, None)
+    return msgspec.json.encode(message | ({"tool_calls": left} if left else {}))
 
 
 def drafts_of(items: Sequence[Item], system: Setting, tools: Setting) -> list[Draft]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from router.context.entry import Draft, Kind
-from router.context.history import History, Setting, keep_calls, segments_of
+from router.context.history import History, Setting, keep_parts, segments_of
 from router.context.messages import Message, digest, find_overlap, message_bytes, split_system
 from router.core.canonical import message_segments, tools_segments
 from router.core.fingerprint import Fingerprint, anchor
@@ -84,7 +84,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     items: list[tuple[int, int]] = []
     """Runs of numbers, both ends included."""
     cut: dict[int, tuple[int, ...]] = {}
-    """Of those that had lost tool calls by then, the numbers of those left."""
+    """Of those that had lost parts by then, the parts left."""
     turn_system: msgspec.Raw = msgspec.Raw(b"[]")
     turn_tools: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -185,8 +185,8 @@ def _numbers(runs: Iterable[tuple[int, int]]) -> Iterator[int]:
     return chain.from_iterable(range(first, last + 1) for first, last in runs)
 
 
-def _body(body: bytes, calls: tuple[int, ...] | None) -> bytes:
-    return body if calls is None else keep_calls(body, [number - 1 for number in calls])
+def _body(body: bytes, parts: tuple[int, ...] | None) -> bytes:
+    return body if parts is None else keep_parts(body, parts)
 
 
 def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setting]:

@@ -59,7 +59,7 @@ class ConversationPages:
         }
 
     async def _create(self, call: Call) -> bytes:
-        messages, metadata = read_new_conversation(self._members(call), self._limits)
+        messages, metadata = await call.read(lambda body: read_new_conversation(self._members(body), self._limits))
         name = f"conv_{secrets.token_hex(24)}"
         drafts = [Draft(Kind.MESSAGE, message, tokens_of(message)) for message in messages]
         await self._histories.create(
@@ -76,7 +76,7 @@ class ConversationPages:
         return self._shown(call, loaded)
 
     async def _change(self, call: Call) -> bytes:
-        metadata = msgspec.json.encode(read_changed_metadata(self._members(call)))
+        metadata = msgspec.json.encode(read_changed_metadata(await call.read(self._members)))
         store, owner = self._histories.store, call.caller.rules.tenant
         if not await self._histories.ask(store.set_attributes(self._sid(call), owner, metadata)):
             raise _absent(call)
@@ -95,8 +95,7 @@ class ConversationPages:
         return list_page(items, paging)
 
     async def _add(self, call: Call) -> bytes:
-        messages = [msgspec.json.decode(message) for message in read_new_items(self._members(call), self._limits)]
-        history, turn = await self._turns.add(self._ask(call, Incoming(model="", messages=messages, params={})))
+        history, turn = await self._turns.add(self._ask(call, *await call.read(self._read_items)))
         added = [item for item in history.items if item.turn == turn]
         return msgspec.json.encode(item_list(public_items(self._sid(call), added), has_more=False))
 
@@ -113,20 +112,23 @@ class ConversationPages:
         place = place_of(self._sid(call), call.names[1])
         if place is None or all(item["id"] != call.names[1] for item in items):
             raise _absent_item(call)
-        ask = self._ask(call, Incoming(model="", messages=(), params={}))
+        ask = self._ask(call, Incoming(model="", messages=(), params={}), "")
         await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
         return self._shown(call, loaded)
 
     async def _load(self, call: Call) -> tuple[list[dict[str, Any]], Loaded]:
         sid = self._sid(call)
-        history, loaded = await self._histories.load(sid, call.caller.rules.tenant)
+        try:
+            history, loaded = await self._histories.load(sid, call.caller.rules.tenant)
+        except SessionNotFound:
+            raise _absent(call) from None
         return public_items(sid, history.items), loaded
 
     def _shown(self, call: Call, loaded: Loaded) -> bytes:
         metadata = msgspec.json.decode(loaded.attributes) if loaded.attributes else {}
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
-    def _ask(self, call: Call, incoming: Incoming) -> Ask:
+    def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
         on_busy = read_on_busy(call.headers, call.caller.rules, self._rules)
         return Ask(
             sid=self._sid(call),
@@ -139,14 +141,19 @@ class ConversationPages:
             creates=False,
             on_busy="reject" if on_busy == "fork" else on_busy,
             idempotency_key=read_idempotency_key(call.headers),
-            asked=sha256(call.body).hexdigest(),
+            asked=asked,
             body_bytes=len(call.body),
             busy=ConversationLocked,
+            absent=lambda: _absent(call),
         )
 
-    def _members(self, call: Call) -> dict[str, Any]:
-        members = decode_object(call.body) if call.body else {}
-        check_depth(members, call.body, self._limits.max_json_depth)
+    def _read_items(self, body: bytes) -> tuple[Incoming, str]:
+        messages = [msgspec.json.decode(message) for message in read_new_items(self._members(body), self._limits)]
+        return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
+
+    def _members(self, body: bytes) -> dict[str, Any]:
+        members = decode_object(body) if body else {}
+        check_depth(members, body, self._limits.max_json_depth)
         return members
 
     def _sid(self, call: Call, name: str = "") -> Sid:

@@ -38,7 +38,7 @@ from router.core.request import Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.logs import redact
 from router.server.auth import Gate
-from router.server.bodies import BodyBudget, answer_unread, read_slow_body
+from router.server.bodies import LARGE_BODY_BYTES, BodyBudget, answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
@@ -51,9 +51,6 @@ from router.wire.media import MediaRule
 from router.wire.requests import parse_request
 
 log = logging.getLogger("warmroute.server")
-
-LARGE_BODY_BYTES = 512 << 10
-"""Decoding more than this takes milliseconds, and so leaves the loop."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _INFERENCE = {route.value: route for route in Route}
@@ -193,10 +190,25 @@ class DataPort:
         if self.phase is Phase.DRAINING:
             raise Draining("the router is shutting down", retry_after_s=1)
         self._check_body(request)
+        self.bodies.require_room(request.content_length or 0)
         body = await read_slow_body(request, self._limits)
         connect = partial(self._connect, request, Route.CHAT, request_id, caller)
-        call = Call(match.names, request.query, request.headers, body, caller, request_id, started_at, connect)
-        answer = await page(call)
+        call = Call(
+            names=match.names,
+            query=request.query,
+            headers=request.headers,
+            body=body,
+            caller=caller,
+            request_id=request_id,
+            started_at=started_at,
+            connect=connect,
+            parsers=self._parsers,
+        )
+        body_bytes = self.bodies.take(body)
+        try:
+            answer = await page(call)
+        finally:
+            self.bodies.bytes -= body_bytes
         if answer is None:
             return await self._sent(request, self._clients[request.protocol])
         headers = {"X-Request-Id": request_id, "Server": SERVER}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -15,15 +17,15 @@ from router.core.errors import (
     InvalidRequest,
     ModelNotFound,
     PreviousResponseNotFound,
-    SessionBusy,
     SessionNotFound,
 )
 from router.server.state import Call, Page
 from router.sessions.chat_door import repeated_record
+from router.sessions.histories import Behind
 from router.sessions.items import public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
-from router.sessions.plans import Ask, Behind, read_note
+from router.sessions.plans import Ask, read_note
 from router.sessions.response_door import ResponseDoor
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
@@ -41,6 +43,11 @@ class Place(msgspec.Struct, frozen=True):
     sid: Sid
     turn: int
     number: int
+    is_in_conversation: bool = False
+
+    @property
+    def behind(self) -> Behind:
+        return Behind(self.turn, self.number)
 
 
 class ResponsePages:
@@ -67,9 +74,7 @@ class ResponsePages:
         }
 
     async def _create(self, call: Call) -> None:
-        members = decode_object(call.body)
-        check_depth(members, call.body, self._limits.max_json_depth)
-        asked = read_create(members, self._limits)
+        asked, digest = await call.read(self._read_create)
         if not call.caller.rules.may_use(asked.model):
             raise ModelNotFound.of(asked.model)
         response_id = f"resp_{secrets.token_hex(24)}"
@@ -82,56 +87,88 @@ class ResponsePages:
             stream=asked.stream,
             wants_logprobs=asked.wants_logprobs,
         )
-        ask = await self._ask(call, asked, response_id, door)
+        before = None
+        if (
+            asked.previous_response_id is not None
+            and (before := await self._find(call, asked.previous_response_id)) is None
+        ):
+            raise _no_previous(asked)
+        ask = self._ask(call, asked, digest, response_id, door, before)
         client = call.connect(call.caller.salt_for(ask.incoming.cache_salt) if call.caller.salt_key else "")
-        await self._turns.take(ask, door, client)
-
-    async def _ask(self, call: Call, asked: ResponsesRequest, response_id: str, door: ResponseDoor) -> Ask:
-        """Where the turn stands: in a conversation, behind another response, or at the beginning of its own chain."""
-        tenant = call.caller.rules.tenant
-        before: Place | None = None
-        if asked.conversation is not None:
-            sid = self._names.sid(tenant, Space.CONVERSATION, asked.conversation)
-        elif asked.previous_response_id is not None:
-            before = await self._find(call, asked.previous_response_id)
-            if before is None:
-                raise PreviousResponseNotFound(
-                    f"there is no response {asked.previous_response_id!r}", param="previous_response_id"
-                )
-            sid = before.sid
+        if asked.store or asked.conversation is not None:
+            await self._turns.take(ask, door, client)
         else:
-            sid = self._names.sid(tenant, Space.CHAIN, response_id)
+            ask = dataclasses.replace(ask, sid=self._own_sid(call, response_id))
+            await self._turns.take_unkept(ask, door, client, None if before is None else (before.sid, before.behind))
 
-        async def on_begun(begun_in: Sid, behind: Behind) -> None:
-            if asked.store:
-                place = Place(begun_in, behind.turn, behind.number)
-                await self._histories.ask(
-                    self._histories.store.put_document(
-                        self._key(call, response_id), tenant, msgspec.json.encode(place), self._rules.response_s
-                    )
-                )
+    def _read_create(self, body: bytes) -> tuple[ResponsesRequest, str]:
+        members = decode_object(body)
+        check_depth(members, body, self._limits.max_json_depth)
+        return read_create(members, self._limits), sha256(body).hexdigest()
 
-        is_conversation = asked.conversation is not None
+    def _ask(
+        self,
+        call: Call,
+        asked: ResponsesRequest,
+        digest: str,
+        response_id: str,
+        door: ResponseDoor,
+        before: Place | None,
+    ) -> Ask:
+        """Where the turn stands: in a conversation, behind another response, or at the beginning of its own chain. What
+        follows a conversation's response without naming the conversation leaves it as it is."""
+        tenant = call.caller.rules.tenant
+        key = read_idempotency_key(call.headers)
+        own = self._own_sid(call, f"key:{key}" if key else response_id)
         on_busy = read_on_busy(call.headers, call.caller.rules, self._rules)
-        return Ask(
-            sid=sid,
+        copies = before is not None and before.is_in_conversation
+        common = partial(
+            Ask,
             caller=call.caller,
             incoming=incoming_of(asked),
             headers=call.headers,
             request_id=call.request_id,
             started_at=call.started_at,
-            lifetime_s=self._rules.conversation_s if is_conversation else self._rules.response_s,
-            creates=not is_conversation and before is None,
-            on_busy="fork" if before is not None else ("reject" if on_busy == "fork" else on_busy),
-            idempotency_key=read_idempotency_key(call.headers) if is_conversation else "",
-            asked=sha256(call.body).hexdigest(),
+            idempotency_key=key,
+            asked=digest,
             body_bytes=len(call.body),
             note=door.under_way(),
-            busy=ConversationLocked if is_conversation else SessionBusy,
-            behind=None if before is None else Behind(before.turn, before.number),
-            fork=lambda: self._names.sid(tenant, Space.CHAIN, response_id),
-            on_begun=on_begun,
+            on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
         )
+        if asked.conversation is not None:
+            return common(
+                sid=self._names.sid(tenant, Space.CONVERSATION, asked.conversation),
+                lifetime_s=self._rules.conversation_s,
+                creates=False,
+                on_busy="reject" if on_busy == "fork" else on_busy,
+                busy=ConversationLocked,
+                absent=partial(_no_conversation, asked),
+            )
+        if before is None:
+            return common(
+                sid=own, lifetime_s=self._rules.response_s, on_busy="reject" if on_busy == "fork" else on_busy
+            )
+        return common(
+            sid=before.sid,
+            lifetime_s=self._rules.response_s,
+            creates=False,
+            on_busy="queue" if copies else "fork",
+            absent=partial(_no_previous, asked),
+            behind=before.behind,
+            copies=copies,
+            fork=lambda: own,
+        )
+
+    async def _put_place(self, call: Call, response_id: str, asked: ResponsesRequest, sid: Sid, behind: Behind) -> None:
+        place = Place(sid, behind.turn, behind.number, asked.conversation is not None)
+        tenant, lifetime_s = call.caller.rules.tenant, self._rules.response_s
+        body = msgspec.json.encode(place)
+        await self._histories.ask(
+            self._histories.store.put_document(self._key(call, response_id), tenant, body, lifetime_s)
+        )
+
+    def _own_sid(self, call: Call, name: str) -> Sid:
+        return self._names.sid(call.caller.rules.tenant, Space.CHAIN, name)
 
     async def _show(self, call: Call) -> bytes:
         if call.query.get("stream") == "true":
@@ -147,7 +184,7 @@ class ResponsePages:
     async def _cancel(self, call: Call) -> bytes:
         if await self._find(call, call.names[0]) is None:
             raise _absent(call)
-        raise InvalidRequest("only a response that was created in the background could be cancelled; none is, here")
+        raise InvalidRequest("Cannot cancel a synchronous response.")  # the API's words
 
     async def _input_items(self, call: Call) -> bytes:
         """Those that its request brought."""
@@ -155,7 +192,10 @@ class ResponsePages:
         place = await self._find(call, call.names[0])
         if place is None:
             raise _absent(call)
-        history, _ = await self._histories.load(place.sid, call.caller.rules.tenant)
+        try:
+            history, _ = await self._histories.load(place.sid, call.caller.rules.tenant)
+        except SessionNotFound:
+            raise _absent(call) from None
         items = [item for item in history.items if item.turn == place.turn and item.number < place.number]
         items = items or [item for item in history.unfinished(place.turn) if item.number < place.number]
         return list_page(public_items(place.sid, items), paging)
@@ -197,3 +237,13 @@ def incoming_of(asked: ResponsesRequest) -> Incoming:
 
 def _absent(call: Call) -> SessionNotFound:
     return SessionNotFound(f"there is no response {call.names[0]!r}")
+
+
+def _no_previous(asked: ResponsesRequest) -> PreviousResponseNotFound:
+    return PreviousResponseNotFound(
+        f"there is no response {asked.previous_response_id!r}", param="previous_response_id"
+    )
+
+
+def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
+    return SessionNotFound(f"there is no conversation {asked.conversation!r}", param="conversation")

@@ -14,6 +14,7 @@ from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, Ses
 from router.server.state import MAX_NAME_CHARS, Call, Page
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.sessions.histories import NoSuchItem
 from router.sessions.items import all_items, place_of, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
@@ -51,7 +52,9 @@ class SessionPages:
         }
 
     async def _chat(self, call: Call) -> None:
-        incoming = read_chat(call.body, call.caller, self._limits)
+        incoming, asked = await call.read(
+            lambda body: (read_chat(body, call.caller, self._limits), sha256(body).hexdigest())
+        )
         if not call.caller.rules.may_use(incoming.model):
             raise ModelNotFound.of(incoming.model)
         name = call.names[0]
@@ -70,9 +73,9 @@ class SessionPages:
         on_lost = lose if self._rules.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        await self._turns.take(self._ask(call, incoming, fork=fork, on_lost=on_lost), door, client)
+        await self._turns.take(self._ask(call, incoming, asked, fork=fork, on_lost=on_lost), door, client)
 
-    def _ask(self, call: Call, incoming: Incoming, **more: object) -> Ask:
+    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: object) -> Ask:
         return Ask(
             sid=self._sid(call, call.names[0]),
             caller=call.caller,
@@ -83,7 +86,7 @@ class SessionPages:
             lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
             idempotency_key=read_idempotency_key(call.headers),
-            asked=sha256(call.body).hexdigest(),
+            asked=asked,
             body_bytes=len(call.body),
             **more,  # type: ignore[arg-type]
         )
@@ -116,15 +119,19 @@ class SessionPages:
         return list_page(all_items(history), paging)
 
     async def _add(self, call: Call) -> bytes:
-        members = decode_object(call.body)
-        check_depth(members, call.body, self._limits.max_json_depth)
-        messages = [msgspec.json.decode(message) for message in read_messages(members, self._limits)]
-        history, added = await self._turns.add(self._ask(call, Incoming(model="", messages=messages, params={})))
+        incoming, asked = await call.read(self._read_items)
+        history, added = await self._turns.add(self._ask(call, incoming, asked))
         items = [item for item in all_items(history) if item["turn"] == added]
         return msgspec.json.encode(item_list(items, has_more=False))
 
+    def _read_items(self, body: bytes) -> tuple[Incoming, str]:
+        members = decode_object(body)
+        check_depth(members, body, self._limits.max_json_depth)
+        messages = [msgspec.json.decode(message) for message in read_messages(members, self._limits)]
+        return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
+
     async def _fork(self, call: Call) -> bytes:
-        members = decode_object(call.body)
+        members = await call.read(decode_object)
         new, after = members.get("session_id"), members.get("after")
         if not isinstance(new, str) or not 1 <= len(new) <= MAX_NAME_CHARS or not new.isprintable():
             raise InvalidRequest("session_id must be the new session's name", param="session_id")
@@ -138,7 +145,11 @@ class SessionPages:
                 raise InvalidRequest("after names no item of this session", param="after")
             upto = place[0]
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
-        if not await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto):
+        try:
+            is_new = await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto)
+        except NoSuchItem:  # it was deleted just now
+            raise InvalidRequest("after names no item of this session", param="after") from None
+        if not is_new:
             raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
         return msgspec.json.encode({"id": new, "object": "session"})
 

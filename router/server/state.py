@@ -5,19 +5,24 @@ Paths are matched segment by segment, exactly; a segment in braces takes any nam
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
 from router.core.errors import InvalidRequest
 from router.core.tenant import Caller
+from router.server.bodies import LARGE_BODY_BYTES
 from router.server.client import ClientConnection
 
 MAX_NAME_CHARS = 256
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One request. ``connect``: its client's connection, for pages that answer there; its argument is text of the request to
     the worker that the client must not read."""
@@ -31,6 +36,13 @@ class Call:
     request_id: str
     started_at: float
     connect: Callable[[str], ClientConnection]
+    parsers: Executor
+
+    async def read(self, parse: Callable[[bytes], T]) -> T:
+        """What the body says. ``parse`` is pure: of a large body it is called beside the loop."""
+        if len(self.body) < LARGE_BODY_BYTES:
+            return parse(self.body)
+        return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, self.body)
 
 
 Page = Callable[[Call], Awaitable[bytes | None]]

@@ -138,8 +138,10 @@ class HeldClient:
         if self.reply is not None and self.record is not None:
             await self._client.answer(self.reply, self.record)
 
-    def fail(self, error: RouterError) -> None:
-        """After the stream has begun."""
+    def fail_or_raise(self, error: RouterError) -> None:
+        """A stream that has begun ends here; nothing else has been said yet, and the error can be the answer."""
+        if not self.has_begun:
+            raise error
         if self._head and not self._client.is_closing():
             self._client.write(self._take_head())
         if events := self._door.failure(error):

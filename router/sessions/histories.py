@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import History, drafts_of
@@ -47,6 +47,17 @@ T = TypeVar("T")
 
 class NotAsked(StateUnavailable):
     """The store was spared the call, and holds nothing of it."""
+
+
+class NoSuchItem(Exception):
+    """What a copy is to end with does not count: its turn has not ended, or it was deleted."""
+
+
+class Behind(NamedTuple):
+    """A place in a log: a turn, and the number of its last entry."""
+
+    turn: int
+    number: int
 
 
 def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
@@ -146,12 +157,20 @@ class Histories:
         self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
     ) -> bool:
         """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
-        that hold now. O(its length). False: the new one exists. Raises SessionNotFound."""
+        that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises SessionNotFound,
+        NoSuchItem."""
         history, _ = await self.load(sid, owner)
-        end = next((at for at, item in enumerate(history.items, 1) if item.number == upto), len(history.items))
-        items = history.items[:end]
-        drafts = drafts_of(items, history.system, history.tools) or [Draft(Kind.END, b"null")]
+        drafts = _drafts_upto(history, upto) or [Draft(Kind.END, b"null")]
         return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
+
+    async def as_of(self, sid: Sid, owner: Tenant, behind: Behind) -> History:
+        """As it stood behind that turn: to be read, not to be written. Raises SessionNotFound, NoSuchItem."""
+        history, _ = await self.load(sid, owner)
+        if history.last_turn == behind.turn:
+            return history
+        before = History(sid, owner, "")
+        before.add(self.encode(before, _drafts_upto(history, behind.number), 1, ends=True), 1)
+        return before
 
     async def create(
         self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
@@ -199,6 +218,16 @@ class Histories:
             for task in late:
                 task.cancel()
         await self.store.close()
+
+
+def _drafts_upto(history: History, number: int | None) -> list[Draft]:
+    """Raises NoSuchItem."""
+    end = len(history.items)
+    if number is not None:
+        end = next((at for at, item in enumerate(history.items, 1) if item.number == number), 0)
+        if not end:
+            raise NoSuchItem
+    return drafts_of(history.items[:end], history.system, history.tools)
 
 
 def _unreadable(why: str, sid: str = "") -> SessionCorrupt:

@@ -38,7 +38,13 @@ def place_of(sid: Sid, name: str) -> tuple[int, int] | None:
 
 
 def public_items(sid: Sid, items: Sequence[Item]) -> list[dict[str, Any]]:
-    return items_of([(item.number, item.body) for item in items], item_id(sid))
+    name = item_id(sid)
+    return [public for item in items for public in items_of([(item.number, item.body)], _as_written(name, item.calls))]
+
+
+def _as_written(name: Callable[[int, int], str], calls: Sequence[int]) -> Callable[[int, int], str]:
+    """A tool call keeps its id when one before it was deleted."""
+    return lambda number, part: name(number, calls[part - 1] if part > MESSAGE else part)
 
 
 def all_items(history: History) -> list[dict[str, Any]]:

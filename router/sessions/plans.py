@@ -11,11 +11,10 @@ import msgspec
 from router.context.entry import Draft
 from router.context.history import History
 from router.context.prompt import Incoming, Prompt, Recipe, Scope, find_news, join_body, make_prompt
-from router.core.errors import SessionBusy, SessionCorrupt
-from router.core.request import Request
+from router.core.errors import RouterError, SessionBusy, SessionCorrupt, SessionNotFound
+from router.core.request import Request, SessionKey
 from router.core.tenant import Caller, OnBusy
-from router.sessions.histories import Histories
-from router.sessions.names import affinity_key
+from router.sessions.histories import Behind, Histories
 from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
 
@@ -29,11 +28,8 @@ class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
     note: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class Behind(NamedTuple):
-    """Which turn must be the session's last, and the number of its last entry."""
-
-    turn: int
-    number: int
+def no_session() -> RouterError:
+    return SessionNotFound("there is no such session")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +53,12 @@ class Ask:
     note: bytes = b"null"
     """The door's, of the turn while it is under way."""
     busy: type[SessionBusy] = SessionBusy
+    absent: Callable[[], RouterError] = no_session
+    """What the client is told where there is no such session: it may know it by another word."""
     behind: Behind | None = None
     """Where that turn is the last no more, this one goes on in a copy up to it; None: behind whichever is the last."""
+    copies: bool = False
+    """It goes on in a copy in any case."""
     fork: Callable[[], Sid] | None = None
     """Names the copy in which a turn goes on that does not wait, or stands elsewhere than at the end."""
     on_lost: Callable[[], None] | None = None
@@ -108,8 +108,8 @@ class Planner:
         return find_news(history, ask.incoming, self.bytes_per_token(ask.incoming.model))
 
 
-def request_of(ask: Ask, sid: Sid, plan: Plan) -> Request:
-    """``sid``: of the session that the turn is in, which may be a copy of the one that was asked."""
+def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:
+    """``session``: of the one that the turn is in, which may be a copy of the one that was asked."""
     prompt = plan.prompt
     return turn_request(
         plan.body,
@@ -118,7 +118,7 @@ def request_of(ask: Ask, sid: Sid, plan: Plan) -> Request:
         prompt.fingerprint,
         prompt.anchor,
         prompt.earlier_bytes,
-        affinity_key(sid),
+        session,
         ask.headers,
         ask.caller,
         ask.request_id,

@@ -12,7 +12,7 @@ A turn that fails anywhere leaves what was stored of it without an end, which no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,10 +35,10 @@ from router.core.tenant import Caller, TenantRules
 from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
-from router.sessions.door import Door, HeldClient
-from router.sessions.histories import Histories, NotAsked
+from router.sessions.door import Door, HeldClient, Kept
+from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
 from router.sessions.names import affinity_key
-from router.sessions.plans import Ask, Behind, Plan, Planner, TurnNote, read_note, request_of
+from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
@@ -90,10 +90,31 @@ class Turns:
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
+
+        async def take() -> str:
+            with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
+                return await self._take(claim, ask, door, client)
+
+        await self._judge(ask, take())
+
+    async def take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> None:
+        """The same of a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
+        await self._judge(ask, self._take_unkept(ask, door, client, after))
+
+    async def _judge(self, ask: Ask, turn: Awaitable[str]) -> None:
+        """Counted, and what went wrong told in the client's words."""
         outcome = "failed"
         try:
-            with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
-                outcome = await self._take(claim, ask, door, client)
+            outcome = await turn
+        except SessionNotFound:
+            outcome = "refused"
+            raise ask.absent() from None
+        except NoSuchItem:
+            outcome = "refused"
+            raise InvalidRequest(
+                "nothing can follow a response that has not ended, did not end well, or was deleted from its conversation",
+                param="previous_response_id",
+            ) from None
         except RouterError as error:
             outcome = "refused" if error.status < 500 else "failed"
             raise
@@ -102,8 +123,30 @@ class Turns:
         finally:
             self.counts.turns[outcome] += 1
 
+    async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
+        owner, session = ask.caller.rules.tenant, None
+        if after is None:
+            history = History(ask.sid, owner, "")
+        else:
+            sid, behind = after
+            history, session = await self.histories.as_of(sid, owner, behind), affinity_key(sid)
+        plan = self._plan_anew(ask, history, 1)
+        door.begin(ask.sid, 1, history.head + 1)
+        held = HeldClient(client, door)
+        if not await self._dispatch_turn(ask, session, plan, held):
+            return "refused"
+        try:
+            _read_answer(door, held)
+        except RouterError as error:
+            held.fail_or_raise(error)
+            return "failed"
+        await held.finish()
+        return "ok"
+
     async def _take(self, claim: Claim, ask: Ask, door: Door, client: Client) -> str:
         try:
+            if ask.copies:
+                await self._branch(claim, ask)
             begun = await self._claim(claim, ask, may_guess=True)
         except StateUnavailable:
             if ask.on_lost is None:
@@ -123,29 +166,34 @@ class Turns:
 
     async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
         """To a worker, its answer to the client, and both into the log."""
-        request = request_of(ask, claim.sid, plan)
-        self.counts.spared_bytes += max(0, len(request.body) - ask.body_bytes)
-        self._observe_overhead(self._clock() - ask.started_at)
-        await self._dispatch.dispatch(request, held, ask.started_at, ask.caller.rules)
-        if held.reply is not None and held.reply.status != 200:
-            await held.refuse()
+        if not await self._dispatch_turn(ask, affinity_key(claim.sid), plan, held):
             return "refused"
         try:
             await self._save(claim, ask, history, plan, door, held)
         except (RouterError, Fenced) as error:
-            if not held.has_begun:
-                raise
-            held.fail(self._fenced(ask) if isinstance(error, Fenced) else error)
+            held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
             return "failed"
         self.counts.count_prefix(plan, held.record)
         await held.finish()
         return "ok"
 
+    async def _dispatch_turn(self, ask: Ask, session: SessionKey | None, plan: Plan, held: HeldClient) -> bool:
+        """False: the worker found the request wrong, and the client knows."""
+        request = request_of(ask, session, plan)
+        self.counts.spared_bytes += max(0, len(request.body) - ask.body_bytes)
+        self._observe_overhead(self._clock() - ask.started_at)
+        await self._dispatch.dispatch(request, held, ask.started_at, ask.caller.rules)
+        if held.reply is not None and held.reply.status != 200:
+            await held.refuse()
+            return False
+        return True
+
     async def _take_lost(self, claim: Claim, ask: Ask, on_lost: Callable[[], None], client: Client) -> str:
         """Without history, and without keeping anything, as was asked for. Raises InvalidRequest."""
         on_lost()
         plan = self._plan_anew(ask, History(claim.sid, claim.owner, ""), 1)
-        await self._dispatch.dispatch(request_of(ask, claim.sid, plan), client, ask.started_at, ask.caller.rules)
+        request = request_of(ask, affinity_key(claim.sid), plan)
+        await self._dispatch.dispatch(request, client, ask.started_at, ask.caller.rules)
         return "lost"
 
     async def add(self, ask: Ask) -> tuple[History, int]:
@@ -168,6 +216,8 @@ class Turns:
                 entries = self.histories.encode(history, drafts_for(history), claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
                 return history, claim.turn
+        except SessionNotFound:
+            raise ask.absent() from None
         except Fenced:
             raise self._fenced(ask) from None
 
@@ -208,7 +258,7 @@ class Turns:
                 await self._branch(claim, ask)
                 continue
             if answer is None:
-                raise SessionNotFound("there is no such session")
+                raise ask.absent()
             if isinstance(answer, Repeated) and answer.has_ended:
                 return answer
             self.counts.conflicts[ask.on_busy] += pause_s == FIRST_PAUSE_S
@@ -218,7 +268,7 @@ class Turns:
     async def _wait(self, claim: Claim, ask: Ask, answer: Busy | Repeated, deadline: float, pause_s: float) -> int:
         """For another turn of the session; or go on in a copy of it. Returns the place in the line; 0: no turn that this
         replica knows of has ended. Raises SessionBusy."""
-        if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork":
+        if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork" and claim.sid == ask.sid:
             await self._branch(claim, ask)
             return 1
         place = answer.place if isinstance(answer, Busy) else 1
@@ -227,7 +277,7 @@ class Turns:
         return place if await self.claims.pause(claim.sid, pause_s) else 0
 
     async def _branch(self, claim: Claim, ask: Ask) -> None:
-        """Go on in a copy. Raises SessionNotFound, SessionBusy."""
+        """Go on in a copy. Raises SessionNotFound, SessionBusy, NoSuchItem."""
         if ask.fork is None:
             raise ask.busy("another turn has ended in this session", retry_after_s=1)
         fork = ask.fork()
@@ -302,13 +352,7 @@ class Turns:
 
     async def _save(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> None:
         """Raises Fenced, StateUnavailable, WorkerError."""
-        if held.error is not None:
-            raise held.error
-        try:
-            held.translate()
-            kept = door.kept()
-        except BadAnswer:
-            raise WorkerError("the worker's answer cannot be understood") from None
+        kept = _read_answer(door, held)
         bytes_per_token = self._planner.bytes_per_token(ask.incoming.model)
         drafts = [
             Draft(Kind.MESSAGE, message, kept.tokens or round(len(message) / bytes_per_token))
@@ -359,6 +403,17 @@ class Turns:
     def _fenced(self, ask: Ask) -> SessionBusy:
         self.counts.fence_rejections += 1
         return ask.busy("the turn lost its session to another, or the session was deleted", retry_after_s=1)
+
+
+def _read_answer(door: Door, held: HeldClient) -> Kept:
+    """Raises RouterError, for whatever kept it from being whole."""
+    if held.error is not None:
+        raise held.error
+    try:
+        held.translate()
+        return door.kept()
+    except BadAnswer:
+        raise WorkerError("the worker's answer cannot be understood") from None
 
 
 def _require_same(ask: Ask, repeated: Repeated) -> TurnNote:

@@ -155,7 +155,7 @@ def turn_request(
     prompt: Fingerprint,
     anchor_key: int,
     earlier_bytes: int,
-    session: SessionKey,
+    session: SessionKey | None,
     headers: Mapping[str, str],
     caller: Caller,
     request_id: str,
