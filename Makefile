@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: run test check format lock test-system test-vllm fuzz bench soak clean
+.PHONY: run test servers check format lock test-system test-vllm fuzz bench soak clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
 $(VENV)/run.stamp: requirements.lock pyproject.toml
@@ -23,10 +23,16 @@ $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
 run: $(VENV)/run.stamp  ## serve on 127.0.0.1:8080 with four simulated workers
 	WARMROUTE_SERVER__DECISION_HEADERS=true $(BIN)/warmroute serve --simulate 4 --insecure-no-auth
 
-test: check  ## every check and every test
+# As root on Debian the servers that tests start are installed; elsewhere tests whose server is missing say so, and in CI they
+# fail.
+servers:
+	@command -v redis-server redis-sentinel > /dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends redis-server redis-sentinel > /dev/null; fi
+
+test: check servers  ## every check and every test
 	$(BIN)/pytest -q tests
 
-test-system: $(VENV)/dev.stamp  ## faults that need many processes, or their time
+test-system: $(VENV)/dev.stamp servers  ## faults that need many processes, or their time
 	$(BIN)/pytest -q -m system tests
 
 check: $(VENV)/dev.stamp  ## formatting, lint, types, and who may import whom
@@ -50,7 +56,7 @@ test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.
 
 fuzz: $(VENV)/dev.stamp  ## the parsers under atheris, half a minute each
 	$(BIN)/pip install --quiet 'atheris>=3'
-	for target in json request client_head reply_head framing sse; do $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_S); done
+	for target in json request client_head reply_head framing sse responses answers; do $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_S); done
 
 bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no peer and no real worker (half an hour)
 	$(BIN)/python -m bench.decision_cost
@@ -59,6 +65,8 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.stream_kills
 	$(BIN)/python -m bench.stream_kills --streams 3000 --answers bytes
 	$(BIN)/python -m bench.rolling
+	$(BIN)/python -m bench.failovers
+	$(BIN)/python -m bench.outage
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
 	$(BIN)/python -m bench.stalls --text

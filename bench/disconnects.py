@@ -108,7 +108,9 @@ async def run() -> int:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Worker(ended, asked), "127.0.0.1", 0)
     worker = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    config = load_config(None, {}, {"server.port": 0, "admin.port": 0, "fleet.workers": [worker]})
+    config = load_config(
+        None, {}, {"server.port": 0, "admin.port": 0, "fleet.workers": [worker], "sessions.store": "memory://"}
+    )
     async with server, running(config) as router:
         numbers = iter(range(CLIENTS))
 

@@ -64,7 +64,12 @@ async def serve_with_heartbeat(worker: str) -> None:
     def begin(_router: Running) -> None:
         beats.append(Heartbeat())
 
-    await serve(load_config(None, {}, {"server.port": 0, "admin.port": 0, "fleet.workers": [worker]}), begin)
+    await serve(
+        load_config(
+            None, {}, {"server.port": 0, "admin.port": 0, "fleet.workers": [worker], "sessions.store": "memory://"}
+        ),
+        begin,
+    )
 
 
 def bodies() -> dict[str, bytes]:

@@ -55,7 +55,7 @@ class Replica:
         ports = ("--port", str(self.port), "--admin-port", "0", "--insecure-no-auth")
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "router", "serve", *ports, *named),
-            env={"PATH": "", "WARMROUTE_SERVER__LEAVE_S": str(LEAVE_S)},
+            env={"PATH": "", "WARMROUTE_SESSIONS__STORE": "memory://", "WARMROUTE_SERVER__LEAVE_S": str(LEAVE_S)},
             stdout=DEVNULL,
             stderr=DEVNULL,
         )

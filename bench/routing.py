@@ -333,7 +333,7 @@ async def routers_of(
 ) -> AsyncIterator[list[str]]:
     ports = free_ports(2 * variant.routers)
     pairs = list(zip(ports[::2], ports[1::2], strict=True))
-    environment = {**variant.environment, **extra}
+    environment = {"WARMROUTE_SESSIONS__STORE": "memory://", **variant.environment, **extra}
     async with AsyncExitStack() as stack, aiohttp.ClientSession() as session:
         children = [
             await stack.enter_async_context(process(serve_arguments(variant, pair, workers), environment, log, meter))

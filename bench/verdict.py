@@ -63,6 +63,7 @@ async def served(
             "WARMROUTE_LOG__LEVEL": "info",
             "WARMROUTE_LOG__FORMAT": "text",
             "WARMROUTE_SERVER__LEAVE_S": "0",
+            "WARMROUTE_SESSIONS__STORE": "memory://",
             **settings,
         },
         stdin=asyncio.subprocess.PIPE,

@@ -55,6 +55,8 @@ from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
+from router.state import build_state
+from router.state_metrics import StateCollector, StateMetrics
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -142,6 +144,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         else None
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
+    state_metrics = StateMetrics(registry)
+    state = await build_state(config, dispatcher, last_workers.set, fleet.bytes_per_token, clock, state_metrics)
     data = DataPort(
         config.server,
         config.limits,
@@ -151,6 +155,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics.observe_refusal,
         gate,
         metrics.observe_cut,
+        state.routes,
         resumes=config.resumption.max_attempts > 0,
     )
     admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
@@ -187,6 +192,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
+    registry.register(StateCollector(state.turns, state.histories.hot, state.store))
     registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -195,6 +201,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
+        state.working(background),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
         _listening(background, clients, config, config.server.host, config.server.port, tls) as site,

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.core.keyring import BadKeys, parse_entries
+from router.core.tenant import OnBusy
 from router.core.worker import parse_address
 
 PREFIX = "WARMROUTE_"
@@ -364,6 +365,85 @@ class AdmissionConfig(Section, frozen=True):
     ] = 0.25
 
 
+class SessionsConfig(Section, frozen=True):
+    """The state that the router keeps: sessions, responses, conversations."""
+
+    store: Annotated[
+        str,
+        Meta(
+            description="Where: sqlite:///PATH, memory://, redis://, rediss://, redis+sentinel://HOST:PORT,…/SERVICE/DB, "
+            "redis+cluster://HOST:PORT,…; none: no state is kept; empty: SQLite in the state directory.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    state_dir: Annotated[
+        str, Meta(description="Directory of what the router keeps itself; empty: ~/.local/state/warmroute.")
+    ] = ""
+    secret: Annotated[
+        str,
+        Meta(
+            description="Secret of at least 16 bytes that sessions' keys in the store are made of; one for all replicas; "
+            "empty: made once, and kept in the state directory.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    secret_file: Annotated[str, Meta(description="File that holds secret instead.")] = ""
+    lifetime_s: Annotated[
+        float, Meta(ge=0, le=10**9, description="Seconds that a session lives behind its last use; 0: for ever.")
+    ] = 86_400.0
+    response_lifetime_s: Annotated[
+        float, Meta(ge=0, le=10**9, description="Seconds that a response lives; 0: for ever.")
+    ] = 2_592_000.0
+    conversation_lifetime_s: Annotated[
+        float, Meta(ge=0, le=10**9, description="Seconds that a conversation lives behind its last use; 0: for ever.")
+    ] = 0.0
+    on_busy: Annotated[OnBusy, Meta(description="What a turn does while another of its session has not ended.")] = (
+        "queue"
+    )
+    max_wait_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Most seconds that a turn waits for those of its session before it.")
+    ] = 60.0
+    max_waiting: Annotated[
+        int, Meta(ge=0, le=10_000, description="Turns of one session that may wait; others are refused.")
+    ] = 64
+    lease_s: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
+    ] = 15.0
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that the store may take for one call; beyond, it is unavailable.")
+    ] = 0.2
+    max_store_calls: Annotated[
+        int, Meta(ge=1, le=10_000, description="Connections to Redis; calls that may wait for SQLite.")
+    ] = 256
+    sqlite_synchronous: Annotated[
+        Literal["NORMAL", "FULL"],
+        Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),
+    ] = "NORMAL"
+    wait_replicas: Annotated[
+        int, Meta(ge=0, le=10, description="Redis replicas that must have a write before it counts (WAIT).")
+    ] = 0
+    max_journal_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 40, description="Ends of turns kept on disk while Redis is away, in bytes; 0: no journal."),
+    ] = 64 << 20
+    stateless_fallback: Annotated[
+        bool,
+        Meta(description="While the store is away, answer turns of named sessions without their history, and say so."),
+    ] = False
+    encryption_secret: Annotated[
+        str,
+        Meta(
+            description="Secret of at least 16 bytes by which all that is stored is encrypted; empty: it is not.",
+            extra=_SECRET,
+        ),
+    ] = ""
+    encryption_secret_file: Annotated[str, Meta(description="File that holds encryption_secret instead.")] = ""
+    max_hot_bytes: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 40, description="Histories kept in memory between turns, in bytes.")
+    ] = 256 << 20
+
+
 class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
@@ -415,6 +495,7 @@ class Config(Section, frozen=True):
     retries: RetriesConfig = RetriesConfig()
     resumption: ResumptionConfig = ResumptionConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    sessions: SessionsConfig = SessionsConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
 
@@ -555,7 +636,7 @@ def _check_across(config: Config) -> None:
     _check_auth(config)
 
 
-MIN_SALT_SECRET_BYTES = 16
+MIN_SECRET_BYTES = 16
 
 
 def _check_auth(config: Config) -> None:
@@ -573,20 +654,25 @@ def _check_auth(config: Config) -> None:
 
 
 def read_salt_secret(auth: AuthConfig) -> bytes:
+    """Raises ConfigError."""
+    return read_secret("auth.salt_secret", auth.salt_secret, auth.salt_secret_file)
+
+
+def read_secret(key: str, text: str, file: str) -> bytes:
     """From its setting or its file, without white space around it; empty where there is none. Raises ConfigError."""
-    if auth.salt_secret and auth.salt_secret_file:
-        raise ConfigError("auth.salt_secret=***: must not be given together with auth.salt_secret_file")
-    key, secret = "auth.salt_secret=***", auth.salt_secret.encode()
-    if auth.salt_secret_file:
-        key = f"auth.salt_secret_file={auth.salt_secret_file!r}"
+    if text and file:
+        raise ConfigError(f"{key}=***: must not be given together with {key}_file")
+    named, secret = f"{key}=***", text.encode()
+    if file:
+        named = f"{key}_file={file!r}"
         try:
-            secret = Path(auth.salt_secret_file).read_bytes()
+            secret = Path(file).read_bytes()
         except OSError as error:
-            raise ConfigError(f"{key}: cannot be read: {error.strerror}") from None
+            raise ConfigError(f"{named}: cannot be read: {error.strerror}") from None
     elif not secret:
         return b""
-    if len(secret := secret.strip()) < MIN_SALT_SECRET_BYTES:
-        raise ConfigError(f"{key}: must hold at least {MIN_SALT_SECRET_BYTES} bytes")
+    if len(secret := secret.strip()) < MIN_SECRET_BYTES:
+        raise ConfigError(f"{named}: must hold at least {MIN_SECRET_BYTES} bytes")
     return secret
 
 

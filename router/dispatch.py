@@ -132,6 +132,7 @@ class Dispatcher:
                 await self._mend(flight, broken)
         except RouterError as error:
             record.status, record.outcome = error.status, error.code
+            error.is_counted = True
             if isinstance(error, GivenUp):
                 _note_given_up(record, error)
             raise

@@ -19,7 +19,7 @@ from tests.upstream.scripted import scripted, unused_url
 
 def config(*workers: str, **settings: Any) -> Config:
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    flags = {"server.port": 0, "admin.port": 0, "fleet.workers": list(workers), **named}
+    flags = {"server.port": 0, "admin.port": 0, "sessions.store": "memory://", "fleet.workers": list(workers), **named}
     return load_config(None, {}, flags)
 
 

@@ -95,7 +95,15 @@ def test_an_admin_port_anywhere_else_needs_one(host: str) -> None:
 
 def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
     secrets = [setting.key for setting in EVERY if setting.is_secret]
-    assert secrets == ["auth.keys", "auth.salt_secret", "admin.token", "fleet.worker_key"]
+    assert secrets == [
+        "auth.keys",
+        "auth.salt_secret",
+        "admin.token",
+        "fleet.worker_key",
+        "sessions.store",
+        "sessions.secret",
+        "sessions.encryption_secret",
+    ]
     for key in secrets:
         with pytest.raises(ConfigError) as raised:
             load_config(None, {}, {key: {"hush-hush": 1}})

@@ -109,7 +109,8 @@ def _nginx(port: int, worker_ports: Sequence[int], directory: Path) -> list[str]
 def running(command: Sequence[str], port: int, log: Path) -> Iterator[int]:
     """The process id of ``command`` once ``port`` answers HTTP; its whole process group is ended on leaving."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        environment = {**os.environ, "WARMROUTE_SESSIONS__STORE": "memory://"}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
             _wait_for(process, port, log)
             yield process.pid

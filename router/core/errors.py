@@ -7,9 +7,13 @@
     │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
+    │   ├── PreviousResponseNotFound 400 previous_response_not_found
     │   ├── RouteNotFound          404  not_found
+    │   ├── SessionNotFound        404  not_found: absent, or another tenant's
     │   ├── MethodNotAllowed       405  method_not_allowed
     │   ├── BodyTimeout            408  request_timeout
+    │   ├── SessionBusy            409  session_busy: another turn has not ended
+    │   │   └── ConversationLocked 400  conversation_locked: the same, as the Conversations API says it
     │   ├── RequestTooLarge        413  request_too_large
     │   ├── UnsupportedEncoding    415  unsupported_encoding
     │   ├── HostNotAllowed         421  host_not_allowed
@@ -18,6 +22,7 @@
     │       ├── RateLimited             rate_limit_exceeded
     │       │   └── ConnectionsLimited  rate_limit_exceeded: too many of them, and this one is closed
     │       └── BudgetExceeded          budget_exceeded
+    ├── SessionCorrupt             500  session_corrupt: what is stored of it cannot be read; nothing else is affected
     ├── WorkerError                502  worker_error: every attempt failed
     │   ├── GivenUp                     worker_error: workers died under it, one after another
     │   └── WorkerTimeout          504  worker_timeout
@@ -26,6 +31,7 @@
         ├── ModelUnavailable            model_unavailable
         ├── Overloaded                  overloaded
         │   └── WorkersBusy             overloaded: the workers said so themselves
+        ├── StateUnavailable            state_unavailable: the session store cannot be reached
         └── Draining                    draining
 
 The class says whose fault it is. A message never holds a worker's URL, a worker's 5xx body or a prompt.
@@ -45,6 +51,8 @@ class RouterError(Exception):
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
     retryable: bool = False
+    is_counted: bool = False
+    """The request's record tells of it already."""
 
     def __init__(
         self,
@@ -95,6 +103,22 @@ class RouteNotFound(ClientError):
     status, code, kind = 404, "not_found", "not_found_error"
 
 
+class PreviousResponseNotFound(ClientError):
+    code = "previous_response_not_found"
+
+
+class SessionNotFound(ClientError):
+    status, code, kind = 404, "not_found", "not_found_error"
+
+
+class SessionBusy(ClientError):
+    status, code, kind, retryable = 409, "session_busy", "conflict_error", True
+
+
+class ConversationLocked(SessionBusy):
+    status, code, kind = 400, "conversation_locked", "invalid_request_error"
+
+
 class MethodNotAllowed(ClientError):
     status, code = 405, "method_not_allowed"
 
@@ -135,6 +159,10 @@ class BudgetExceeded(TenantLimited):
     code, retryable = "budget_exceeded", False
 
 
+class SessionCorrupt(RouterError):
+    code = "session_corrupt"
+
+
 class WorkerError(RouterError):
     status, code, kind, retryable = 502, "worker_error", "api_error", True
 
@@ -171,6 +199,10 @@ class Overloaded(Unavailable):
 
 class WorkersBusy(Overloaded):
     pass
+
+
+class StateUnavailable(Unavailable):
+    code = "state_unavailable"
 
 
 class Draining(Unavailable):

@@ -28,6 +28,38 @@ class Fingerprint(msgspec.Struct, frozen=True):
 NO_PROMPT = Fingerprint((), 0)
 
 
+class Chain:
+    """A fingerprint that grows with its prompt: what is appended costs its own bytes, however long the rest."""
+
+    __slots__ = ("_hashes", "_link", "_rest", "prompt_bytes")
+
+    def __init__(self, *, model: str, adapter: str = "", cache_salt: str = "", tenant: str = "") -> None:
+        self._link = _seed(model, adapter, cache_salt, tenant)
+        self._hashes: list[int] = []
+        self._rest = b""
+        self.prompt_bytes = 0
+
+    def extend(self, segments: Iterable[bytes]) -> None:
+        added = b"".join((self._rest, *segments))
+        self.prompt_bytes += len(added) - len(self._rest)
+        view = memoryview(added)
+        end = len(added) - len(added) % BLOCK_BYTES
+        for start in range(0, end, BLOCK_BYTES):
+            self._link = xxh3_64_intdigest(view[start : start + BLOCK_BYTES], self._link)
+            self._hashes.append(self._link)
+        self._rest = added[end:]
+
+    def copy(self) -> Chain:
+        """One that may grow while this one stays."""
+        chain = Chain.__new__(Chain)
+        chain._link, chain._rest, chain.prompt_bytes = self._link, self._rest, self.prompt_bytes  # noqa: SLF001
+        chain._hashes = self._hashes[:]  # noqa: SLF001
+        return chain
+
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(tuple(self._hashes), self.prompt_bytes)
+
+
 def fingerprint(
     segments: Iterable[bytes], *, model: str, adapter: str = "", cache_salt: str = "", tenant: str = ""
 ) -> Fingerprint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from base64 import urlsafe_b64encode
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,6 +12,8 @@ from msgspec import Meta
 from router.core.request import NO_TENANT, Tenant
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+OnBusy = Literal["queue", "reject", "fork"]
+"""What a turn does while another of its session has not ended."""
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
 
 
@@ -38,6 +40,10 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     completion_tokens_per_day: Limit | None = None
     cached_token_weight: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """What a prompt token that hit the cache counts as, 0 … 1."""
+    on_busy: OnBusy | None = None
+    """Of its sessions; None: as configured for all."""
+    session_lifetime_s: Annotated[float, Meta(ge=0, le=10**9)] | None = None
+    """Of sessions that clients name, from their last use on; 0: for ever; None: as configured for all."""
     sees_decisions: bool = False
     """Its answers carry x-warmroute-reason and x-warmroute-predicted-cached-tokens."""
 

@@ -11,6 +11,9 @@ from aiohttp import web
 from router.config import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, Overloaded, RequestTooLarge
 
+LARGE_BODY_BYTES = 512 << 10
+"""Decoding more than this takes milliseconds, and so leaves the loop."""
+
 LINGER_S = 1.0
 """How long the bytes of a refused body are taken in, so that a client which sends before it reads hears the answer and not
 a reset."""

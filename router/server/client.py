@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from http import HTTPStatus
+from urllib.parse import quote
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -26,6 +27,8 @@ from router.wire.sse import DIALECTS
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _PASSED_HEADERS = (b"content-type", b"retry-after", b"date")
 """All that a worker's headers may tell a client."""
+
+_VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 _ONE_WRITE_BYTES = 65536
 
@@ -88,6 +91,10 @@ class ClientConnection:
         self.is_chunked = request.version >= HttpVersion11
         self.keep_alive = stays_open and request.keep_alive and self.is_chunked
         self.has_started = False
+
+    def add_head(self, name: str, value: str) -> None:
+        """Before the answer begins. What is not visible ASCII is written by its numbers."""
+        self._extra_head += b"%b: %b\r\n" % (name.encode(), quote(value, safe=_VISIBLE).encode())
 
     # The splice's side
 

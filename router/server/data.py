@@ -26,7 +26,6 @@ from router.core.errors import (
     BodyTimeout,
     ConnectionsLimited,
     Draining,
-    HostNotAllowed,
     MalformedRequest,
     MethodNotAllowed,
     ModelNotFound,
@@ -39,11 +38,13 @@ from router.core.request import Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.logs import redact
 from router.server.auth import Gate
-from router.server.bodies import BodyBudget, answer_unread, read_slow_body
+from router.server.bodies import LARGE_BODY_BYTES, BodyBudget, answer_unread, read_slow_body
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
+from router.server.origins import Origins
 from router.server.stall import stall_rule
+from router.server.state import Call, Match, StateRoutes
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
 from router.wire.media import MediaRule
@@ -51,11 +52,7 @@ from router.wire.requests import parse_request
 
 log = logging.getLogger("warmroute.server")
 
-LARGE_BODY_BYTES = 512 << 10
-"""Decoding more than this takes milliseconds, and so leaves the loop."""
-
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _INFERENCE = {route.value: route for route in Route}
 
 
@@ -94,10 +91,13 @@ class DataPort:
         observe_refusal: Callable[[str, int], None],
         gate: Gate,
         observe_cut: Callable[[str], None],
+        state: StateRoutes | None = None,
         *,
         resumes: bool = True,
     ) -> None:
-        """``resumes``: streams are kept so that another worker may go on with them."""
+        """``state``: the routes whose state is kept here; None: there are none. ``resumes``: streams are kept so that another
+        worker may go on with them."""
+        self._state = state
         self._gate = gate
         self._server = server
         self._limits = limits
@@ -109,7 +109,7 @@ class DataPort:
         self._stall = stall_rule(limits)
         self.key_connections = gate.connections
         self.bodies = BodyBudget(limits.max_total_body_bytes)
-        self._parse = partial(parse_request, limits=_body_limits(limits), resumes=resumes)
+        self._parse = partial(parse_request, limits=body_limits(limits), resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
         self._ids = count(1)
@@ -120,11 +120,11 @@ class DataPort:
             "/openapi.json": self._describe,
         }
         self._description = describe(limits, version("warmroute"))
-        self._hosts = frozenset(map(str.lower, server.allowed_hosts))
-        self._checks_origin = bool(server.allowed_hosts or server.cors_origins)
+        self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0
-        self._clients: set[ClientConnection] = set()
+        self._clients: dict[asyncio.BaseProtocol, ClientConnection] = {}
+        """By connection, of which each has one request at a time."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
@@ -132,16 +132,17 @@ class DataPort:
         path = request.raw_path
         route = _INFERENCE.get(path) or _INFERENCE.get(request.path)
         request_id = self._request_id(request)
-        client: ClientConnection | None = None
         body_bytes = 0
         self.live += 1
         try:
             check_fields(request.raw_headers, is_1_0=request.version < HttpVersion11)
             if path not in _INFERENCE:
                 check_target(request.method, path)
-            if self._checks_origin and (early := self._check_origin(request)) is not None:
+            if self._origins.any_listed and (early := self._origins.check(request)) is not None:
                 return early
             if route is None:
+                if self._state is not None and (match := self._state.find(request.raw_path)) is not None:
+                    return await self._answer_state(request, match, request_id, started_at)
                 return await self._answer_plain(request)
             caller = self._gate.admit(request, route)
             self._check_open(request)
@@ -150,8 +151,7 @@ class DataPort:
             content = request.content
             # Most bodies came with their head, and most are small: neither is worth a coroutine.
             body = content.read_nowait() if content.is_eof() else await read_slow_body(request, self._limits)
-            if len(body) > self._limits.max_body_bytes:
-                raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")  # noqa: TRY301
+            self._check_size(body)
             body_bytes = self.bodies.take(body)
             if len(body) < LARGE_BODY_BYTES:
                 parsed = self._parse(route, body, request.headers, caller, request_id)
@@ -159,43 +159,93 @@ class DataPort:
                 parsed = await self._parse_large(route, body, request, caller, request_id)
             if not caller.rules.may_use(parsed.model):
                 raise ModelNotFound.of(parsed.model)  # noqa: TRY301
-            client = ClientConnection(
-                request,
-                route,
-                extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._cors_head(request)),
-                stall=self._stall,
-                decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
-                stays_open=self.phase is Phase.OPEN,
-                hidden=parsed.hidden_salt,
-            )
-            self._clients.add(client)
+            client = self._connect(request, route, request_id, caller, parsed.hidden_salt)
             await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
-            self._clients.discard(client)  # nothing may follow a whole answer
-            await client.drained()  # the worker is free already; the client has yet to read the end
-            return client.sent()
+            return await self._sent(request, client)
         except RouterError as error:
-            if client is None:
+            if not error.is_counted:
                 self._observe_refusal(route.value if route else "other", error.status)
             return await self._answer_error(request, error, route, request_id)
         except Exception:
             log.exception("unexpected error", extra={"request_id": request_id})
-            if client is not None and client.has_started:
-                client.abort()
-                return client.sent()
+            begun = self._clients.get(request.protocol)
+            if begun is not None and begun.has_started:
+                begun.abort()
+                return begun.sent()
             self._observe_refusal(route.value if route else "other", 500)
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
             self.bodies.bytes -= body_bytes
-            if client is not None:
-                self._clients.discard(client)
+            self._clients.pop(request.protocol, None)
+
+    async def _answer_state(
+        self, request: web.BaseRequest, match: Match, request_id: str, started_at: float
+    ) -> web.StreamResponse:
+        """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
+        caller = self._gate.admit(request, None)
+        page = match.by_method.get(request.method)
+        if page is None:
+            raise MethodNotAllowed(f"{match.template} takes {', '.join(sorted(match.by_method))}")
+        if self.phase is Phase.DRAINING:
+            raise Draining("the router is shutting down", retry_after_s=1)
+        self._check_body(request)
+        self.bodies.require_room(request.content_length or 0)
+        body = await read_slow_body(request, self._limits)
+        connect = partial(self._connect, request, Route.CHAT, request_id, caller)
+        call = Call(
+            names=match.names,
+            query=request.query,
+            headers=request.headers,
+            body=body,
+            caller=caller,
+            request_id=request_id,
+            started_at=started_at,
+            connect=connect,
+            parsers=self._parsers,
+        )
+        body_bytes = self.bodies.take(body)
+        try:
+            answer = await page(call)
+        finally:
+            self.bodies.bytes -= body_bytes
+        if answer is None:
+            return await self._sent(request, self._clients[request.protocol])
+        headers = {"X-Request-Id": request_id, "Server": SERVER}
+        response = web.Response(body=answer, content_type="application/json", headers=headers)
+        self._origins.add_to(request, response)
+        if self.phase is not Phase.OPEN:
+            response.force_close()
+        return response
+
+    async def _sent(self, request: web.BaseRequest, client: ClientConnection) -> web.StreamResponse:
+        """The client's answer is on its way, and nothing may follow it. Workers and sessions are free; the client has yet to
+        read the end."""
+        del self._clients[request.protocol]
+        await client.drained()
+        return client.sent()
+
+    def _connect(
+        self, request: web.BaseRequest, route: Route, request_id: str, caller: Caller, hidden: str
+    ) -> ClientConnection:
+        client = ClientConnection(
+            request,
+            route,
+            extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._origins.head(request)),
+            stall=self._stall,
+            decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
+            stays_open=self.phase is Phase.OPEN,
+            hidden=hidden,
+        )
+        self._clients[request.protocol] = client
+        return client
 
     def new_request_id(self) -> str:
         return f"{self._id_prefix}-{next(self._ids):x}"
 
     def cut_short(self) -> None:
         """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
-        for client in tuple(self._clients):
+        for client in tuple(self._clients.values()):
             client.cut_short(Draining("the router is shutting down", retry_after_s=1))
 
     async def aclose(self) -> None:
@@ -223,6 +273,10 @@ class DataPort:
         if (request.content_length or 0) > self._limits.max_body_bytes:
             raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._limits.max_body_bytes:
+            raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
+
     async def _parse_large(
         self, route: Route, body: bytes, request: web.BaseRequest, caller: Caller, request_id: str
     ) -> Request:
@@ -236,7 +290,7 @@ class DataPort:
     ) -> web.StreamResponse:
         """A body that came to nothing is not waited for any longer."""
         response = error_response(error, route, request_id)
-        self._add_cors(request, response)
+        self._origins.add_to(request, response)
         if isinstance(error, MalformedRequest | ConnectionsLimited) or self.phase is not Phase.OPEN:
             response.force_close()
         if isinstance(error, BodyTimeout):
@@ -254,7 +308,7 @@ class DataPort:
             raise MethodNotAllowed(f"{request.path} takes GET")
         response = await answer(request)
         response.headers["Server"] = SERVER
-        self._add_cors(request, response)
+        self._origins.add_to(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
         return response
@@ -278,38 +332,8 @@ class DataPort:
             body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"
         )
 
-    # Hosts and origins, for those who listed any
 
-    def _check_origin(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        if self._hosts and _host_name(request.headers.get("Host", "")) not in self._hosts:
-            raise HostNotAllowed("this host name is not served here")
-        if request.method == "OPTIONS" and self._cors_origin(request):
-            response = web.Response(status=204, headers={"Server": SERVER})
-            self._add_cors(request, response)
-            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
-            response.headers["Access-Control-Allow-Headers"] = request.headers.get(
-                "Access-Control-Request-Headers", "authorization, content-type"
-            )
-            response.headers["Access-Control-Max-Age"] = "600"
-            return response
-        return None
-
-    def _cors_origin(self, request: web.BaseRequest) -> str:
-        origin = request.headers.get("Origin", "")
-        return origin if origin and origin in self._server.cors_origins else ""
-
-    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        if self._checks_origin and (origin := self._cors_origin(request)):
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
-
-    def _cors_head(self, request: web.BaseRequest) -> bytes:
-        if not self._checks_origin or not (origin := self._cors_origin(request)):
-            return b""
-        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
-
-
-def _body_limits(limits: LimitsConfig) -> BodyLimits:
+def body_limits(limits: LimitsConfig) -> BodyLimits:
     return BodyLimits(
         max_json_depth=limits.max_json_depth,
         max_messages=limits.max_messages,
@@ -319,9 +343,3 @@ def _body_limits(limits: LimitsConfig) -> BodyLimits:
         max_stops=limits.max_stops,
         media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
     )
-
-
-def _host_name(header: str) -> str:
-    """Of a Host header (RFC 9110, section 7.2) the name, without a port or an address's brackets; empty if it is none."""
-    match = _HOST.fullmatch(header)
-    return (match[1] or match[2]).lower() if match else ""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
+from router.core.canonical import message_segments, text_bytes, tools_segments
 from router.core.errors import InvalidRequest
 from router.core.fingerprint import Fingerprint, anchor, fingerprint
-from router.core.request import Request, Route
+from router.core.request import Request, Route, SessionKey
 from router.core.tenant import Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.continuation import may_resume
@@ -24,6 +25,7 @@ from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
 
 JsonObject = dict[str, Any]
+Shape = TypeVar("Shape", bound="Body")
 
 _POOLING = frozenset({Route.EMBEDDINGS, Route.RERANK, Route.SCORE})
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -58,6 +60,17 @@ class MessagesBody(Body, kw_only=True):
     tools: list[JsonObject] | None = None
 
 
+class Wish(NamedTuple):
+    """How an answer shall come, and the members of the body that the router sets for it."""
+
+    stream: bool
+    salt: str
+    hides_usage: bool
+    hides_ids: bool
+    is_resumable: bool
+    ours: dict[str, bytes]
+
+
 class Prompt(Struct, frozen=True):
     """Segments in the order that the chat template gives them, and the two marks that routing needs."""
 
@@ -86,13 +99,89 @@ def parse_request(
     if caller.salt_key and (b'"uuid"' in body or b"\\u" in body):
         forbid_names(members)
     shape, read_prompt = _ROUTES[route]
+    typed = convert(members, shape)
     try:
-        typed = msgspec.convert(members, shape)
         prompt = read_prompt(typed)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
+    wish = _wish(route, typed, members, caller, resumes=resumes)
+    if wish.ours:
+        body = set_members(body, members, wish.ours)
+    segments, tenant = prompt.segments, caller.rules.tenant
+    return Request(
+        route=route,
+        model=typed.model,
+        stream=wish.stream,
+        body=body,
+        fingerprint=fingerprint(segments, model=typed.model, cache_salt=wish.salt, tenant=caller.scope)
+        if segments
+        else Fingerprint((), len(body)),
+        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=caller.scope),
+        earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
+        session=session_key(headers, members, tenant),
+        tenant=tenant,
+        hides_usage=wish.hides_usage,
+        hides_ids=wish.hides_ids,
+        is_resumable=wish.is_resumable,
+        request_id=request_id,
+        traceparent=_traceparent(headers),
+        hidden_salt=wish.salt if caller.salt_key else "",
+    )
+
+
+class TurnBody(NamedTuple):
+    """A chat body whose messages the router has: ``params`` are all others, as JSON, ``shown`` without the cache salt."""
+
+    params: bytes
+    shown: bytes
+    wish: Wish
+
+
+def read_params(members: Mapping[str, Any], model: str, caller: Caller, *, has_tools: bool, resumes: bool) -> TurnBody:
+    """``members``: of a chat body, without messages and tools. Raises InvalidRequest."""
+    members = {"model": model, **members}
+    typed = convert({**members, "messages": []}, ChatBody)
+    wish = _wish(Route.CHAT, typed, {**members, "tools": has_tools}, caller, resumes=resumes)
+    ours = {name: msgspec.Raw(value) for name, value in wish.ours.items()}
+    params = msgspec.json.encode({**members, **ours})
+    shown = {name: value for name, value in {**members, **ours}.items() if name != "cache_salt"}
+    return TurnBody(params, msgspec.json.encode(shown), wish)
+
+
+def turn_request(
+    turn: TurnBody,
+    model: str,
+    body: bytes,
+    prompt: Fingerprint,
+    anchor_key: int,
+    earlier_bytes: int,
+    session: SessionKey | None,
+    headers: Mapping[str, str],
+    caller: Caller,
+    request_id: str,
+) -> Request:
+    """A session's, whose prompt was fingerprinted as it grew."""
+    wish = turn.wish
+    return Request(
+        route=Route.CHAT,
+        model=model,
+        stream=wish.stream,
+        body=body,
+        fingerprint=prompt,
+        anchor=anchor_key,
+        earlier_bytes=earlier_bytes,
+        session=session,
+        tenant=caller.rules.tenant,
+        hides_usage=wish.hides_usage,
+        hides_ids=wish.hides_ids,
+        is_resumable=wish.is_resumable,
+        request_id=request_id,
+        traceparent=_traceparent(headers),
+        hidden_salt=wish.salt if caller.salt_key else "",
+    )
+
+
+def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller, *, resumes: bool) -> Wish:
     stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
     salt = caller.salt_for(typed.cache_salt or "")
     usage = _usage_request(typed, members) if stream else None
@@ -103,31 +192,20 @@ def parse_request(
         ours["return_token_ids"] = b"true"
     if caller.salt_key:
         ours["cache_salt"] = b'"%b"' % salt.encode()
-    if ours:
-        body = set_members(body, members, ours)
-    segments, tenant = prompt.segments, caller.rules.tenant
-    return Request(
-        route=route,
-        model=typed.model,
-        stream=stream,
-        body=body,
-        fingerprint=fingerprint(segments, model=typed.model, cache_salt=salt, tenant=caller.scope)
-        if segments
-        else Fingerprint((), len(body)),
-        anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=caller.scope),
-        earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
-        session=session_key(headers, members, tenant),
-        tenant=tenant,
-        hides_usage=usage is not None,
-        hides_ids=hides_ids,
-        is_resumable=is_resumable,
-        request_id=request_id,
-        traceparent=_traceparent(headers),
-        hidden_salt=salt if caller.salt_key else "",
-    )
+    return Wish(stream, salt, usage is not None, hides_ids, is_resumable, ours)
 
 
-def _usage_request(body: Body, members: JsonObject) -> bytes | None:
+def convert(members: Mapping[str, Any], shape: type[Shape]) -> Shape:
+    """Raises InvalidRequest, which names the member."""
+    try:
+        return msgspec.convert(members, shape)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        where = where.rstrip("`")
+        raise InvalidRequest(f"{what}{' at ' + where if where else ''}", param=where or None) from None
+
+
+def _usage_request(body: Body, members: Mapping[str, Any]) -> bytes | None:
     """``stream_options`` that ask for the usage chunk; None where the client has asked, or the dialect has no such wish."""
     if not isinstance(body, ChatBody | CompletionBody) or (body.stream_options and body.stream_options.include_usage):
         return None
@@ -140,52 +218,21 @@ def _traceparent(headers: Mapping[str, str]) -> str:
     return text if text and _TRACEPARENT.fullmatch(text) else ""
 
 
-def _invalid(error: str) -> InvalidRequest:
-    what, _, where = error.partition(" - at `$.")
-    return InvalidRequest(f"{what}{' at ' + where.rstrip('`') if where else ''}", param=where.rstrip("`") or None)
-
-
 def _chat(body: ChatBody | MessagesBody) -> Prompt:
-    """Tools, then messages in order. The stable prefix ends with the first user turn; an earlier turn ends with the
-    last assistant's message."""
-    segments: list[bytes] = []
-    if body.tools:
-        segments.append(msgspec.json.encode(body.tools))
+    """The stable prefix ends with the first user turn; an earlier turn ends with the last assistant's message."""
+    segments = tools_segments(body.tools)
     system = getattr(body, "system", None)
     if system:
-        segments.append(_text(system))
+        segments.append(text_bytes(system))
     anchor = earlier = 0
     for message in body.messages:
+        segments += message_segments(message)
         role = message.get("role")
-        segments.append(f"\n{role}\n".encode())
-        segments.append(_text(message.get("content")))
-        if len(message) > 2 or "content" not in message:
-            segments.append(_rest(message))
         if role == "assistant":
             earlier = len(segments)
         elif role == "user" and not anchor:
             anchor = len(segments)
     return Prompt(segments, anchor or len(segments), earlier)
-
-
-def _rest(message: JsonObject) -> bytes:
-    """What a message has beside role and content, such as its tool calls."""
-    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return msgspec.json.encode(rest, order="sorted")
-
-
-def _text(content: Any) -> bytes:
-    """A string as it is; a list of text parts as their texts; anything else as JSON. Equal content, equal bytes."""
-    if isinstance(content, str):
-        return content.encode()
-    if isinstance(content, list):
-        return b"".join(
-            part["text"].encode()
-            if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            else msgspec.json.encode(part, order="sorted")
-            for part in content
-        )
-    return b"" if content is None else msgspec.json.encode(content, order="sorted")
 
 
 def _completion(body: CompletionBody) -> Prompt:
@@ -194,9 +241,9 @@ def _completion(body: CompletionBody) -> Prompt:
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
         segments = [b"".join(token.to_bytes(4, "big", signed=True) for token in _token_ids(prompt))]
     elif isinstance(prompt, list):
-        segments = list(map(_text, prompt)) or [b""]
+        segments = list(map(text_bytes, prompt)) or [b""]
     else:
-        segments = [_text(prompt)]
+        segments = [text_bytes(prompt)]
     return Prompt(segments, 1, 0)
 
 

@@ -15,7 +15,11 @@ from router.core.errors import (
     GivenUp,
     Overloaded,
     RateLimited,
+    RouteNotFound,
     RouterError,
+    SessionBusy,
+    SessionCorrupt,
+    SessionNotFound,
     Unavailable,
     WorkerError,
     WorkersBusy,
@@ -31,8 +35,9 @@ def descend(root: type[RouterError]) -> Iterator[type[RouterError]]:
 ALL = list(descend(RouterError))
 LEAVES = [each for each in ALL if not each.__subclasses__()]
 GROUPS = ("ClientError", "InvalidRequest", "TenantLimited", "Unavailable")
-CODED: list[type[RouterError]] = [*LEAVES, WorkerError, Overloaded, RateLimited]
+CODED: list[type[RouterError]] = [*LEAVES, WorkerError, Overloaded, RateLimited, SessionBusy]
 TOLD_APART_INSIDE = (ConnectionsLimited, GivenUp, WorkersBusy)
+NOT_FOUND = (RouteNotFound, SessionNotFound)
 """They have their class's code: clients need not know."""
 
 
@@ -46,7 +51,8 @@ def test_the_tree_at_the_top_names_every_error_with_its_status_and_code() -> Non
 
 
 def test_codes_are_told_apart() -> None:
-    assert len({each.code for each in CODED}) == len(CODED) - len(TOLD_APART_INSIDE)
+    assert len({each.code for each in CODED}) == len(CODED) - len(TOLD_APART_INSIDE) - 1
+    assert {each.code for each in NOT_FOUND} == {"not_found"}
     assert all(each.code == each.__base__.code for each in TOLD_APART_INSIDE)  # type: ignore[union-attr]
 
 
@@ -54,8 +60,10 @@ def test_codes_are_told_apart() -> None:
 def test_the_class_says_whose_fault_it_is(error: type[RouterError]) -> None:
     if issubclass(error, ClientError):
         assert 400 <= error.status < 500
-        assert error.retryable == issubclass(error, BodyTimeout | RateLimited), "seconds heal nothing else"
+        assert error.retryable == issubclass(error, BodyTimeout | RateLimited | SessionBusy), (
+            "seconds heal nothing else"
+        )
     else:
-        assert issubclass(error, WorkerError | Unavailable)
-        assert error.status in (502, 503, 504)
-        assert error.retryable == (error is not GivenUp), "whoever sends it again kills again"
+        assert issubclass(error, WorkerError | Unavailable | SessionCorrupt)
+        assert error.status in (500, 502, 503, 504)
+        assert error.retryable == (error not in (GivenUp, SessionCorrupt)), "whoever sends it again kills again"

@@ -29,6 +29,7 @@ QUICK = {
     "load.poll_interval_s": 0.1,
     "fleet.discovery_interval_s": 0.1,
     "admission.no_worker_wait_s": 0.0,
+    "sessions.store": "memory://",
 }
 """Times of a fleet that is small and near. Where nobody is up the answer is 503 at once."""
 

@@ -52,6 +52,7 @@ async def served(
         env={
             "WARMROUTE_SERVER__LEAVE_S": str(leave_s),
             "WARMROUTE_SERVER__DRAIN_S": str(drain_s),
+            "WARMROUTE_SESSIONS__STORE": "memory://",
             "PATH": "",
             **{f"WARMROUTE_{name}": value for name, value in settings.items()},
         },

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import msgspec
+
 from router.core.errors import ClientError, InvalidJson, MalformedRequest
 from router.core.request import Route
 from router.core.tenant import EVERYBODY, Caller
@@ -16,6 +18,11 @@ from router.wire.framing import ChunkedReader, frame
 from router.wire.media import MediaRule
 from router.wire.reply_head import BadHead, body_reader, parse_head
 from router.wire.requests import parse_request
+from router.wire.responses.input import read_create
+from router.wire.responses.items import items_of
+from router.wire.responses.output import translate
+from router.wire.responses.shapes import Head, response
+from router.wire.responses.stream import ResponseEvents
 from router.wire.sse import DIALECTS, EventWatch, read_error, split_events
 from router.wire.strict_json import decode_object, set_members
 
@@ -104,6 +111,31 @@ def sse(data: bytes) -> None:
     read_error(data)
 
 
+def _head(echo: Mapping[str, object]) -> Head:
+    return Head("resp_1", 0, echo, lambda part: f"item_{part}", wants_logprobs=True)
+
+
+def responses(data: bytes) -> None:
+    """What is accepted can be told again, and shown as items."""
+    try:
+        members = decode_object(data)
+        asked = read_create(members, LIMITS)
+    except ClientError:
+        return
+    msgspec.json.encode([asked.params, response(_head(asked.echo), "in_progress")])
+    items_of(enumerate(asked.messages), lambda number, part: f"item_{number}_{part}")
+
+
+def answers(data: bytes) -> None:
+    """A worker's, whole and as events: there is a response in any case, and it is the last that is told."""
+    msgspec.json.encode(translate(data, _head({}), 0).response)
+    answer = ResponseEvents(_head({}))
+    told = answer.begin() + answer.feed(data) + answer.finish(0)
+    assert answer.outcome is not None
+    last = told.rpartition(b"\nevent: ")[2].partition(b"data: ")[2]
+    assert decode_object(last)["response"] == msgspec.json.decode(msgspec.json.encode(answer.outcome.response))
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
     {
         "json": json,
@@ -112,6 +144,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
         "reply_head": reply_head,
         "framing": framing,
         "sse": sse,
+        "responses": responses,
+        "answers": answers,
     }
 )
 
@@ -143,6 +177,16 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = MappingProxyType(
             b'\x60data: {"choices":[{"token_ids":[1,2]}],"prompt_token_ids":[1]}\r\n\r\ndata: {"error":{"code":400}}\n\n',
             b'\x60data: {"choices":[{"delta":{"content":"a"},"token_ids":[1,2]}]}\n\n',
             b"\x02event: message_stop\ndata: {}\n\n: comment\n\n",
+        ),
+        "responses": (
+            b'{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"a"}]}],"store":false,"top_k":1}',
+            b'{"model":"m","input":[{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}],"temperature":1}',
+            b'{"model":"m","input":"a","tools":[{"type":"function","name":"f"}],"text":{"format":{"type":"text"}}}',
+        ),
+        "answers": (
+            b'{"choices":[{"index":0,"message":{"content":"a","reasoning":"b"},"finish_reason":"stop"}],"usage":{}}',
+            b'data: {"choices":[{"delta":{"content":"a"},"logprobs":{"content":[{"token":"a"}]}}]}\n\ndata: [DONE]\n\n',
+            b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"{}"}}]}}]}\n\n',
         ),
     }
 )

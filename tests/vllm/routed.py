@@ -31,6 +31,7 @@ def routed(workers: Sequence[Reachable], log: Path, *options: str, config: Path 
     # The lab's own variable has the prefix of the router's settings, and is none of them.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WARMROUTE_")}
     environment |= {"WARMROUTE_SERVER__LEAVE_S": "0", "WARMROUTE_PROBES__EJECTION_S": "0.2"}
+    environment |= {"WARMROUTE_SESSIONS__STORE": "memory://"}
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{port}", log)

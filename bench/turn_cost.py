@@ -1,0 +1,152 @@
+"""What the state of a turn costs: from the client's body to a request for dispatch, and from the answer to its place in the
+log, for sessions of 20, 200 and 2,000 items of a kilobyte, in memory. Prints µs of one core a turn.
+
+    python -m bench.turn_cost
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import msgspec
+
+from router.app import _keep_freed_memory
+from router.context.prompt import Incoming
+from router.core.record import Record
+from router.core.reply import Reply
+from router.core.request import Request, Route, Tenant
+from router.core.tenant import TenantRules, make_caller
+from router.sessions.chat_door import ChatDoor
+from router.sessions.chat_requests import read_chat
+from router.sessions.histories import Histories
+from router.sessions.hot import HotHistories
+from router.sessions.memory import MemoryStore
+from router.sessions.plans import Ask
+from router.sessions.store import Sid
+from router.sessions.turns import Turns, TurnSettings
+from router.sides import Client
+from router.wire.body_limits import BodyLimits
+from router.wire.media import MediaRule
+
+ITEM_BYTES, TURNS = 1000, 100
+LIMITS = BodyLimits(64, 2048, 2048, 8, 20, 16, MediaRule(frozenset()))
+CALLER = make_caller(TenantRules(tenant=Tenant("acme")), b"a secret of a benchmark")
+TEXT = "the fleet keeps what it has seen " * (ITEM_BYTES // 33)
+TOOL = {"type": "function", "function": {"name": "look", "description": TEXT, "parameters": {"type": "object"}}}
+SYSTEM = {"role": "system", "content": TEXT * 4}
+ANSWER = msgspec.json.encode(
+    {"choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}]}
+)
+USER = {"role": "user", "content": TEXT}
+BEGIN = json.dumps({"model": "m", "messages": [SYSTEM, USER], "tools": [TOOL] * 8}).encode()
+NEXT = json.dumps({"model": "m", "messages": [USER]}).encode()
+
+
+class Worker:
+    """Answers at once, and notes when it was asked and when it was done."""
+
+    def __init__(self) -> None:
+        self.asked_at = self.done_at = 0.0
+
+    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None:  # noqa: ARG002
+        self.asked_at = time.perf_counter()
+        await client.answer(Reply(200, {}, ANSWER, is_stream=False), record())
+        self.done_at = time.perf_counter()
+
+
+class Reader:
+    is_chunked = True
+
+    async def answer(self, reply: Reply, record: Record) -> None: ...
+
+    def stream_head(self, reply: Reply, record: Record) -> bytes:  # noqa: ARG002
+        return b""
+
+    def write(self, data: bytes) -> None: ...
+
+    def is_closing(self) -> bool:
+        return False
+
+    def is_full(self) -> bool:
+        return False
+
+    async def drained(self) -> bool:
+        return True
+
+    def end_stream(self, events: bytes) -> None: ...
+
+    def break_off(self, error: Exception) -> None: ...
+
+    def break_off_with(self, event: bytes) -> None: ...
+
+
+def record() -> Record:
+    return Record(route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="w")
+
+
+def ask(sid: Sid, incoming: Incoming) -> Ask:
+    return Ask(
+        sid=sid,
+        caller=CALLER,
+        incoming=incoming,
+        headers={},
+        request_id="r",
+        started_at=0.0,
+        lifetime_s=60.0,
+    )
+
+
+async def measure(items: int) -> dict[str, float]:
+    """Of sessions that have so many items, one turn each."""
+    worker, store = Worker(), MemoryStore(time.monotonic, time.time)
+    histories = Histories(store, HotHistories(1 << 34), time.time)
+    turns = Turns(
+        TurnSettings(15.0, 60.0, 64, resumes=True),
+        histories,
+        worker,
+        lambda _session, _worker: None,
+        lambda _model: 4.0,
+        time.monotonic,
+        lambda _seconds: None,
+    )
+    await talk(turns, Sid("0"), BEGIN)
+    while (history := histories.hot.get(Sid("0"))) is None or len(history.items) < items:
+        await talk(turns, Sid("0"), NEXT)
+    befores, behinds, loads = [], [], []
+    for number in range(1, TURNS + 1):
+        sid = Sid(str(number))
+        await histories.copy(Sid("0"), sid, CALLER.rules.tenant, 60.0)
+        started_at = time.perf_counter()
+        await histories.load(sid, CALLER.rules.tenant)
+        loads.append(time.perf_counter() - started_at)
+        await talk(turns, sid, NEXT)
+        started_at = time.perf_counter()
+        await talk(turns, sid, NEXT)
+        behinds.append(time.perf_counter() - worker.done_at)
+        befores.append(worker.asked_at - started_at)
+        await store.delete(sid, CALLER.rules.tenant)
+        histories.hot.forget(sid)
+    times = {"before": befores, "behind": behinds, "cold load": loads}
+    return {
+        f"{name} p{int(share * 100)}": sorted(each)[int(TURNS * share)] * 1e6
+        for name, each in times.items()
+        for share in (0.5, 0.99)
+    }
+
+
+async def talk(turns: Turns, sid: Sid, body: bytes) -> None:
+    incoming = read_chat(body, CALLER, LIMITS)
+    await turns.take(ask(sid, incoming), ChatDoor(record(), stream=False, wants_usage=False), Reader())
+
+
+def main() -> None:
+    _keep_freed_memory()
+    for items in (20, 200, 2000):
+        found = asyncio.run(measure(items))
+        print(f"{items:>5} items: " + ", ".join(f"{name} {value:,.0f} µs" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()

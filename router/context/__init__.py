@@ -1,0 +1,1 @@
+"""How a history becomes a prompt. Pure: no I/O, no clock, no chance."""

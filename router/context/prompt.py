@@ -1,0 +1,215 @@
+"""What a turn sends: the history that counts, what the turn adds, and the rest of the body. The same log gives the same bytes,
+on every replica and whenever: that is what the workers' caches live on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import msgspec
+
+from router.context.entry import Draft, Kind
+from router.context.history import History, Setting, keep_parts, segments_of
+from router.context.messages import Message, digest, find_overlap, message_bytes, split_system
+from router.core.canonical import message_segments, tools_segments
+from router.core.fingerprint import Fingerprint, anchor
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks of a session, through whichever door."""
+
+    model: str
+    messages: Sequence[Message]
+    """New ones; also old ones, where the door ``resends``."""
+    params: dict[str, Any]
+    """The other members of a chat body, without model, messages and tools."""
+    tools: list[Any] | None = None
+    """From now on; None: as before."""
+    turn_system: Sequence[Message] = ()
+    """Before all messages, in this turn only."""
+    turn_tools: list[Any] | None = None
+    """Of this turn only; None: the session's."""
+    resends: bool = False
+    """System messages that come first hold from now on, and a history that the client sends again is recognised."""
+
+    @property
+    def cache_salt(self) -> str:
+        """The client's own; empty: none, or no text, which is refused elsewhere."""
+        salt = self.params.get("cache_salt")
+        return salt if isinstance(salt, str) else ""
+
+
+class HistoryDiffers(Exception):
+    """The client sends a history again, and not this one."""
+
+
+class NothingNew(Exception):
+    """All that the client sends is in the log already."""
+
+
+def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> list[Draft]:
+    """What the turn adds to the log. Raises HistoryDiffers, NothingNew."""
+    system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
+    drafts: list[Draft] = []
+    if system and list(map(digest, system)) != list(map(digest, history.system.values)):
+        drafts.append(_draft(Kind.SYSTEM, _array(map(message_bytes, system)), bytes_per_token))
+    if incoming.tools is not None and incoming.tools != history.tools.values:
+        drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token))
+    new = messages[_known(history, messages) if incoming.resends else 0 :]
+    if not new:
+        raise NothingNew
+    return drafts + [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
+
+
+def _known(history: History, messages: Sequence[Message]) -> int:
+    if history.is_empty or not messages:
+        return 0
+    sends_answers = any(message.get("role") == "assistant" for message in messages)
+    overlap = find_overlap(
+        history.digests, history.last_answer, list(map(digest, messages)), sends_answers=sends_answers
+    )
+    if overlap.differs:
+        raise HistoryDiffers
+    return overlap.known
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """Which bytes a turn sent, in terms of the log: numbers of entries, and what is in no entry."""
+
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+    system: int = 0
+    tools: int = 0
+    items: list[tuple[int, int]] = []
+    """Runs of numbers, both ends included."""
+    cut: dict[int, tuple[int, ...]] = {}
+    """Of those that had lost parts by then, the parts left."""
+    turn_system: msgspec.Raw = msgspec.Raw(b"[]")
+    turn_tools: msgspec.Raw = msgspec.Raw(b"null")
+
+    def with_own(self, drafts: Sequence[Draft], head: int, params: bytes) -> Recipe:
+        """With what the turn itself appends behind a log of ``head`` entries."""
+        numbers: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+        for number, draft in enumerate(drafts, head + 1):
+            numbers[draft.kind].append(number)
+        own = numbers[Kind.MESSAGE]
+        return msgspec.structs.replace(
+            self,
+            params=msgspec.Raw(params),
+            system=(numbers[Kind.SYSTEM] or [self.system])[0],
+            tools=(numbers[Kind.TOOLS] or [self.tools])[0],
+            items=[*self.items, (own[0], own[-1])] if own else self.items,
+        )
+
+
+class Prompt(NamedTuple):
+    """The parts of the body, and what routing needs."""
+
+    messages: list[bytes]
+    """JSON objects."""
+    tools: bytes
+    """JSON array; empty: there are none."""
+    fingerprint: Fingerprint
+    anchor: int
+    earlier_bytes: int
+    """Of the prompt, what earlier turns had."""
+    recipe: Recipe
+
+
+class Scope(NamedTuple):
+    """Whose prompt it is, as far as caches part them."""
+
+    salt: str
+    name: str
+
+
+def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], scope: Scope) -> Prompt:
+    """``drafts``: what the turn adds, in the log already or soon. O(new) but for the joining of bytes."""
+    system, tools = _settings(history, drafts)
+    turn_system = [message_bytes(message) for message in incoming.turn_system]
+    own = [draft.body for draft in drafts if draft.kind is Kind.MESSAGE]
+    messages = [msgspec.json.decode(body) for body in own]
+    before = [*turn_system, *_elements(system.body)]
+    tools_body = tools.body if incoming.turn_tools is None else msgspec.json.encode(incoming.turn_tools)
+    first_segments = [*tools_segments(msgspec.json.decode(tools_body)), *_segments(before)]
+    grown = history.chain(model=incoming.model, salt=scope.salt, scope=scope.name, before=first_segments)
+    earlier_bytes = grown.prompt_bytes if history.last_answer >= 0 else 0
+    grown.extend(segment for message in messages for segment in message_segments(message))
+    return Prompt(
+        messages=[*before, *history.bodies, *own],
+        tools=b"" if tools_body == b"[]" else tools_body,
+        fingerprint=grown.fingerprint(),
+        anchor=anchor([*first_segments, *_stable(history, messages)], model=incoming.model, tenant=scope.name),
+        earlier_bytes=earlier_bytes,
+        recipe=Recipe(
+            system=system.number,
+            tools=tools.number,
+            items=history.runs(),
+            cut=history.cut(),
+            turn_system=msgspec.Raw(_array(turn_system)),
+            turn_tools=msgspec.Raw(msgspec.json.encode(incoming.turn_tools)),
+        ),
+    )
+
+
+def replay(recipe: Recipe, bodies: dict[int, bytes]) -> bytes:
+    """The body that a turn sent, of the bodies of the log's entries by number. Raises KeyError."""
+    items = [_body(bodies[number], recipe.cut.get(number)) for number in _numbers(recipe.items)]
+    before = [*_elements(bytes(recipe.turn_system)), *_elements(bodies[recipe.system] if recipe.system else b"[]")]
+    tools = bytes(recipe.turn_tools)
+    if tools == b"null":
+        tools = bodies[recipe.tools] if recipe.tools else b"[]"
+    return join_body([*before, *items], b"" if tools == b"[]" else tools, bytes(recipe.params))
+
+
+def join_body(messages: Sequence[bytes], tools: bytes, params: bytes) -> bytes:
+    """``params``: a JSON object. The messages are copied once."""
+    rest = b"," + params[1:] if params != b"{}" else b"}"
+    parts = list(messages) or [b""]
+    parts[0] = b'{"messages":[' + parts[0]
+    parts[-1] += b"]" + (b',"tools":' + tools if tools else b"") + rest
+    return b",".join(parts)
+
+
+def _stable(history: History, new: Sequence[Message]) -> list[bytes]:
+    """Segments of all messages up to the first of a user; of all, which takes O(history), where there is none."""
+    if history.first_user >= 0:
+        return _segments(item.body for item in history.items[: history.first_user + 1])
+    end = next((at for at, message in enumerate(new, 1) if message.get("role") == "user"), len(new))
+    own = [segment for message in new[:end] for segment in message_segments(message)]
+    return [*_segments(item.body for item in history.items), *own]
+
+
+def _numbers(runs: Iterable[tuple[int, int]]) -> Iterator[int]:
+    return chain.from_iterable(range(first, last + 1) for first, last in runs)
+
+
+def _body(body: bytes, parts: tuple[int, ...] | None) -> bytes:
+    return body if parts is None else keep_parts(body, parts)
+
+
+def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setting]:
+    system, tools = history.system, history.tools
+    for draft in drafts:
+        if draft.kind is Kind.SYSTEM:
+            system = Setting(0, draft.body)
+        elif draft.kind is Kind.TOOLS:
+            tools = Setting(0, draft.body)
+    return system, tools
+
+
+def _draft(kind: Kind, body: bytes, bytes_per_token: float) -> Draft:
+    return Draft(kind, body, max(1, round(len(body) / bytes_per_token)))
+
+
+def _segments(bodies: Iterable[bytes]) -> list[bytes]:
+    return [segment for body in bodies for segment in segments_of(body)]
+
+
+def _array(elements: Iterable[bytes]) -> bytes:
+    return b"[%b]" % b",".join(elements)
+
+
+def _elements(array: bytes) -> list[bytes]:
+    return [bytes(raw) for raw in msgspec.json.decode(array, type=list[msgspec.Raw])]

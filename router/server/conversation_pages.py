@@ -1,0 +1,173 @@
+"""``/v1/conversations``: histories that clients make and fill, and responses go on in."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from router.context.entry import Draft, Kind
+from router.context.prompt import Incoming
+from router.core.errors import ConversationLocked, SessionNotFound
+from router.server.state import Call, Page
+from router.sessions.items import place_of, public_items
+from router.sessions.listing import list_page, read_paging
+from router.sessions.names import Names, Space
+from router.sessions.plans import Ask
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.store import Loaded, Sid
+from router.sessions.turns import Turns
+from router.wire.body_limits import BodyLimits, check_depth
+from router.wire.responses.objects import (
+    conversation,
+    conversation_deleted,
+    item_list,
+    read_changed_metadata,
+    read_new_conversation,
+    read_new_items,
+)
+from router.wire.strict_json import decode_object
+
+
+class ConversationPages:
+    """``wall_clock``: Unix time."""
+
+    def __init__(
+        self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules, wall_clock: Callable[[], float]
+    ) -> None:
+        self._turns = turns
+        self._histories = turns.histories
+        self._names = names
+        self._limits = limits
+        self._rules = rules
+        self._wall_clock = wall_clock
+
+    def pages(self) -> Mapping[tuple[str, str], Page]:
+        one = "/v1/conversations/{conversation}"
+        return {
+            ("POST", "/v1/conversations"): self._create,
+            ("GET", one): self._show,
+            ("POST", one): self._change,
+            ("DELETE", one): self._delete,
+            ("GET", f"{one}/items"): self._list,
+            ("POST", f"{one}/items"): self._add,
+            ("GET", f"{one}/items/{{item}}"): self._show_item,
+            ("DELETE", f"{one}/items/{{item}}"): self._delete_item,
+        }
+
+    async def _create(self, call: Call) -> bytes:
+        messages, metadata = await call.read(lambda body: read_new_conversation(self._members(body), self._limits))
+        name = f"conv_{secrets.token_hex(24)}"
+        drafts = [Draft(Kind.MESSAGE, message, tokens_of(message)) for message in messages]
+        await self._histories.create(
+            self._sid(call, name),
+            call.caller.rules.tenant,
+            drafts,
+            self._rules.conversation_s,
+            attributes=msgspec.json.encode(metadata),
+        )
+        return msgspec.json.encode(conversation(name, int(self._wall_clock()), metadata))
+
+    async def _show(self, call: Call) -> bytes:
+        _, loaded = await self._load(call)
+        return self._shown(call, loaded)
+
+    async def _change(self, call: Call) -> bytes:
+        metadata = msgspec.json.encode(read_changed_metadata(await call.read(self._members)))
+        store, owner = self._histories.store, call.caller.rules.tenant
+        if not await self._histories.ask(store.set_attributes(self._sid(call), owner, metadata)):
+            raise _absent(call)
+        return await self._show(call)
+
+    async def _delete(self, call: Call) -> bytes:
+        sid = self._sid(call)
+        self._histories.hot.forget(sid)
+        if not await self._histories.ask(self._histories.store.delete(sid, call.caller.rules.tenant)):
+            raise _absent(call)
+        return msgspec.json.encode(conversation_deleted(call.names[0]))
+
+    async def _list(self, call: Call) -> bytes:
+        paging = read_paging(call.query)
+        items, _ = await self._load(call)
+        return list_page(items, paging)
+
+    async def _add(self, call: Call) -> bytes:
+        history, turn = await self._turns.add(self._ask(call, *await call.read(self._read_items)))
+        added = [item for item in history.items if item.turn == turn]
+        return msgspec.json.encode(item_list(public_items(self._sid(call), added), has_more=False))
+
+    async def _show_item(self, call: Call) -> bytes:
+        items, _ = await self._load(call)
+        for item in items:
+            if item["id"] == call.names[1]:
+                return msgspec.json.encode(item)
+        raise _absent_item(call)
+
+    async def _delete_item(self, call: Call) -> bytes:
+        """It stays in the log, and out of every prompt and list from now on."""
+        items, loaded = await self._load(call)
+        place = place_of(self._sid(call), call.names[1])
+        if place is None or all(item["id"] != call.names[1] for item in items):
+            raise _absent_item(call)
+        ask = self._ask(call, Incoming(model="", messages=(), params={}), "")
+        await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
+        return self._shown(call, loaded)
+
+    async def _load(self, call: Call) -> tuple[list[dict[str, Any]], Loaded]:
+        sid = self._sid(call)
+        try:
+            history, loaded = await self._histories.load(sid, call.caller.rules.tenant)
+        except SessionNotFound:
+            raise _absent(call) from None
+        return public_items(sid, history.items), loaded
+
+    def _shown(self, call: Call, loaded: Loaded) -> bytes:
+        metadata = msgspec.json.decode(loaded.attributes) if loaded.attributes else {}
+        return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
+
+    def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
+        on_busy = read_on_busy(call.headers, call.caller.rules, self._rules)
+        return Ask(
+            sid=self._sid(call),
+            caller=call.caller,
+            incoming=incoming,
+            headers=call.headers,
+            request_id=call.request_id,
+            started_at=call.started_at,
+            lifetime_s=self._rules.conversation_s,
+            creates=False,
+            on_busy="reject" if on_busy == "fork" else on_busy,
+            idempotency_key=read_idempotency_key(call.headers),
+            asked=asked,
+            body_bytes=len(call.body),
+            busy=ConversationLocked,
+            absent=lambda: _absent(call),
+        )
+
+    def _read_items(self, body: bytes) -> tuple[Incoming, str]:
+        messages = [msgspec.json.decode(message) for message in read_new_items(self._members(body), self._limits)]
+        return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
+
+    def _members(self, body: bytes) -> dict[str, Any]:
+        members = decode_object(body) if body else {}
+        check_depth(members, body, self._limits.max_json_depth)
+        return members
+
+    def _sid(self, call: Call, name: str = "") -> Sid:
+        return self._names.sid(call.caller.rules.tenant, Space.CONVERSATION, name or call.names[0])
+
+
+def tokens_of(message: bytes) -> int:
+    """Until a model is known: about four bytes each."""
+    return max(1, len(message) // 4)
+
+
+def _absent(call: Call) -> SessionNotFound:
+    return SessionNotFound(f"there is no conversation {call.names[0]!r}")
+
+
+def _absent_item(call: Call) -> SessionNotFound:
+    return SessionNotFound(f"there is no item {call.names[1]!r} in this conversation")

@@ -1,0 +1,60 @@
+"""Host names that are served, and browsers' origins that may read answers: for those who listed any."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from router.config import ServerConfig
+from router.core.errors import HostNotAllowed
+from router.server.errors import SERVER
+
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
+_METHODS = "GET, POST, DELETE"
+
+
+class Origins:
+    def __init__(self, server: ServerConfig) -> None:
+        self._hosts = frozenset(map(str.lower, server.allowed_hosts))
+        self._origins = frozenset(server.cors_origins)
+        self.any_listed = bool(self._hosts or self._origins)
+
+    def check(self, request: web.BaseRequest) -> web.StreamResponse | None:
+        """The answer to a browser's question whether it may ask. Raises HostNotAllowed."""
+        if self._hosts and _host_name(request.headers.get("Host", "")) not in self._hosts:
+            raise HostNotAllowed("this host name is not served here")
+        if request.method == "OPTIONS" and self._origin_of(request):
+            response = web.Response(status=204, headers={"Server": SERVER})
+            self.add_to(request, response)
+            response.headers["Access-Control-Allow-Methods"] = _METHODS
+            response.headers["Access-Control-Allow-Headers"] = request.headers.get(
+                "Access-Control-Request-Headers", "authorization, content-type"
+            )
+            response.headers["Access-Control-Max-Age"] = "600"
+            return response
+        return None
+
+    def add_to(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        if origin := self._origin_of(request):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+
+    def head(self, request: web.BaseRequest) -> bytes:
+        """The same as lines of a head."""
+        if not (origin := self._origin_of(request)):
+            return b""
+        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
+
+    def _origin_of(self, request: web.BaseRequest) -> str:
+        """Empty where it is not listed."""
+        if not self._origins:
+            return ""
+        origin = request.headers.get("Origin", "")
+        return origin if origin in self._origins else ""
+
+
+def _host_name(header: str) -> str:
+    """Of a Host header (RFC 9110, section 7.2) the name, without a port or an address's brackets; empty if it is none."""
+    match = _HOST.fullmatch(header)
+    return (match[1] or match[2]).lower() if match else ""

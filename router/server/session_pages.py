@@ -1,0 +1,167 @@
+"""``/v1/sessions/…``: sessions that clients name, for any client of chat completions."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from hashlib import sha256
+
+import msgspec
+
+from router.context.prompt import Incoming
+from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
+from router.server.state import MAX_NAME_CHARS, Call, Page
+from router.sessions.chat_door import ChatDoor, repeated_record
+from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.sessions.histories import NoSuchItem
+from router.sessions.items import all_items, place_of, public_items
+from router.sessions.listing import list_page, read_paging
+from router.sessions.names import Names, Space
+from router.sessions.plans import Ask
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.store import Sid
+from router.sessions.turns import Turns
+from router.wire.body_limits import BodyLimits, check_depth
+from router.wire.responses.objects import item_list, read_messages
+from router.wire.strict_json import decode_object
+
+log = logging.getLogger("warmroute.sessions")
+
+FORK_CHARS = 6
+
+
+class SessionPages:
+    def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules) -> None:
+        self._turns = turns
+        self._histories = turns.histories
+        self._names = names
+        self._limits = limits
+        self._rules = rules
+
+    def pages(self) -> Mapping[tuple[str, str], Page]:
+        session = "/v1/sessions/{session}"
+        return {
+            ("POST", f"{session}/chat/completions"): self._chat,
+            ("GET", session): self._show,
+            ("DELETE", session): self._delete,
+            ("GET", f"{session}/items"): self._list,
+            ("POST", f"{session}/items"): self._add,
+            ("POST", f"{session}/fork"): self._fork,
+            ("GET", f"{session}/turns/{{turn}}/prompt"): self._prompt,
+        }
+
+    async def _chat(self, call: Call) -> None:
+        incoming, asked = await call.read(
+            lambda body: (read_chat(body, call.caller, self._limits), sha256(body).hexdigest())
+        )
+        if not call.caller.rules.may_use(incoming.model):
+            raise ModelNotFound.of(incoming.model)
+        name = call.names[0]
+        client = call.connect(call.caller.salt_for(incoming.cache_salt) if call.caller.salt_key else "")
+        forked: list[str] = []
+
+        def fork() -> Sid:
+            forked.append(f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{secrets.token_hex(FORK_CHARS // 2)}")
+            client.add_head("x-warmroute-session", forked[0])
+            return self._sid(call, forked[0])
+
+        def lose() -> None:
+            client.add_head("x-warmroute-state", "lost")
+            log.warning("a turn goes on without its history", extra={"request_id": call.request_id})
+
+        on_lost = lose if self._rules.stateless_fallback else None
+        record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
+        door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
+        await self._turns.take(self._ask(call, incoming, asked, fork=fork, on_lost=on_lost), door, client)
+
+    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: object) -> Ask:
+        return Ask(
+            sid=self._sid(call, call.names[0]),
+            caller=call.caller,
+            incoming=incoming,
+            headers=call.headers,
+            request_id=call.request_id,
+            started_at=call.started_at,
+            lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
+            idempotency_key=read_idempotency_key(call.headers),
+            asked=asked,
+            body_bytes=len(call.body),
+            **more,  # type: ignore[arg-type]
+        )
+
+    async def _show(self, call: Call) -> bytes:
+        history, loaded = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        return msgspec.json.encode(
+            {
+                "id": call.names[0],
+                "object": "session",
+                "created_at": int(loaded.created_at),
+                "turns": loaded.turns,
+                "items": len(history.items),
+                "tokens": sum(item.tokens for item in history.items),
+                "bytes": sum(map(len, history.bodies)),
+                "is_busy": loaded.is_claimed,
+            }
+        )
+
+    async def _delete(self, call: Call) -> bytes:
+        sid = self._sid(call, call.names[0])
+        self._histories.hot.forget(sid)
+        if not await self._histories.ask(self._histories.store.delete(sid, call.caller.rules.tenant)):
+            raise SessionNotFound("there is no such session")
+        return msgspec.json.encode({"id": call.names[0], "object": "session.deleted", "deleted": True})
+
+    async def _list(self, call: Call) -> bytes:
+        paging = read_paging(call.query)
+        history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        return list_page(all_items(history), paging)
+
+    async def _add(self, call: Call) -> bytes:
+        incoming, asked = await call.read(self._read_items)
+        history, added = await self._turns.add(self._ask(call, incoming, asked))
+        items = [item for item in all_items(history) if item["turn"] == added]
+        return msgspec.json.encode(item_list(items, has_more=False))
+
+    def _read_items(self, body: bytes) -> tuple[Incoming, str]:
+        members = decode_object(body)
+        check_depth(members, body, self._limits.max_json_depth)
+        messages = [msgspec.json.decode(message) for message in read_messages(members, self._limits)]
+        return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
+
+    async def _fork(self, call: Call) -> bytes:
+        members = await call.read(decode_object)
+        new, after = members.get("session_id"), members.get("after")
+        if not isinstance(new, str) or not 1 <= len(new) <= MAX_NAME_CHARS or not new.isprintable():
+            raise InvalidRequest("session_id must be the new session's name", param="session_id")
+        owner = call.caller.rules.tenant
+        sid = self._sid(call, call.names[0])
+        upto = None
+        if after is not None:
+            history, _ = await self._histories.load(sid, owner)
+            place = place_of(sid, after) if isinstance(after, str) else None
+            if place is None or all(item["id"] != after for item in public_items(sid, history.items)):
+                raise InvalidRequest("after names no item of this session", param="after")
+            upto = place[0]
+        lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
+        try:
+            is_new = await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto)
+        except NoSuchItem:  # it was deleted just now
+            raise InvalidRequest("after names no item of this session", param="after") from None
+        if not is_new:
+            raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
+        return msgspec.json.encode({"id": new, "object": "session"})
+
+    async def _prompt(self, call: Call) -> bytes:
+        """The exact bytes that the model saw, but for the cache salt, which only caches see."""
+        number = call.names[1]
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise RouteNotFound("turns are numbered from 1")
+        body = await self._turns.prompt_of(self._sid(call, call.names[0]), call.caller, int(number))
+        if body is None:
+            raise SessionNotFound("there is no such turn")
+        return body
+
+    def _sid(self, call: Call, name: str) -> Sid:
+        return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)

@@ -1,0 +1,102 @@
+"""The routes whose state the router keeps: which page answers a path, and what a page is told of a request.
+
+Paths are matched segment by segment, exactly; a segment in braces takes any name. Anything else is 404.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+from urllib.parse import unquote
+
+from router.core.errors import InvalidRequest
+from router.core.tenant import Caller
+from router.server.bodies import LARGE_BODY_BYTES
+from router.server.client import ClientConnection
+
+MAX_NAME_CHARS = 256
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request. ``connect``: its client's connection, for pages that answer there; its argument is text of the request to
+    the worker that the client must not read."""
+
+    names: Sequence[str]
+    """What the path had in place of braces."""
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    caller: Caller
+    request_id: str
+    started_at: float
+    connect: Callable[[str], ClientConnection]
+    parsers: Executor
+
+    async def read(self, parse: Callable[[bytes], T]) -> T:
+        """What the body says. ``parse`` is pure: of a large body it is called beside the loop."""
+        if len(self.body) < LARGE_BODY_BYTES:
+            return parse(self.body)
+        return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, self.body)
+
+
+Page = Callable[[Call], Awaitable[bytes | None]]
+"""Returns JSON, or None where it has answered the client's connection."""
+
+
+class Pages(Protocol):
+    """What one door serves."""
+
+    def pages(self) -> Mapping[tuple[str, str], Page]:
+        """By method and path."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    template: str
+    names: Sequence[str]
+    by_method: Mapping[str, Page]
+
+
+class StateRoutes:
+    def __init__(self, doors: Sequence[Pages]) -> None:
+        self._by_segments: dict[tuple[str, ...], dict[str, Page]] = {}
+        for door in doors:
+            for (method, path), page in door.pages().items():
+                self._by_segments.setdefault(_template(path), {})[method] = page
+        self._first = frozenset(segments[1] for segments in self._by_segments if len(segments) > 1)
+
+    def find(self, raw_path: str) -> Match | None:
+        """``raw_path``: as it came, escapes and query included. Raises InvalidRequest for a name that is none."""
+        path, _, _ = raw_path.partition("?")
+        segments = path.strip("/").split("/") if path.startswith("/v1/") else []
+        if len(segments) < 2 or segments[1] not in self._first or path.endswith("/"):
+            return None
+        for template, by_method in self._by_segments.items():
+            if len(template) == len(segments) and all(
+                wanted in ("{}", given) for wanted, given in zip(template, segments, strict=True)
+            ):
+                names = [_name(given) for wanted, given in zip(template, segments, strict=True) if wanted == "{}"]
+                return Match("/" + "/".join(template), names, by_method)
+        return None
+
+
+def _template(path: str) -> tuple[str, ...]:
+    return tuple("{}" if part.startswith("{") else part for part in path.strip("/").split("/"))
+
+
+def _name(segment: str) -> str:
+    """Names are printable, so that logs and people can read them."""
+    try:
+        name = unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidRequest("a name in the path is not UTF-8") from None
+    if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable():
+        raise InvalidRequest(f"a name in the path must have 1 to {MAX_NAME_CHARS} printable characters")
+    return name

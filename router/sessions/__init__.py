@@ -1,0 +1,1 @@
+"""Sessions: the history lives here, and a client sends its newest message."""

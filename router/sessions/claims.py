@@ -1,0 +1,98 @@
+"""Claims on sessions: one for each turn that is under way here or waits to be. They are kept while turns take long, and given
+back however these end; and whoever waits here for another turn of this replica is told of its end at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from router.core.request import Tenant
+from router.sessions.histories import Histories
+from router.sessions.store import Begun, Sid
+
+RENEWALS = 3
+"""In the time of one lease."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What one turn holds of its session (``fence`` is not 0), or wants of it. ``is_asked``: the store may have heard of it."""
+
+    sid: Sid
+    owner: Tenant
+    token: str
+    is_asked: bool = False
+    generation: str = ""
+    fence: int = 0
+    turn: int = 0
+    renewed_at: float = 0.0
+
+
+class Claims:
+    """``run`` must be running."""
+
+    def __init__(self, histories: Histories, lease_s: float, clock: Callable[[], float]) -> None:
+        self._histories = histories
+        self._lease_s = lease_s
+        self._clock = clock
+        self.live: set[Claim] = set()
+        self.endings: dict[Sid, asyncio.Event] = {}
+        """Of sessions whose next turn waits here. Each is gone with the last that waited for it."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._lease_s / RENEWALS / 2)
+            self.renew()
+
+    def renew(self) -> None:
+        """Those that are due. One that is lost is noticed where its turn writes."""
+        now = self._clock()
+        for claim in self.live:
+            if claim.fence and now - claim.renewed_at > self._lease_s / RENEWALS:
+                claim.renewed_at = now
+                renew = self._histories.store.renew
+                self._histories.give_back(partial(renew, claim.sid, claim.owner, claim.fence, self._lease_s))
+
+    @contextmanager
+    def wanted(self, sid: Sid, owner: Tenant) -> Iterator[Claim]:
+        """Behind the block nothing is held, nor any place in a line."""
+        claim = Claim(sid, owner, secrets.token_hex(16))
+        self.live.add(claim)
+        try:
+            yield claim
+        finally:
+            self.live.discard(claim)
+            self._give_up(claim)
+
+    def hold(self, claim: Claim, begun: Begun) -> None:
+        claim.generation, claim.fence, claim.turn = begun.generation, begun.fence, begun.turn
+        claim.renewed_at = self._clock()
+
+    def drop(self, claim: Claim) -> None:
+        """Held for nothing: it may be wanted of another session now."""
+        self._give_up(claim)
+        claim.is_asked, claim.fence, claim.turn = False, 0, 0
+
+    async def pause(self, sid: Sid, at_most_s: float) -> bool:
+        """Until another turn of the session may be over. True: one of this replica's is."""
+        ending = self.endings.setdefault(sid, asyncio.Event())
+        try:
+            async with asyncio.timeout(at_most_s):
+                return await ending.wait()
+        except TimeoutError:
+            return False
+
+    def _give_up(self, claim: Claim) -> None:
+        store = self._histories.store
+        if claim.fence:
+            self._histories.give_back(partial(store.release, claim.sid, claim.owner, claim.fence), self._lease_s)
+        elif claim.is_asked and not claim.turn:
+            self._histories.give_back(partial(store.leave, claim.sid, claim.owner, claim.token), self._lease_s)
+        if (ending := self.endings.pop(claim.sid, None)) is not None:
+            ending.set()

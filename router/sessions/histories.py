@@ -1,0 +1,235 @@
+"""Sessions' histories: the store's logs, of which what this replica has read stays in memory. Says what went wrong as clients
+are to hear it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from router.context.entry import BadEntry, Draft, Kind, encode_turn
+from router.context.history import History, drafts_of
+from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
+from router.core.request import Tenant
+from router.sessions.hot import HotHistories
+from router.sessions.store import (
+    NOTHING,
+    Append,
+    Begin,
+    Begun,
+    Busy,
+    Corrupt,
+    Fenced,
+    Known,
+    Loaded,
+    Repeated,
+    Sid,
+    Store,
+    StoreUnavailable,
+)
+
+log = logging.getLogger("warmroute.sessions")
+
+CLOSING_S = 1.0
+"""How long what is left to be given back may take when the router stops."""
+
+AGAIN_S = 0.25
+"""Between two attempts to give back what a store did not take."""
+
+ENTRIES_AT_ONCE = 400
+"""Two milliseconds' reading."""
+
+T = TypeVar("T")
+
+
+class NotAsked(StateUnavailable):
+    """The store was spared the call, and holds nothing of it."""
+
+
+class NoSuchItem(Exception):
+    """What a copy is to end with does not count: its turn has not ended, or it was deleted."""
+
+
+class Behind(NamedTuple):
+    """A place in a log: a turn, and the number of its last entry."""
+
+    turn: int
+    number: int
+
+
+def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
+    return
+
+
+class Histories:
+    """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
+    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. All calls raise
+    StateUnavailable and SessionCorrupt."""
+
+    def __init__(
+        self,
+        store: Store,
+        hot: HotHistories,
+        wall_clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        observe_load: Callable[[str, str, float], None] = _unobserved,
+    ) -> None:
+        self.store = store
+        self.observe_load = observe_load
+        self._clock = clock
+        self.hot = hot
+        self._wall_clock = wall_clock
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
+        began_at = self._clock()
+        begun = await self.ask(self.store.begin(begin))
+        if isinstance(begun, Begun):
+            self.observe_load("store" if begun.tail else "memory", "fetch", self._clock() - began_at)
+        return begun
+
+    async def append(self, history: History, append: Append) -> None:
+        """The history has the entries, too. Raises Fenced."""
+        self.grow(history, append.entries, await self.ask(self.store.append(append)))
+
+    def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
+        """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
+        met the entries before."""
+        first_number = head - len(entries) + 1
+        if not 0 < first_number <= history.head + 1:
+            self.hot.forget(Sid(history.sid))  # others wrote in between, or nobody knows
+            return
+        history.add(entries, first_number)
+        self.hot.keep(Sid(history.sid), history)
+
+    def encode(self, history: History, drafts: Sequence[Draft], turn: int, *, ends: bool) -> list[bytes]:
+        """What is next of that turn, as entries behind those that the history has of it."""
+        return encode_turn(
+            drafts,
+            sid=history.sid,
+            owner=history.owner,
+            turn=turn,
+            at=self._wall_clock(),
+            link=history.link_of(turn),
+            ends=ends,
+        )[0]
+
+    async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
+        """Raises SessionNotFound."""
+        known = self.hot.known(sid)
+        loaded = await self.ask(self.store.load(sid, owner, known))
+        if loaded is None:
+            self.hot.forget(sid)
+            raise SessionNotFound("there is no such session")
+        history = await self.follow(sid, owner, known, loaded)
+        history.turns = max(history.turns, loaded.turns)
+        return history, loaded
+
+    async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
+        """The history, with what the store told beyond ``known``. A long log is read in parts, with others served in between.
+        Raises SessionNotFound."""
+        if found.starts_over:
+            self.hot.forget(sid)
+        history = self.hot.find(sid, owner, NOTHING if found.starts_over else known, found.generation)
+        if history is None:
+            return (await self.load(sid, owner))[0]
+        began_at = self._clock()
+        first_number = 1 if found.starts_over or known.generation != found.generation else known.head + 1
+        try:
+            for start in range(0, len(found.tail), ENTRIES_AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
+        except BadEntry as error:
+            self.hot.forget(sid)
+            raise _unreadable(str(error), sid) from None
+        self.observe_load("store" if found.tail else "memory", "parse", self._clock() - began_at)
+        self.hot.keep(sid, history)
+        if found.view is not None:
+            history.view = found.view
+        history.epoch = found.epoch
+        return history
+
+    async def copy(
+        self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
+    ) -> bool:
+        """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
+        that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises SessionNotFound,
+        NoSuchItem."""
+        history, _ = await self.load(sid, owner)
+        drafts = _drafts_upto(history, upto) or [Draft(Kind.END, b"null")]
+        return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
+
+    async def as_of(self, sid: Sid, owner: Tenant, behind: Behind) -> History:
+        """As it stood behind that turn: to be read, not to be written. Raises SessionNotFound, NoSuchItem."""
+        history, _ = await self.load(sid, owner)
+        if history.last_turn == behind.turn:
+            return history
+        before = History(sid, owner, "")
+        before.add(self.encode(before, _drafts_upto(history, behind.number), 1, ends=True), 1)
+        return before
+
+    async def create(
+        self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
+    ) -> bool:
+        """False: it exists."""
+        entries = self.encode(History(sid, owner, ""), drafts, 1, ends=True)
+        turns = 1 if entries else 0
+        return await self.ask(
+            self.store.create(sid, owner, entries=entries, attributes=attributes, turns=turns, lifetime_s=lifetime_s)
+        )
+
+    async def ask(self, call: Awaitable[T]) -> T:
+        """Anything of the store."""
+        try:
+            return await call
+        except StoreUnavailable as error:
+            log.warning("the session store failed", extra={"why": str(error)})
+            kind = StateUnavailable if error.was_asked else NotAsked
+            raise kind("the session store cannot be reached", retry_after_s=1) from None
+        except Corrupt as error:
+            raise _unreadable(str(error)) from None
+
+    def give_back(self, call: Callable[[], Awaitable[None]], within_s: float = 0.0) -> None:
+        """A claim, or a place in a line. Nobody waits for it. A store that is away is asked again for so many seconds: what it
+        was asked before it hung it does when it goes on, and then holds a claim that nobody knows of. As many wait as turns
+        were under way then. If it fails for good, a lease ends later."""
+        task = asyncio.create_task(self._give_back(call, self._clock() + within_s))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give_back(self, call: Callable[[], Awaitable[None]], until: float) -> None:
+        while True:
+            try:
+                return await call()
+            except (StoreUnavailable, Corrupt, Fenced) as error:
+                if not isinstance(error, StoreUnavailable) or self._clock() + AGAIN_S > until:
+                    log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
+                    return None
+            await asyncio.sleep(AGAIN_S)
+
+    async def aclose(self) -> None:
+        """Behind the last turn."""
+        if self._tasks:
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
+            for task in late:
+                task.cancel()
+        await self.store.close()
+
+
+def _drafts_upto(history: History, number: int | None) -> list[Draft]:
+    """Raises NoSuchItem."""
+    end = len(history.items)
+    if number is not None:
+        end = next((at for at, item in enumerate(history.items, 1) if item.number == number), 0)
+        if not end:
+            raise NoSuchItem
+    return drafts_of(history.items[:end], history.system, history.tools)
+
+
+def _unreadable(why: str, sid: str = "") -> SessionCorrupt:
+    log.error("a session cannot be read", extra={"why": why, "sid": sid})
+    return SessionCorrupt("what is stored of this session cannot be read")

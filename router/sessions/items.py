@@ -1,0 +1,59 @@
+"""A session's items as clients meet them. An item's id says where in the log it stands, so nothing has to be looked up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from router.context.history import History, Item
+from router.sessions.store import Sid
+from router.wire.responses.items import items_of
+from router.wire.responses.shapes import MESSAGE, REASONING
+
+SID_CHARS = 16
+"""Of the session's key: enough that ids of two sessions do not meet."""
+
+_ID = re.compile(r"(?:msg|fc|rs)_([a-z2-7]{16})([0-9a-f]{8})(?:_(-?[0-9]{1,4}))?")
+
+
+def item_id(sid: Sid) -> Callable[[int, int], str]:
+    """By number in the log and part of the message."""
+    stem = sid[:SID_CHARS]
+
+    def name(number: int, part: int) -> str:
+        kind = "msg" if part == MESSAGE else "fc" if part > 0 else "rs"
+        return f"{kind}_{stem}{number:08x}" + ("" if part in (MESSAGE, REASONING) else f"_{part}")
+
+    return name
+
+
+def place_of(sid: Sid, name: str) -> tuple[int, int] | None:
+    """Number and part; None for what is no item's id of this session."""
+    match = _ID.fullmatch(name)
+    if match is None or match[1] != sid[:SID_CHARS]:
+        return None
+    part = int(match[3]) if match[3] else REASONING if name.startswith("rs") else MESSAGE
+    return int(match[2], 16), part
+
+
+def public_items(sid: Sid, items: Sequence[Item]) -> list[dict[str, Any]]:
+    name = item_id(sid)
+    return [public for item in items for public in items_of([(item.number, item.body)], _as_written(name, item.calls))]
+
+
+def _as_written(name: Callable[[int, int], str], calls: Sequence[int]) -> Callable[[int, int], str]:
+    """A tool call keeps its id when one before it was deleted."""
+    return lambda number, part: name(number, calls[part - 1] if part > MESSAGE else part)
+
+
+def all_items(history: History) -> list[dict[str, Any]]:
+    """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
+    sid = Sid(history.sid)
+    marked = [(item, "completed") for item in history.items] + [(item, "incomplete") for item in history.unfinished()]
+    marked.sort(key=lambda each: (each[0].turn, each[0].number))
+    return [
+        {**public, "status": status, "turn": item.turn}
+        for item, status in marked
+        for public in public_items(sid, [item])
+    ]

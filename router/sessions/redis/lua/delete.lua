@@ -1,0 +1,3 @@
+if not find(ARGV[1]) then return {key, 'absent'} end
+redis.call('UNLINK', key)
+return {key, 'deleted'}

@@ -1,0 +1,135 @@
+-- What the scripts of sessions have in common; it is put before each of them.
+--
+-- A session is one hash, so that nothing of it can expire, be evicted or move to another node without the rest:
+--   owner generation created fence holder claimed until line head turns epoch view worker attributes
+--   e:N  entry N          t:N  turn N: has it ended (0, 1), its fence, a colon, its record
+--   k:K  the turn that was begun with idempotency key K
+-- All is read and understood before the first write: a script that fails has changed nothing.
+
+local key = KEYS[1]
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now = math.floor(now_us / 1000)
+local CHUNK = 1000 -- arguments to one call: Lua's stack has room for a few thousand
+
+local function number(value)
+  return tonumber(value) or error('CORRUPT: not a number')
+end
+
+-- The session, or nil and whether it is somebody else's.
+local function find(owner)
+  local found = redis.call('HMGET', key, 'owner', 'generation', 'fence', 'holder', 'claimed', 'until', 'line',
+    'head', 'turns', 'epoch', 'worker')
+  if not found[1] then
+    if redis.call('EXISTS', key) == 1 then error('CORRUPT: no owner') end
+    return nil, false
+  end
+  if found[1] ~= owner then return nil, true end
+  return {
+    generation = found[2] or error('CORRUPT: no generation'),
+    fence = number(found[3]),
+    holder = found[4],
+    claimed = number(found[5]),
+    claimed_until = number(found[6]),
+    line = found[7],
+    head = number(found[8]),
+    turns = number(found[9]),
+    epoch = number(found[10]),
+    worker = found[11],
+  }
+end
+
+-- What a new session is, as names and values for HSET.
+local function newborn(owner, generation)
+  return {
+    'owner', owner, 'generation', generation, 'created', now_us, 'fence', 0, 'holder', '', 'claimed', 0, 'until', 0,
+    'line', '', 'head', 0, 'turns', 0, 'epoch', 0, 'worker', '',
+  }
+end
+
+local function put(list, ...)
+  for _, value in ipairs({...}) do list[#list + 1] = value end
+end
+
+local function write(list)
+  for i = 1, #list, CHUNK do
+    redis.call('HSET', key, unpack(list, i, math.min(i + CHUNK - 1, #list)))
+  end
+end
+
+-- Entries first … last.
+local function entries(first, last)
+  local all = {}
+  for start = first, last, CHUNK do
+    local names = {}
+    for n = start, math.min(start + CHUNK - 1, last) do names[#names + 1] = 'e:' .. n end
+    for _, entry in ipairs(redis.call('HMGET', key, unpack(names))) do
+      all[#all + 1] = entry or error('CORRUPT: an entry is missing')
+    end
+  end
+  return all
+end
+
+-- The turn, or nil.
+local function turn(n)
+  local stored = redis.call('HGET', key, 't:' .. n)
+  if not stored then return nil end
+  local ended, fence, record = string.match(stored, '^([01])(%d+):(.*)$')
+  if not ended then error('CORRUPT: a turn') end
+  return {has_ended = ended == '1', fence = number(fence), record = record}
+end
+
+local function turn_text(has_ended, fence, record)
+  return (has_ended and '1' or '0') .. string.format('%d', fence) .. ':' .. record
+end
+
+-- Of the claim, as names and values for HSET.
+local function put_release(list)
+  put(list, 'holder', '', 'claimed', 0, 'until', 0)
+end
+
+-- Must all be read anew, also where more is known than there is (an older state was restored); what is not known; the view where another one is known.
+local function unknown(session, generation, head, epoch)
+  local is_ahead = generation == session.generation and head > session.head
+  local is_same = generation == session.generation and not is_ahead
+  local tail = entries((is_same and head or 0) + 1, session.head)
+  local view = false
+  if not is_same or epoch ~= session.epoch then view = redis.call('HGET', key, 'view') end
+  return is_ahead or (not is_same and session.head > 0), tail, view
+end
+
+local function live(lifetime_ms)
+  if lifetime_ms > 0 then
+    redis.call('PEXPIREAT', key, now + lifetime_ms)
+  else
+    redis.call('PERSIST', key)
+  end
+end
+
+-- Who waits for the claim, in order: a flat list of token, when it last asked.
+local function read_line(session)
+  if session.line == '' then return {} end
+  local is_good, line = pcall(cmsgpack.unpack, session.line)
+  if not is_good or type(line) ~= 'table' then error('CORRUPT: the line') end
+  return line
+end
+
+local function line_text(line)
+  return #line > 0 and cmsgpack.pack(line) or ''
+end
+
+local function place_in(line, token)
+  for i = 1, #line, 2 do
+    if line[i] == token then return (i + 1) / 2 end
+  end
+  return 0
+end
+
+local function leave(line, token)
+  local place = place_in(line, token)
+  if place > 0 then
+    table.remove(line, place * 2)
+    table.remove(line, place * 2 - 1)
+  end
+  return place > 0
+end

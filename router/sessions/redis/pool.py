@@ -1,0 +1,128 @@
+"""Connections to one server, so many at most; and what is said over them.
+
+A connection is used again only if every reply was read that was asked for: whoever leaves before that, by a deadline or by
+being cancelled, takes the connection along. So nobody reads what another asked for. Nothing is ever sent twice here: what
+was sent and not answered may have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
+
+from router.sessions.redis.breaker import Breaker, BreakerState, Patience
+from router.sessions.redis.errors import Reason, RedisUnavailable, ends_connection, translate
+
+Command = tuple[bytes | str | int, ...]
+Reply = object
+"""What Redis answered; an error reply is a ResponseError, as a value."""
+
+
+class Server(Protocol):
+    async def connect(self) -> AbstractConnection:
+        """A connection on which commands may be sent. Raises what redis-py raises, or RedisUnavailable."""
+        ...
+
+    def forget(self) -> None:
+        """It failed: where it is has to be found out anew."""
+        ...
+
+
+class Pool:
+    """``clock``: monotonic."""
+
+    def __init__(self, server: Server, max_connections: int, patience: Patience, clock: Callable[[], float]) -> None:
+        self._server = server
+        self._clock = clock
+        self._breaker = Breaker(patience)
+        self._room = asyncio.Semaphore(max_connections)
+        self._idle: list[AbstractConnection] = []
+        self._era = 0
+        """Connections of an earlier one are not used again."""
+        self.in_use = 0
+
+    @property
+    def state(self) -> BreakerState:
+        return self._breaker.state(self._clock())
+
+    async def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+        """Send them in one write on one connection, and read their replies. ``deadline``: by the loop's clock.
+
+        Raises RedisUnavailable, where they may have been carried out or not.
+        """
+        if not self._breaker.admits(self._clock()):
+            raise RedisUnavailable(Reason.PAUSED)
+        try:
+            async with asyncio.timeout_at(deadline), self._room:
+                replies = await self._exchange(_packed(commands), len(commands))
+        except asyncio.CancelledError:
+            self._breaker.abandoned()
+            raise
+        except (RedisError, RedisUnavailable, OSError) as error:
+            self._breaker.failed(self._clock())
+            await self.forget()
+            raise translate(error) from None
+        self._breaker.succeeded()
+        return replies
+
+    async def _exchange(self, commands: bytes, count: int) -> list[Reply]:
+        self.in_use += 1
+        era = self._era
+        is_clean = False
+        connection: AbstractConnection | None = None
+        try:
+            connection = await self._take()
+            await connection.send_packed_command(commands)
+            replies = [await _read(connection) for _ in range(count)]
+            is_clean = not any(map(ends_connection, replies))
+            if not is_clean:
+                await self.forget()
+            return replies
+        finally:
+            self.in_use -= 1
+            if connection is None:
+                pass
+            elif is_clean and era == self._era:
+                self._idle.append(connection)
+            else:
+                await connection.disconnect(nowait=True)
+
+    async def _take(self) -> AbstractConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            # There is something to read: its end, or what nobody asked for.
+            if not await connection.can_read():
+                return connection
+            await connection.disconnect(nowait=True)
+        return await self._server.connect()
+
+    async def forget(self) -> None:
+        """Who answered until now may not be whom to ask: no connection is used again."""
+        self._era += 1
+        self._server.forget()
+        while self._idle:
+            await self._idle.pop().disconnect(nowait=True)
+
+    async def close(self) -> None:
+        self._era += 1
+        while self._idle:
+            await self._idle.pop().disconnect()
+
+
+def _packed(commands: Sequence[Command]) -> bytes:
+    # Its stub says a tuple of one.
+    return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
+
+
+async def _read(connection: AbstractConnection) -> Reply:
+    try:
+        return await connection.read_response()
+    except InvalidResponse:
+        raise
+    except ResponseError as error:
+        return error

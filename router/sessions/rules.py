@@ -1,0 +1,44 @@
+"""How long sessions live and what a busy one does, by tenant and by request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast, get_args
+
+from router.core.errors import InvalidRequest
+from router.core.tenant import OnBusy, TenantRules
+
+MAX_KEY_CHARS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class StateRules:
+    """Where a tenant has none of its own. Seconds; 0: for ever."""
+
+    session_s: float
+    response_s: float
+    conversation_s: float
+    on_busy: OnBusy
+    stateless_fallback: bool
+
+    def session_lifetime_s(self, tenant: TenantRules) -> float:
+        return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
+
+
+def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRules) -> OnBusy:
+    """What the request wishes, else its tenant, else everybody. Raises InvalidRequest."""
+    wish = headers.get("x-warmroute-on-busy")
+    if wish is None:
+        return tenant.on_busy or rules.on_busy
+    if wish not in get_args(OnBusy):
+        raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
+    return cast(OnBusy, wish)
+
+
+def read_idempotency_key(headers: Mapping[str, str]) -> str:
+    """Empty where there is none. Raises InvalidRequest."""
+    key = headers.get("Idempotency-Key", "")
+    if len(key) > MAX_KEY_CHARS or not key.isascii() or (key and not key.isprintable()):
+        raise InvalidRequest(f"Idempotency-Key must have at most {MAX_KEY_CHARS} printable ASCII characters")
+    return key

@@ -1,0 +1,170 @@
+"""A session's rows: found, read, written and deleted, inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import inf
+from operator import attrgetter
+
+from router.core.request import Tenant
+from router.sessions.sqlite.database import Transaction
+from router.sessions.sqlite.schema import PARTS
+from router.sessions.store import Corrupt, Known, Loaded, Sid, TurnRecord
+
+
+@dataclass(slots=True)
+class Session:
+    """Its row of the table, column by column."""
+
+    sid: Sid
+    owner: Tenant
+    generation: str
+    created_at: float
+    expires_at: float
+    head: int = 0
+    turns: int = 0
+    given_turns: int = 0
+    """Those that it was created with. They have ended, and have no rows."""
+    fence: int = 0
+    holder: str = ""
+    """The token of who began the last turn; empty once that gave the claim back."""
+    claimed_turn: int = 0
+    claimed_until: float = 0.0
+    boot: str = ""
+    epoch: int = 0
+    worker: str = ""
+
+    def is_claimed(self, at: Transaction) -> bool:
+        return self.claimed_until > at.now and self.boot == at.boot
+
+    def release(self) -> None:
+        self.holder, self.claimed_turn, self.claimed_until = "", 0, 0.0
+
+
+_columns = attrgetter(*(field.name for field in fields(Session)))
+_SAVE = f"REPLACE INTO session VALUES ({', '.join('?' * len(fields(Session)))})"  # noqa: S608
+
+
+def find(at: Transaction, sid: Sid, owner: Tenant) -> Session | None:
+    row = at.connection.execute("SELECT * FROM session WHERE sid = ?", (sid,)).fetchone()
+    if row is None or row[1] != owner or row[4] <= at.unix_time:
+        return None
+    return Session(*row)
+
+
+def add(at: Transaction, sid: Sid, owner: Tenant, generation: str) -> Session | None:
+    """A new session, not yet saved. None: there is one, be it another owner's."""
+    row = at.connection.execute("SELECT expires_at FROM session WHERE sid = ?", (sid,)).fetchone()
+    if row is not None:
+        if row[0] > at.unix_time:
+            return None
+        remove(at, sid)
+    (fence,) = at.connection.execute("SELECT fence FROM last_fence").fetchone()
+    return Session(sid, owner, generation, at.unix_time, inf, fence=fence)
+
+
+def save(at: Transaction, session: Session) -> None:
+    at.connection.execute(_SAVE, _columns(session))
+
+
+def remove(at: Transaction, sid: Sid) -> None:
+    """All of it. The next session of that name goes on with the fences behind this one's."""
+    at.connection.execute("UPDATE last_fence SET fence = max(fence, (SELECT fence FROM session WHERE sid = ?))", (sid,))
+    for table in (*PARTS, "session"):
+        at.connection.execute(f"DELETE FROM {table} WHERE sid = ?", (sid,))  # noqa: S608
+
+
+def extend(at: Transaction, session: Session, entries: Sequence[bytes]) -> None:
+    at.connection.executemany(
+        "INSERT INTO entry VALUES (?, ?, ?)",
+        [(session.sid, seq, body) for seq, body in enumerate(entries, session.head + 1)],
+    )
+    session.head += len(entries)
+
+
+def end_of(at: Transaction, lifetime_s: float) -> float:
+    return at.unix_time + lifetime_s if lifetime_s else inf
+
+
+def unknown(at: Transaction, session: Session, known: Known) -> tuple[bool, list[bytes], bytes | None]:
+    """Must all be read anew; what of the log is not known; the view, where another is known."""
+    is_ahead = known.generation == session.generation and known.head > session.head
+    is_same = known.generation == session.generation and not is_ahead
+    head = known.head if is_same else 0
+    tail: list[bytes] = []
+    if head < session.head:
+        rows = at.connection.execute(
+            "SELECT body FROM entry WHERE sid = ? AND seq > ? ORDER BY seq", (session.sid, head)
+        )
+        tail = [body for (body,) in rows]
+        if len(tail) != session.head - head:
+            raise Corrupt(f"session {session.sid}: entries are missing")
+    view = None
+    if session.epoch and not (is_same and known.epoch == session.epoch):
+        view = read_body(at, "view", session.sid)
+    return is_ahead or (not is_same and session.head > 0), tail, view
+
+
+def read_body(at: Transaction, table: str, sid: Sid) -> bytes | None:
+    """``table``: view or attributes."""
+    row = at.connection.execute(f"SELECT body FROM {table} WHERE sid = ?", (sid,)).fetchone()  # noqa: S608
+    return row[0] if row else None
+
+
+def write_body(at: Transaction, table: str, sid: Sid, body: bytes) -> None:
+    at.connection.execute(f"REPLACE INTO {table} VALUES (?, ?)", (sid, body))  # noqa: S608
+
+
+def read_turn(at: Transaction, session: Session, turn: int) -> TurnRecord | None:
+    if 1 <= turn <= session.given_turns:
+        return TurnRecord(True, b"")
+    row = at.connection.execute(
+        "SELECT has_ended, record FROM turn WHERE sid = ? AND seq = ?", (session.sid, turn)
+    ).fetchone()
+    return TurnRecord(bool(row[0]), row[1]) if row else None
+
+
+def write_turn(at: Transaction, session: Session, turn: int, record: TurnRecord) -> None:
+    at.connection.execute("REPLACE INTO turn VALUES (?, ?, ?, ?)", (session.sid, turn, record.has_ended, record.record))
+
+
+def load(at: Transaction, session: Session, known: Known) -> Loaded:
+    starts_over, tail, view = unknown(at, session, known)
+    return Loaded(
+        generation=session.generation,
+        head=session.head,
+        epoch=session.epoch,
+        view=view,
+        starts_over=starts_over,
+        tail=tail,
+        attributes=read_body(at, "attributes", session.sid) or b"",
+        turns=session.turns,
+        is_claimed=session.is_claimed(at),
+        created_at=session.created_at,
+    )
+
+
+def sweep_session(at: Transaction, max_entries: int) -> bool | None:
+    """Deletes one that has expired, or its oldest entries only where there are more. None: no session has expired."""
+    row = at.connection.execute("SELECT sid FROM session WHERE expires_at <= ? LIMIT 1", (at.unix_time,)).fetchone()
+    if row is None:
+        return None
+    (sid,) = row
+    # A wall clock that is put back must not bring back half a session.
+    at.connection.execute("UPDATE session SET expires_at = 0 WHERE sid = ?", (sid,))
+    last = at.connection.execute(
+        "SELECT seq FROM entry WHERE sid = ? ORDER BY seq LIMIT 1 OFFSET ?", (sid, max_entries)
+    ).fetchone()
+    if last is None:
+        remove(at, sid)
+        return True
+    at.connection.execute("DELETE FROM entry WHERE sid = ? AND seq < ?", (sid, last[0]))
+    return False
+
+
+def sweep_documents(at: Transaction, limit: int) -> int:
+    return at.connection.execute(
+        "DELETE FROM document WHERE id IN (SELECT id FROM document WHERE expires_at <= ? LIMIT ?)",
+        (at.unix_time, limit),
+    ).rowcount

@@ -1,0 +1,83 @@
+"""What the tables are, and how an older file becomes one of today. Never touches a file that is newer or another program's."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from router.sessions.store import StoreUnavailable
+
+APPLICATION_ID = 0x77617272
+"""Tells the file from other programs' databases: the letters "warr"."""
+
+# Rows that belong to a session begin with its sid, so that all of it is read and deleted by one range of each table. What
+# may be large stands apart from the session's row, which each turn writes twice. A time is NULL for nobody: what lives for
+# ever has an infinite one. "boot" says which boot's monotonic clock a time was read from.
+_SESSIONS = """
+CREATE TABLE session (
+    sid TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    generation TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    head INTEGER NOT NULL,
+    turns INTEGER NOT NULL,
+    given_turns INTEGER NOT NULL,
+    fence INTEGER NOT NULL,
+    holder TEXT NOT NULL,
+    claimed_turn INTEGER NOT NULL,
+    claimed_until REAL NOT NULL,
+    boot TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    worker TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX session_expiry ON session (expires_at);
+CREATE TABLE entry (sid TEXT, seq INTEGER, body BLOB NOT NULL, PRIMARY KEY (sid, seq)) WITHOUT ROWID;
+CREATE TABLE turn (
+    sid TEXT, seq INTEGER, has_ended INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (sid, seq)
+) WITHOUT ROWID;
+CREATE TABLE idempotency_key (sid TEXT, name TEXT, turn INTEGER NOT NULL, PRIMARY KEY (sid, name)) WITHOUT ROWID;
+CREATE TABLE line (
+    sid TEXT, place INTEGER, token TEXT NOT NULL, asked_at REAL NOT NULL, boot TEXT NOT NULL, PRIMARY KEY (sid, place)
+) WITHOUT ROWID;
+CREATE TABLE view (sid TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE attributes (sid TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE document (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, body BLOB NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX document_expiry ON document (expires_at);
+CREATE TABLE last_fence (fence INTEGER NOT NULL);
+INSERT INTO last_fence VALUES (0);
+"""
+
+MIGRATIONS = (_SESSIONS,)
+"""The n-th makes a file of version n - 1 one of version n. They are never changed, only added to."""
+
+PARTS = ("entry", "turn", "idempotency_key", "line", "view", "attributes")
+"""The tables that hold what belongs to a session."""
+
+
+def check_version(connection: sqlite3.Connection) -> int:
+    """The file's version; 0 for an empty one. Only reads. Raises StoreUnavailable where it is not ours to write to."""
+    # In this order: another process may make the file ours in between, and then what is read last says so.
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if (version or tables) and application_id != APPLICATION_ID:
+        raise StoreUnavailable("the file is a database of another program")
+    if version > len(MIGRATIONS):
+        raise StoreUnavailable(
+            f"the file was written by a newer release (its schema is {version}, this release knows {len(MIGRATIONS)})"
+        )
+    return int(version)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """As a whole or not at all; of several processes that open a file at once, one does it."""
+    connection.execute("BEGIN IMMEDIATE")
+    version = check_version(connection)
+    for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+        for statement in migration.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("COMMIT")

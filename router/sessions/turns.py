@@ -1,0 +1,424 @@
+"""One turn of a session, top to bottom.
+
+    1  claim     what the client sent is stored, if nobody else writes; else wait in line, be refused, or go on in a copy
+    2  prompt    the log and what is new → the body that a worker is asked
+    3  dispatch  as any request; the answer flows to the client, but for its end
+    4  save      the answer, and with it the turn's end; from here on it counts
+    5  end       the client is told: so whatever ended well is stored
+
+A turn that fails anywhere leaves what was stored of it without an end, which no prompt ever has in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from router.context.entry import BadEntry, Draft, Kind, decode
+from router.context.history import History
+from router.context.prompt import HistoryDiffers, NothingNew, replay
+from router.core.errors import (
+    InvalidRequest,
+    RouterError,
+    SessionBusy,
+    SessionCorrupt,
+    SessionNotFound,
+    StateUnavailable,
+    WorkerError,
+)
+from router.core.request import Request, SessionKey
+from router.core.tenant import Caller, TenantRules
+from router.core.worker import WorkerName
+from router.sessions.claims import Claim, Claims
+from router.sessions.counts import TurnCounts
+from router.sessions.door import Door, HeldClient, Kept
+from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
+from router.sessions.names import affinity_key
+from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
+from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
+from router.sides import Client
+from router.wire.answers import BadAnswer
+
+SAVING_S = 0.5
+"""How long an answer that is whole may take to be kept when its client has left."""
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.004, 0.05
+"""Between two looks at a claim that another replica holds. One of this replica's own that ends is noticed at once."""
+
+
+class Dispatch(Protocol):
+    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSettings:
+    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it.
+    ``resumes``: streams are kept so that another worker may go on with them."""
+
+    lease_s: float
+    max_wait_s: float
+    max_waiting: int
+    resumes: bool
+
+
+class Turns:
+    """One for the process. ``claims.run`` must be running."""
+
+    def __init__(
+        self,
+        settings: TurnSettings,
+        histories: Histories,
+        dispatch: Dispatch,
+        remember_worker: Callable[[SessionKey, WorkerName], None],
+        bytes_per_token: Callable[[str], float],
+        clock: Callable[[], float],
+        observe_overhead: Callable[[float], None],
+    ) -> None:
+        self._settings = settings
+        self.histories = histories
+        self._dispatch = dispatch
+        self._remember_worker = remember_worker
+        self._planner = Planner(histories, bytes_per_token, resumes=settings.resumes)
+        self._clock = clock
+        self._observe_overhead = observe_overhead
+        self.claims = Claims(histories, settings.lease_s, clock)
+        self.counts = TurnCounts()
+
+    async def take(self, ask: Ask, door: Door, client: Client) -> None:
+        """Answer the client, or raise the RouterError that says why not."""
+
+        async def take() -> str:
+            with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
+                return await self._take(claim, ask, door, client)
+
+        await self._judge(ask, take())
+
+    async def take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> None:
+        """The same of a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
+        await self._judge(ask, self._take_unkept(ask, door, client, after))
+
+    async def _judge(self, ask: Ask, turn: Awaitable[str]) -> None:
+        """Counted, and what went wrong told in the client's words."""
+        outcome = "failed"
+        try:
+            outcome = await turn
+        except SessionNotFound:
+            outcome = "refused"
+            raise ask.absent() from None
+        except NoSuchItem:
+            outcome = "refused"
+            raise InvalidRequest(
+                "nothing can follow a response that has not ended, did not end well, or was deleted from its conversation",
+                param="previous_response_id",
+            ) from None
+        except RouterError as error:
+            outcome = "refused" if error.status < 500 else "failed"
+            raise
+        except Fenced:
+            raise self._fenced(ask) from None
+        finally:
+            self.counts.turns[outcome] += 1
+
+    async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
+        owner, session = ask.caller.rules.tenant, None
+        if after is None:
+            history = History(ask.sid, owner, "")
+        else:
+            sid, behind = after
+            history, session = await self.histories.as_of(sid, owner, behind), affinity_key(sid)
+        plan = self._plan_anew(ask, history, 1)
+        door.begin(ask.sid, 1, history.head + 1)
+        held = HeldClient(client, door)
+        if not await self._dispatch_turn(ask, session, plan, held):
+            return "refused"
+        try:
+            _read_answer(door, held)
+        except RouterError as error:
+            held.fail_or_raise(error)
+            return "failed"
+        await held.finish()
+        return "ok"
+
+    async def _take(self, claim: Claim, ask: Ask, door: Door, client: Client) -> str:
+        try:
+            if ask.copies:
+                await self._branch(claim, ask)
+            begun = await self._claim(claim, ask, may_guess=True)
+        except StateUnavailable:
+            if ask.on_lost is None:
+                raise
+            return await self._take_lost(claim, ask, ask.on_lost, client)
+        if isinstance(begun, Repeated):
+            await door.repeat(bytes(_require_same(ask, begun).note), client)
+            return "repeated"
+        history, guess = begun
+        plan = guess or await self._plan_surely(claim, ask, history)
+        self.counts.count_news(ask, history, plan)
+        number = history.head + 1
+        door.begin(claim.sid, claim.turn, number)
+        if ask.on_begun is not None:
+            await ask.on_begun(claim.sid, Behind(claim.turn, number))
+        return await self._carry(claim, ask, history, plan, door, HeldClient(client, door))
+
+    async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
+        """To a worker, its answer to the client, and both into the log."""
+        if not await self._dispatch_turn(ask, affinity_key(claim.sid), plan, held):
+            return "refused"
+        try:
+            await self._save(claim, ask, history, plan, door, held)
+        except (RouterError, Fenced) as error:
+            held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
+            return "failed"
+        self.counts.count_prefix(plan, held.record)
+        await held.finish()
+        return "ok"
+
+    async def _dispatch_turn(self, ask: Ask, session: SessionKey | None, plan: Plan, held: HeldClient) -> bool:
+        """False: the worker found the request wrong, and the client knows."""
+        request = request_of(ask, session, plan)
+        self.counts.spared_bytes += max(0, len(request.body) - ask.body_bytes)
+        self._observe_overhead(self._clock() - ask.started_at)
+        await self._dispatch.dispatch(request, held, ask.started_at, ask.caller.rules)
+        if held.reply is not None and held.reply.status != 200:
+            await held.refuse()
+            return False
+        return True
+
+    async def _take_lost(self, claim: Claim, ask: Ask, on_lost: Callable[[], None], client: Client) -> str:
+        """Without history, and without keeping anything, as was asked for. Raises InvalidRequest."""
+        on_lost()
+        plan = self._plan_anew(ask, History(claim.sid, claim.owner, ""), 1)
+        request = request_of(ask, affinity_key(claim.sid), plan)
+        await self._dispatch.dispatch(request, client, ask.started_at, ask.caller.rules)
+        return "lost"
+
+    async def add(self, ask: Ask) -> tuple[History, int]:
+        """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number.
+        Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable, SessionCorrupt."""
+        return await self._append_turn(ask, lambda history: self._planner.news(ask, history))
+
+    async def append(self, ask: Ask, drafts: Sequence[Draft]) -> tuple[History, int]:
+        """The same, of what is no message."""
+        return await self._append_turn(ask, lambda _: drafts)
+
+    async def _append_turn(self, ask: Ask, drafts_for: Callable[[History], Sequence[Draft]]) -> tuple[History, int]:
+        try:
+            with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
+                begun = await self._claim(claim, ask, may_guess=False)
+                if isinstance(begun, Repeated):
+                    _require_same(ask, begun)
+                    return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
+                history, _ = begun
+                entries = self.histories.encode(history, drafts_for(history), claim.turn, ends=True)
+                await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
+                return history, claim.turn
+        except SessionNotFound:
+            raise ask.absent() from None
+        except Fenced:
+            raise self._fenced(ask) from None
+
+    async def prompt_of(self, sid: Sid, caller: Caller, turn: int) -> bytes | None:
+        """The body that a turn sent; None: it sent none. Reads the whole log. Raises StateUnavailable, SessionCorrupt."""
+        owner = caller.rules.tenant
+        record = await self.histories.ask(self.histories.store.read_turn(sid, owner, turn))
+        loaded = await self.histories.ask(self.histories.store.load(sid, owner, NOTHING))
+        if record is None or loaded is None or (recipe := read_note(record.record).recipe) is None:
+            return None
+        try:
+            return replay(recipe, {at: bytes(decode(data).body) for at, data in enumerate(loaded.tail, 1)})
+        except (KeyError, BadEntry):
+            raise SessionCorrupt("what is stored of this session cannot be read") from None
+
+    # 1  Claim
+
+    async def _claim(self, claim: Claim, ask: Ask, *, may_guess: bool) -> tuple[History, Plan | None] | Repeated:
+        """The history, and what the turn is to do if that is in the log already. Whoever waited for another replica's turn,
+        or behind others, cannot guess what the log will have. Raises SessionNotFound, SessionBusy, InvalidRequest."""
+        deadline = self._clock() + self._settings.max_wait_s
+        pause_s = FIRST_PAUSE_S
+        place = 1
+        while True:
+            known = self.histories.hot.known(claim.sid)
+            guess = self._guess(claim, ask) if may_guess and place == 1 else None
+            was_asked, claim.is_asked = claim.is_asked, True
+            try:
+                answer = await self.histories.begin(self._begin(claim, ask, known, guess))
+            except NotAsked:
+                claim.is_asked = was_asked
+                raise
+            if isinstance(answer, Begun):
+                history, came_true = await self._follow(claim, known, answer, guess)
+                if ask.behind is None or claim.sid != ask.sid or history.last_turn == ask.behind.turn:
+                    return history, came_true
+                self.claims.drop(claim)
+                await self._branch(claim, ask)
+                continue
+            if answer is None:
+                raise ask.absent()
+            if isinstance(answer, Repeated) and answer.has_ended:
+                return answer
+            self.counts.conflicts[ask.on_busy] += pause_s == FIRST_PAUSE_S
+            place = await self._wait(claim, ask, answer, deadline, pause_s)
+            pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
+
+    async def _wait(self, claim: Claim, ask: Ask, answer: Busy | Repeated, deadline: float, pause_s: float) -> int:
+        """For another turn of the session; or go on in a copy of it. Returns the place in the line; 0: no turn that this
+        replica knows of has ended. Raises SessionBusy."""
+        if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork" and claim.sid == ask.sid:
+            await self._branch(claim, ask)
+            return 1
+        place = answer.place if isinstance(answer, Busy) else 1
+        if not place or self._clock() >= deadline:
+            raise ask.busy("another turn of this session has not ended", retry_after_s=1)
+        return place if await self.claims.pause(claim.sid, pause_s) else 0
+
+    async def _branch(self, claim: Claim, ask: Ask) -> None:
+        """Go on in a copy. Raises SessionNotFound, SessionBusy, NoSuchItem."""
+        if ask.fork is None:
+            raise ask.busy("another turn has ended in this session", retry_after_s=1)
+        fork = ask.fork()
+        upto = ask.behind.number if ask.behind is not None else None
+        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=upto)
+        claim.sid = fork
+
+    def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
+        """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
+        history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
+        try:
+            return self._planner.plan(ask, history, history.turns + 1)
+        except (HistoryDiffers, NothingNew):
+            return None  # what is known may be old
+
+    def _begin(self, claim: Claim, ask: Ask, known: Known, guess: Plan | None) -> Begin:
+        settings = self._settings
+        return Begin(
+            sid=claim.sid,
+            owner=claim.owner,
+            token=claim.token,
+            known=known,
+            creates=ask.creates,
+            waits=ask.on_busy == "queue",
+            max_waiting=settings.max_waiting,
+            lease_s=settings.lease_s,
+            lifetime_s=ask.lifetime_s,
+            idempotency_key=ask.idempotency_key,
+            turn=guess.turn if guess else 0,
+            entries=guess.entries if guess else (),
+            record=msgspec.json.encode(guess.note if guess else ask.first_note()),
+        )
+
+    async def _follow(
+        self, claim: Claim, known: Known, begun: Begun, guess: Plan | None
+    ) -> tuple[History, Plan | None]:
+        """The claim is held: read what this replica did not know of the log. The guess, if it came true. Raises Fenced,
+        SessionNotFound, SessionCorrupt, StateUnavailable."""
+        self.claims.hold(claim, begun)
+        if begun.worker:
+            self._remember_worker(affinity_key(claim.sid), WorkerName(begun.worker))
+        history = await self.histories.follow(claim.sid, claim.owner, known, begun)
+        if history.generation != begun.generation:
+            raise Fenced
+        history.turns = begun.turn
+        if guess is None or not begun.appended:
+            return history, None
+        self.histories.grow(history, guess.entries, begun.head)
+        return history, guess
+
+    # 2  Prompt
+
+    async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
+        """And store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
+        plan = self._plan_anew(ask, history, claim.turn)
+        await self._append(claim, ask, history, plan.entries, plan.note)
+        return plan
+
+    def _plan_anew(self, ask: Ask, history: History, turn: int) -> Plan:
+        """Raises InvalidRequest."""
+        try:
+            return self._planner.plan(ask, history, turn)
+        except HistoryDiffers:
+            raise InvalidRequest(
+                "the messages repeat a history that is not this session's: send new messages only, or fork the session",
+                param="messages",
+            ) from None
+        except NothingNew:
+            raise InvalidRequest("the session has all of these messages already", param="messages") from None
+
+    # 4  Save
+
+    async def _save(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> None:
+        """Raises Fenced, StateUnavailable, WorkerError."""
+        kept = _read_answer(door, held)
+        bytes_per_token = self._planner.bytes_per_token(ask.incoming.model)
+        drafts = [
+            Draft(Kind.MESSAGE, message, kept.tokens or round(len(message) / bytes_per_token))
+            for message in kept.messages
+        ]
+        entries = self.histories.encode(history, drafts, claim.turn, ends=True)
+        note = msgspec.structs.replace(plan.note, note=msgspec.Raw(door.note()))
+        worker = held.record.worker if held.record is not None else ""
+        await self._append(claim, ask, history, entries, note, worker=worker, ends=True)
+
+    async def _append(
+        self,
+        claim: Claim,
+        ask: Ask,
+        history: History,
+        entries: list[bytes],
+        note: TurnNote,
+        *,
+        worker: str = "",
+        ends: bool = False,
+    ) -> None:
+        """Where the turn ``ends``, the claim does. Raises Fenced, StateUnavailable."""
+        append = Append(
+            sid=claim.sid,
+            owner=claim.owner,
+            generation=claim.generation,
+            fence=claim.fence,
+            turn=claim.turn,
+            entries=entries,
+            ends=ends,
+            record=msgspec.json.encode(note),
+            worker=worker,
+            lifetime_s=ask.lifetime_s,
+        )
+        if not ends:
+            await self.histories.append(history, append)
+            return
+        # What is whole is kept, also where its client leaves in this moment: the claim is not given back before it is.
+        saving = asyncio.create_task(self.histories.append(history, append))
+        try:
+            await asyncio.shield(saving)
+        except asyncio.CancelledError:
+            await asyncio.wait((saving,), timeout=SAVING_S)
+            saving.cancel()
+            raise
+        claim.fence = 0
+
+    def _fenced(self, ask: Ask) -> SessionBusy:
+        self.counts.fence_rejections += 1
+        return ask.busy("the turn lost its session to another, or the session was deleted", retry_after_s=1)
+
+
+def _read_answer(door: Door, held: HeldClient) -> Kept:
+    """Raises RouterError, for whatever kept it from being whole."""
+    if held.error is not None:
+        raise held.error
+    try:
+        held.translate()
+        return door.kept()
+    except BadAnswer:
+        raise WorkerError("the worker's answer cannot be understood") from None
+
+
+def _require_same(ask: Ask, repeated: Repeated) -> TurnNote:
+    """Of the turn that was taken before. Raises InvalidRequest."""
+    note = read_note(repeated.record)
+    if note.asked != ask.asked:
+        raise InvalidRequest("this Idempotency-Key was used for another request", param="Idempotency-Key")
+    return note

@@ -1,0 +1,111 @@
+"""Composition of the stateful half: configuration → store, turns and the pages that clients meet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from router.background import Background
+from router.config import Config
+from router.core.request import SessionKey
+from router.core.worker import WorkerName
+from router.server.conversation_pages import ConversationPages
+from router.server.data import body_limits
+from router.server.response_pages import ResponsePages
+from router.server.session_pages import SessionPages
+from router.server.state import StateRoutes
+from router.sessions.histories import Histories
+from router.sessions.hot import HotHistories
+from router.sessions.names import Names
+from router.sessions.rules import StateRules
+from router.sessions.store import StoreUnavailable
+from router.sessions.turns import Dispatch, Turns, TurnSettings
+from router.state_metrics import StateMetrics
+from router.stores import NO_STORE, OpenedStore, open_store
+
+log = logging.getLogger("warmroute.sessions")
+
+EXPIRY_S = 60.0
+"""Between two sweeps for what has expired, where the store does not do that itself."""
+
+SWEPT_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    routes: StateRoutes | None
+    """None where no state is kept."""
+    turns: Turns
+    histories: Histories
+    store: OpenedStore
+
+    @asynccontextmanager
+    async def working(self, background: Background) -> AsyncIterator[None]:
+        """What runs beside the requests, and ends after them."""
+        tasks = [background.start("claims", self.turns.claims.run)]
+        if self.store.journaled is not None:
+            tasks.append(background.start("journal", self.store.journaled.run))
+        if self.store.sweep is not None:
+            tasks.append(background.start("expiry", partial(_sweep, self.store.sweep)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.histories.aclose()
+
+
+async def _sweep(sweep: Callable[[int], Awaitable[int]]) -> None:
+    """Until cancelled."""
+    while True:
+        try:
+            await sweep(SWEPT_AT_ONCE)
+        except StoreUnavailable as error:
+            log.warning("what has expired was not deleted", extra={"why": str(error)})
+        await asyncio.sleep(EXPIRY_S)
+
+
+async def build_state(
+    config: Config,
+    dispatch: Dispatch,
+    remember_worker: Callable[[SessionKey, WorkerName], None],
+    bytes_per_token: Callable[[str], float],
+    clock: Callable[[], float],
+    metrics: StateMetrics,
+) -> State:
+    """Raises ConfigError."""
+    sessions = config.sessions
+    opened = await open_store(sessions, clock, time.time)
+    histories = Histories(opened.store, HotHistories(sessions.max_hot_bytes), time.time, clock, metrics.observe_load)
+    settings = TurnSettings(
+        lease_s=sessions.lease_s,
+        max_wait_s=sessions.max_wait_s,
+        max_waiting=sessions.max_waiting,
+        resumes=config.resumption.max_attempts > 0,
+    )
+    turns = Turns(
+        settings, histories, dispatch, remember_worker, bytes_per_token, clock, metrics.overhead_of(opened.kind)
+    )
+    rules = StateRules(
+        session_s=sessions.lifetime_s,
+        response_s=sessions.response_lifetime_s,
+        conversation_s=sessions.conversation_lifetime_s,
+        on_busy=sessions.on_busy,
+        stateless_fallback=sessions.stateless_fallback,
+    )
+    names = Names(opened.secret)
+    limits = body_limits(config.limits)
+    routes = StateRoutes(
+        [
+            SessionPages(turns, names, limits, rules),
+            ResponsePages(turns, names, limits, rules, time.time),
+            ConversationPages(turns, names, limits, rules, time.time),
+        ]
+    )
+    return State(routes if sessions.store != NO_STORE else None, turns, histories, opened)

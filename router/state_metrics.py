@@ -1,0 +1,110 @@
+"""Sessions and their store as Prometheus sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.sessions.hot import HotHistories
+from router.sessions.turns import Turns
+from router.stores import OpenedStore
+
+OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
+
+
+class StateMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        overhead = Histogram(
+            "warmroute_turn_overhead_seconds",
+            "From a turn's request until it is dispatched: its body, its claim, its history, its prompt.",
+            ("store",),
+            buckets=OVERHEAD_BUCKETS,
+            registry=registry,
+        )
+        self._overhead = overhead
+        self._loads = Histogram(
+            "warmroute_state_load_seconds",
+            "What a turn's history took: to fetch, with the claim, and to parse; from the store, or where nothing was missing.",
+            ("tier", "stage"),
+            buckets=OVERHEAD_BUCKETS,
+            registry=registry,
+        )
+        self._children = {
+            (tier, stage): self._loads.labels(tier, stage)
+            for tier in ("memory", "store")
+            for stage in ("fetch", "parse")
+        }
+
+    def overhead_of(self, store: str) -> Callable[[float], None]:
+        observe: Callable[[float], None] = self._overhead.labels(store).observe
+        return observe
+
+    def observe_load(self, tier: str, stage: str, seconds: float) -> None:
+        self._children[tier, stage].observe(seconds)
+
+
+class StateCollector(Collector):
+    def __init__(self, turns: Turns, hot: HotHistories, store: OpenedStore) -> None:
+        self._turns = turns
+        self._hot = hot
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._turns.counts
+        yield _counter("turns", "Turns by how they ended.", "outcome", counts.turns)
+        yield _counter(
+            "turn_conflicts", "Turns that met another of their session, by policy.", "policy", counts.conflicts
+        )
+        yield _counter(
+            "turn_prefixes", "Turns behind others, by whether their prefix was cached.", "state", counts.prefixes
+        )
+        yield _counter("prefix_breaks", "Turns that changed what stands before a history.", "cause", counts.breaks)
+        yield CounterMetricFamily(
+            "warmroute_fence_rejections", "Turns that lost their session.", counts.fence_rejections
+        )
+        yield CounterMetricFamily(
+            "warmroute_spared_bytes", "Of prompts, what clients did not have to send.", counts.spared_bytes
+        )
+        yield CounterMetricFamily(
+            "warmroute_resent_messages", "Messages sent again that sessions had.", counts.resent_messages
+        )
+        yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.claims.live))
+        yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._hot))
+        yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._hot.bytes)
+        yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._hot.max_bytes)
+        yield from self._collect_store()
+
+    def _collect_store(self) -> Iterator[Metric]:
+        store = self._store
+        pending = store.sqlite.pending if store.sqlite else store.redis.in_use if store.redis else 0
+        yield GaugeMetricFamily(
+            "warmroute_store_calls", "Calls that the session store is at, or that wait for it.", pending
+        )
+        state = store.redis.breaker_state if store.redis else 0
+        yield GaugeMetricFamily(
+            "warmroute_store_breaker_state",
+            "Of the way to Redis: 0 closed, 1 trying, 2 open: calls fail at once.",
+            state,
+        )
+        journaled = store.journaled
+        yield GaugeMetricFamily(
+            "warmroute_write_behind_items",
+            "Ends of turns that the store has yet to take.",
+            journaled.waiting if journaled else 0,
+        )
+        yield GaugeMetricFamily(
+            "warmroute_journal_bytes", "What the journal holds of them.", journaled.journal.bytes if journaled else 0
+        )
+        yield GaugeMetricFamily(
+            "warmroute_max_journal_bytes", "What it may hold.", journaled.journal.max_bytes if journaled else 0
+        )
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"warmroute_{name}", text, labels=(label,))
+    for value, count in values.items():
+        family.add_metric((value,), count)
+    return family

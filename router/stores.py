@@ -1,0 +1,133 @@
+"""The session store that the configuration names, with what stands in front of it: encryption, and the journal."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.config import ConfigError, SessionsConfig, read_secret
+from router.sessions.journal import Journal, JournaledStore
+from router.sessions.memory import MemoryStore
+from router.sessions.redis import RedisLimits, RedisStore
+from router.sessions.sqlite import SqliteStore
+from router.sessions.store import Corrupt, Store, StoreUnavailable
+
+NO_STORE = "none"
+SECRET_BYTES = 32
+SECRET_FILE, DATABASE_FILE = "sessions.secret", "sessions.db"
+WAIT_SHARE = 0.5
+"""Of a call's time, how long replicas may take to have a write."""
+
+SCHEMES = "sqlite:///PATH, memory://, redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, none"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """``store``: with all that stands in front of it. ``secret``: what sessions' keys are made of."""
+
+    kind: str
+    """A label: sqlite, redis, memory."""
+    store: Store
+    secret: bytes
+    journaled: JournaledStore | None = None
+    redis: RedisStore | None = None
+    sqlite: SqliteStore | None = None
+
+    @property
+    def sweep(self) -> Callable[[int], Awaitable[int]] | None:
+        """Deletes what has expired; None where the store does that itself."""
+        return self.sqlite.sweep if self.sqlite is not None else None
+
+
+async def open_store(
+    config: SessionsConfig, clock: Callable[[], float], wall_clock: Callable[[], float]
+) -> OpenedStore:
+    """``clock``: the boot's monotonic one. A Redis that is away is no reason not to start. Raises ConfigError."""
+    scheme, separator, rest = config.store.partition("://")
+    secret = read_secret("sessions.secret", config.secret, config.secret_file)
+    if config.store in ("", NO_STORE) or scheme in ("sqlite", "memory"):
+        directory = state_dir(config)
+        if config.store == NO_STORE or scheme == "memory":
+            return OpenedStore("memory", MemoryStore(clock, wall_clock), secret or secrets.token_bytes(SECRET_BYTES))
+        path = Path(f"/{rest.lstrip('/')}") if separator else directory / DATABASE_FILE
+        try:
+            opened = await SqliteStore.open(
+                path,
+                clock,
+                wall_clock,
+                synchronous=config.sqlite_synchronous,
+                max_pending=config.max_store_calls,
+                timeout_s=config.timeout_s,
+            )
+        except (StoreUnavailable, Corrupt) as error:
+            raise ConfigError(f"sessions.store={config.store!r}: {path}: {error}") from None
+        secret = secret or kept_secret(path.parent / SECRET_FILE)
+        return OpenedStore("sqlite", _sealed(config, opened), secret, sqlite=opened)
+    if scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
+        raise ConfigError(f"sessions.store=***: must be one of {SCHEMES}")
+    if not secret:
+        raise ConfigError("sessions.secret='': required with Redis, or sessions.secret_file: one for all replicas")
+    return await _open_redis(config, clock, secret)
+
+
+async def _open_redis(config: SessionsConfig, clock: Callable[[], float], secret: bytes) -> OpenedStore:
+    limits = RedisLimits(
+        deadline_s=config.timeout_s,
+        max_connections=config.max_store_calls,
+        wait_replicas=config.wait_replicas,
+        wait_s=config.timeout_s * WAIT_SHARE,
+    )
+    try:
+        redis = RedisStore.from_url(config.store, limits, clock)
+    except ValueError as error:
+        raise ConfigError(f"sessions.store=***: {error}") from None
+    if not config.max_journal_bytes:
+        return OpenedStore("redis", _sealed(config, redis), secret, redis=redis)
+    directory = state_dir(config)
+    journaled = JournaledStore(redis, Journal(directory, config.max_journal_bytes))
+    try:
+        await journaled.open()
+    except OSError as error:
+        raise ConfigError(
+            f"sessions.state_dir={str(directory)!r}: {error.strerror}; sessions.max_journal_bytes = 0 does without"
+        ) from None
+    return OpenedStore("redis", _sealed(config, journaled), secret, journaled, redis)
+
+
+def state_dir(config: SessionsConfig) -> Path:
+    """What is kept there, only its owner may read."""
+    if config.state_dir:
+        return Path(config.state_dir)
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "warmroute"
+
+
+def kept_secret(path: Path) -> bytes:
+    """Made once; who began first decides. Raises ConfigError."""
+    try:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return path.read_bytes().strip()
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(SECRET_BYTES))
+    except OSError as error:
+        raise ConfigError(f"sessions.secret_file={str(path)!r}: {error.strerror}") from None
+    return path.read_bytes().strip()
+
+
+def _sealed(config: SessionsConfig, store: Store) -> Store:
+    """Raises ConfigError."""
+    key = read_secret("sessions.encryption_secret", config.encryption_secret, config.encryption_secret_file)
+    if not key:
+        return store
+    try:
+        from router.sessions.sealed import SealedStore
+    except ImportError:
+        raise ConfigError(
+            "sessions.encryption_secret=***: needs the package cryptography: warmroute[encryption]"
+        ) from None
+    return SealedStore(store, key)

@@ -1,0 +1,127 @@
+"""The stores that keep the promise of ``router.sessions.store``, each with a clock that tests can move.
+
+A new one is one line in ``STORES``. Its times need not be exact: nothing here or in the tests comes closer than half a second
+to the end of a lease, a lifetime or a place in the line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from router.core.request import Tenant
+from router.sessions.memory import MemoryStore
+from router.sessions.redis import RedisLimits, RedisStore
+from router.sessions.sealed import SealedStore
+from router.sessions.sqlite import SqliteStore
+from router.sessions.store import Append, Begin, Begun, Sid, Store
+from tests.redis_servers import running
+from tests.sessions import redis_clock
+
+OWNER, STRANGER = Tenant("ann"), Tenant("bob")
+LEASE_S, LIFETIME_S = 15.0, 601.0
+
+
+class Advance(Protocol):
+    async def __call__(self, seconds: float) -> None:
+        """So much time passes for the store: its clock moves, or what it holds grows older."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A store that is empty, or that never saw the sessions of this trial."""
+
+    store: Store
+    advance: Advance
+    unix_time: Callable[[], float]
+
+
+class Clocks:
+    """A monotonic clock and Unix time that stand still until they are moved."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def monotonic(self) -> float:
+        return 500.0 + self.passed_s
+
+    def unix_time(self) -> float:
+        return 1_700_000_000.0 + self.passed_s
+
+    async def advance(self, seconds: float) -> None:
+        self.passed_s += seconds
+
+
+@asynccontextmanager
+async def memory_trial(directory: Path) -> AsyncIterator[Trial]:
+    del directory
+    clocks = Clocks()
+    store = MemoryStore(clocks.monotonic, clocks.unix_time)
+    yield Trial(store, clocks.advance, clocks.unix_time)
+    await store.close()
+
+
+@asynccontextmanager
+async def redis_trial(directory: Path) -> AsyncIterator[Trial]:
+    del directory
+    with running() as server:
+        store = RedisStore.from_url(server.url, RedisLimits(deadline_s=10), time.monotonic)
+
+        async def advance(seconds: float) -> None:
+            redis_clock.advance(server, seconds)
+
+        yield Trial(store, advance, time.time)
+        await store.close()
+
+
+@asynccontextmanager
+async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
+    clocks = Clocks()
+    store = await SqliteStore.open(directory / "sessions" / "of.db", clocks.monotonic, clocks.unix_time, boot="this")
+    yield Trial(store, clocks.advance, clocks.unix_time)
+    await store.close()
+
+
+@asynccontextmanager
+async def sealed_trial(directory: Path) -> AsyncIterator[Trial]:
+    async with memory_trial(directory) as trial:
+        yield Trial(SealedStore(trial.store, b"a secret of the tests"), trial.advance, trial.unix_time)
+
+
+STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {
+    "memory": memory_trial,
+    "redis": redis_trial,
+    "sqlite": sqlite_trial,
+    "sealed": sealed_trial,
+}
+"""By name: opens a store of its own for one trial. The directory is the trial's, and empty."""
+
+_tokens = itertools.count(1)
+
+
+def asks(sid: Sid, **changes: Any) -> Begin:
+    """A turn that wants to begin, under a token that nobody had."""
+    plain = Begin(sid=sid, owner=OWNER, token=f"token-{next(_tokens)}", lease_s=LEASE_S, lifetime_s=LIFETIME_S)
+    return msgspec.structs.replace(plain, **changes)
+
+
+def more(sid: Sid, begun: Begun, *entries: bytes, ends: bool = False, **changes: Any) -> Append:
+    plain = Append(
+        sid=sid,
+        owner=OWNER,
+        generation=begun.generation,
+        fence=begun.fence,
+        turn=begun.turn,
+        entries=entries,
+        ends=ends,
+        lifetime_s=LIFETIME_S,
+    )
+    return msgspec.structs.replace(plain, **changes)

@@ -1,0 +1,334 @@
+"""Turns over a store in memory, with fakes for the worker's side and the client's; each call of the store can be held up,
+failed, or stopped at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import msgspec
+
+from router.context.history import History
+from router.core.errors import RouterError, WorkerError
+from router.core.record import Record
+from router.core.reply import Reply
+from router.core.request import Request, Route, Tenant
+from router.core.tenant import Caller, OnBusy, TenantRules, make_caller
+from router.sessions.chat_door import ChatDoor
+from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.sessions.histories import Histories
+from router.sessions.hot import HotHistories
+from router.sessions.memory import MemoryStore
+from router.sessions.plans import Ask
+from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Known, Loaded, Repeated, Sid, StoreUnavailable
+from router.sessions.turns import Turns, TurnSettings
+from router.sides import Client
+from router.wire.body_limits import BodyLimits
+from router.wire.media import MediaRule
+
+T = TypeVar("T")
+SID = Sid("a" * 32)
+ACME = make_caller(TenantRules(tenant=Tenant("acme")), b"a secret of the tests")
+LIMITS = BodyLimits(64, 2048, 2048, 8, 20, 16, MediaRule(frozenset()))
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+class Points:
+    """Places that calls come by, in their order. One is ``stopped_at`` for ever; some are ``held`` until they are let go."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.stopped_at = -1
+        self.reached = asyncio.Event()
+        self.held: dict[str, asyncio.Event] = {}
+
+    async def come_by(self, name: str) -> None:
+        self.passed.append(name)
+        if len(self.passed) - 1 == self.stopped_at:
+            self.reached.set()
+            await asyncio.Event().wait()
+        if name in self.held:
+            self.reached.set()
+            await self.held[name].wait()
+
+
+class PointedStore(MemoryStore):
+    """Comes by a point before and behind each call. ``fails``: by the point's name, how often it fails there."""
+
+    def __init__(self, points: Points, clock: Callable[[], float]) -> None:
+        super().__init__(clock, clock)
+        self.points = points
+        self.fails: dict[str, int] = {}
+
+    async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
+        return await self._call("begin", super().begin(begin))
+
+    async def append(self, append: Append) -> int:
+        return await self._call("end" if append.ends else "append", super().append(append))
+
+    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+        return await self._call("load", super().load(sid, owner, known))
+
+    async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
+        await self._call("release", super().release(sid, owner, fence))
+
+    async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
+        await self._call("leave", super().leave(sid, owner, token))
+
+    async def _call(self, name: str, call: Awaitable[T]) -> T:
+        try:
+            await self._come_by(f"before {name}")
+        except BaseException:
+            call.close()  # type: ignore[attr-defined]  # a coroutine that was never begun
+            raise
+        result = await call
+        await self._come_by(f"behind {name}")
+        return result
+
+    async def _come_by(self, name: str) -> None:
+        await self.points.come_by(name)
+        if self.fails.get(name, 0):
+            self.fails[name] -= 1
+            raise StoreUnavailable("as the test wished")
+
+
+class FakeClient:
+    """``told``: what it read, and how that ended."""
+
+    is_chunked = True
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self.told = b""
+        self.reply: Reply | None = None
+        self.broken: RouterError | None = None
+        self.has_ended = False
+        self.is_gone = False
+        self.begun = asyncio.Event()
+        """Something of a stream has arrived."""
+
+    async def answer(self, reply: Reply, record: Record) -> None:
+        assert not self.told
+        assert self.reply is None
+        self._points.passed.append("client is answered")
+        self.reply = reply
+
+    def stream_head(self, reply: Reply, record: Record) -> bytes:
+        return b"HEAD\n\n"
+
+    def write(self, data: bytes) -> None:
+        assert not self.is_gone
+        self.told += data
+        self.begun.set()
+
+    def is_closing(self) -> bool:
+        return self.is_gone
+
+    def is_full(self) -> bool:
+        return False
+
+    async def drained(self) -> bool:
+        return not self.is_gone
+
+    def end_stream(self, events: bytes) -> None:
+        self._points.passed.append("client is at the end")
+        self.told += events
+        self.has_ended = True
+
+    def break_off(self, error: RouterError) -> None:
+        self.broken = error
+
+    def break_off_with(self, event: bytes) -> None:
+        self.told += event
+        self.broken = WorkerError("the worker said so")
+
+    @property
+    def text(self) -> str:
+        """All that a client shows its user, through either kind of answer."""
+        if self.reply is not None:
+            return str(json.loads(self.reply.body)["choices"][0]["message"]["content"])
+        lines = [line[6:] for line in self.told.split(b"\n") if line.startswith(b"data: {")]
+        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def event(**members: Any) -> bytes:
+    return b"data: %b\n\n" % msgspec.json.encode({"id": "c-1", "created": 1, "model": "m", **members})
+
+
+def delta(text: str | None = None, reason: str | None = None) -> bytes:
+    return event(choices=[{"index": 0, "delta": {"content": text} if text else {}, "finish_reason": reason}])
+
+
+DONE = b"data: [DONE]\n\n"
+Script = Callable[[Request, Client, Record], Awaitable[None]]
+
+
+class FakeDispatch:
+    """A worker that says "to " and the newest message, unless its next ``script`` says otherwise."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self.asked: list[Request] = []
+        self.scripts: list[Script] = []
+
+    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None:
+        self.asked.append(request)
+        await self._points.come_by("before dispatch")
+        script = self.scripts.pop(0) if self.scripts else self.reply
+        await script(request, client, record_of(request))
+        await self._points.come_by("behind dispatch")
+
+    async def reply(self, request: Request, client: Client, record: Record) -> None:
+        text = answer_to(request)
+        if not request.stream:
+            message = {"index": 0, "message": said(text), "finish_reason": "stop"}
+            body = msgspec.json.encode({"id": "c-1", "created": 1, "model": "m", "choices": [message]})
+            await client.answer(Reply(200, {}, body, is_stream=False), record)
+            return
+        write(client, client.stream_head(Reply(200, {}, b"", is_stream=True), record) + delta("to "))
+        await self._points.come_by("amid dispatch")
+        write(client, delta(text[3:]))
+        write(client, delta(reason="stop") + DONE)
+
+    def sent(self, at: int = -1) -> list[dict[str, Any]]:
+        """The messages of one of its requests."""
+        messages: list[dict[str, Any]] = json.loads(self.asked[at].body)["messages"]
+        return messages
+
+
+def write(client: Client, data: bytes) -> None:
+    """As the splice does."""
+    if not client.is_closing():
+        client.write(data)
+
+
+def answer_to(request: Request) -> str:
+    return "to " + str(json.loads(request.body)["messages"][-1]["content"])
+
+
+def record_of(request: Request, worker: str = "w-1") -> Record:
+    return Record(
+        route=Route.CHAT,
+        model=request.model,
+        policy="",
+        request_id=request.request_id,
+        stream=request.stream,
+        started_at=0.0,
+        worker=worker,
+    )
+
+
+class Desk:
+    """One replica. ``store``: another replica's, which the two then share."""
+
+    def __init__(self, store: PointedStore | None = None, *, max_wait_s: float = 60.0, max_waiting: int = 64) -> None:
+        self.now = 100.0
+        self.points = store.points if store else Points()
+        self.store = store or PointedStore(self.points, lambda: self.now)
+        self.dispatch = FakeDispatch(self.points)
+        self.workers: list[str] = []
+        self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now, lambda: self.now)
+        self.turns = Turns(
+            TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting, resumes=True),
+            self.histories,
+            self.dispatch,
+            lambda _session, worker: self.workers.append(worker),
+            lambda _model: 4.0,
+            lambda: self.now,
+            lambda _seconds: None,
+        )
+
+    def begin(
+        self, *messages: dict[str, Any], client: FakeClient | None = None, **wishes: Any
+    ) -> asyncio.Task[FakeClient]:
+        """A turn under way."""
+        return asyncio.create_task(self.take(*messages, client=client, **wishes))
+
+    async def take(
+        self,
+        *messages: dict[str, Any],
+        sid: Sid = SID,
+        caller: Caller = ACME,
+        key: str = "",
+        on_busy: OnBusy = "queue",
+        client: FakeClient | None = None,
+        stream: bool = True,
+        forks: Sid | None = None,
+        **members: Any,
+    ) -> FakeClient:
+        client = client or FakeClient(self.points)
+        body = json.dumps({"model": "m", "messages": messages, "stream": stream, **members}).encode()
+        incoming = read_chat(body, caller, LIMITS)
+        record = Record(
+            route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
+        )
+        door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
+        ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
+        await self.turns.take(ask, door, client)
+        return client
+
+    def ask(
+        self,
+        incoming: Any,
+        sid: Sid = SID,
+        caller: Caller = ACME,
+        key: str = "",
+        on_busy: OnBusy = "queue",
+        asked: str = "",
+        forks: Sid | None = None,
+        body_bytes: int = 0,
+    ) -> Ask:
+        headers: Mapping[str, str] = {}
+        return Ask(
+            sid=sid,
+            caller=caller,
+            incoming=incoming,
+            headers=headers,
+            request_id="r-1",
+            started_at=self.now,
+            lifetime_s=3600.0,
+            on_busy=on_busy,
+            idempotency_key=key,
+            asked=asked,
+            body_bytes=body_bytes,
+            fork=(lambda: forks) if forks else None,
+        )
+
+    async def texts(self, sid: Sid = SID, caller: Caller = ACME) -> list[str]:
+        """What counts of the session, as any replica would read it."""
+        fresh = Histories(self.store, HotHistories(1 << 20), lambda: self.now)
+        history, _ = await fresh.load(sid, caller.rules.tenant)
+        return contents(history)
+
+    async def settled(self) -> None:
+        """What was to be given back has been."""
+        while self.histories._tasks:
+            await asyncio.wait(tuple(self.histories._tasks))
+
+    async def require_quiet(self, sid: Sid = SID) -> None:
+        """No claim, nobody in line, no task, nothing that waits."""
+        await self.settled()
+        assert not self.turns.claims.live
+        assert not self.waiting
+        if (loaded := await self.store.load(sid, ACME.rules.tenant, NOTHING)) is not None:
+            assert not loaded.is_claimed
+            assert not self.store._sessions[sid].line
+
+    @property
+    def waiting(self) -> int:
+        return len(self.turns.claims.endings)
+
+
+def contents(history: History) -> list[str]:
+    return [str(msgspec.json.decode(item.body)["content"]) for item in history.items]
