@@ -67,6 +67,7 @@ bench: $(VENV)/dev.stamp  ## every measurement of bench/README.md that needs no 
 	$(BIN)/python -m bench.rolling
 	$(BIN)/python -m bench.failovers
 	$(BIN)/python -m bench.outage
+	$(BIN)/python -m bench.cancellations
 	$(BIN)/python -m bench.disconnects
 	$(BIN)/python -m bench.stalls
 	$(BIN)/python -m bench.stalls --text

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from router.core.errors import InvalidRequest
+from router.wire.responses.objects import item_list
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
@@ -38,13 +39,5 @@ def list_page(items: Sequence[dict[str, Any]], paging: Paging) -> bytes:
         begin = next((at for at, item in enumerate(ordered, 1) if item["id"] == paging.after), 0)
         if not begin:
             raise InvalidRequest("after names no item of this list", param="after")
-    page = ordered[begin : begin + paging.limit]
-    return msgspec.json.encode(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": begin + paging.limit < len(ordered),
-        }
-    )
+    end = begin + paging.limit
+    return msgspec.json.encode(item_list(ordered[begin:end], has_more=end < len(ordered)))

@@ -118,7 +118,7 @@ async def test_a_router_that_is_killed_amid_writes_loses_nothing_that_it_acknowl
         async with bench.router() as router:
             await asyncio.gather(*(write_until_killed(bench, router, session, kill_at, life) for session in sessions))
     acknowledged = sum(map(len, bench.seen.taken.values()))
-    assert acknowledged > 8 * 10
+    assert acknowledged >= 3 + 7 + 11
     async with bench.router() as router:
         cut = 0
         for session in sessions:
