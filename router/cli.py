@@ -50,6 +50,8 @@ def cli() -> None:
 @click.option("--workers-file", help="File with a worker URL a line.")
 @click.option("--workers-dns", help="NAME:PORT whose every address is a worker.")
 @click.option("--policy", help="How workers are ranked.")
+@click.option("--session-store", help="Where sessions are kept: sqlite:///PATH, redis://…, none.")
+@click.option("--state-dir", help="Directory of what the router keeps itself.")
 @click.option("--simulate", type=int, help="Start so many simulated workers inside this process.")
 @click.option("--insecure-no-auth", is_flag=True, default=None, help="Serve everybody.")
 def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> None:
@@ -67,6 +69,8 @@ def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> No
             "fleet.workers_dns": flags["workers_dns"],
             "fleet.simulate": flags["simulate"],
             "policy.name": flags["policy"],
+            "sessions.store": flags["session_store"],
+            "sessions.state_dir": flags["state_dir"],
         },
     )
     if not (config.server.insecure_no_auth or config.auth.asks_for_keys):

@@ -119,7 +119,7 @@ class DataPort:
             "/ready": self._ready,
             "/openapi.json": self._describe,
         }
-        self._description = describe(limits, version("warmroute"))
+        self._description = describe(limits, version("warmroute"), keeps_state=state is not None)
         self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0

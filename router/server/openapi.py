@@ -5,12 +5,14 @@ Bodies are described as loosely as they are checked: what only a worker judges i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from router.config import LimitsConfig
 from router.core.request import Route
+from router.server.openapi_state import describe_state
 
 Schema = dict[str, Any]
 
@@ -43,15 +45,22 @@ _ERRORS = {
     503: "Nobody can serve this now; Retry-After says when to come back.",
     504: "No worker answered in time.",
 }
+_STATE_ERRORS = {
+    404: "There is no such session, response, conversation, item or model.",
+    409: "Another turn has not ended, or the name is taken.",
+    500: "What is stored of it cannot be read.",
+}
 
 
-def describe(limits: LimitsConfig, version: str) -> bytes:
-    """The document as JSON."""
+def describe(limits: LimitsConfig, version: str, *, keeps_state: bool = True) -> bytes:
+    """The document as JSON. ``keeps_state``: there are sessions, responses and conversations."""
     paths: Schema = {route.value: {"post": _inference(route, limits)} for route in Route}
     paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
     paths["/health"] = {"get": _plain("Whether the process lives", _plain_text())}
     paths["/ready"] = {"get": _plain("Whether some worker can serve", _plain_text(), 503)}
     paths["/openapi.json"] = {"get": _plain("This document", _json({"type": "object"}))}
+    if keeps_state:
+        paths |= describe_state(limits, _body(Route.CHAT, limits), _errors({**_ERRORS, **_STATE_ERRORS}, "Error"))
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -66,17 +75,22 @@ def _inference(route: Route, limits: LimitsConfig) -> Schema:
     answer = _json({})
     if route in _STREAMING:
         answer["text/event-stream"] = {"schema": _TEXT}
-    error = _json({"$ref": _named("AnthropicError" if route in _ANTHROPIC else "Error")})
     return {
         "summary": _TITLES[route],
         "requestBody": {"required": True, "content": _json(_body(route, limits))},
         "responses": {
             "200": {"description": "The worker's answer.", "content": answer},
-            **{
-                str(status): {"description": text, "content": {"application/json": {}} if status == 422 else error}
-                for status, text in _ERRORS.items()
-            },
+            **_errors(_ERRORS, "AnthropicError" if route in _ANTHROPIC else "Error"),
         },
+    }
+
+
+def _errors(texts: Mapping[int, str], schema: str) -> Schema:
+    """What a worker says of a request it found wrong is its own."""
+    error = _json({"$ref": _named(schema)})
+    return {
+        str(status): {"description": text, "content": {"application/json": {}} if status == 422 else error}
+        for status, text in texts.items()
     }
 
 

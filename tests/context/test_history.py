@@ -157,6 +157,15 @@ def test_a_message_goes_with_its_last_tool_call_unless_it_has_text() -> None:
     assert calls(left) == [[], []]
 
 
+def test_a_deleted_text_leaves_the_tool_calls_and_reasoning_alone_is_no_message() -> None:
+    asked: list[Any] = [user("a"), message({**calling("x", content="so"), "reasoning": "why"})]
+    read = history_of(asked, [deletion(2, 0)])
+    assert read.items[1].parts == (-1, 1)
+    assert calls(read) == [[], ["x"]]
+    assert texts(history_of(asked, [deletion(2, 0)], [deletion(2, 1)])) == ["a"]
+    assert read.last_answer == 1
+
+
 def test_a_deleted_tool_call_that_never_was_takes_nothing_with_it() -> None:
     assert calls(history_of([user("a"), calling("x")], [deletion(2, 2)])) == [[], ["x"]]
 

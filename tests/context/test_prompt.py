@@ -175,7 +175,7 @@ def test_a_recipe_gives_the_bytes_that_were_sent(
 ) -> None:
     log = log_of(talk)
     for number, gone in enumerate(sorted(deleted), len(talk) + 1):
-        log += turn(number, deletion(gone, gone % 2))
+        log += turn(number, deletion(gone, gone % 3 - 1))
     asked = incoming(
         *new,
         turn_system=[SYSTEM] if has_own else [],
@@ -194,6 +194,20 @@ def test_a_recipe_has_the_tool_calls_that_were_left_when_it_was_sent() -> None:
     assert sent == again
     assert b'"y"' not in sent
     assert b'"z"' in sent
+
+
+@pytest.mark.parametrize("gone", [(-1,), (0,), (-1, 0), (0, 2, 1), (3, -1, 1, 0)])
+def test_a_recipe_has_the_parts_that_were_left_when_it_was_sent(gone: tuple[int, ...]) -> None:
+    calls = [{**CALL, "id": name} for name in "xyz"]
+    said_all = {"role": "assistant", "tool_calls": calls, "content": "text of it", "reasoning": "thoughts"}
+    log = turn(1, user("a"), said_all)
+    for number, part in enumerate(gone, 2):
+        log += turn(number, deletion(2, part))
+    sent, again = told_again(history(log), log, incoming(user("b")), 9)
+    assert sent == again
+    assert (b"text of it" in sent, b"thoughts" in sent) == (0 not in gone, -1 not in gone)
+    left = msgspec.json.decode(sent)["messages"][1]["tool_calls"]
+    assert [call["id"] for call in left] == [name for number, name in enumerate("xyz", 1) if number not in gone]
 
 
 def test_a_recipe_whose_entries_are_gone_says_so() -> None:

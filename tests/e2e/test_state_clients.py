@@ -495,6 +495,9 @@ async def test_what_follows_a_conversations_response_outside_of_it_leaves_it_as_
         with pytest.raises(openai.BadRequestError) as gone:
             await client.responses.create(model="m", input="more", previous_response_id=made.id, store=store)
         assert gone.value.code == "previous_response_not_found"
+        for call in (client.responses.retrieve, client.responses.input_items.list):
+            with pytest.raises(openai.NotFoundError, match=made.id):
+                await call(made.id)
 
 
 async def test_a_conversation_that_is_busy_is_locked_for_those_who_do_not_wait() -> None:
