@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from router.config import ConfigError, SessionsConfig, read_secret
 from router.sessions.journal import Journal, JournaledStore
@@ -48,11 +50,10 @@ async def open_store(
     """``clock``: the boot's monotonic one. A Redis that is away is no reason not to start. Raises ConfigError."""
     scheme, separator, rest = config.store.partition("://")
     secret = read_secret("sessions.secret", config.secret, config.secret_file)
-    if config.store in ("", NO_STORE) or scheme in ("sqlite", "memory"):
-        directory = state_dir(config)
-        if config.store == NO_STORE or scheme == "memory":
-            return OpenedStore("memory", MemoryStore(clock, wall_clock), secret or secrets.token_bytes(SECRET_BYTES))
-        path = Path(f"/{rest.lstrip('/')}") if separator else directory / DATABASE_FILE
+    if config.store == NO_STORE or scheme == "memory":
+        return OpenedStore("memory", MemoryStore(clock, wall_clock), secret or secrets.token_bytes(SECRET_BYTES))
+    if not config.store or scheme == "sqlite":
+        path = Path(f"/{rest.lstrip('/')}") if separator else state_dir(config) / DATABASE_FILE
         try:
             opened = await SqliteStore.open(
                 path,
@@ -106,17 +107,17 @@ def state_dir(config: SessionsConfig) -> Path:
 
 
 def kept_secret(path: Path) -> bytes:
-    """Made once; who began first decides. Raises ConfigError."""
-    try:
+    """Made once; who began first decides, and nobody sees it half written. Raises ConfigError."""
+    if not path.exists():
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_bytes().strip()
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(SECRET_BYTES))
-    except OSError as error:
-        raise ConfigError(f"sessions.secret_file={str(path)!r}: {error.strerror}") from None
-    return path.read_bytes().strip()
+            with NamedTemporaryFile("w", dir=path.parent) as whole:  # which only its owner can read
+                whole.write(secrets.token_hex(SECRET_BYTES))
+                whole.flush()
+                with suppress(FileExistsError):
+                    os.link(whole.name, path)
+        except OSError as error:
+            raise ConfigError(f"sessions.secret_file={str(path)!r}: {error.strerror}") from None
+    return read_secret("sessions.secret", "", str(path))
 
 
 def _sealed(config: SessionsConfig, store: Store) -> Store:
