@@ -12,12 +12,12 @@ import msgspec
 from router.context.entry import Draft, Kind
 from router.context.prompt import Incoming
 from router.core.errors import ConversationLocked, SessionNotFound
-from router.server.state import Call, Page
+from router.server.state import Call, Page, asking
 from router.sessions.items import place_of, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
-from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.rules import StateRules, read_on_busy
 from router.sessions.store import Loaded, Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_depth
@@ -83,9 +83,7 @@ class ConversationPages:
         return await self._show(call)
 
     async def _delete(self, call: Call) -> bytes:
-        sid = self._sid(call)
-        self._histories.hot.forget(sid)
-        if not await self._histories.ask(self._histories.store.delete(sid, call.caller.rules.tenant)):
+        if not await self._histories.delete(self._sid(call), call.caller.rules.tenant):
             raise _absent(call)
         return msgspec.json.encode(conversation_deleted(call.names[0]))
 
@@ -129,20 +127,11 @@ class ConversationPages:
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
     def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
-        on_busy = read_on_busy(call.headers, call.caller.rules, self._rules)
-        return Ask(
+        return asking(call, incoming, asked)(
             sid=self._sid(call),
-            caller=call.caller,
-            incoming=incoming,
-            headers=call.headers,
-            request_id=call.request_id,
-            started_at=call.started_at,
             lifetime_s=self._rules.conversation_s,
             creates=False,
-            on_busy="reject" if on_busy == "fork" else on_busy,
-            idempotency_key=read_idempotency_key(call.headers),
-            asked=asked,
-            body_bytes=len(call.body),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules, forks=False),
             busy=ConversationLocked,
             absent=lambda: _absent(call),
         )

@@ -19,7 +19,7 @@ from router.core.errors import (
     PreviousResponseNotFound,
     SessionNotFound,
 )
-from router.server.state import Call, Page
+from router.server.state import Call, Page, asking
 from router.sessions.chat_door import repeated_record
 from router.sessions.histories import Behind
 from router.sessions.items import public_items
@@ -120,18 +120,10 @@ class ResponsePages:
         tenant = call.caller.rules.tenant
         key = read_idempotency_key(call.headers)
         own = self._own_sid(call, f"key:{key}" if key else response_id)
-        on_busy = read_on_busy(call.headers, call.caller.rules, self._rules)
+        on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(
-            Ask,
-            caller=call.caller,
-            incoming=incoming_of(asked),
-            headers=call.headers,
-            request_id=call.request_id,
-            started_at=call.started_at,
-            idempotency_key=key,
-            asked=digest,
-            body_bytes=len(call.body),
+            asking(call, incoming_of(asked), digest),
             note=door.under_way(),
             on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
         )
@@ -140,14 +132,12 @@ class ResponsePages:
                 sid=self._names.sid(tenant, Space.CONVERSATION, asked.conversation),
                 lifetime_s=self._rules.conversation_s,
                 creates=False,
-                on_busy="reject" if on_busy == "fork" else on_busy,
+                on_busy=on_busy,
                 busy=ConversationLocked,
                 absent=partial(_no_conversation, asked),
             )
         if before is None:
-            return common(
-                sid=own, lifetime_s=self._rules.response_s, on_busy="reject" if on_busy == "fork" else on_busy
-            )
+            return common(sid=own, lifetime_s=self._rules.response_s, on_busy=on_busy)
         return common(
             sid=before.sid,
             lifetime_s=self._rules.response_s,

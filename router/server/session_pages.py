@@ -6,12 +6,13 @@ import logging
 import secrets
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 
 from router.context.prompt import Incoming
 from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
-from router.server.state import MAX_NAME_CHARS, Call, Page
+from router.server.state import MAX_NAME_CHARS, Call, Page, asking
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.histories import NoSuchItem
@@ -19,7 +20,7 @@ from router.sessions.items import all_items, place_of, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
-from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.rules import StateRules, read_on_busy
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_depth
@@ -75,20 +76,12 @@ class SessionPages:
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         await self._turns.take(self._ask(call, incoming, asked, fork=fork, on_lost=on_lost), door, client)
 
-    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: object) -> Ask:
-        return Ask(
+    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
+        return asking(call, incoming, asked)(
             sid=self._sid(call, call.names[0]),
-            caller=call.caller,
-            incoming=incoming,
-            headers=call.headers,
-            request_id=call.request_id,
-            started_at=call.started_at,
             lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
-            idempotency_key=read_idempotency_key(call.headers),
-            asked=asked,
-            body_bytes=len(call.body),
-            **more,  # type: ignore[arg-type]
+            **more,
         )
 
     async def _show(self, call: Call) -> bytes:
@@ -107,9 +100,7 @@ class SessionPages:
         )
 
     async def _delete(self, call: Call) -> bytes:
-        sid = self._sid(call, call.names[0])
-        self._histories.hot.forget(sid)
-        if not await self._histories.ask(self._histories.store.delete(sid, call.caller.rules.tenant)):
+        if not await self._histories.delete(self._sid(call, call.names[0]), call.caller.rules.tenant):
             raise SessionNotFound("there is no such session")
         return msgspec.json.encode({"id": call.names[0], "object": "session.deleted", "deleted": True})
 

@@ -9,13 +9,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
+from router.context.prompt import Incoming
 from router.core.errors import InvalidRequest
 from router.core.tenant import Caller
 from router.server.bodies import LARGE_BODY_BYTES
 from router.server.client import ClientConnection
+from router.sessions.plans import Ask
+from router.sessions.rules import read_idempotency_key
 
 MAX_NAME_CHARS = 256
 
@@ -43,6 +47,21 @@ class Call:
         if len(self.body) < LARGE_BODY_BYTES:
             return parse(self.body)
         return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, self.body)
+
+
+def asking(call: Call, incoming: Incoming, asked: str) -> partial[Ask]:
+    """What every page says of a turn. ``asked``: digest of the body. Raises InvalidRequest."""
+    return partial(
+        Ask,
+        caller=call.caller,
+        incoming=incoming,
+        headers=call.headers,
+        request_id=call.request_id,
+        started_at=call.started_at,
+        idempotency_key=read_idempotency_key(call.headers),
+        asked=asked,
+        body_bytes=len(call.body),
+    )
 
 
 Page = Callable[[Call], Awaitable[bytes | None]]

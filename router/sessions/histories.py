@@ -182,6 +182,11 @@ class Histories:
             self.store.create(sid, owner, entries=entries, attributes=attributes, turns=turns, lifetime_s=lifetime_s)
         )
 
+    async def delete(self, sid: Sid, owner: Tenant) -> bool:
+        """False: there is none."""
+        self.hot.forget(sid)
+        return await self.ask(self.store.delete(sid, owner))
+
     async def ask(self, call: Awaitable[T]) -> T:
         """Anything of the store."""
         try:

@@ -26,14 +26,15 @@ class StateRules:
         return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
 
 
-def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRules) -> OnBusy:
-    """What the request wishes, else its tenant, else everybody. Raises InvalidRequest."""
+def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRules, *, forks: bool = True) -> OnBusy:
+    """What the request wishes, else its tenant, else everybody; where nothing ``forks``, that is to reject.
+    Raises InvalidRequest."""
     wish = headers.get("x-warmroute-on-busy")
     if wish is None:
-        return tenant.on_busy or rules.on_busy
-    if wish not in get_args(OnBusy):
+        wish = tenant.on_busy or rules.on_busy
+    elif wish not in get_args(OnBusy):
         raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
-    return cast(OnBusy, wish)
+    return "reject" if wish == "fork" and not forks else cast(OnBusy, wish)
 
 
 def read_idempotency_key(headers: Mapping[str, str]) -> str:
