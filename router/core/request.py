@@ -12,6 +12,9 @@ from router.core.fingerprint import Fingerprint
 Tenant = NewType("Tenant", str)
 NO_TENANT = Tenant("")
 
+Sid = NewType("Sid", str)
+"""A session's key in the store: an HMAC of tenant and name, so that keys can neither be guessed nor collide."""
+
 SessionKey = NewType("SessionKey", int)
 """64-bit digest of tenant, the source that named the session, and its name: equal names from two sources differ."""
 

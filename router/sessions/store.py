@@ -24,14 +24,12 @@ Raises StoreUnavailable (it cannot be told what the store holds) or Corrupt (it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NewType, Protocol
+from typing import Protocol
 
 import msgspec
 
+from router.core.request import Sid as Sid
 from router.core.request import Tenant
-
-Sid = NewType("Sid", str)
-"""A session's key in the store: an HMAC of tenant and name, so that keys can neither be guessed nor collide."""
 
 LINE_PATIENCE_S = 3.0
 
