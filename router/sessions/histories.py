@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import History, drafts_of
+from router.context.view import BadView, decode_view
 from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
@@ -143,14 +144,13 @@ class Histories:
                 if start:
                     await asyncio.sleep(0)
                 history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
-        except BadEntry as error:
+            if found.view is not None and found.epoch >= history.epoch:
+                history.use_view(decode_view(found.view), found.epoch)
+        except (BadEntry, BadView) as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
         self.observe_load("store" if found.tail else "memory", "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
-        if found.view is not None:
-            history.view = found.view
-        history.epoch = found.epoch
         return history
 
     async def copy(

@@ -229,7 +229,7 @@ class Turns:
         if record is None or loaded is None or (recipe := read_note(record.record).recipe) is None:
             return None
         try:
-            return replay(recipe, {at: bytes(decode(data).body) for at, data in enumerate(loaded.tail, 1)})
+            return replay(recipe, {at: decode(data) for at, data in enumerate(loaded.tail, 1)})
         except (KeyError, BadEntry):
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 
