@@ -55,6 +55,7 @@ from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
+from router.sessions.views import Lookups
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
 from router.upstream.connection import Limits
@@ -145,7 +146,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     state_metrics = StateMetrics(registry)
-    state = await build_state(config, dispatcher, last_workers.set, fleet.bytes_per_token, clock, state_metrics)
+    lookups = Lookups(fleet.window, _total_tokens, routing.cached_tokens)
+    state = await build_state(
+        config, dispatcher, last_workers.set, fleet.bytes_per_token, lookups, clock, state_metrics
+    )
     data = DataPort(
         config.server,
         config.limits,
@@ -292,6 +296,10 @@ def _allow_descriptors(max_connections: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
     if granted != resource.RLIM_INFINITY and granted <= max_connections:
         log.warning("too few descriptors", extra={"granted": granted, "max_connections": max_connections})
+
+
+def _total_tokens(_model: str, counted: int, messages: int) -> int:
+    return counted + 4 * messages
 
 
 def make_policy(config: PolicyConfig) -> Policy:

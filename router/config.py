@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.core.keyring import BadKeys, parse_entries
-from router.core.tenant import OnBusy
+from router.core.tenant import ContextStrategy, OnBusy
 from router.core.worker import parse_address
 
 PREFIX = "WARMROUTE_"
@@ -444,6 +444,95 @@ class SessionsConfig(Section, frozen=True):
     ] = 256 << 20
 
 
+class ContextConfig(Section, frozen=True):
+    """How a session's history is kept within its model's window. Tenants, sessions and requests may wish otherwise."""
+
+    strategy: Annotated[
+        ContextStrategy,
+        Meta(
+            description="none: a prompt that is too long is refused; window: it is cut at marks; summary: with notes on what "
+            "was cut; recall: with a search of it for each question; hybrid: with both."
+        ),
+    ] = "hybrid"
+    high_tokens: Annotated[
+        int,
+        Meta(ge=0, le=10**9, description="Tokens of a history from which on it is cut; 0: where cutting costs least."),
+    ] = 0
+    low_tokens: Annotated[
+        int, Meta(ge=0, le=10**9, description="Tokens that a cut leaves of it; 0: a quarter of what the window leaves.")
+    ] = 0
+    max_tokens: Annotated[
+        int,
+        Meta(ge=0, le=10**9, description="Tokens of a session's whole prompt; 0: as many as the model's window has."),
+    ] = 0
+    answer_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Tokens left free for an answer whose request does not bound it; at most a quarter of the window.",
+        ),
+    ] = 4096
+    carry_price: Annotated[
+        float,
+        Meta(gt=0, le=1, description="What a cached token of a prompt costs, over one that is computed."),
+    ] = 0.1
+    idle_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Seconds without a turn from which on a history that no cache has any more is cut early, for nothing.",
+        ),
+    ] = 60.0
+    notes_model: Annotated[
+        str, Meta(description="Model of the fleet that writes notes; empty: each session's own.")
+    ] = ""
+    notes_url: Annotated[
+        str,
+        Meta(description="Base URL of an OpenAI-compatible API that writes them instead, such as https://HOST/v1."),
+    ] = ""
+    notes_api_key: Annotated[str, Meta(description="API key for notes_url.", extra=_SECRET)] = ""
+    notes_api_key_file: Annotated[str, Meta(description="File that holds notes_api_key instead.")] = ""
+    notes_tokens: Annotated[
+        int, Meta(ge=16, le=100_000, description="Most tokens of the notes on what one cut removes.")
+    ] = 400
+    notes_price: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="What a token costs that notes_model or notes_url reads, over one of the session's.",
+        ),
+    ] = 0.1
+    notes_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds that notes may take, before another replica may try.")
+    ] = 60.0
+    notes_retry_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=3600, description="Seconds to the next attempt when they came to nothing; twice as long each time."
+        ),
+    ] = 10.0
+    notes_tokens_per_day: Annotated[
+        int,
+        Meta(
+            ge=0, le=10**12, description="Tokens, of prompts and notes, that a tenant's notes may cost; 0: any number."
+        ),
+    ] = 0
+    max_waiting: Annotated[int, Meta(ge=1, le=1_000_000, description="Sessions that may wait for the janitor.")] = (
+        10_000
+    )
+    janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that it looks at at once.")] = 4
+    recall_tokens: Annotated[
+        int, Meta(ge=0, le=100_000, description="Most tokens of what is recalled beside one question.")
+    ] = 150
+    recall_items: Annotated[int, Meta(ge=1, le=1000, description="Items that a search may find for it.")] = 10
+    recall_timeout_s: Annotated[
+        float, Meta(gt=0, le=10, description="Seconds that a search may take; beyond, the question goes alone.")
+    ] = 0.1
+
+
 class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
@@ -496,6 +585,7 @@ class Config(Section, frozen=True):
     resumption: ResumptionConfig = ResumptionConfig()
     admission: AdmissionConfig = AdmissionConfig()
     sessions: SessionsConfig = SessionsConfig()
+    context: ContextConfig = ContextConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
 

@@ -14,6 +14,7 @@ from router.background import Background
 from router.config import Config
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
+from router.recall.nothing import NoIndex
 from router.server.conversation_pages import ConversationPages
 from router.server.data import body_limits
 from router.server.response_pages import ResponsePages
@@ -22,11 +23,15 @@ from router.server.state import StateRoutes
 from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
 from router.sessions.names import Names
+from router.sessions.plans import Planner
 from router.sessions.rules import StateRules
 from router.sessions.store import StoreUnavailable
-from router.sessions.turns import Dispatch, Turns, TurnSettings
+from router.sessions.turns import Turns, TurnSettings
+from router.sessions.views import Lookups
+from router.sides import Dispatch
 from router.state_metrics import StateMetrics
 from router.stores import NO_STORE, OpenedStore, open_store
+from router.upkeep import build_upkeep
 
 log = logging.getLogger("warmroute.sessions")
 
@@ -43,11 +48,13 @@ class State:
     turns: Turns
     histories: Histories
     store: OpenedStore
+    janitors: int
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
         tasks = [background.start("claims", self.turns.claims.run)]
+        tasks += [background.start("janitor", self.turns.upkeep.janitor.run) for _ in range(self.janitors)]
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:
@@ -76,6 +83,7 @@ async def build_state(
     dispatch: Dispatch,
     remember_worker: Callable[[SessionKey, WorkerName], None],
     bytes_per_token: Callable[[str], float],
+    lookups: Lookups,
     clock: Callable[[], float],
     metrics: StateMetrics,
 ) -> State:
@@ -87,11 +95,12 @@ async def build_state(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
         max_waiting=sessions.max_waiting,
-        resumes=config.resumption.max_attempts > 0,
     )
-    turns = Turns(
-        settings, histories, dispatch, remember_worker, bytes_per_token, clock, metrics.overhead_of(opened.kind)
-    )
+    planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
+    index = NoIndex()
+    upkeep = build_upkeep(config, histories, planner, dispatch, index, lookups, clock, metrics)
+    observe = metrics.overhead_of(opened.kind)
+    turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
     rules = StateRules(
         session_s=sessions.lifetime_s,
         response_s=sessions.response_lifetime_s,
@@ -108,4 +117,4 @@ async def build_state(
             ConversationPages(turns, names, limits, rules, time.time),
         ]
     )
-    return State(routes if sessions.store != NO_STORE else None, turns, histories, opened)
+    return State(routes if sessions.store != NO_STORE else None, turns, histories, opened, config.context.janitors)

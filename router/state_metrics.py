@@ -13,6 +13,7 @@ from router.sessions.turns import Turns
 from router.stores import OpenedStore
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
+LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class StateMetrics:
@@ -37,6 +38,25 @@ class StateMetrics:
             for tier in ("memory", "store")
             for stage in ("fetch", "parse")
         }
+
+        self._recall = Histogram(
+            "warmroute_recall_duration_seconds",
+            "What a search for what left a prompt took.",
+            buckets=OVERHEAD_BUCKETS,
+            registry=registry,
+        )
+        self._compaction = Histogram(
+            "warmroute_compaction_lag_seconds",
+            "From the turn that passed a mark until its session's view was changed, notes included.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+
+    def observe_recall(self, seconds: float) -> None:
+        self._recall.observe(seconds)
+
+    def observe_compaction(self, seconds: float) -> None:
+        self._compaction.observe(seconds)
 
     def overhead_of(self, store: str) -> Callable[[float], None]:
         observe: Callable[[float], None] = self._overhead.labels(store).observe

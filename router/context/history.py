@@ -104,6 +104,8 @@ class History:
         """Where the first message of a user stands; -1: nowhere."""
         self.system = Setting()
         self.tools = Setting()
+        self.sent_turn = 0
+        """The newest that this replica sent to a worker."""
         self.turns = 0
         """The newest turn's number that is known of."""
         self.bytes = 0
@@ -150,7 +152,9 @@ class History:
         return not self.items
 
     def use_view(self, view: View, epoch: int) -> None:
-        """From now on that is sent. O(what it sends), where it sends something else."""
+        """From now on that is sent, unless a newer one is. O(what it sends), where it sends something else."""
+        if epoch < self.epoch:
+            return
         is_same = (view.cut, view.segments, view.elided) == (self.view.cut, self.view.segments, self.view.elided)
         self.view, self.epoch = view, epoch
         if not is_same:

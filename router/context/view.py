@@ -4,15 +4,14 @@ never by itself, since whatever changes before the end of a prompt is computed a
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from router.context.provenance import ACKNOWLEDGEMENT, notes
+from router.core.tenant import ContextStrategy
 
 SCHEMA = 1
-
-Strategy = Literal["none", "window", "summary", "recall", "hybrid"]
 
 
 class BadView(Exception):
@@ -30,8 +29,9 @@ START = Place()
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """Frozen notes of the items behind the segment before it, up to a place. ``tokens``: of the text."""
+    """Frozen notes of the items behind ``since``, up to ``upto``. ``tokens``: of the text."""
 
+    since: Place
     upto: Place
     text: str
     tokens: int
@@ -50,7 +50,7 @@ class Work(msgspec.Struct, frozen=True):
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What a session, a tenant or a request wishes instead of what is configured; None and 0: nothing."""
 
-    strategy: Strategy | None = None
+    strategy: ContextStrategy | None = None
     high_tokens: int = 0
     low_tokens: int = 0
     max_tokens: int = 0
@@ -66,6 +66,9 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+NO_WISHES = Wishes()
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """``cut``: items up to there are not sent. ``segments`` tell of the first of them, in order; ``elided`` is how many none
     tells of."""
@@ -76,15 +79,23 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Of the item before the cut that what comes behind it belongs to; it is sent. START: there is none."""
     segments: list[Segment] = []
     elided: int = 0
-    pending: Segment | None = None
-    """Notes of the elided items: shown from the next cut on, since the prompt changes then anyway."""
+    pending: list[Segment] = []
+    """Notes of elided items: shown from the next cut on, since the prompt changes then anyway."""
     work: Work | None = None
-    wishes: Wishes = Wishes()
+    wishes: Wishes = NO_WISHES
+
+    @property
+    def ready(self) -> list[Segment]:
+        """What the next cut shows. Notes that were made of other notes take their place."""
+        shown: list[Segment] = []
+        for segment in (*self.segments, *self.pending):
+            shown = [other for other in shown if other.upto <= segment.since] + [segment]
+        return shown
 
     @property
     def told(self) -> Place:
-        """Up to where segments tell of the log."""
-        return self.segments[-1].upto if self.segments else START
+        """Up to where notes tell of the log."""
+        return max((segment.upto for segment in (*self.segments, *self.pending)), default=START)
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import History, drafts_of
-from router.context.view import BadView, decode_view
+from router.context.view import BadView, View, decode_view, encode_view
 from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
@@ -144,7 +144,7 @@ class Histories:
                 if start:
                     await asyncio.sleep(0)
                 history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
-            if found.view is not None and found.epoch >= history.epoch:
+            if found.view is not None:
                 history.use_view(decode_view(found.view), found.epoch)
         except (BadEntry, BadView) as error:
             self.hot.forget(sid)
@@ -152,6 +152,17 @@ class Histories:
         self.observe_load("store" if found.tail else "memory", "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
         return history
+
+    async def commit_view(self, history: History, view: View) -> bool:
+        """Instead of the one that the history has. False: another came before, and the history has that now. Raises
+        SessionNotFound."""
+        sid, epoch = Sid(history.sid), history.epoch
+        committing = self.store.commit_view(sid, history.owner, history.generation, epoch, encode_view(view))
+        if await self.ask(committing):
+            history.use_view(view, epoch + 1)
+            return True
+        await self.load(sid, history.owner)
+        return False
 
     async def copy(
         self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""

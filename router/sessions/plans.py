@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from router.context.entry import Draft
+from router.context.entry import Draft, Kind
 from router.context.history import History
 from router.context.prompt import Incoming, Prompt, Recipe, Scope, find_news, join_body, make_prompt
+from router.context.view import NO_WISHES, Wishes
 from router.core.errors import RouterError, SessionBusy, SessionCorrupt, SessionNotFound
 from router.core.request import Request, SessionKey
 from router.core.tenant import Caller, OnBusy
@@ -50,6 +51,10 @@ class Ask:
     """Digest of it, by which a repetition is told from another request with the same idempotency key."""
     body_bytes: int = 0
     """What the client sent."""
+    wishes: Wishes = NO_WISHES
+    """How its history is to be kept within the window."""
+    recalled: Draft | None = None
+    """What a search found for it."""
     note: bytes = b"null"
     """The door's, of the turn while it is under way."""
     busy: type[SessionBusy] = SessionBusy
@@ -94,7 +99,7 @@ class Planner:
     def plan(self, ask: Ask, history: History, turn: int) -> Plan:
         """Raises HistoryDiffers, NothingNew, InvalidRequest."""
         incoming, caller = ask.incoming, ask.caller
-        drafts = self.news(ask, history)
+        drafts = _with_recalled(self.news(ask, history), ask.recalled)
         salt = caller.salt_for(incoming.cache_salt)
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)
@@ -106,6 +111,17 @@ class Planner:
     def news(self, ask: Ask, history: History) -> list[Draft]:
         """Raises HistoryDiffers, NothingNew."""
         return find_news(history, ask.incoming, self.bytes_per_token(ask.incoming.model))
+
+
+def _with_recalled(drafts: list[Draft], recalled: Draft | None) -> list[Draft]:
+    """Before the newest message, if that is a user's."""
+    if recalled is None or not _is_users(drafts[-1]):
+        return drafts
+    return [*drafts[:-1], recalled, drafts[-1]]
+
+
+def _is_users(draft: Draft) -> bool:
+    return draft.kind is Kind.MESSAGE and msgspec.json.decode(draft.body).get("role") == "user"
 
 
 def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
@@ -30,8 +29,8 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.request import Request, SessionKey
-from router.core.tenant import Caller, TenantRules
+from router.core.request import SessionKey
+from router.core.tenant import Caller
 from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
@@ -40,8 +39,12 @@ from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
-from router.sides import Client
+from router.sessions.upkeep import Upkeep
+from router.sides import Client, Dispatch
 from router.wire.answers import BadAnswer
+
+CUTS = 2
+"""Of one turn's history: the second where the view was changed by another in between."""
 
 SAVING_S = 0.5
 """How long an answer that is whole may take to be kept when its client has left."""
@@ -50,19 +53,13 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.004, 0.05
 """Between two looks at a claim that another replica holds. One of this replica's own that ends is noticed at once."""
 
 
-class Dispatch(Protocol):
-    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class TurnSettings:
-    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it.
-    ``resumes``: streams are kept so that another worker may go on with them."""
+    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it."""
 
     lease_s: float
     max_wait_s: float
     max_waiting: int
-    resumes: bool
 
 
 class Turns:
@@ -74,7 +71,8 @@ class Turns:
         histories: Histories,
         dispatch: Dispatch,
         remember_worker: Callable[[SessionKey, WorkerName], None],
-        bytes_per_token: Callable[[str], float],
+        planner: Planner,
+        upkeep: Upkeep,
         clock: Callable[[], float],
         observe_overhead: Callable[[float], None],
     ) -> None:
@@ -82,7 +80,8 @@ class Turns:
         self.histories = histories
         self._dispatch = dispatch
         self._remember_worker = remember_worker
-        self._planner = Planner(histories, bytes_per_token, resumes=settings.resumes)
+        self._planner = planner
+        self.upkeep = upkeep
         self._clock = clock
         self._observe_overhead = observe_overhead
         self.claims = Claims(histories, settings.lease_s, clock)
@@ -147,6 +146,8 @@ class Turns:
         try:
             if ask.copies:
                 await self._branch(claim, ask)
+            if (known := self.histories.hot.get(claim.sid)) is not None:
+                ask = await self.upkeep.recall(ask, known)
             begun = await self._claim(claim, ask, may_guess=True)
         except StateUnavailable:
             if ask.on_lost is None:
@@ -156,6 +157,8 @@ class Turns:
             await door.repeat(bytes(_require_same(ask, begun).note), client)
             return "repeated"
         history, guess = begun
+        if guess is None:
+            ask = await self.upkeep.recall(ask, history)
         plan = guess or await self._plan_surely(claim, ask, history)
         self.counts.count_news(ask, history, plan)
         number = history.head + 1
@@ -166,6 +169,7 @@ class Turns:
 
     async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
         """To a worker, its answer to the client, and both into the log."""
+        history.sent_turn = claim.turn
         if not await self._dispatch_turn(ask, affinity_key(claim.sid), plan, held):
             return "refused"
         try:
@@ -174,6 +178,7 @@ class Turns:
             held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
             return "failed"
         self.counts.count_prefix(plan, held.record)
+        self.upkeep.on_end(claim.sid, ask, history, plan, held.record)
         await held.finish()
         return "ok"
 
@@ -289,9 +294,10 @@ class Turns:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
         history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
-            return self._planner.plan(ask, history, history.turns + 1)
+            plan = self._planner.plan(ask, history, history.turns + 1)
         except (HistoryDiffers, NothingNew):
             return None  # what is known may be old
+        return plan if self.upkeep.fits(ask, history, plan) else None
 
     def _begin(self, claim: Claim, ask: Ask, known: Known, guess: Plan | None) -> Begin:
         settings = self._settings
@@ -331,8 +337,12 @@ class Turns:
     # 2  Prompt
 
     async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
-        """And store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
+        """Cut to fit, if need be; and store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
         plan = self._plan_anew(ask, history, claim.turn)
+        for _ in range(CUTS):
+            if await self.upkeep.fit(ask, history, plan):
+                break
+            plan = self._plan_anew(ask, history, claim.turn)
         await self._append(claim, ask, history, plan.entries, plan.note)
         return plan
 

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.context.balance import TOOL_ROLES, Cut, balanced_cuts, choose_cut
-from router.context.entry import Draft, Kind
+from router.context.entry import Draft, Kind, decode
 from router.context.history import History, Item
 from router.context.messages import message_bytes
 from router.context.prompt import Incoming, Recipe, Scope, find_news, join_body, make_prompt, replay
-from router.context.entry import decode
 from router.context.provenance import ACKNOWLEDGEMENT, defuse, notes, recalled
 from router.context.view import WHOLE, BadView, Place, Segment, View, decode_view, encode_view
 from tests.context.logs import history, history_of, message, said, turn, user
@@ -65,7 +64,7 @@ def test_no_cut_parts_a_result_from_its_call_nor_an_answer_from_its_question(tur
     items = items_of(turns)
     for cut in balanced_cuts(items):
         gone, left = items[: cut.at], items[cut.at :]
-        called = set().union(*map(calls_of, gone)) if gone else set()
+        called = {name for item in gone for name in calls_of(item)}
         assert not {answered(item) for item in left if item.role in TOOL_ROLES} & called
         if left and left[0].role == "user":
             assert cut.question is None
@@ -83,7 +82,7 @@ def test_no_cut_parts_a_result_from_its_call_nor_an_answer_from_its_question(tur
 def test_calls_that_wait_for_their_results_stay(turns: list[list[dict[str, Any]]]) -> None:
     items = [*items_of([*turns, [user("look"), call("waiting", "too"), result("too")]])]
     for cut in balanced_cuts(items):
-        assert "waiting" in set().union(*map(calls_of, items[cut.at :]))
+        assert "waiting" in {name for item in items[cut.at :] for name in calls_of(item)}
 
 
 @given(agent_turns(), st.integers(0, 400))
@@ -134,19 +133,9 @@ def sent(read: History, *new: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_what_is_before_the_cut_is_not_sent_and_system_and_tools_are() -> None:
-    read = history(
-        [
-            entry
-            for number, drafts in enumerate(
-                [
-                    [Draft(Kind.SYSTEM, b'[{"role":"system","content":"be kind"}]'), *map(message, talk(1)[0])],
-                    *talk(3)[1:],
-                ],
-                1,
-            )
-            for entry in turn(number, *drafts)
-        ]
-    )
+    system = Draft(Kind.SYSTEM, b'[{"role":"system","content":"be kind"}]')
+    drafts = [[message(each) for each in talks] for talks in talk(3)]
+    read = history_of([system, *drafts[0]], *drafts[1:])
     read.use_view(cut_at(read, 4), 1)
     shown = sent(read, user("next"))
     assert [each["content"] for each in shown] == [
@@ -163,7 +152,7 @@ def test_what_is_before_the_cut_is_not_sent_and_system_and_tools_are() -> None:
 def test_roles_alternate_behind_any_cut_at_a_question() -> None:
     for at in (2, 4, 6):
         read = history_of(*talk(3))
-        read.use_view(cut_at(read, at, segments=[Segment(read.items[at - 1].place, "notes", 3)]), 1)
+        read.use_view(cut_at(read, at, segments=[Segment(Place(), read.items[at - 1].place, "notes", 3)]), 1)
         roles = [each["role"] for each in sent(read, user("next"))]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
 
@@ -199,7 +188,7 @@ def test_between_two_views_what_is_sent_only_grows_at_its_end(turns: int, data: 
     read = history_of(*talk(turns))
     cuts = balanced_cuts(read.items)
     cut = data.draw(st.sampled_from(cuts))
-    read.use_view(cut_at(read, cut.at, segments=[Segment(read.items[cut.at - 1].place, "told", 2)]), 1)
+    read.use_view(cut_at(read, cut.at, segments=[Segment(Place(), read.items[cut.at - 1].place, "told", 2)]), 1)
     number, before = turns, [*read.preface, *read.bodies]
     for _ in range(3):
         number += 1
@@ -261,7 +250,7 @@ def test_a_turn_that_ends_late_takes_its_place_before_the_cut_unseen() -> None:
 
 
 def test_views_are_read_as_they_were_written_and_others_are_told() -> None:
-    view = View(cut=Place(3, 9), segments=[Segment(Place(2, 5), "text", 4)], elided=2)
+    view = View(cut=Place(3, 9), segments=[Segment(Place(), Place(2, 5), "text", 4)], elided=2)
     assert decode_view(encode_view(view)) == view
     assert decode_view(None) == WHOLE
     for data in (b"", b"[]", b'{"schema":2}', b'{"cut":1}'):

@@ -22,12 +22,13 @@ from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
 from router.sessions.memory import MemoryStore
-from router.sessions.plans import Ask
+from router.sessions.plans import Ask, Planner
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Known, Loaded, Repeated, Sid, StoreUnavailable
 from router.sessions.turns import Turns, TurnSettings
 from router.sides import Client
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
+from tests.sessions.upkeep import upkeep_of
 
 T = TypeVar("T")
 SID = Sid("a" * 32)
@@ -232,7 +233,9 @@ def record_of(request: Request, worker: str = "w-1") -> Record:
 class Desk:
     """One replica. ``store``: another replica's, which the two then share."""
 
-    def __init__(self, store: PointedStore | None = None, *, max_wait_s: float = 60.0, max_waiting: int = 64) -> None:
+    def __init__(
+        self, store: PointedStore | None = None, *, max_wait_s: float = 60.0, max_waiting: int = 64, **upkeep: Any
+    ) -> None:
         self.now = 100.0
         self.points = store.points if store else Points()
         self.store = store or PointedStore(self.points, lambda: self.now)
@@ -240,11 +243,12 @@ class Desk:
         self.workers: list[str] = []
         self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now, lambda: self.now)
         self.turns = Turns(
-            TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting, resumes=True),
+            TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting),
             self.histories,
             self.dispatch,
             lambda _session, worker: self.workers.append(worker),
-            lambda _model: 4.0,
+            Planner(self.histories, lambda _model: 4.0, resumes=True),
+            upkeep_of(self.histories, lambda: self.now, **upkeep),
             lambda: self.now,
             lambda _seconds: None,
         )

@@ -1,0 +1,68 @@
+"""Composition of what keeps histories within their windows: configuration → views, recall, and the janitor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from router.config import Config, ContextConfig, read_secret
+from router.context.economy import Economy
+from router.context.view import Wishes
+from router.recall.index import RecallIndex
+from router.sessions.histories import Histories
+from router.sessions.janitor import Janitor, JanitorSettings
+from router.sessions.notes import FleetWriter, NoteWriter
+from router.sessions.plans import Planner
+from router.sessions.recaller import Recaller, RecallRules
+from router.sessions.remote_notes import RemoteWriter
+from router.sessions.upkeep import Upkeep
+from router.sessions.views import ContextRules, Lookups, Views
+from router.sides import Dispatch
+from router.state_metrics import StateMetrics
+
+
+def build_upkeep(
+    config: Config,
+    histories: Histories,
+    planner: Planner,
+    dispatch: Dispatch,
+    index: RecallIndex,
+    lookups: Lookups,
+    clock: Callable[[], float],
+    metrics: StateMetrics,
+) -> Upkeep:
+    """Raises ConfigError."""
+    context = config.context
+    rules = ContextRules(
+        wishes=Wishes(
+            strategy=context.strategy,
+            high_tokens=context.high_tokens,
+            low_tokens=context.low_tokens,
+            max_tokens=context.max_tokens,
+        ),
+        answer_tokens=context.answer_tokens,
+        idle_s=context.idle_s,
+        notes_tokens=context.notes_tokens,
+        notes_price=context.notes_price,
+    )
+    views = Views(rules, histories, lookups, Economy(context.carry_price), time.time)
+    recall = RecallRules(context.recall_tokens, context.recall_items, context.recall_timeout_s)
+    recaller = Recaller(recall, index, planner.bytes_per_token, clock, metrics.observe_recall)
+    settings = JanitorSettings(
+        max_waiting=context.max_waiting,
+        work_s=context.notes_timeout_s,
+        retry_s=context.notes_retry_s,
+        notes_tokens=context.notes_tokens,
+        tokens_per_day=context.notes_tokens_per_day,
+    )
+    writer = _writer(context, planner, dispatch, clock)
+    janitor = Janitor(settings, views, histories, writer, recaller, time.time, clock, metrics.observe_compaction)
+    return Upkeep(views, recaller, janitor)
+
+
+def _writer(context: ContextConfig, planner: Planner, dispatch: Dispatch, clock: Callable[[], float]) -> NoteWriter:
+    """Raises ConfigError."""
+    if context.notes_url:
+        key = read_secret("context.notes_api_key", context.notes_api_key, context.notes_api_key_file)
+        return RemoteWriter(context.notes_url, key.decode(), context.notes_model, context.notes_timeout_s)
+    return FleetWriter(planner, dispatch, clock, context.notes_model, context.notes_price, context.carry_price)
