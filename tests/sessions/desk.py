@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
 
 from router.context.history import History
+from router.context.view import NO_WISHES, Wishes
 from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
 from router.core.reply import Reply
@@ -269,6 +271,7 @@ class Desk:
         client: FakeClient | None = None,
         stream: bool = True,
         forks: Sid | None = None,
+        context: Wishes = NO_WISHES,
         **members: Any,
     ) -> FakeClient:
         client = client or FakeClient(self.points)
@@ -279,7 +282,7 @@ class Desk:
         )
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
-        await self.turns.take(ask, door, client)
+        await self.turns.take(replace(ask, wishes=context), door, client)
         return client
 
     def ask(
