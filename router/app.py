@@ -33,6 +33,7 @@ from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
 from router.config import Config, PolicyConfig, read_salt_secret
+from router.context_metrics import ContextCollector, ContextMetrics
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.fleet import Fleet, FleetRules, Member
@@ -148,7 +149,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
     state_metrics = StateMetrics(registry)
     lookups = Lookups(fleet.window, _total_tokens, routing.cached_tokens)
     state = await build_state(
-        config, dispatcher, last_workers.set, fleet.bytes_per_token, lookups, clock, state_metrics
+        config,
+        dispatcher,
+        last_workers.set,
+        fleet.bytes_per_token,
+        lookups,
+        clock,
+        state_metrics,
+        ContextMetrics(registry),
     )
     data = DataPort(
         config.server,
@@ -197,6 +205,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(StateCollector(state.turns, state.histories.hot, state.store))
+    registry.register(
+        ContextCollector(
+            state.turns.upkeep, config.context.max_waiting, lambda: keys.gate.keyring.rules if keys else (EVERYBODY,)
+        )
+    )
     registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -12,6 +12,7 @@ from functools import partial
 
 from router.background import Background
 from router.config import Config
+from router.context_metrics import ContextMetrics
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
 from router.recall.nothing import NoIndex
@@ -86,6 +87,7 @@ async def build_state(
     lookups: Lookups,
     clock: Callable[[], float],
     metrics: StateMetrics,
+    context_metrics: ContextMetrics,
 ) -> State:
     """Raises ConfigError."""
     sessions = config.sessions
@@ -98,7 +100,7 @@ async def build_state(
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = NoIndex()
-    upkeep = build_upkeep(config, histories, planner, dispatch, index, lookups, clock, metrics)
+    upkeep = build_upkeep(config, histories, planner, dispatch, index, lookups, clock, context_metrics)
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
     rules = StateRules(

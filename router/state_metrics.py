@@ -13,7 +13,6 @@ from router.sessions.turns import Turns
 from router.stores import OpenedStore
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
-LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class StateMetrics:
@@ -39,25 +38,6 @@ class StateMetrics:
             for stage in ("fetch", "parse")
         }
 
-        self._recall = Histogram(
-            "warmroute_recall_duration_seconds",
-            "What a search for what left a prompt took.",
-            buckets=OVERHEAD_BUCKETS,
-            registry=registry,
-        )
-        self._compaction = Histogram(
-            "warmroute_compaction_lag_seconds",
-            "From the turn that passed a mark until its session's view was changed, notes included.",
-            buckets=LAG_BUCKETS,
-            registry=registry,
-        )
-
-    def observe_recall(self, seconds: float) -> None:
-        self._recall.observe(seconds)
-
-    def observe_compaction(self, seconds: float) -> None:
-        self._compaction.observe(seconds)
-
     def overhead_of(self, store: str) -> Callable[[float], None]:
         observe: Callable[[float], None] = self._overhead.labels(store).observe
         return observe
@@ -81,7 +61,10 @@ class StateCollector(Collector):
         yield _counter(
             "turn_prefixes", "Turns behind others, by whether their prefix was cached.", "state", counts.prefixes
         )
-        yield _counter("prefix_breaks", "Turns that changed what stands before a history.", "cause", counts.breaks)
+        breaks = {**counts.breaks, **self._turns.upkeep.views.counts.breaks}
+        yield _counter(
+            "prefix_breaks", "Turns whose prompt began otherwise, or was in no cache any more.", "cause", breaks
+        )
         yield CounterMetricFamily(
             "warmroute_fence_rejections", "Turns that lost their session.", counts.fence_rejections
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from router.config import Config, ContextConfig, read_secret
 from router.context.economy import Economy
 from router.context.view import Wishes
+from router.context_metrics import ContextMetrics
 from router.recall.index import RecallIndex
 from router.sessions.histories import Histories
 from router.sessions.janitor import Janitor, JanitorSettings
@@ -18,7 +19,6 @@ from router.sessions.remote_notes import RemoteWriter
 from router.sessions.upkeep import Upkeep
 from router.sessions.views import ContextRules, Lookups, Views
 from router.sides import Dispatch
-from router.state_metrics import StateMetrics
 
 
 def build_upkeep(
@@ -29,7 +29,7 @@ def build_upkeep(
     index: RecallIndex,
     lookups: Lookups,
     clock: Callable[[], float],
-    metrics: StateMetrics,
+    metrics: ContextMetrics,
 ) -> Upkeep:
     """Raises ConfigError."""
     context = config.context
@@ -56,7 +56,7 @@ def build_upkeep(
         tokens_per_day=context.notes_tokens_per_day,
     )
     writer = _writer(context, planner, dispatch, clock)
-    janitor = Janitor(settings, views, histories, writer, recaller, time.time, clock, metrics.observe_compaction)
+    janitor = Janitor(settings, views, histories, writer, recaller, time.time, clock, metrics.observe_lag)
     return Upkeep(views, recaller, janitor)
 
 

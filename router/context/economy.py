@@ -42,7 +42,11 @@ class Economy:
         """Of a session that has had any number: sessions seem to end as if by lot, so the mean is what is to come, too."""
         return max(self._turns.value, 1.0)
 
+    @property
+    def hits(self) -> float:
+        """Of what earlier turns had, the share that is found in caches."""
+        return min(max(self._hits.value, 0.0), 1.0)
+
     def prices(self, notes: float = 0.0) -> Prices:
         """In tokens computed. A token that is carried is computed again where it is missed."""
-        hits = min(max(self._hits.value, 0.0), 1.0)
-        return Prices(1.0, hits * self._carry_price + (1.0 - hits), notes)
+        return Prices(1.0, self.hits * self._carry_price + (1.0 - self.hits), notes)

@@ -68,6 +68,15 @@ class Setting(NamedTuple):
         return values
 
 
+class Sent(NamedTuple):
+    """A turn as it was sent. ``shape``: its prompt's."""
+
+    turn: int
+    model: str
+    worker: str
+    shape: bytes
+
+
 @dataclass(slots=True)
 class _Turn:
     """Of one that has not ended: ``link`` is what its next entry follows."""
@@ -104,8 +113,11 @@ class History:
         """Where the first message of a user stands; -1: nowhere."""
         self.system = Setting()
         self.tools = Setting()
-        self.sent_turn = 0
-        """The newest that this replica sent to a worker."""
+        self.sent: Sent | None = None
+        """The newest turn that this replica sent to a worker, and that ended well."""
+        self.cut_tokens = 0
+        """Of the items that are not sent."""
+        self.preface_tokens = 0
         self.turns = 0
         """The newest turn's number that is known of."""
         self.bytes = 0
@@ -227,6 +239,7 @@ class History:
             self._mark(len(self.items) - 1)
             if item.place <= self.view.cut:
                 self.start = len(self.items)
+                self.cut_tokens += item.tokens
                 return
             self._send(item)
             if self._chain is not None:
@@ -256,7 +269,9 @@ class History:
         self.start = bisect(self.items, self.view.cut, key=_place)
         question = self.question()
         self.preface = self.view.preface(question.body if question is not None else None)
-        self.tokens = self.view.tokens + (question.tokens if question is not None else 0)
+        self.preface_tokens = self.view.tokens + (question.tokens if question is not None else 0)
+        self.tokens = self.preface_tokens
+        self.cut_tokens = sum(item.tokens for item in self.items[: self.start])
         self.bodies, self._runs = [], []
         for item in self.items[self.start :]:
             self._send(item)

@@ -120,6 +120,11 @@ class Prompt(NamedTuple):
     """About, without what the chat template adds."""
     recipe: Recipe
 
+    @property
+    def shape(self) -> bytes:
+        """Equal for two turns of which the later one's history begins as the earlier one's does."""
+        return bytes(self.recipe.preface)
+
 
 class Scope(NamedTuple):
     """Whose prompt it is, as far as caches part them."""

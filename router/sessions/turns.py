@@ -169,7 +169,6 @@ class Turns:
 
     async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
         """To a worker, its answer to the client, and both into the log."""
-        history.sent_turn = claim.turn
         if not await self._dispatch_turn(ask, affinity_key(claim.sid), plan, held):
             return "refused"
         try:

@@ -19,6 +19,7 @@ from router.context.view import View, Wishes
 from router.core.fingerprint import Fingerprint
 from router.core.record import Record
 from router.core.tenant import ContextStrategy, TenantRules
+from router.sessions.context_counts import ContextCounts
 from router.sessions.histories import Histories
 from router.sessions.plans import Ask, Plan
 
@@ -79,6 +80,7 @@ class Views:
         self._lookups = lookups
         self._wall_clock = wall_clock
         self.cuts: Counter[Why] = Counter({"ceiling": 0, "cold": 0})
+        self.counts = ContextCounts()
 
     def wishes(self, asked: Wishes, history: History, tenant: TenantRules) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""
@@ -138,7 +140,9 @@ class Views:
         if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
             earlier = record.prompt_tokens * plan.prompt.earlier_bytes / plan.prompt.fingerprint.prompt_bytes
             self.economy.on_prefix(earlier, record.actual_cached_tokens)
-        traits = self.traits(ask.wishes, history, ask.caller.rules)
+        strategy = self.strategy(ask.wishes, history, ask.caller.rules)
+        self.counts.on_end(strategy, ask, history, plan, record)
+        traits = STRATEGIES[strategy]
         if not traits.cuts:
             return None
         marks = self.marks(ask, history, plan.prompt)
@@ -155,7 +159,7 @@ class Views:
 
     def _is_cold(self, ask: Ask, history: History, prompt: Prompt) -> bool:
         """Only whoever sent the turn before knows what it did to caches."""
-        if history.sent_turn < history.last_turn or not prompt.earlier_bytes:
+        if history.sent is None or history.sent.turn != history.last_turn:
             return False
         if self._wall_clock() - history.items[-1].at < self.rules.idle_s:
             return False
