@@ -312,6 +312,12 @@ async def test_a_path_takes_its_methods_only(method: str, rest: str) -> None:
         {"model": "m", "messages": "hi"},
         {"model": "m", "messages": [{"role": "user", "content": "\ud800"}]},
         {"model": "m", "messages": [{"role": "system", "content": "only"}]},
+        {"model": "m", "messages": [{"role": ["system"], "content": "hi"}]},
+        {"model": "m", "messages": [{"content": "hi"}]},
+        *(
+            {"model": "m", "messages": [{"role": "assistant", "tool_calls": calls}, {"role": "user", "content": "hi"}]}
+            for calls in (5, "f", {"id": "f"}, [5], [{"id": "a", "function": "f"}])
+        ),
         {"messages": [{"role": "user", "content": "hi"}]},
         {**says("hi"), "n": 2},
         {**says("hi"), "stream": "yes"},

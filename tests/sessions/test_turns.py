@@ -240,6 +240,20 @@ async def test_a_streams_answer_that_nobody_understands_is_not_kept() -> None:
     assert await desk.texts() == []
 
 
+async def call_nothing(request: Request, client: Client, record: Record) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "function": "f"}]}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}).encode()
+    await client.answer(Reply(200, {}, body, is_stream=False), record)
+
+
+async def test_a_call_that_is_none_is_not_kept() -> None:
+    desk = Desk()
+    desk.dispatch.scripts = [call_nothing]
+    with pytest.raises(WorkerError):
+        await desk.take(user("one"), stream=False)
+    assert await desk.texts() == []
+
+
 async def test_a_whole_answer_that_nobody_understands_is_not_given() -> None:
     desk = Desk()
     desk.dispatch.scripts = [babble]
