@@ -110,7 +110,7 @@ class ConversationPages:
         place = place_of(self._sid(call), call.names[1])
         if place is None or all(item["id"] != call.names[1] for item in items):
             raise _absent_item(call)
-        ask = self._ask(call, Incoming(model="", messages=(), params={}), "")
+        ask = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
         await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
         return self._shown(call, loaded)
 

@@ -540,6 +540,20 @@ async def test_items_are_added_listed_read_and_deleted() -> None:
         assert isinstance(page.last_id, str)
 
 
+async def test_a_key_that_deleted_one_item_deletes_no_other_and_says_so() -> None:
+    async with speaking() as (_, _, client):
+        items = client.conversations.items
+        talk = await client.conversations.create(items=[{"role": "user", "content": text} for text in "ab"])
+        first, second = [item async for item in items.list(talk.id, order="asc")]
+        headers = {"Idempotency-Key": "once"}
+        assert first.id
+        assert second.id
+        await items.delete(first.id, conversation_id=talk.id, extra_headers=headers)
+        with pytest.raises(openai.BadRequestError):
+            await items.delete(second.id, conversation_id=talk.id, extra_headers=headers)
+        assert await texts(client, talk.id) == ["b"]
+
+
 async def test_deleting_a_text_leaves_the_calls_that_were_made_with_it() -> None:
     async with speaking() as (worker, _, client):
         items = client.conversations.items
