@@ -346,7 +346,9 @@ class Turns:
                 param="messages",
             ) from None
         except NothingNew:
-            raise InvalidRequest("the session has all of these messages already", param="messages") from None
+            raise InvalidRequest(
+                "there is no message that the session does not have already", param="messages"
+            ) from None
 
     # 4  Save
 

@@ -479,6 +479,26 @@ async def test_a_response_goes_on_in_its_conversation(store: bool) -> None:
                 await client.responses.retrieve(made.id)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_response_without_input_answers_what_its_conversation_has(stream: bool) -> None:
+    async with speaking() as (worker, _, client):
+        talk = await client.conversations.create(items=[{"role": "user", "content": "asked before"}])
+        if stream:
+            events = await client.responses.create(model="m", conversation=talk.id, stream=True)
+            (made,) = [event.response async for event in events if event.type == "response.completed"]
+        else:
+            made = await client.responses.create(model="m", conversation=talk.id)
+        assert made.output_text == "to asked before"
+        assert sent(worker) == ["asked before"]
+        assert await texts(client, talk.id) == ["asked before", "to asked before"]
+        assert (await client.responses.input_items.list(made.id)).data == []
+        await client.responses.create(model="m", previous_response_id=made.id)
+        assert sent(worker) == ["asked before", "to asked before"]
+        empty = await client.conversations.create()
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.create(model="m", conversation=empty.id)
+
+
 @pytest.mark.parametrize("store", [True, False])
 async def test_what_follows_a_conversations_response_outside_of_it_leaves_it_as_it_is(store: bool) -> None:
     async with speaking() as (worker, _, client):
