@@ -332,7 +332,11 @@ class Turns:
 
     async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
         """And store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
-        plan = self._plan_anew(ask, history, claim.turn)
+        try:
+            plan = self._plan_anew(ask, history, claim.turn)
+        except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
+            await self._append(claim, ask, history, [], ask.first_note())
+            raise
         await self._append(claim, ask, history, plan.entries, plan.note)
         return plan
 

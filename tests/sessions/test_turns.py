@@ -954,6 +954,17 @@ async def test_turns_that_asked_no_model_have_no_prompt() -> None:
     assert await desk.turns.prompt_of(OTHER_SID, ACME, 1) is None
 
 
+async def test_what_was_only_guessed_is_no_prompt() -> None:
+    one = Desk()
+    await one.take(user("one"))
+    two = Desk(one.store)
+    with pytest.raises(InvalidRequest):
+        await two.take(user("one"), said("to one"))
+    assert not two.dispatch.asked
+    assert await two.turns.prompt_of(SID, ACME, 2) is None
+    await two.require_quiet()
+
+
 async def test_another_tenants_session_has_no_prompts() -> None:
     desk = Desk()
     await desk.take(user("one"))
