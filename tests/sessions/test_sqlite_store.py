@@ -398,6 +398,31 @@ async def test_a_session_that_cannot_be_read_is_corrupt(path: Path, clocks: Cloc
         assert await store.get_document(SID, OWNER) == b"well"
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(f"UPDATE session SET {column} = 'spoilt'" for column in ("head", "fence", "claimed_until", "turns")),
+        "UPDATE entry SET body = 7",
+        "UPDATE entry SET body = 'text'",
+    ],
+)
+async def test_a_session_of_spoilt_values_is_corrupt_can_be_deleted_and_leaves_others_well(
+    path: Path, clocks: Clocks, spoil: str
+) -> None:
+    async with opened(path, clocks) as store:
+        await keep(store, SID, entries=2, lifetime_s=60.0)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(spoil)
+        with pytest.raises(Corrupt):
+            await store.load(SID, OWNER, NOTHING)
+        with pytest.raises(Corrupt):
+            await begun_in(store)
+        assert not await store.delete(SID, STRANGER)
+        assert await store.delete(SID, OWNER)
+        await begun_in(store)
+        await begun_in(store, Sid("other"))
+
+
 async def test_a_session_with_a_gap_is_corrupt_and_others_are_well(path: Path, clocks: Clocks) -> None:
     async with opened(path, clocks) as store:
         await keep(store, SID, 3, 0)
