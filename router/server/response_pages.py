@@ -22,7 +22,7 @@ from router.core.errors import (
 from router.server.state import Call, Page, asking
 from router.sessions.chat_door import repeated_record
 from router.sessions.histories import Behind
-from router.sessions.items import public_items
+from router.sessions.items import Marked
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask, read_note
@@ -188,7 +188,7 @@ class ResponsePages:
             raise _absent(call) from None
         items = [item for item in history.items if item.turn == place.turn and item.number < place.number]
         items = items or [item for item in history.unfinished(place.turn) if item.number < place.number]
-        return list_page(public_items(place.sid, items), paging)
+        return list_page(place.sid, [Marked(item) for item in items], paging)
 
     async def _response(self, call: Call) -> dict[str, Any]:
         """As its turn's record has it. One whose turn ended without an end has failed."""

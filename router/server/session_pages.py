@@ -16,7 +16,7 @@ from router.server.state import MAX_NAME_CHARS, Call, Page, asking
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.histories import NoSuchItem
-from router.sessions.items import all_items, place_of, public_items
+from router.sessions.items import find_item, marked_items, place_of, show
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
@@ -106,13 +106,15 @@ class SessionPages:
 
     async def _list(self, call: Call) -> bytes:
         paging = read_paging(call.query)
-        history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
-        return list_page(all_items(history), paging)
+        sid = self._sid(call, call.names[0])
+        history, _ = await self._histories.load(sid, call.caller.rules.tenant)
+        return list_page(sid, marked_items(history), paging)
 
     async def _add(self, call: Call) -> bytes:
         incoming, asked = await call.read(self._read_items)
         history, added = await self._turns.add(self._ask(call, incoming, asked))
-        items = [item for item in all_items(history) if item["turn"] == added]
+        own = [marked for marked in marked_items(history) if marked.item.turn == added]
+        items = [item for marked in own for item in show(Sid(history.sid), marked)]
         return msgspec.json.encode(item_list(items, has_more=False))
 
     def _read_items(self, body: bytes) -> tuple[Incoming, str]:
@@ -132,7 +134,7 @@ class SessionPages:
         if after is not None:
             history, _ = await self._histories.load(sid, owner)
             place = place_of(sid, after) if isinstance(after, str) else None
-            if place is None or all(item["id"] != after for item in public_items(sid, history.items)):
+            if place is None or find_item(sid, history.items, after) is None:
                 raise InvalidRequest("after names no item of this session", param="after")
             upto = place[0]
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
