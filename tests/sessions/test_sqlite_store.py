@@ -512,3 +512,13 @@ async def test_a_name_that_expired_can_be_taken_before_it_was_swept(path: Path, 
         new = await begun_in(store, known=Known(old.generation, 1))
         assert (new.head, new.turn, new.fence > old.fence) == (0, 1, True)
         assert await store.sweep(10) == 0
+
+
+@pytest.mark.parametrize("table", ["entry", "turn", "view", "attributes"])
+async def test_what_may_be_large_is_not_read_by_whoever_looks_for_something_else(
+    path: Path, clocks: Clocks, table: str
+) -> None:
+    """A row without a rowid is compared as a whole."""
+    async with opened(path, clocks):
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute(f"SELECT rowid FROM {table}").fetchall() == []
