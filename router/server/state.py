@@ -94,6 +94,8 @@ class StateRoutes:
     def find(self, raw_path: str) -> Match | None:
         """``raw_path``: as it came, escapes and query included. Raises InvalidRequest for a name that is none."""
         path, _, _ = raw_path.partition("?")
+        if not path.startswith("/"):  # a whole URL, as proxies are sent them
+            path = "/" + path.partition("://")[2].partition("/")[2]
         segments = path.strip("/").split("/") if path.startswith("/v1/") else []
         if len(segments) < 2 or segments[1] not in self._first or path.endswith("/"):
             return None

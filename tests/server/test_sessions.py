@@ -337,6 +337,14 @@ async def test_what_is_wrong_with_a_request_is_the_clients_and_leaves_the_sessio
         assert sent(worker) == ["hi"]
 
 
+async def test_a_target_may_be_a_whole_url() -> None:
+    async with echoing() as (_, router):
+        answered = await post(router, f"http://router{path('a%2Fb', CHAT)}", says("hi"))
+        assert answered.status == 200, answered.body
+        assert await contents(router, name="a%2Fb") == ["hi", "to hi"]
+        assert (await post(router, f"http://v1{path(rest='/none')}", says("hi"))).status == 404
+
+
 async def test_headers_that_say_nothing_known_are_refused() -> None:
     async with echoing() as (_, router):
         for line in ("x-warmroute-on-busy: later", f"Idempotency-Key: {'k' * 256}", "Idempotency-Key: \xe4"):
