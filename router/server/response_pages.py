@@ -119,7 +119,7 @@ class ResponsePages:
         follows a conversation's response without naming the conversation leaves it as it is."""
         tenant = call.caller.rules.tenant
         key = read_idempotency_key(call.headers)
-        own = self._own_sid(call, f"key:{key}" if key else response_id)
+        own = self._own_sid(call, f"key:{key}:{asked.previous_response_id or ''}" if key else response_id)
         on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(

@@ -379,6 +379,25 @@ async def test_a_retry_with_an_idempotency_key_is_the_same_response() -> None:
             await client.responses.create(model="m", input="another", extra_headers=headers)
 
 
+async def test_a_key_that_failed_in_one_place_brings_nothing_of_it_to_another() -> None:
+    async with speaking() as (worker, _, client):
+        root = await client.responses.create(model="m", input="root")
+        await client.responses.create(model="m", input="goes on", previous_response_id=root.id)
+
+        async def refuse(_: Asked, peer: Peer) -> None:
+            await peer.send(answer(b'{"error":{"message":"no"}}', status=400))
+
+        headers = {"Idempotency-Key": "once"}
+        speaks, worker.script = worker.script, refuse
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.create(
+                model="m", input="branch", previous_response_id=root.id, extra_headers=headers
+            )
+        worker.script = speaks
+        await client.responses.create(model="m", input="alone", extra_headers=headers)
+        assert sent(worker) == ["alone"]
+
+
 async def test_a_retry_while_the_first_is_under_way_waits_for_it() -> None:
     async with speaking() as (worker, _, client):
         root = await client.responses.create(model="m", input="root")
