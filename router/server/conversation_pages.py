@@ -17,7 +17,7 @@ from router.server.state import Call, Page, asking
 from router.sessions.items import Marked, find_item, place_of, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
-from router.sessions.plans import Ask
+from router.sessions.plans import Ask, read_stored
 from router.sessions.rules import StateRules, read_on_busy
 from router.sessions.store import Loaded, Sid
 from router.sessions.turns import Turns
@@ -122,7 +122,7 @@ class ConversationPages:
             raise _absent(call) from None
 
     def _shown(self, call: Call, loaded: Loaded) -> bytes:
-        metadata = msgspec.json.decode(loaded.attributes) if loaded.attributes else {}
+        metadata = read_stored(loaded.attributes, dict[str, str]) if loaded.attributes else {}
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
     def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:

@@ -25,7 +25,7 @@ from router.sessions.histories import Behind
 from router.sessions.items import Marked
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
-from router.sessions.plans import Ask, read_note
+from router.sessions.plans import Ask, read_note, read_stored
 from router.sessions.response_door import ResponseDoor
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
@@ -198,7 +198,7 @@ class ResponsePages:
         record = None if place is None else await self._histories.ask(store.read_turn(place.sid, tenant, place.turn))
         if place is None or record is None:
             raise _absent(call)
-        told: dict[str, Any] = msgspec.json.decode(read_note(record.record).note)
+        told: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
         if not record.has_ended:
             loaded = await self._histories.ask(store.load(place.sid, tenant, self._histories.hot.known(place.sid)))
             if loaded is None or not loaded.is_claimed or loaded.turns != place.turn:
@@ -208,7 +208,7 @@ class ResponsePages:
     async def _find(self, call: Call, response_id: str) -> Place | None:
         store = self._histories.store
         body = await self._histories.ask(store.get_document(self._key(call, response_id), call.caller.rules.tenant))
-        return None if body is None else msgspec.json.decode(body, type=Place)
+        return None if body is None else read_stored(body, Place)
 
     def _key(self, call: Call, response_id: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.RESPONSE, response_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from router.core.tenant import Caller, OnBusy
 from router.sessions.histories import Behind, Histories
 from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
+
+T = TypeVar("T")
 
 
 class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +129,12 @@ def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:
 
 def read_note(record: bytes) -> TurnNote:
     """Of a turn's record. Turns that a session was created with have none. Raises SessionCorrupt."""
+    return read_stored(record, TurnNote) if record else TurnNote()
+
+
+def read_stored(data: bytes, kind: type[T]) -> T:
+    """JSON that a router wrote into the store. Raises SessionCorrupt."""
     try:
-        return msgspec.json.decode(record, type=TurnNote) if record else TurnNote()
-    except msgspec.DecodeError:
+        return msgspec.json.decode(data, type=kind)
+    except ValueError:
         raise SessionCorrupt("what is stored of this session cannot be read") from None

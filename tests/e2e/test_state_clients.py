@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -700,3 +701,18 @@ async def test_the_javascript_client_reads_and_raises_alike() -> None:
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
         assert output.decode().strip().endswith("ok")
+
+
+async def test_what_is_stored_spoilt_says_so_and_others_are_well(tmp_path: Path) -> None:
+    file = tmp_path / "s.db"
+    async with speaking(sessions__store=f"sqlite:///{file}") as (_, router, client):
+        talk = await client.conversations.create(metadata={"a": "b"})
+        made = await client.responses.create(model="m", input="one")
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("UPDATE attributes SET body = X'00'")
+            connection.execute("UPDATE document SET body = X'00'")
+        for where in (f"/v1/conversations/{talk.id}", f"/v1/responses/{made.id}"):
+            spoilt = await get(router, where)
+            assert (spoilt.status, spoilt.error["code"]) == (500, "session_corrupt")
+        again = await client.responses.create(model="m", input="two")
+        assert await client.responses.retrieve(again.id) == again
