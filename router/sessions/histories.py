@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.context.history import History, drafts_of
+from router.context.history import History, Item, drafts_of
 from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
@@ -54,7 +54,7 @@ class NoSuchItem(Exception):
 
 
 class Behind(NamedTuple):
-    """A place in a log: a turn, and the number of its last entry."""
+    """A place in a log: a turn, and the number that was foreseen for its last entry when it began."""
 
     turn: int
     number: int
@@ -154,11 +154,18 @@ class Histories:
         return history
 
     async def copy(
-        self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
+        self,
+        sid: Sid,
+        new: Sid,
+        owner: Tenant,
+        lifetime_s: float,
+        *,
+        upto: int | Behind | None = None,
+        attributes: bytes = b"",
     ) -> bool:
-        """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
-        that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises SessionNotFound,
-        NoSuchItem."""
+        """A session of its own that begins as this one, up to the item of that number or the turn's answer, with the system
+        messages and tools that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises
+        SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
         drafts = _drafts_upto(history, upto) or [Draft(Kind.END, b"null")]
         return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
@@ -169,7 +176,7 @@ class Histories:
         if history.last_turn == behind.turn:
             return history
         before = History(sid, owner, "")
-        before.add(self.encode(before, _drafts_upto(history, behind.number), 1, ends=True), 1)
+        before.add(self.encode(before, _drafts_upto(history, behind), 1, ends=True), 1)
         return before
 
     async def create(
@@ -225,14 +232,21 @@ class Histories:
         await self.store.close()
 
 
-def _drafts_upto(history: History, number: int | None) -> list[Draft]:
+def _drafts_upto(history: History, upto: int | Behind | None) -> list[Draft]:
     """Raises NoSuchItem."""
     end = len(history.items)
-    if number is not None:
-        end = next((at for at, item in enumerate(history.items, 1) if item.number == number), 0)
+    if upto is not None:
+        end = next((at for at, item in enumerate(history.items, 1) if _is_at(item, upto)), 0)
         if not end:
             raise NoSuchItem
     return drafts_of(history.items[:end], history.system, history.tools)
+
+
+def _is_at(item: Item, place: int | Behind) -> bool:
+    """An answer has the number that was foreseen for it, or a later one where another turn's late end came between."""
+    if isinstance(place, int):
+        return item.number == place
+    return item.turn == place.turn and item.number >= place.number
 
 
 def _unreadable(why: str, sid: str = "") -> SessionCorrupt:

@@ -281,8 +281,7 @@ class Turns:
         if ask.fork is None:
             raise ask.busy("another turn has ended in this session", retry_after_s=1)
         fork = ask.fork()
-        upto = ask.behind.number if ask.behind is not None else None
-        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=upto)
+        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.behind)
         claim.sid = fork
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:

@@ -25,7 +25,7 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Request, Tenant
 from router.core.tenant import TenantRules, make_caller
-from router.sessions.histories import ENTRIES_AT_ONCE
+from router.sessions.histories import ENTRIES_AT_ONCE, Behind
 from router.sessions.names import affinity_key
 from router.sessions.store import NOTHING, Append, Sid
 from router.sides import Client
@@ -928,6 +928,29 @@ async def test_a_copy_up_to_an_item_has_what_stands_before_it_and_not_what_was_w
     assert await desk.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=history.items[1].number)
     assert await desk.texts(OTHER_SID) == ["slow", "late"]
     let_go.set()
+    await slow
+
+
+async def test_what_follows_a_turn_has_all_of_it_though_another_turns_end_came_late_amid_it() -> None:
+    one = Desk()
+    let_go = one.points.held["behind dispatch"] = asyncio.Event()
+    slow = one.begin(user("slow"))
+    await one.points.reached.wait()
+    history, _ = await one.histories.load(SID, ACME.rules.tenant)
+    late = one.histories.encode(history, [message(said("late"))], 1, ends=True)
+    one.now += 16.0
+    one.points.reached.clear()
+    two = Desk(one.store)
+    quick = two.begin(user("quick"))
+    await one.points.reached.wait()
+    await one.store.append(late_append(history.generation, late))
+    let_go.set()
+    await quick
+    await one.take(user("next"))
+    foreseen = Behind(2, 3)
+    assert await one.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=foreseen)
+    assert await one.texts(OTHER_SID) == ["slow", "late", "quick", "to quick"]
+    assert contents(await two.histories.as_of(SID, ACME.rules.tenant, foreseen)) == await one.texts(OTHER_SID)
     await slow
 
 
