@@ -88,6 +88,7 @@ def record() -> Record:
 
 def ask(sid: Sid, incoming: Incoming) -> Ask:
     return Ask(
+        door="sessions",
         sid=sid,
         caller=CALLER,
         incoming=incoming,

@@ -54,14 +54,14 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counts = self._turns.counts
-        yield _counter("turns", "Turns by how they ended.", "outcome", counts.turns)
+        yield _counter("turns", "Turns that asked a model, by how they ended.", counts.turns, "door", "outcome")
         yield _counter(
-            "turn_conflicts", "Turns that met another of their session, by policy.", "policy", counts.conflicts
+            "turn_conflicts", "Turns that met another of their session, by policy.", counts.conflicts, "policy"
         )
         yield _counter(
-            "turn_prefixes", "Turns behind others, by whether their prefix was cached.", "state", counts.prefixes
+            "turn_prefixes", "Turns behind others, by whether their prefix was cached.", counts.prefixes, "state"
         )
-        yield _counter("prefix_breaks", "Turns that changed what stands before a history.", "cause", counts.breaks)
+        yield _counter("prefix_breaks", "Turns that changed what stands before a history.", counts.breaks, "cause")
         yield CounterMetricFamily(
             "warmroute_fence_rejections", "Turns that lost their session.", counts.fence_rejections
         )
@@ -103,8 +103,11 @@ class StateCollector(Collector):
         )
 
 
-def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"warmroute_{name}", text, labels=(label,))
+def _counter(
+    name: str, text: str, values: Mapping[str, int] | Mapping[tuple[str, str], int], *labels: str
+) -> CounterMetricFamily:
+    """``values``: by the label's value, or by those of two."""
+    family = CounterMetricFamily(f"warmroute_{name}", text, labels=labels)
     for value, count in values.items():
-        family.add_metric((value,), count)
+        family.add_metric((value,) if isinstance(value, str) else value, count)
     return family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,9 @@ from router.core.tenant import Caller, OnBusy
 from router.sessions.histories import Behind, Histories
 from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
+
+DoorName = Literal["sessions", "responses", "conversations"]
+"""Through which door a turn came; a response that names a conversation came through that one's."""
 
 
 class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ def no_session() -> RouterError:
 class Ask:
     """One request for a turn, through whichever door."""
 
+    door: DoorName
     sid: Sid
     caller: Caller
     incoming: Incoming

@@ -121,7 +121,7 @@ class Turns:
         except Fenced:
             raise self._fenced(ask) from None
         finally:
-            self.counts.turns[outcome] += 1
+            self.counts.turns[ask.door, outcome] += 1
 
     async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
         owner, session = ask.caller.rules.tenant, None

@@ -291,6 +291,7 @@ class Desk:
     ) -> Ask:
         headers: Mapping[str, str] = {}
         return Ask(
+            door="sessions",
             sid=sid,
             caller=caller,
             incoming=incoming,
@@ -328,6 +329,11 @@ class Desk:
     @property
     def waiting(self) -> int:
         return len(self.turns.claims.endings)
+
+
+def outcomes(desk: Desk) -> dict[str, int]:
+    """How its turns ended, and how many."""
+    return {outcome: number for (_, outcome), number in desk.turns.counts.turns.items() if number}
 
 
 def contents(history: History) -> list[str]:

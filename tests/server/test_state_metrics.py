@@ -1,0 +1,67 @@
+"""What the stateful half shows of itself, as Prometheus reads it: each metric moves with what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from router.app import Running
+from tests.e2e.faults import metric
+from tests.e2e.routed import Answer, post, routed
+from tests.upstream.scripted import Asked, Peer, ScriptedWorker, answer, scripted
+
+ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def saying(cached_tokens: int | None = None) -> Any:
+    """A worker's script. ``cached_tokens``: of a prompt of 100, what was cached; None: it does not say."""
+    details = {} if cached_tokens is None else {"prompt_tokens_details": {"cached_tokens": cached_tokens}}
+    usage = {"prompt_tokens": 100, "completion_tokens": 3, "total_tokens": 103, **details}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    whole = {"id": "c-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+
+    async def say(asked: Asked, peer: Peer) -> None:
+        await peer.send(answer(json.dumps(whole).encode()))
+
+    return say
+
+
+@asynccontextmanager
+async def serving(script: Any = None, **settings: Any) -> AsyncIterator[tuple[ScriptedWorker, Running]]:
+    async with scripted(script or saying()) as worker, routed(worker.url, **settings) as router:
+        yield worker, router
+
+
+async def say(router: Running, name: str = "s", *lines: str) -> Answer:
+    return await post(router, f"/v1/sessions/{name}/chat/completions", ASK, *lines)
+
+
+async def respond(router: Running, **members: Any) -> Answer:
+    return await post(router, "/v1/responses", {"model": "m", "input": "hello", **members})
+
+
+async def by_label(router: Running, name: str, label: str, *values: str) -> Mapping[str, float]:
+    return {value: await metric(router, f"warmroute_{name}", **{label: value}) for value in values}
+
+
+async def test_turns_are_counted_by_the_door_that_they_came_through() -> None:
+    async with serving() as (_, router):
+        conversation = (await post(router, "/v1/conversations", {})).json["id"]
+        assert (await say(router)).status == 200
+        for _ in range(2):
+            assert (await respond(router)).status == 200
+        for _ in range(3):
+            assert (await respond(router, conversation=conversation)).status == 200
+        assert (await respond(router, conversation="conv_nobodys")).status == 404
+        doors = ("sessions", "responses", "conversations")
+        assert await metric(router, "warmroute_turns_total", outcome="ok") == 6
+        for door, turns in zip(doors, (1, 2, 3), strict=True):
+            assert await metric(router, "warmroute_turns_total", door=door, outcome="ok") == turns
+        assert await metric(router, "warmroute_turns_total", door="conversations", outcome="refused") == 1
+        assert await by_label(router, "turns_total", "door", *doors) == {
+            "sessions": 1,
+            "responses": 2,
+            "conversations": 4,
+        }
