@@ -82,7 +82,8 @@ async def build_state(
     """Raises ConfigError."""
     sessions = config.sessions
     opened = await open_store(sessions, clock, time.time)
-    histories = Histories(opened.store, HotHistories(sessions.max_hot_bytes), time.time, clock, metrics.observe_load)
+    hot = HotHistories(sessions.max_hot_bytes)
+    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,

@@ -13,6 +13,9 @@ from router.sessions.turns import Turns
 from router.stores import OpenedStore
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
+ITEM_BUCKETS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)
+BYTE_BUCKETS = tuple(4**power for power in range(5, 14))
+"""From a KiB to 64 MiB."""
 
 
 class StateMetrics:
@@ -32,6 +35,15 @@ class StateMetrics:
             buckets=OVERHEAD_BUCKETS,
             registry=registry,
         )
+        self._items = Histogram(
+            "warmroute_session_items",
+            "Items of a session, at the end of each of its turns.",
+            buckets=ITEM_BUCKETS,
+            registry=registry,
+        )
+        self._bytes = Histogram(
+            "warmroute_session_bytes", "Their bytes, then.", buckets=BYTE_BUCKETS, registry=registry
+        )
         self._children = {
             (tier, stage): self._loads.labels(tier, stage)
             for tier in ("memory", "store")
@@ -44,6 +56,10 @@ class StateMetrics:
 
     def observe_load(self, tier: str, stage: str, seconds: float) -> None:
         self._children[tier, stage].observe(seconds)
+
+    def observe_size(self, items: int, item_bytes: int) -> None:
+        self._items.observe(items)
+        self._bytes.observe(item_bytes)
 
 
 class StateCollector(Collector):

@@ -94,7 +94,7 @@ class SessionPages:
                 "turns": loaded.turns,
                 "items": len(history.items),
                 "tokens": sum(item.tokens for item in history.items),
-                "bytes": sum(map(len, history.bodies)),
+                "bytes": history.item_bytes,
                 "is_busy": loaded.is_claimed,
             }
         )

@@ -60,14 +60,14 @@ class Behind(NamedTuple):
     number: int
 
 
-def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
+def _unobserved(*_: object) -> None:
     return
 
 
 class Histories:
     """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
-    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. All calls raise
-    StateUnavailable and SessionCorrupt."""
+    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. ``observe_size(items, bytes)``: a
+    turn has ended, and its session counts so many. All calls raise StateUnavailable and SessionCorrupt."""
 
     def __init__(
         self,
@@ -76,9 +76,11 @@ class Histories:
         wall_clock: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
+        observe_size: Callable[[int, int], None] = _unobserved,
     ) -> None:
         self.store = store
         self.observe_load = observe_load
+        self.observe_size = observe_size
         self._clock = clock
         self.hot = hot
         self._wall_clock = wall_clock
@@ -94,6 +96,8 @@ class Histories:
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
         self.grow(history, append.entries, await self.ask(self.store.append(append)))
+        if append.ends:
+            self.observe_size(len(history.items), history.item_bytes)
 
     def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
         """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have

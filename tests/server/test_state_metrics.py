@@ -9,7 +9,7 @@ from typing import Any
 
 from router.app import Running
 from tests.e2e.faults import metric
-from tests.e2e.routed import Answer, post, routed
+from tests.e2e.routed import Answer, get, post, routed
 from tests.upstream.scripted import Asked, Peer, ScriptedWorker, answer, scripted
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -65,3 +65,17 @@ async def test_turns_are_counted_by_the_door_that_they_came_through() -> None:
             "responses": 2,
             "conversations": 4,
         }
+
+
+async def test_a_sessions_items_and_bytes_are_observed_when_a_turn_ends() -> None:
+    async with serving() as (_, router):
+        for turns in (1, 2):
+            await say(router)
+            shown = (await get(router, "/v1/sessions/s")).json
+            assert shown["items"] == 2 * turns
+            assert await metric(router, "warmroute_session_items_count") == turns
+        assert await metric(router, "warmroute_session_items_sum") == 2 + 4
+        assert await metric(router, "warmroute_session_bytes_count") == 2
+        assert await metric(router, "warmroute_session_bytes_sum") == shown["bytes"] * 1.5
+        await post(router, "/v1/sessions/s/items", {"items": [{"role": "user", "content": "more"}]})
+        assert await metric(router, "warmroute_session_items_sum") == 2 + 4 + 5
