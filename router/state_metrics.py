@@ -112,6 +112,11 @@ class StateCollector(Collector):
             journaled.waiting if journaled else 0,
         )
         yield GaugeMetricFamily(
+            "warmroute_write_behind_seconds",
+            "For how long the oldest of them has waited.",
+            journaled.lag_s if journaled else 0,
+        )
+        yield GaugeMetricFamily(
             "warmroute_journal_bytes", "What the journal holds of them.", journaled.journal.bytes if journaled else 0
         )
         yield GaugeMetricFamily(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from router.app import Running
 from tests.e2e.faults import metric
-from tests.e2e.routed import Answer, get, post, routed
+from tests.e2e.routed import Answer, get, post, routed, until
+from tests.redis_servers import RedisProcess, running
 from tests.upstream.scripted import Asked, Peer, ScriptedWorker, answer, scripted
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -40,6 +46,13 @@ async def say(router: Running, name: str = "s", *lines: str) -> Answer:
 
 async def respond(router: Running, **members: Any) -> Answer:
     return await post(router, "/v1/responses", {"model": "m", "input": "hello", **members})
+
+
+async def becomes(router: Running, name: str, is_so: Callable[[float], bool], **labels: str) -> None:
+    """Wait until the metric is so."""
+    async with asyncio.timeout(10):
+        while not is_so(await metric(router, f"warmroute_{name}", **labels)):
+            await asyncio.sleep(0.01)
 
 
 async def by_label(router: Running, name: str, label: str, *values: str) -> Mapping[str, float]:
@@ -79,3 +92,37 @@ async def test_a_sessions_items_and_bytes_are_observed_when_a_turn_ends() -> Non
         assert await metric(router, "warmroute_session_bytes_sum") == shown["bytes"] * 1.5
         await post(router, "/v1/sessions/s/items", {"items": [{"role": "user", "content": "more"}]})
         assert await metric(router, "warmroute_session_items_sum") == 2 + 4 + 5
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisProcess]:
+    with running() as server:
+        yield server
+
+
+async def test_ends_of_turns_that_redis_does_not_take_show_in_the_journal_until_it_does(
+    redis_server: RedisProcess, tmp_path: Path
+) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(asked: Asked, peer: Peer) -> None:
+        await go_on.wait()
+        await saying()(asked, peer)
+
+    settings = {"store": f"{redis_server.url}/0", "state_dir": str(tmp_path), "secret": "a secret of the tests"}
+    async with serving(wait, **{f"sessions__{key}": value for key, value in settings.items()}) as (worker, router):
+        turn = asyncio.create_task(say(router))
+        await until(lambda: worker.asked)
+        redis_server.send(signal.SIGSTOP)
+        go_on.set()
+        try:
+            assert (await turn).status == 200
+            assert await metric(router, "warmroute_write_behind_items") == 1
+            room = await metric(router, "warmroute_max_journal_bytes")
+            assert 0 < await metric(router, "warmroute_journal_bytes") < room
+            await becomes(router, "write_behind_seconds", lambda seconds: 0.2 < seconds < 20)
+        finally:
+            redis_server.send(signal.SIGCONT)
+        await becomes(router, "journal_bytes", lambda size: size == 0)
+        for name in ("write_behind_items", "write_behind_seconds"):
+            assert await metric(router, f"warmroute_{name}") == 0, name
