@@ -104,7 +104,7 @@ async def measure(items: int) -> dict[str, float]:
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
     histories = Histories(store, HotHistories(1 << 34), time.time)
     turns = Turns(
-        TurnSettings(15.0, 60.0, 64, resumes=True),
+        TurnSettings(15.0, 60.0, 64, 1000, resumes=True),
         histories,
         worker,
         lambda _session, _worker: None,

@@ -58,6 +58,7 @@ class State:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.turns.claims.errands.aclose()
             await self.histories.aclose()
 
 
@@ -88,6 +89,7 @@ async def build_state(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
         max_waiting=sessions.max_waiting,
+        max_give_backs=sessions.max_give_backs,
         resumes=config.resumption.max_attempts > 0,
     )
     turns = Turns(

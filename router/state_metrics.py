@@ -88,6 +88,14 @@ class StateCollector(Collector):
             "warmroute_resent_messages", "Messages sent again that sessions had.", counts.resent_messages
         )
         yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.claims.live))
+        errands = self._turns.claims.errands
+        yield GaugeMetricFamily(
+            "warmroute_give_backs", "Claims that a store which is away has yet to take back.", errands.waiting
+        )
+        yield GaugeMetricFamily("warmroute_max_give_backs", "How many may wait for it.", errands.max_waiting)
+        yield CounterMetricFamily(
+            "warmroute_given_up_claims", "Claims that were not given back: their leases ended.", errands.given_up
+        )
         yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._hot))
         yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._hot.bytes)
         yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._hot.max_bytes)

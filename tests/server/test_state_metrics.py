@@ -100,6 +100,15 @@ def redis_server() -> Iterator[RedisProcess]:
         yield server
 
 
+def stored_in(server: RedisProcess, state_dir: Path) -> Mapping[str, str]:
+    """Settings of a router."""
+    return {
+        "sessions__store": f"{server.url}/0",
+        "sessions__state_dir": str(state_dir),
+        "sessions__secret": "a secret of the tests",
+    }
+
+
 async def test_ends_of_turns_that_redis_does_not_take_show_in_the_journal_until_it_does(
     redis_server: RedisProcess, tmp_path: Path
 ) -> None:
@@ -109,8 +118,7 @@ async def test_ends_of_turns_that_redis_does_not_take_show_in_the_journal_until_
         await go_on.wait()
         await saying()(asked, peer)
 
-    settings = {"store": f"{redis_server.url}/0", "state_dir": str(tmp_path), "secret": "a secret of the tests"}
-    async with serving(wait, **{f"sessions__{key}": value for key, value in settings.items()}) as (worker, router):
+    async with serving(wait, **stored_in(redis_server, tmp_path)) as (worker, router):
         turn = asyncio.create_task(say(router))
         await until(lambda: worker.asked)
         redis_server.send(signal.SIGSTOP)
@@ -126,3 +134,22 @@ async def test_ends_of_turns_that_redis_does_not_take_show_in_the_journal_until_
         await becomes(router, "journal_bytes", lambda size: size == 0)
         for name in ("write_behind_items", "write_behind_seconds"):
             assert await metric(router, f"warmroute_{name}") == 0, name
+
+
+async def test_claims_that_a_hung_store_has_yet_to_take_back_are_counted_and_bounded(
+    redis_server: RedisProcess, tmp_path: Path
+) -> None:
+    async with serving(**stored_in(redis_server, tmp_path), sessions__max_give_backs=1) as (_, router):
+        assert (await say(router)).status == 200
+        assert await metric(router, "warmroute_max_give_backs") == 1
+        redis_server.send(signal.SIGSTOP)
+        try:
+            assert (await say(router, "a")).status == 503
+            await becomes(router, "give_backs", lambda waiting: waiting == 1)
+            assert await metric(router, "warmroute_given_up_claims_total") == 0
+            assert (await say(router, "b")).status == 503
+            await becomes(router, "given_up_claims_total", lambda given_up: given_up == 1)
+        finally:
+            redis_server.send(signal.SIGCONT)
+        await becomes(router, "give_backs", lambda waiting: waiting == 0)
+        assert await metric(router, "warmroute_given_up_claims_total") == 1

@@ -959,7 +959,7 @@ async def test_nothing_grows_with_turns_that_are_over() -> None:
     await desk.settled()
     assert not desk.turns.claims.live
     assert not desk.waiting
-    assert not desk.histories._tasks
+    assert not desk.turns.claims.errands.under_way
 
 
 async def test_histories_in_memory_are_bounded_by_bytes_and_the_oldest_goes() -> None:
