@@ -416,6 +416,15 @@ class SessionsConfig(Section, frozen=True):
     max_store_calls: Annotated[
         int, Meta(ge=1, le=10_000, description="Connections to Redis; calls that may wait for SQLite.")
     ] = 256
+    max_give_backs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Claims of turns that failed, which a store that is away is asked to take back; others' leases end by "
+            "themselves.",
+        ),
+    ] = 1000
     sqlite_synchronous: Annotated[
         Literal["NORMAL", "FULL"],
         Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),

@@ -58,6 +58,7 @@ class State:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.turns.claims.errands.aclose()
             await self.histories.aclose()
 
 
@@ -82,11 +83,13 @@ async def build_state(
     """Raises ConfigError."""
     sessions = config.sessions
     opened = await open_store(sessions, clock, time.time)
-    histories = Histories(opened.store, HotHistories(sessions.max_hot_bytes), time.time, clock, metrics.observe_load)
+    hot = HotHistories(sessions.max_hot_bytes)
+    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
         max_waiting=sessions.max_waiting,
+        max_give_backs=sessions.max_give_backs,
         resumes=config.resumption.max_attempts > 0,
     )
     turns = Turns(

@@ -95,6 +95,8 @@ class History:
         """The newest turn's number that is known of."""
         self.bytes = 0
         """About what it takes of memory."""
+        self.item_bytes = 0
+        """The messages' that count, as they were written."""
         self._open: dict[int, _Turn] = {}
         self._newest_turn = 0
         self._system_turn = self._tools_turn = 0
@@ -189,6 +191,7 @@ class History:
             self.items.append(item)
             self.bodies.append(item.body)
             self.digests.append(item.digest)
+            self.item_bytes += len(item.body)
             _add_to_runs(self._runs, item.number)
             self._mark(len(self.items) - 1)
             if self._chain is not None:
@@ -216,6 +219,7 @@ class History:
         self._chain = None
         self.bodies = [item.body for item in self.items]
         self.digests = [item.digest for item in self.items]
+        self.item_bytes = sum(map(len, self.bodies))
         self._runs = []
         for item in self.items:
             _add_to_runs(self._runs, item.number)

@@ -126,7 +126,7 @@ class ConversationPages:
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
     def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
-        return asking(call, incoming, asked)(
+        return asking(call, "conversations", incoming, asked)(
             sid=self._sid(call),
             lifetime_s=self._rules.conversation_s,
             creates=False,

@@ -123,7 +123,7 @@ class ResponsePages:
         on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(
-            asking(call, incoming_of(asked), digest),
+            asking(call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest),
             note=door.under_way(),
             on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
         )

@@ -77,7 +77,7 @@ class SessionPages:
         await self._turns.take(self._ask(call, incoming, asked, fork=fork, on_lost=on_lost), door, client)
 
     def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
-        return asking(call, incoming, asked)(
+        return asking(call, "sessions", incoming, asked)(
             sid=self._sid(call, call.names[0]),
             lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
@@ -94,7 +94,7 @@ class SessionPages:
                 "turns": loaded.turns,
                 "items": len(history.items),
                 "tokens": sum(item.tokens for item in history.items),
-                "bytes": sum(map(len, history.bodies)),
+                "bytes": history.item_bytes,
                 "is_busy": loaded.is_claimed,
             }
         )

@@ -18,7 +18,7 @@ from router.core.errors import InvalidRequest
 from router.core.tenant import Caller
 from router.server.bodies import LARGE_BODY_BYTES
 from router.server.client import ClientConnection
-from router.sessions.plans import Ask
+from router.sessions.plans import Ask, DoorName
 from router.sessions.rules import read_idempotency_key
 
 MAX_NAME_CHARS = 256
@@ -49,10 +49,11 @@ class Call:
         return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, self.body)
 
 
-def asking(call: Call, incoming: Incoming, asked: str) -> partial[Ask]:
+def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partial[Ask]:
     """What every page says of a turn. ``asked``: digest of the body. Raises InvalidRequest."""
     return partial(
         Ask,
+        door=door,
         caller=call.caller,
         incoming=incoming,
         headers=call.headers,

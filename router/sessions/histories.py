@@ -22,7 +22,6 @@ from router.sessions.store import (
     Begun,
     Busy,
     Corrupt,
-    Fenced,
     Known,
     Loaded,
     Repeated,
@@ -32,12 +31,6 @@ from router.sessions.store import (
 )
 
 log = logging.getLogger("warmroute.sessions")
-
-CLOSING_S = 1.0
-"""How long what is left to be given back may take when the router stops."""
-
-AGAIN_S = 0.25
-"""Between two attempts to give back what a store did not take."""
 
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
@@ -60,14 +53,14 @@ class Behind(NamedTuple):
     number: int
 
 
-def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
+def _unobserved(*_: object) -> None:
     return
 
 
 class Histories:
     """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
-    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. All calls raise
-    StateUnavailable and SessionCorrupt."""
+    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. ``observe_size(items, bytes)``: a
+    turn has ended, and its session counts so many. All calls raise StateUnavailable and SessionCorrupt."""
 
     def __init__(
         self,
@@ -76,13 +69,14 @@ class Histories:
         wall_clock: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
+        observe_size: Callable[[int, int], None] = _unobserved,
     ) -> None:
         self.store = store
         self.observe_load = observe_load
+        self.observe_size = observe_size
         self._clock = clock
         self.hot = hot
         self._wall_clock = wall_clock
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         began_at = self._clock()
@@ -94,6 +88,8 @@ class Histories:
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
         self.grow(history, append.entries, await self.ask(self.store.append(append)))
+        if append.ends:
+            self.observe_size(len(history.items), history.item_bytes)
 
     def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
         """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
@@ -205,30 +201,8 @@ class Histories:
         except Corrupt as error:
             raise _unreadable(str(error)) from None
 
-    def give_back(self, call: Callable[[], Awaitable[None]], within_s: float = 0.0) -> None:
-        """A claim, or a place in a line. Nobody waits for it. A store that is away is asked again for so many seconds: what it
-        was asked before it hung it does when it goes on, and then holds a claim that nobody knows of. As many wait as turns
-        were under way then. If it fails for good, a lease ends later."""
-        task = asyncio.create_task(self._give_back(call, self._clock() + within_s))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _give_back(self, call: Callable[[], Awaitable[None]], until: float) -> None:
-        while True:
-            try:
-                return await call()
-            except (StoreUnavailable, Corrupt, Fenced) as error:
-                if not isinstance(error, StoreUnavailable) or self._clock() + AGAIN_S > until:
-                    log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
-                    return None
-            await asyncio.sleep(AGAIN_S)
-
     async def aclose(self) -> None:
         """Behind the last turn."""
-        if self._tasks:
-            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
-            for task in late:
-                task.cancel()
         await self.store.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,6 +19,9 @@ from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
 
 T = TypeVar("T")
+
+DoorName = Literal["sessions", "responses", "conversations"]
+"""Through which door a turn came; a response that names a conversation came through that one's."""
 
 
 class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +41,7 @@ def no_session() -> RouterError:
 class Ask:
     """One request for a turn, through whichever door."""
 
+    door: DoorName
     sid: Sid
     caller: Caller
     incoming: Incoming

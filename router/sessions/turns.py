@@ -62,6 +62,7 @@ class TurnSettings:
     lease_s: float
     max_wait_s: float
     max_waiting: int
+    max_give_backs: int
     resumes: bool
 
 
@@ -85,7 +86,7 @@ class Turns:
         self._planner = Planner(histories, bytes_per_token, resumes=settings.resumes)
         self._clock = clock
         self._observe_overhead = observe_overhead
-        self.claims = Claims(histories, settings.lease_s, clock)
+        self.claims = Claims(histories.store, settings.lease_s, settings.max_give_backs, clock)
         self.counts = TurnCounts()
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
@@ -121,7 +122,7 @@ class Turns:
         except Fenced:
             raise self._fenced(ask) from None
         finally:
-            self.counts.turns[outcome] += 1
+            self.counts.turns[ask.door, outcome] += 1
 
     async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
         owner, session = ask.caller.rules.tenant, None

@@ -232,7 +232,14 @@ def record_of(request: Request, worker: str = "w-1") -> Record:
 class Desk:
     """One replica. ``store``: another replica's, which the two then share."""
 
-    def __init__(self, store: PointedStore | None = None, *, max_wait_s: float = 60.0, max_waiting: int = 64) -> None:
+    def __init__(
+        self,
+        store: PointedStore | None = None,
+        *,
+        max_wait_s: float = 60.0,
+        max_waiting: int = 64,
+        max_give_backs: int = 100,
+    ) -> None:
         self.now = 100.0
         self.points = store.points if store else Points()
         self.store = store or PointedStore(self.points, lambda: self.now)
@@ -240,7 +247,13 @@ class Desk:
         self.workers: list[str] = []
         self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now, lambda: self.now)
         self.turns = Turns(
-            TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting, resumes=True),
+            TurnSettings(
+                lease_s=15.0,
+                max_wait_s=max_wait_s,
+                max_waiting=max_waiting,
+                max_give_backs=max_give_backs,
+                resumes=True,
+            ),
             self.histories,
             self.dispatch,
             lambda _session, worker: self.workers.append(worker),
@@ -291,6 +304,7 @@ class Desk:
     ) -> Ask:
         headers: Mapping[str, str] = {}
         return Ask(
+            door="sessions",
             sid=sid,
             caller=caller,
             incoming=incoming,
@@ -313,8 +327,8 @@ class Desk:
 
     async def settled(self) -> None:
         """What was to be given back has been."""
-        while self.histories._tasks:
-            await asyncio.wait(tuple(self.histories._tasks))
+        while self.turns.claims.errands.under_way:
+            await asyncio.wait(tuple(self.turns.claims.errands.under_way))
 
     async def require_quiet(self, sid: Sid = SID) -> None:
         """No claim, nobody in line, no task, nothing that waits."""
@@ -328,6 +342,11 @@ class Desk:
     @property
     def waiting(self) -> int:
         return len(self.turns.claims.endings)
+
+
+def outcomes(desk: Desk) -> dict[str, int]:
+    """How its turns ended, and how many."""
+    return {outcome: number for (_, outcome), number in desk.turns.counts.turns.items() if number}
 
 
 def contents(history: History) -> list[str]:

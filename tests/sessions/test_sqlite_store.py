@@ -257,8 +257,9 @@ async def test_calls_beyond_the_bound_are_refused_at_once(path: Path, clocks: Cl
         second = asyncio.create_task(store.set_attributes(SID, OWNER, b"a"))
         await asyncio.sleep(0)
         assert store.pending == 2
-        with pytest.raises(StoreUnavailable, match="2 calls wait"):
+        with pytest.raises(StoreUnavailable, match="2 calls wait") as refused:
             await store.set_attributes(SID, OWNER, b"b")
+        assert not refused.value.was_asked
         gate.is_open.set()
         await asyncio.gather(first, second)
         assert store.pending == 0

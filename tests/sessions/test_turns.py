@@ -30,7 +30,7 @@ from router.sessions.names import affinity_key
 from router.sessions.store import NOTHING, Append, Sid
 from router.sides import Client
 from tests.context.logs import message
-from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, said, user, write
+from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 OTHER_SID = Sid("b" * 32)
@@ -102,7 +102,7 @@ async def test_the_next_turn_sends_all_of_those_before_it(stream: bool) -> None:
     assert desk.dispatch.sent() == [user("one"), said("to one"), user("two"), said("to two"), user("three")]
     assert desk.dispatch.asked[-1].session == affinity_key(SID)
     assert desk.workers == ["w-1", "w-1"]
-    assert desk.turns.counts.turns["ok"] == 3
+    assert outcomes(desk)["ok"] == 3
 
 
 async def test_a_stream_is_at_its_end_for_the_client_only_once_it_is_saved() -> None:
@@ -157,7 +157,7 @@ async def test_a_stream_that_could_not_be_saved_has_no_clean_end() -> None:
     assert isinstance(client.broken, StateUnavailable)
     assert not client.has_ended
     assert b"[DONE]" not in client.told
-    assert desk.turns.counts.turns == {"ok": 0, "repeated": 0, "refused": 0, "failed": 1, "lost": 0}
+    assert outcomes(desk) == {"failed": 1}
     await desk.settled()
     assert await desk.texts() == []
     await desk.require_quiet()
@@ -206,7 +206,7 @@ async def test_a_workers_refusal_reaches_the_client_and_leaves_no_item(stream: b
     await desk.take(user("again"))
     assert desk.dispatch.sent() == [user("again")]
     assert await desk.texts() == ["again", "to again"]
-    assert desk.turns.counts.turns == {"ok": 1, "repeated": 0, "refused": 1, "failed": 0, "lost": 0}
+    assert outcomes(desk) == {"ok": 1, "refused": 1}
     await desk.require_quiet()
 
 
@@ -598,7 +598,7 @@ async def test_a_request_that_is_repeated_is_answered_again_without_a_worker(str
     assert again.has_ended == stream
     assert len(desk.dispatch.asked) == 2
     assert await desk.texts() == ["hi", "to hi", "meanwhile", "to meanwhile"]
-    assert desk.turns.counts.turns["repeated"] == 1
+    assert outcomes(desk)["repeated"] == 1
 
 
 async def test_a_repetition_of_what_is_under_way_waits_for_its_answer() -> None:
@@ -1007,7 +1007,7 @@ async def test_nothing_grows_with_turns_that_are_over() -> None:
     await desk.settled()
     assert not desk.turns.claims.live
     assert not desk.waiting
-    assert not desk.histories._tasks
+    assert not desk.turns.claims.errands.under_way
 
 
 async def test_histories_in_memory_are_bounded_by_bytes_and_the_oldest_goes() -> None:
@@ -1032,4 +1032,4 @@ async def test_models_that_are_not_there_and_others_errors_are_told_as_they_are(
     with pytest.raises(RouterError) as missing:
         await desk.take(user("hi"))
     assert missing.value.status == 404
-    assert desk.turns.counts.turns["refused"] == 1
+    assert outcomes(desk)["refused"] == 1
