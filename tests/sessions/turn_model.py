@@ -18,6 +18,7 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
+from router.core.request import Tenant
 from router.core.tenant import Caller
 from router.sessions.store import Sid
 from tests.sessions.desk import contents, user
@@ -30,6 +31,10 @@ class Session:
     caller: Caller
     parent: Session | None = None
     """Whose copy it is, if it was ever made."""
+
+    @property
+    def owner(self) -> Tenant:
+        return self.caller.rules.tenant
 
 
 @dataclass(eq=False)
@@ -106,7 +111,8 @@ class Model:
 
     # One session's log
 
-    def check_log(self, session: Session, history: History) -> None:
+    def check_log(self, session: Session, history: History) -> list[Exchange]:
+        """Of its turns with their workers."""
         before: list[str] = []
         own: dict[str, tuple[int, Try]] = {}
         groups = groupby(history.items, key=lambda item: item.turn)
@@ -120,8 +126,10 @@ class Model:
                 assert texts[-1] not in own, "something counts twice"
                 own[texts[-1]] = at, one
             before += texts
+        self._check_systems(own)
         self._check_keys(session, own)
         self._check_told(session, own)
+        return [self.by_answer(text) for text in own if text[0] == "a"]
 
     def check_absent(self, session: Session) -> None:
         """It was never there, or was deleted."""
@@ -129,37 +137,48 @@ class Model:
 
     def _check_turn(self, session: Session, turn: int, texts: list[str], before: list[str]) -> Try | None:
         """The request whose turn this is; None: none of this session."""
-        if texts[-1][0] == "a":
-            exchange = self.by_answer(texts[-1])
-            one = self.try_of(exchange)
-            if one.placed != (session.sid, turn):
-                return None
-            assert exchange.is_answered, "half an answer counts"
-            news = texts[:-1]
-            self._check_sent(exchange, before, news)
-        else:
+        if texts[-1][0] == "n":
             one = next(one for one in self.tries if one.adds and one.sent[-1] == texts[-1])
-            if one.session is not session:
-                return None
-            news = texts
+            assert one.session is not session or texts == one.sent, "what was added is not what is stored"
+            return one if one.session is session else None
+        exchange = self.by_answer(texts[-1])
+        one = self.try_of(exchange)
+        if one.placed != (session.sid, turn):
+            return None
+        assert exchange.is_answered, "half an answer counts"
         assert not isinstance(one.error, SessionBusy), "a turn counts that was told that it lost its session"
-        assert news == one.sent[len(one.sent) - len(news) :], "what the client sent is not what is stored"
-        assert (before + news)[-len(one.sent) :] == one.sent, "something that the client sent is missing"
-        if one.sent[: len(before)] == before:
-            assert news == one.sent[len(before) :], "what was sent again is stored again"
+        self._check_sent(exchange, before, texts[:-1])
+        self._check_news(one, exchange.sent, texts[:-1])
         return one
 
     def _check_sent(self, exchange: Exchange, before: list[str], news: list[str]) -> None:
         """The worker was sent what the log has. What a journal handed over late may have been missing."""
-        if not self.world.late:
-            assert exchange.sent == before + news, "the worker was sent another history"
-            return
         late = {text for other in before if other in self.world.late for text in self._turn_texts(other)}
         sent = [text for text in exchange.sent if text not in late]
-        assert sent == [text for text in before + news if text not in late]
+        assert sent == [text for text in before + news if text not in late], "the worker was sent another history"
 
-    def _turn_texts(self, answer: str) -> list[str]:
-        return [answer, *self.try_of(self.by_answer(answer)).sent]
+    def _turn_texts(self, text: str) -> list[str]:
+        return [text, *self.try_of(self.by_answer(text)).sent] if text[0] == "a" else [text]
+
+    @staticmethod
+    def _check_news(one: Try, sent: list[str], news: list[str]) -> None:
+        """``sent``: to the worker, by which is known what the log had."""
+        assert news == one.sent[len(one.sent) - len(news) :], "what the client sent is not what is stored"
+        assert sent[-len(one.sent) :] == one.sent, "something that the client sent is missing"
+        before = sent[: len(sent) - len(news)]
+        if one.sent[: len(before)] == before:
+            assert news == one.sent[len(before) :], "what was sent again is stored again"
+
+    def _check_systems(self, own: dict[str, tuple[int, Try]]) -> None:
+        """The system message that was sent last holds."""
+        holds = None
+        for text, (_, one) in own.items():
+            if text[0] != "a" or self.world.late:
+                continue
+            exchange = self.by_answer(text)
+            wish = one.wishes.get("system") or holds
+            assert wish is None or exchange.system == wish, "another system message holds"
+            holds = exchange.system
 
     def _check_base(self, session: Session, texts: list[str]) -> None:
         """Of a copy: whole turns of the session that it was made of, or of that one's."""
@@ -169,9 +188,8 @@ class Model:
         while parent is not None:
             families.append(parent)
             parent = parent.parent
-        for text, following in zip(texts, [*texts[1:], "q"], strict=True):
-            if text[0] == "q":
-                assert following[0] in "qa", "a question without its answer"
+        for text, following in zip(texts, [*texts[1:], "-"], strict=True):
+            assert text[0] != "q" or following[0] == "a", "a question without its answer"
             if text[0] == "a":
                 one = self.try_of(self.by_answer(text))
                 assert any(one.session is family or one.placed[0] == family.sid for family in families if one.placed)
@@ -201,6 +219,8 @@ class Model:
 
     def check_repetitions(self) -> None:
         for real, told in self.told():
+            if real.placed and real.placed[0] != real.session.sid:
+                continue  # a copy knows only its own keys
             for one in self.tries:
                 if not (one.key and one.key == real.key and one.session is real.session and one is not real):
                     continue
@@ -226,7 +246,7 @@ class Model:
         exchanges = [exchange for exchange in self.world.exchanges if self.try_of(exchange) is one]
         if isinstance(error, (NoWorkerAvailable, WorkerError)):
             assert exchanges, "no worker was asked"
-            assert not exchanges[-1].is_answered, "the worker had answered"
+            assert one.client.is_gone or not exchanges[-1].is_answered, "the worker had answered"
         elif isinstance(error, StateUnavailable):
             assert one.was_troubled, "the store was well"
         elif isinstance(error, InvalidRequest):

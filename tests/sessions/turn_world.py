@@ -101,6 +101,10 @@ class World:
             self.late.update(_texts(args[0]))
         return answer
 
+    async def load(self, *args: Any) -> Any:
+        """As it is, whatever the weather."""
+        return self.do("load", *args)
+
     def haunt(self) -> None:
         """What hung is done after all."""
         ghosts, self.ghosts = self.ghosts, []
@@ -168,7 +172,8 @@ class Exchange:
     answer: str
     request: Request
     sent: list[str]
-    """The texts of all messages."""
+    """The texts of all messages but the system's."""
+    system: str
     how: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     is_answered: bool = False
     """As a whole."""
@@ -187,8 +192,9 @@ class HeldDispatch(FakeDispatch):
 
     async def reply(self, request: Request, client: Client, record: Record) -> None:
         messages = msgspec.json.decode(request.body)["messages"]
-        sent = [message["content"] for message in messages]
-        exchange = Exchange(f"a{len(self._world.exchanges) + 1}", request, sent)
+        sent = [message["content"] for message in messages if message["role"] != "system"]
+        system = "".join(message["content"] for message in messages if message["role"] == "system")
+        exchange = Exchange(f"a{len(self._world.exchanges) + 1}", request, sent, system)
         self._world.exchanges.append(exchange)
         script = await exchange.how
         if script is not None:
@@ -244,6 +250,7 @@ class Router(Replica):
             max_hot_bytes=max_hot_bytes,
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self.errands: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._tasks.append(asyncio.create_task(self.turns.claims.run()))
@@ -254,7 +261,7 @@ class Router(Replica):
     def die(self) -> None:
         """At once: nothing is given back, and of the journal is left what is in the file."""
         self.handle.is_dead = True
-        for task in self._tasks:
+        for task in (*self._tasks, *self.errands):
             task.cancel()
         if self.journaled is not None:
             self.journaled.journal.close()
