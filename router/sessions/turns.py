@@ -401,8 +401,10 @@ class Turns:
         try:
             await asyncio.shield(saving)
         except asyncio.CancelledError:
-            await asyncio.wait((saving,), timeout=SAVING_S)
-            saving.cancel()
+            try:
+                await asyncio.wait((saving,), timeout=SAVING_S)
+            finally:
+                saving.cancel()
             raise
         claim.fence = 0
 

@@ -351,6 +351,22 @@ async def test_a_turn_cancelled_anywhere_leaves_nothing_held(prepare: Callable[[
         assert [each["content"] for each in desk.dispatch.sent()] == [*before, *cut, "next"], place
 
 
+async def test_an_answer_is_not_kept_by_anybody_once_its_turn_was_cancelled_twice() -> None:
+    desk = Desk()
+    desk.points.held["before end"] = asyncio.Event()
+    others = asyncio.all_tasks()
+    turn = desk.begin(user("hi"))
+    await desk.points.reached.wait()
+    for _ in range(2):
+        turn.cancel()
+        await step()
+    assert turn.cancelled()
+    await desk.settled()
+    assert asyncio.all_tasks() == others
+    assert await desk.texts() == []
+    await desk.require_quiet()
+
+
 async def test_a_cancelled_wait_gives_its_place_in_line_up() -> None:
     desk = Desk()
     let_go = desk.points.held["before dispatch"] = asyncio.Event()
