@@ -19,7 +19,7 @@ from router.server.data import body_limits
 from router.server.response_pages import ResponsePages
 from router.server.session_pages import SessionPages
 from router.server.state import StateRoutes
-from router.sessions.histories import Histories
+from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
 from router.sessions.names import Names
 from router.sessions.rules import StateRules
@@ -84,7 +84,8 @@ async def build_state(
     sessions = config.sessions
     opened = await open_store(sessions, clock, time.time)
     hot = HotHistories(sessions.max_hot_bytes)
-    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size)
+    bounds = LogBounds(sessions.max_entries, sessions.max_session_bytes)
+    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size, bounds)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,

@@ -96,6 +96,14 @@ class StateCollector(Collector):
         yield CounterMetricFamily(
             "warmroute_given_up_claims", "Claims that were not given back: their leases ended.", errands.given_up
         )
+        histories = self._turns.histories
+        yield CounterMetricFamily(
+            "warmroute_full_sessions", "Turns and copies refused since a log is full.", histories.full
+        )
+        yield GaugeMetricFamily(
+            "warmroute_max_session_items", "Entries that a log may have.", histories.bounds.max_entries
+        )
+        yield GaugeMetricFamily("warmroute_max_session_bytes", "Bytes that it may have.", histories.bounds.max_bytes)
         yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._hot))
         yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._hot.bytes)
         yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._hot.max_bytes)

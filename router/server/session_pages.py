@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -20,7 +21,7 @@ from router.sessions.items import find_item, marked_items, place_of, show
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
-from router.sessions.rules import StateRules, read_on_busy
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_depth
@@ -29,7 +30,7 @@ from router.wire.strict_json import decode_object
 
 log = logging.getLogger("warmroute.sessions")
 
-FORK_CHARS = 6
+FORK_CHARS = 16
 
 
 class SessionPages:
@@ -60,12 +61,12 @@ class SessionPages:
             raise ModelNotFound.of(incoming.model)
         name = call.names[0]
         client = call.connect(call.caller.salt_for(incoming.cache_salt) if call.caller.salt_key else "")
-        forked: list[str] = []
+        key = read_idempotency_key(call.headers)
 
         def fork() -> Sid:
-            forked.append(f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{secrets.token_hex(FORK_CHARS // 2)}")
-            client.add_head("x-warmroute-session", forked[0])
-            return self._sid(call, forked[0])
+            forked = _fork_name(name, key)
+            client.add_head("x-warmroute-session", forked)
+            return self._sid(call, forked)
 
         def lose() -> None:
             client.add_head("x-warmroute-state", "lost")
@@ -74,7 +75,10 @@ class SessionPages:
         on_lost = lose if self._rules.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        await self._turns.take(self._ask(call, incoming, asked, fork=fork, on_lost=on_lost), door, client)
+        ask = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
+        if key and ask.on_busy == "fork":
+            ask = replace(ask, retried_in=self._sid(call, _fork_name(name, key)))
+        await self._turns.take(ask, door, client)
 
     def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
         return asking(call, "sessions", incoming, asked)(
@@ -158,3 +162,9 @@ class SessionPages:
 
     def _sid(self, call: Call, name: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)
+
+
+def _fork_name(name: str, key: str) -> str:
+    """The retry of a request finds the copy in which the first attempt went on."""
+    suffix = sha256(key.encode()).hexdigest()[:FORK_CHARS] if key else secrets.token_hex(FORK_CHARS // 2)
+    return f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{suffix}"

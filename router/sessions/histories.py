@@ -8,11 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.context.history import History, Item, drafts_of
-from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
+from router.context.history import ITEM_OVERHEAD_BYTES, History, Item, drafts_of
+from router.core.errors import SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
@@ -57,6 +58,17 @@ def _unobserved(*_: object) -> None:
     return
 
 
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """Of one session's log."""
+
+    max_entries: int
+    max_bytes: int
+
+
+UNBOUNDED = LogBounds(1 << 62, 1 << 62)
+
+
 class Histories:
     """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
     or what was fetched of it parsed; its tier is memory where nothing of it was missing here. ``observe_size(items, bytes)``: a
@@ -70,9 +82,13 @@ class Histories:
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
         observe_size: Callable[[int, int], None] = _unobserved,
+        bounds: LogBounds = UNBOUNDED,
     ) -> None:
         self.store = store
         self.observe_load = observe_load
+        self.bounds = bounds
+        self.full = 0
+        """Turns and copies that were refused for a log's bound."""
         self.observe_size = observe_size
         self._clock = clock
         self.hot = hot
@@ -112,6 +128,17 @@ class Histories:
             link=history.link_of(turn),
             ends=ends,
         )[0]
+
+    def require_room(self, history: History, drafts: Sequence[Draft]) -> None:
+        """Whoever asks for a turn is told before anything of it is stored; the answer of one that has begun always fits.
+        Raises SessionFull."""
+        added = sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
+        if history.head + len(drafts) > self.bounds.max_entries or history.bytes + added > self.bounds.max_bytes:
+            self.full += 1
+            raise SessionFull(
+                f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
+                "or fork this one after an earlier item"
+            )
 
     async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
         """Raises SessionNotFound."""
@@ -178,7 +205,8 @@ class Histories:
     async def create(
         self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
     ) -> bool:
-        """False: it exists."""
+        """False: it exists. Raises SessionFull."""
+        self.require_room(History(sid, owner, ""), drafts)
         entries = self.encode(History(sid, owner, ""), drafts, 1, ends=True)
         turns = 1 if entries else 0
         return await self.ask(

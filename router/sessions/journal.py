@@ -12,7 +12,6 @@ import errno
 import fcntl
 import logging
 import os
-import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +163,7 @@ class JournaledStore:
         self,
         store: Store,
         journal: Journal,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float],
         *,
         retry_s: float = 0.25,
         patience_s: float = SETTLING_S,

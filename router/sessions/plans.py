@@ -67,6 +67,8 @@ class Ask:
     """It goes on in a copy in any case."""
     fork: Callable[[], Sid] | None = None
     """Names the copy in which a turn goes on that does not wait, or stands elsewhere than at the end."""
+    retried_in: Sid | None = None
+    """The copy in which an earlier attempt may have gone on that had the same idempotency key."""
     on_lost: Callable[[], None] | None = None
     """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
     on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None
@@ -101,6 +103,7 @@ class Planner:
         """Raises HistoryDiffers, NothingNew, InvalidRequest."""
         incoming, caller = ask.incoming, ask.caller
         drafts = self.news(ask, history)
+        self._histories.require_room(history, drafts)
         salt = caller.salt_for(incoming.cache_salt)
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)

@@ -30,7 +30,7 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.request import Request, SessionKey
+from router.core.request import Request, SessionKey, Tenant
 from router.core.tenant import Caller, TenantRules
 from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
@@ -148,6 +148,10 @@ class Turns:
         try:
             if ask.copies:
                 await self._branch(claim, ask)
+            elif (
+                ask.retried_in is not None and ask.fork is not None and await self._exists(ask.retried_in, claim.owner)
+            ):
+                claim.sid = ask.fork()
             begun = await self._claim(claim, ask, may_guess=True)
         except StateUnavailable:
             if ask.on_lost is None:
@@ -214,7 +218,9 @@ class Turns:
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                entries = self.histories.encode(history, drafts_for(history), claim.turn, ends=True)
+                drafts = drafts_for(history)
+                self.histories.require_room(history, drafts)
+                entries = self.histories.encode(history, drafts, claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
                 return history, claim.turn
         except SessionNotFound:
@@ -284,6 +290,13 @@ class Turns:
         fork = ask.fork()
         await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.behind)
         claim.sid = fork
+
+    async def _exists(self, sid: Sid, owner: Tenant) -> bool:
+        try:
+            await self.histories.load(sid, owner)
+        except SessionNotFound:
+            return False
+        return True
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""

@@ -498,6 +498,47 @@ async def test_a_busy_sessions_turn_goes_on_in_a_copy_that_is_named() -> None:
         assert (await slow).status == 200
 
 
+async def test_the_retry_of_a_turn_that_went_on_in_a_copy_is_answered_from_there() -> None:
+    go_on = asyncio.Event()
+
+    async def wait(asked: Asked, peer: Peer) -> None:
+        await go_on.wait()
+        await echo(asked, peer)
+
+    forks = ("x-warmroute-on-busy: fork", "Idempotency-Key: k1")
+    async with echoing() as (worker, router):
+        await say(router, "one")
+        worker.script = wait
+        slow = asyncio.create_task(say(router, "slow"))
+        await until(lambda: len(worker.asked) == 2)
+        worker.script = echo
+        first = await say(router, "aside", *forks)
+        amid = await say(router, "aside", *forks)
+        go_on.set()
+        assert (await slow).status == 200
+        free = await say(router, "aside", *forks)
+        copy = first.headers["x-warmroute-session"]
+        assert [told.headers["x-warmroute-session"] for told in (amid, free)] == [copy, copy]
+        answers = [told.json["choices"][0]["message"] for told in (first, amid, free)]
+        assert answers == [answers[0]] * 3
+        assert await contents(router, name=copy) == ["one", "to one", "aside", "to aside"]
+        assert await contents(router) == ["one", "to one", "slow", "to slow"]
+        assert (await say(router, "another", *forks)).status == 400
+
+
+async def test_a_session_that_is_full_says_so_and_keeps_what_it_has() -> None:
+    async with echoing(**{"sessions.max_entries": 10}) as (worker, router):
+        for number in range(5):
+            assert (await say(router, f"{number}")).status == 200
+        refused = await say(router, "too much")
+        assert (refused.status, refused.error["code"]) == (400, "session_full")
+        assert "10 entries" in refused.error["message"]
+        assert len(worker.asked) == 5
+        assert len(await contents(router)) == 10
+        body = json.dumps({"items": [{"role": "user", "content": "x"}]}).encode()
+        assert (await post(router, path(rest="/items"), body)).status == 400
+
+
 async def test_a_turns_prompt_is_what_its_worker_read() -> None:
     async with echoing() as (worker, router):
         for text in ("one", "two"):

@@ -449,11 +449,11 @@ async def test_a_dead_routers_ends_are_stored_by_the_next_and_twice_is_once(desk
     await desk.store.append(more(SID, desk.begun[SID], b"1", ends=True))
     second = await desk.begin(SID)
     written(tmp_path / "dead", late(more(SID, second, b"2", ends=True, is_late=True)))
-    heir = JournaledStore(desk.inner, Journal(tmp_path / "dead", ROOM), retry_s=0.001)
+    heir = JournaledStore(desk.inner, Journal(tmp_path / "dead", ROOM), lambda: 0.0, retry_s=0.001)
     await heir.open()
     assert heir.waiting == 1
     await heir._replay_all()
-    again = JournaledStore(desk.inner, Journal(tmp_path / "again", ROOM), retry_s=0.001)
+    again = JournaledStore(desk.inner, Journal(tmp_path / "again", ROOM), lambda: 0.0, retry_s=0.001)
     written(tmp_path / "again", late(more(SID, second, b"2", ends=True, is_late=True)))
     await again.open()
     await again._replay_all()

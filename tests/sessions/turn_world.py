@@ -238,7 +238,7 @@ class Router(Replica):
         self.journaled: JournaledStore | None = None
         store = cast(Store, self.handle)
         if journals is not None:
-            store = self.journaled = JournaledStore(store, Journal(journals, 1 << 20))
+            store = self.journaled = JournaledStore(store, Journal(journals, 1 << 20), asyncio.get_running_loop().time)
         points = Points()
         super().__init__(
             store,
