@@ -89,6 +89,7 @@ def record() -> Record:
 
 def ask(sid: Sid, incoming: Incoming) -> Ask:
     return Ask(
+        door="sessions",
         sid=sid,
         caller=CALLER,
         incoming=incoming,
@@ -104,7 +105,7 @@ async def measure(items: int) -> dict[str, float]:
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
     histories = Histories(store, HotHistories(1 << 34), time.time)
     turns = Turns(
-        TurnSettings(15.0, 60.0, 64),
+        TurnSettings(15.0, 60.0, 64, 1000),
         histories,
         worker,
         lambda _session, _worker: None,

@@ -406,6 +406,17 @@ class SessionsConfig(Section, frozen=True):
     max_waiting: Annotated[
         int, Meta(ge=0, le=10_000, description="Turns of one session that may wait; others are refused.")
     ] = 64
+    max_entries: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=10**9,
+            description="Entries of a session's log, of turns that failed, too; full, it takes no more.",
+        ),
+    ] = 100_000
+    max_session_bytes: Annotated[
+        int, Meta(ge=1 << 16, le=1 << 40, description="The same in bytes, as it is kept in memory.")
+    ] = 64 << 20
     lease_s: Annotated[
         float,
         Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
@@ -416,6 +427,15 @@ class SessionsConfig(Section, frozen=True):
     max_store_calls: Annotated[
         int, Meta(ge=1, le=10_000, description="Connections to Redis; calls that may wait for SQLite.")
     ] = 256
+    max_give_backs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Claims of turns that failed, which a store that is away is asked to take back; others' leases end by "
+            "themselves.",
+        ),
+    ] = 1000
     sqlite_synchronous: Annotated[
         Literal["NORMAL", "FULL"],
         Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),

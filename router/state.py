@@ -21,7 +21,7 @@ from router.server.data import body_limits
 from router.server.response_pages import ResponsePages
 from router.server.session_pages import SessionPages
 from router.server.state import StateRoutes
-from router.sessions.histories import Histories
+from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
 from router.sessions.names import Names
 from router.sessions.plans import Planner
@@ -66,6 +66,7 @@ class State:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.turns.claims.errands.aclose()
             await self.histories.aclose()
 
 
@@ -92,11 +93,14 @@ async def build_state(
     """Raises ConfigError."""
     sessions = config.sessions
     opened = await open_store(sessions, clock, time.time)
-    histories = Histories(opened.store, HotHistories(sessions.max_hot_bytes), time.time, clock, metrics.observe_load)
+    hot = HotHistories(sessions.max_hot_bytes)
+    bounds = LogBounds(sessions.max_entries, sessions.max_session_bytes)
+    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size, bounds)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
         max_waiting=sessions.max_waiting,
+        max_give_backs=sessions.max_give_backs,
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = NoIndex()

@@ -122,6 +122,8 @@ class History:
         """The newest turn's number that is known of."""
         self.bytes = 0
         """About what it takes of memory."""
+        self.item_bytes = 0
+        """The messages' that count, as they were written."""
         self._open: dict[int, _Turn] = {}
         self._newest_turn = 0
         self._system_turn = self._tools_turn = 0
@@ -236,6 +238,7 @@ class History:
         if item.turn >= self._newest_turn:
             self.items.append(item)
             self.digests.append(item.digest)
+            self.item_bytes += len(item.body)
             self._mark(len(self.items) - 1)
             if item.place <= self.view.cut:
                 self.start = len(self.items)
@@ -275,6 +278,7 @@ class History:
         self.bodies, self._runs = [], []
         for item in self.items[self.start :]:
             self._send(item)
+        self.item_bytes = sum(len(item.body) for item in self.items)
         self.last_answer = self.first_user = -1
         for at in range(len(self.items)):
             self._mark(at)

@@ -46,11 +46,11 @@ class HistoryDiffers(Exception):
 
 
 class NothingNew(Exception):
-    """All that the client sends is in the log already."""
+    """All that the client sends is in the log already, or there is nothing to answer to."""
 
 
 def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> list[Draft]:
-    """What the turn adds to the log. Raises HistoryDiffers, NothingNew."""
+    """What the turn adds to the log: nothing, where what others added is to be answered. Raises HistoryDiffers, NothingNew."""
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
     if system and list(map(digest, system)) != list(map(digest, history.system.values)):
@@ -58,7 +58,7 @@ def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> l
     if incoming.tools is not None and incoming.tools != history.tools.values:
         drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token))
     new = messages[_known(history, messages) if incoming.resends else 0 :]
-    if not new:
+    if not new and (incoming.resends or history.is_empty):
         raise NothingNew
     return drafts + [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
 

@@ -8,12 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.context.history import History, drafts_of
+from router.context.history import ITEM_OVERHEAD_BYTES, History, Item, drafts_of
 from router.context.view import BadView, View, decode_view, encode_view
-from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
+from router.core.errors import SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
@@ -23,7 +24,6 @@ from router.sessions.store import (
     Begun,
     Busy,
     Corrupt,
-    Fenced,
     Known,
     Loaded,
     Repeated,
@@ -33,12 +33,6 @@ from router.sessions.store import (
 )
 
 log = logging.getLogger("warmroute.sessions")
-
-CLOSING_S = 1.0
-"""How long what is left to be given back may take when the router stops."""
-
-AGAIN_S = 0.25
-"""Between two attempts to give back what a store did not take."""
 
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
@@ -55,20 +49,31 @@ class NoSuchItem(Exception):
 
 
 class Behind(NamedTuple):
-    """A place in a log: a turn, and the number of its last entry."""
+    """A place in a log: a turn, and the number that was foreseen for its last entry when it began."""
 
     turn: int
     number: int
 
 
-def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
+def _unobserved(*_: object) -> None:
     return
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """Of one session's log."""
+
+    max_entries: int
+    max_bytes: int
+
+
+UNBOUNDED = LogBounds(1 << 62, 1 << 62)
 
 
 class Histories:
     """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
-    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. All calls raise
-    StateUnavailable and SessionCorrupt."""
+    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. ``observe_size(items, bytes)``: a
+    turn has ended, and its session counts so many. All calls raise StateUnavailable and SessionCorrupt."""
 
     def __init__(
         self,
@@ -77,13 +82,18 @@ class Histories:
         wall_clock: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
+        observe_size: Callable[[int, int], None] = _unobserved,
+        bounds: LogBounds = UNBOUNDED,
     ) -> None:
         self.store = store
         self.observe_load = observe_load
+        self.bounds = bounds
+        self.full = 0
+        """Turns and copies that were refused for a log's bound."""
+        self.observe_size = observe_size
         self._clock = clock
         self.hot = hot
         self._wall_clock = wall_clock
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         began_at = self._clock()
@@ -95,6 +105,8 @@ class Histories:
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
         self.grow(history, append.entries, await self.ask(self.store.append(append)))
+        if append.ends:
+            self.observe_size(len(history.items), history.item_bytes)
 
     def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
         """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
@@ -117,6 +129,17 @@ class Histories:
             link=history.link_of(turn),
             ends=ends,
         )[0]
+
+    def require_room(self, history: History, drafts: Sequence[Draft]) -> None:
+        """Whoever asks for a turn is told before anything of it is stored; the answer of one that has begun always fits.
+        Raises SessionFull."""
+        added = sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
+        if history.head + len(drafts) > self.bounds.max_entries or history.bytes + added > self.bounds.max_bytes:
+            self.full += 1
+            raise SessionFull(
+                f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
+                "or fork this one after an earlier item"
+            )
 
     async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
         """Raises SessionNotFound."""
@@ -165,11 +188,18 @@ class Histories:
         return False
 
     async def copy(
-        self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
+        self,
+        sid: Sid,
+        new: Sid,
+        owner: Tenant,
+        lifetime_s: float,
+        *,
+        upto: int | Behind | None = None,
+        attributes: bytes = b"",
     ) -> bool:
-        """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
-        that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises SessionNotFound,
-        NoSuchItem."""
+        """A session of its own that begins as this one, up to the item of that number or the turn's answer, with the system
+        messages and tools that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises
+        SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
         drafts = _drafts_upto(history, upto) or [Draft(Kind.END, b"null")]
         return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
@@ -180,13 +210,14 @@ class Histories:
         if history.last_turn == behind.turn:
             return history
         before = History(sid, owner, "")
-        before.add(self.encode(before, _drafts_upto(history, behind.number), 1, ends=True), 1)
+        before.add(self.encode(before, _drafts_upto(history, behind), 1, ends=True), 1)
         return before
 
     async def create(
         self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
     ) -> bool:
-        """False: it exists."""
+        """False: it exists. Raises SessionFull."""
+        self.require_room(History(sid, owner, ""), drafts)
         entries = self.encode(History(sid, owner, ""), drafts, 1, ends=True)
         turns = 1 if entries else 0
         return await self.ask(
@@ -209,41 +240,26 @@ class Histories:
         except Corrupt as error:
             raise _unreadable(str(error)) from None
 
-    def give_back(self, call: Callable[[], Awaitable[None]], within_s: float = 0.0) -> None:
-        """A claim, or a place in a line. Nobody waits for it. A store that is away is asked again for so many seconds: what it
-        was asked before it hung it does when it goes on, and then holds a claim that nobody knows of. As many wait as turns
-        were under way then. If it fails for good, a lease ends later."""
-        task = asyncio.create_task(self._give_back(call, self._clock() + within_s))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _give_back(self, call: Callable[[], Awaitable[None]], until: float) -> None:
-        while True:
-            try:
-                return await call()
-            except (StoreUnavailable, Corrupt, Fenced) as error:
-                if not isinstance(error, StoreUnavailable) or self._clock() + AGAIN_S > until:
-                    log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
-                    return None
-            await asyncio.sleep(AGAIN_S)
-
     async def aclose(self) -> None:
         """Behind the last turn."""
-        if self._tasks:
-            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
-            for task in late:
-                task.cancel()
         await self.store.close()
 
 
-def _drafts_upto(history: History, number: int | None) -> list[Draft]:
+def _drafts_upto(history: History, upto: int | Behind | None) -> list[Draft]:
     """Raises NoSuchItem."""
     end = len(history.items)
-    if number is not None:
-        end = next((at for at, item in enumerate(history.items, 1) if item.number == number), 0)
+    if upto is not None:
+        end = next((at for at, item in enumerate(history.items, 1) if _is_at(item, upto)), 0)
         if not end:
             raise NoSuchItem
     return drafts_of(history.items[:end], history.system, history.tools)
+
+
+def _is_at(item: Item, place: int | Behind) -> bool:
+    """An answer has the number that was foreseen for it, or a later one where another turn's late end came between."""
+    if isinstance(place, int):
+        return item.number == place
+    return item.turn == place.turn and item.number >= place.number
 
 
 def _unreadable(why: str, sid: str = "") -> SessionCorrupt:

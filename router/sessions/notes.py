@@ -79,6 +79,7 @@ class FleetWriter:
 
     async def _ask(self, ask: Ask, history: History, incoming: Incoming, sid: str) -> Written:
         own = Ask(
+            door=ask.door,
             sid=ask.sid,
             caller=ask.caller,
             incoming=incoming,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,11 @@ from router.core.tenant import Caller, OnBusy
 from router.sessions.histories import Behind, Histories
 from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
+
+T = TypeVar("T")
+
+DoorName = Literal["sessions", "responses", "conversations"]
+"""Through which door a turn came; a response that names a conversation came through that one's."""
 
 
 class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +42,7 @@ def no_session() -> RouterError:
 class Ask:
     """One request for a turn, through whichever door."""
 
+    door: DoorName
     sid: Sid
     caller: Caller
     incoming: Incoming
@@ -66,6 +72,8 @@ class Ask:
     """It goes on in a copy in any case."""
     fork: Callable[[], Sid] | None = None
     """Names the copy in which a turn goes on that does not wait, or stands elsewhere than at the end."""
+    retried_in: Sid | None = None
+    """The copy in which an earlier attempt may have gone on that had the same idempotency key."""
     on_lost: Callable[[], None] | None = None
     """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
     on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None
@@ -100,6 +108,7 @@ class Planner:
         """Raises HistoryDiffers, NothingNew, InvalidRequest."""
         incoming, caller = ask.incoming, ask.caller
         drafts = _with_recalled(self.news(ask, history), ask.recalled)
+        self._histories.require_room(history, drafts)
         salt = caller.salt_for(incoming.cache_salt)
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)
@@ -143,7 +152,12 @@ def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:
 
 def read_note(record: bytes) -> TurnNote:
     """Of a turn's record. Turns that a session was created with have none. Raises SessionCorrupt."""
+    return read_stored(record, TurnNote) if record else TurnNote()
+
+
+def read_stored(data: bytes, kind: type[T]) -> T:
+    """JSON that a router wrote into the store. Raises SessionCorrupt."""
     try:
-        return msgspec.json.decode(record, type=TurnNote) if record else TurnNote()
-    except msgspec.DecodeError:
+        return msgspec.json.decode(data, type=kind)
+    except ValueError:
         raise SessionCorrupt("what is stored of this session cannot be read") from None

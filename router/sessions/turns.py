@@ -29,7 +29,7 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.request import SessionKey
+from router.core.request import SessionKey, Tenant
 from router.core.tenant import Caller
 from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
@@ -60,6 +60,7 @@ class TurnSettings:
     lease_s: float
     max_wait_s: float
     max_waiting: int
+    max_give_backs: int
 
 
 class Turns:
@@ -84,7 +85,7 @@ class Turns:
         self.upkeep = upkeep
         self._clock = clock
         self._observe_overhead = observe_overhead
-        self.claims = Claims(histories, settings.lease_s, clock)
+        self.claims = Claims(histories.store, settings.lease_s, settings.max_give_backs, clock)
         self.counts = TurnCounts()
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
@@ -120,7 +121,7 @@ class Turns:
         except Fenced:
             raise self._fenced(ask) from None
         finally:
-            self.counts.turns[outcome] += 1
+            self.counts.turns[ask.door, outcome] += 1
 
     async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
         owner, session = ask.caller.rules.tenant, None
@@ -146,6 +147,10 @@ class Turns:
         try:
             if ask.copies:
                 await self._branch(claim, ask)
+            elif (
+                ask.retried_in is not None and ask.fork is not None and await self._exists(ask.retried_in, claim.owner)
+            ):
+                claim.sid = ask.fork()
             if (known := self.histories.hot.get(claim.sid)) is not None:
                 ask = await self.upkeep.recall(ask, known)
             begun = await self._claim(claim, ask, may_guess=True)
@@ -217,7 +222,9 @@ class Turns:
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                entries = self.histories.encode(history, drafts_for(history), claim.turn, ends=True)
+                drafts = drafts_for(history)
+                self.histories.require_room(history, drafts)
+                entries = self.histories.encode(history, drafts, claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
                 return history, claim.turn
         except SessionNotFound:
@@ -285,9 +292,15 @@ class Turns:
         if ask.fork is None:
             raise ask.busy("another turn has ended in this session", retry_after_s=1)
         fork = ask.fork()
-        upto = ask.behind.number if ask.behind is not None else None
-        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=upto)
+        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.behind)
         claim.sid = fork
+
+    async def _exists(self, sid: Sid, owner: Tenant) -> bool:
+        try:
+            await self.histories.load(sid, owner)
+        except SessionNotFound:
+            return False
+        return True
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
@@ -337,11 +350,15 @@ class Turns:
 
     async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
         """Cut to fit, if need be; and store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
-        plan = self._plan_anew(ask, history, claim.turn)
-        for _ in range(CUTS):
-            if await self.upkeep.fit(ask, history, plan):
-                break
+        try:
             plan = self._plan_anew(ask, history, claim.turn)
+            for _ in range(CUTS):
+                if await self.upkeep.fit(ask, history, plan):
+                    break
+                plan = self._plan_anew(ask, history, claim.turn)
+        except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
+            await self._append(claim, ask, history, [], ask.first_note())
+            raise
         await self._append(claim, ask, history, plan.entries, plan.note)
         return plan
 
@@ -355,7 +372,9 @@ class Turns:
                 param="messages",
             ) from None
         except NothingNew:
-            raise InvalidRequest("the session has all of these messages already", param="messages") from None
+            raise InvalidRequest(
+                "there is no message that the session does not have already", param="messages"
+            ) from None
 
     # 4  Save
 
@@ -404,8 +423,10 @@ class Turns:
         try:
             await asyncio.shield(saving)
         except asyncio.CancelledError:
-            await asyncio.wait((saving,), timeout=SAVING_S)
-            saving.cancel()
+            try:
+                await asyncio.wait((saving,), timeout=SAVING_S)
+            finally:
+                saving.cancel()
             raise
         claim.fence = 0
 

@@ -79,7 +79,7 @@ class Views:
         self._histories = histories
         self._lookups = lookups
         self._wall_clock = wall_clock
-        self.cuts: Counter[Why] = Counter({"ceiling": 0, "cold": 0})
+        self.cuts: Counter[str] = Counter({"ceiling": 0, "cold": 0})
         self.counts = ContextCounts()
 
     def wishes(self, asked: Wishes, history: History, tenant: TenantRules) -> Wishes:

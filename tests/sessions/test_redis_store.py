@@ -143,6 +143,16 @@ async def test_a_spoilt_session_is_corrupt_and_others_are_well(
         await begun_in(store, well)
 
 
+async def test_a_spoilt_session_can_be_deleted_by_its_owner(redis_server: RedisProcess) -> None:
+    async with store_at(redis_server.url) as store:
+        sid = new_sid()
+        await begun_in(store, sid)
+        redis_server.ask("HSET", f"wr1:{{{sid}}}:s", "head", "many")
+        assert not await store.delete(sid, Tenant("another"))
+        assert await store.delete(sid, OWNER)
+        await begun_in(store, sid)
+
+
 async def test_a_spoilt_document_is_corrupt(redis_server: RedisProcess) -> None:
     async with store_at(redis_server.url) as store:
         key = new_sid()

@@ -139,7 +139,7 @@ class SqliteStore:
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         def work(at: Transaction) -> bool:
-            if rows.find(at, sid, owner) is None:
+            if not rows.is_owned(at, sid, owner):
                 return False
             rows.remove(at, sid)
             return True
