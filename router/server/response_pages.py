@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from router.context.prompt import Incoming
+from router.context.view import Wishes
 from router.core.errors import (
     ConversationLocked,
     InvalidRequest,
@@ -19,6 +20,7 @@ from router.core.errors import (
     PreviousResponseNotFound,
     SessionNotFound,
 )
+from router.core.tenant import ContextStrategy
 from router.server.state import Call, Page, asking
 from router.sessions.chat_door import repeated_record
 from router.sessions.histories import Behind
@@ -27,7 +29,7 @@ from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask, read_note, read_stored
 from router.sessions.response_door import ResponseDoor
-from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy, read_wishes
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_depth
@@ -35,6 +37,8 @@ from router.wire.responses.input import ResponsesRequest, read_create
 from router.wire.responses.objects import response_deleted
 from router.wire.responses.shapes import failure
 from router.wire.strict_json import decode_object
+
+MAX_THRESHOLD = 10**9
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -125,6 +129,7 @@ class ResponsePages:
         common = partial(
             asking(call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest),
             note=door.under_way(),
+            wishes=read_wishes(call.headers).over(wishes_of(asked)),
             on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
         )
         if asked.conversation is not None:
@@ -237,3 +242,16 @@ def _no_previous(asked: ResponsesRequest) -> PreviousResponseNotFound:
 
 def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
     return SessionNotFound(f"there is no conversation {asked.conversation!r}", param="conversation")
+
+
+def wishes_of(asked: ResponsesRequest) -> Wishes:
+    """What the Responses API has to say of a window. Raises InvalidRequest."""
+    for edit in asked.context_management:
+        threshold = edit.get("compact_threshold", 0)
+        if edit.get("type") != "compaction" or not isinstance(threshold, int) or not 0 <= threshold <= MAX_THRESHOLD:
+            raise InvalidRequest(
+                "context_management takes {type: compaction, compact_threshold: tokens}", param="context_management"
+            )
+        return Wishes(strategy="summary", high_tokens=threshold)
+    strategies: dict[str | None, ContextStrategy] = {"auto": "window", "disabled": "none"}
+    return Wishes(strategy=strategies.get(asked.truncation))

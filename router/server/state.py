@@ -19,7 +19,7 @@ from router.core.tenant import Caller
 from router.server.bodies import LARGE_BODY_BYTES
 from router.server.client import ClientConnection
 from router.sessions.plans import Ask, DoorName
-from router.sessions.rules import read_idempotency_key
+from router.sessions.rules import read_idempotency_key, read_wishes
 
 MAX_NAME_CHARS = 256
 
@@ -60,6 +60,7 @@ def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partia
         request_id=call.request_id,
         started_at=call.started_at,
         idempotency_key=read_idempotency_key(call.headers),
+        wishes=read_wishes(call.headers),
         asked=asked,
         body_bytes=len(call.body),
     )
