@@ -25,6 +25,7 @@ from router.sessions.names import Names
 from router.sessions.rules import StateRules
 from router.sessions.store import StoreUnavailable
 from router.sessions.turns import Dispatch, Turns, TurnSettings
+from router.sessions.watch import StoreWatch
 from router.state_metrics import StateMetrics
 from router.stores import NO_STORE, OpenedStore, open_store
 
@@ -43,11 +44,12 @@ class State:
     turns: Turns
     histories: Histories
     store: OpenedStore
+    watch: StoreWatch
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        tasks = [background.start("claims", self.turns.claims.run)]
+        tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:
@@ -112,4 +114,5 @@ async def build_state(
             ConversationPages(turns, names, limits, rules, time.time),
         ]
     )
-    return State(routes if sessions.store != NO_STORE else None, turns, histories, opened)
+    kept = routes if sessions.store != NO_STORE else None
+    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping))
