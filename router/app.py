@@ -204,7 +204,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
-    registry.register(StateCollector(state.turns, state.histories.hot, state.store))
+    registry.register(StateCollector(state.turns, state.store, state.watch))
     registry.register(
         ContextCollector(
             state.turns.upkeep, config.context.max_waiting, lambda: keys.gate.keyring.rules if keys else (EVERYBODY,)

@@ -29,6 +29,7 @@ from router.sessions.rules import StateRules
 from router.sessions.store import StoreUnavailable
 from router.sessions.turns import Turns, TurnSettings
 from router.sessions.views import Lookups
+from router.sessions.watch import StoreWatch
 from router.sides import Dispatch
 from router.state_metrics import StateMetrics
 from router.stores import NO_STORE, OpenedStore, open_store
@@ -49,12 +50,13 @@ class State:
     turns: Turns
     histories: Histories
     store: OpenedStore
+    watch: StoreWatch
     janitors: int
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        tasks = [background.start("claims", self.turns.claims.run)]
+        tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
         tasks += [background.start("janitor", self.turns.upkeep.janitor.run) for _ in range(self.janitors)]
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
@@ -104,7 +106,7 @@ async def build_state(
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = NoIndex()
-    upkeep = build_upkeep(config, histories, planner, dispatch, index, lookups, clock, context_metrics)
+    upkeep = build_upkeep(config, histories, planner, dispatch, index, lookups, clock, time.time, context_metrics)
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
     rules = StateRules(
@@ -123,4 +125,5 @@ async def build_state(
             ConversationPages(turns, names, limits, rules, time.time),
         ]
     )
-    return State(routes if sessions.store != NO_STORE else None, turns, histories, opened, config.context.janitors)
+    kept = routes if sessions.store != NO_STORE else None
+    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping), config.context.janitors)

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from router.sessions.hot import HotHistories
 from router.sessions.turns import Turns
+from router.sessions.watch import StoreWatch
 from router.stores import OpenedStore
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
@@ -30,7 +30,7 @@ class StateMetrics:
         self._overhead = overhead
         self._loads = Histogram(
             "warmroute_state_load_seconds",
-            "What a turn's history took: to fetch, with the claim, and to parse; from the store, or where nothing was missing.",
+            "What a history took: to fetch, for a turn with its claim, and to parse; tier memory: nothing of it was missing.",
             ("tier", "stage"),
             buckets=OVERHEAD_BUCKETS,
             registry=registry,
@@ -63,10 +63,11 @@ class StateMetrics:
 
 
 class StateCollector(Collector):
-    def __init__(self, turns: Turns, hot: HotHistories, store: OpenedStore) -> None:
+    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreWatch) -> None:
         self._turns = turns
-        self._hot = hot
+        self._hot = turns.histories.hot
         self._store = store
+        self._watch = watch
 
     def collect(self) -> Iterator[Metric]:
         counts = self._turns.counts
@@ -114,9 +115,19 @@ class StateCollector(Collector):
 
     def _collect_store(self) -> Iterator[Metric]:
         store = self._store
-        pending = store.sqlite.pending if store.sqlite else store.redis.in_use if store.redis else 0
+        yield GaugeMetricFamily("warmroute_store_up", "1 while the session store answers.", float(self._watch.is_up))
+        yield CounterMetricFamily(
+            "warmroute_store_failures",
+            "Calls that came to nothing, of turns and pages.",
+            self._turns.histories.failures,
+        )
         yield GaugeMetricFamily(
-            "warmroute_store_calls", "Calls that the session store is at, or that wait for it.", pending
+            "warmroute_store_calls", "Calls that the session store is at, or that wait for it.", store.pending
+        )
+        yield GaugeMetricFamily(
+            "warmroute_max_store_calls",
+            "How many there may be; with Redis how many are sent at once, for which others wait.",
+            store.max_pending,
         )
         state = store.redis.breaker_state if store.redis else 0
         yield GaugeMetricFamily(

@@ -39,6 +39,19 @@ class OpenedStore:
     sqlite: SqliteStore | None = None
 
     @property
+    def pending(self) -> int:
+        """Calls that it is at, or that wait for it."""
+        known = self.sqlite or self.redis
+        return known.pending if known is not None else 0
+
+    @property
+    def max_pending(self) -> int:
+        """How many SQLite may have; how many connections to Redis there are, for which others wait."""
+        if self.sqlite is not None:
+            return self.sqlite.max_pending
+        return self.redis.max_connections if self.redis is not None else 0
+
+    @property
     def sweep(self) -> Callable[[int], Awaitable[int]] | None:
         """Deletes what has expired; None where the store does that itself."""
         return self.sqlite.sweep if self.sqlite is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from router.config import Config, ContextConfig, read_secret
@@ -29,6 +28,7 @@ def build_upkeep(
     index: RecallIndex,
     lookups: Lookups,
     clock: Callable[[], float],
+    wall_clock: Callable[[], float],
     metrics: ContextMetrics,
 ) -> Upkeep:
     """Raises ConfigError."""
@@ -45,7 +45,7 @@ def build_upkeep(
         notes_tokens=context.notes_tokens,
         notes_price=context.notes_price,
     )
-    views = Views(rules, histories, lookups, Economy(context.carry_price), time.time)
+    views = Views(rules, histories, lookups, Economy(context.carry_price), wall_clock)
     recall = RecallRules(context.recall_tokens, context.recall_items, context.recall_timeout_s)
     recaller = Recaller(recall, index, planner.bytes_per_token, clock, metrics.observe_recall)
     settings = JanitorSettings(
@@ -56,7 +56,7 @@ def build_upkeep(
         tokens_per_day=context.notes_tokens_per_day,
     )
     writer = _writer(context, planner, dispatch, clock)
-    janitor = Janitor(settings, views, histories, writer, recaller, time.time, clock, metrics.observe_lag)
+    janitor = Janitor(settings, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
     return Upkeep(views, recaller, janitor)
 
 

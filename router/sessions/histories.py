@@ -86,6 +86,8 @@ class Histories:
         bounds: LogBounds = UNBOUNDED,
     ) -> None:
         self.store = store
+        self.failures = 0
+        """Calls that the store did not take, or not in time."""
         self.observe_load = observe_load
         self.bounds = bounds
         self.full = 0
@@ -99,7 +101,7 @@ class Histories:
         began_at = self._clock()
         begun = await self.ask(self.store.begin(begin))
         if isinstance(begun, Begun):
-            self.observe_load("store" if begun.tail else "memory", "fetch", self._clock() - began_at)
+            self._observe_fetch(begun, began_at)
         return begun
 
     async def append(self, history: History, append: Append) -> None:
@@ -144,10 +146,12 @@ class Histories:
     async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
         """Raises SessionNotFound."""
         known = self.hot.known(sid)
+        began_at = self._clock()
         loaded = await self.ask(self.store.load(sid, owner, known))
         if loaded is None:
             self.hot.forget(sid)
             raise SessionNotFound("there is no such session")
+        self._observe_fetch(loaded, began_at)
         history = await self.follow(sid, owner, known, loaded)
         history.turns = max(history.turns, loaded.turns)
         return history, loaded
@@ -172,7 +176,7 @@ class Histories:
         except (BadEntry, BadView) as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
-        self.observe_load("store" if found.tail else "memory", "parse", self._clock() - began_at)
+        self.observe_load(_tier_of(found), "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
         return history
 
@@ -186,6 +190,9 @@ class Histories:
             return True
         await self.load(sid, history.owner)
         return False
+
+    def _observe_fetch(self, found: Begun | Loaded, began_at: float) -> None:
+        self.observe_load(_tier_of(found), "fetch", self._clock() - began_at)
 
     async def copy(
         self,
@@ -234,6 +241,7 @@ class Histories:
         try:
             return await call
         except StoreUnavailable as error:
+            self.failures += 1
             log.warning("the session store failed", extra={"why": str(error)})
             kind = StateUnavailable if error.was_asked else NotAsked
             raise kind("the session store cannot be reached", retry_after_s=1) from None
@@ -243,6 +251,10 @@ class Histories:
     async def aclose(self) -> None:
         """Behind the last turn."""
         await self.store.close()
+
+
+def _tier_of(found: Begun | Loaded) -> str:
+    return "store" if found.tail else "memory"
 
 
 def _drafts_upto(history: History, upto: int | Behind | None) -> list[Draft]:

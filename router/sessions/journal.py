@@ -177,6 +177,7 @@ class JournaledStore:
         self._waiting: dict[Sid, list[Late]] = {}
         self._wake = asyncio.Event()
         self._replaying = asyncio.Lock()
+        self.ping = store.ping
         self.renew = store.renew
         self.release = store.release
         self.leave = store.leave

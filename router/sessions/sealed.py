@@ -48,6 +48,9 @@ class SealedStore:
         self._secret = secret
         self._key = lru_cache(maxsize=CACHED_KEYS)(self._derive)
 
+    async def ping(self) -> None:
+        await self._store.ping()
+
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         sid, owner = begin.sid, begin.owner
         sealed = msgspec.structs.replace(

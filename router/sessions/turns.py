@@ -119,6 +119,7 @@ class Turns:
             outcome = "refused" if error.status < 500 else "failed"
             raise
         except Fenced:
+            outcome = "refused"
             raise self._fenced(ask) from None
         finally:
             self.counts.turns[ask.door, outcome] += 1
@@ -140,6 +141,7 @@ class Turns:
         except RouterError as error:
             held.fail_or_raise(error)
             return "failed"
+        self.counts.count_prefix(plan, held.record)
         await held.finish()
         return "ok"
 
