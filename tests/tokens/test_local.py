@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,15 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes) 
         load_tokenizer_json(file)
     with pytest.raises(Unusable, match="cannot be read"):
         load_tokenizer_json(tmp_path / "absent.json")
+
+
+def test_a_package_that_is_missing_is_named(tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("tiktoken", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Unusable, match=r"needs the package tokenizers: warmroute\[tokenizers\]"):
+        load_tokenizer_json(tokenizer_json)
+    with pytest.raises(Unusable, match=r"needs the package tiktoken: warmroute\[tiktoken\]"):
+        load_tiktoken("o200k_base", None)
 
 
 # --- tiktoken

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from random import Random
 
 import msgspec
 import pytest
@@ -52,6 +53,38 @@ async def test_a_simulated_worker_is_asked_for_texts_without_a_template() -> Non
     texts = ["Hello there, how are you? 123", "é中😀", "a\nb"]
     async with serving(models=("m",)) as client, counting(client.fleet.urls) as counter:
         assert await counter.count("m", texts) == [count_tokens(text.encode()) for text in texts]
+
+
+async def test_totals_come_to_what_the_worker_charges_for_the_prompt() -> None:
+    notes, chance = Notes(), Random(1)
+    words = [
+        "the",
+        "tokens",
+        "of",
+        "12",
+        "prompts,",
+        "counted:",
+        "one",
+        "by",
+        "one;",
+        "what",
+        "a",
+        "café's",
+        "menu",
+        "says",
+    ]
+    async with serving(models=("m",)) as client, counting(client.fleet.urls) as counter:
+        counts = make_counts(lambda _: counter, notes)
+        for _ in range(8):
+            messages: list[dict[str, str]] = []
+            for role in ("system", *("user", "assistant") * 4):
+                messages.append({"role": role, "content": " ".join(chance.choices(words, k=chance.randrange(1, 80)))})
+                told = sum(await counts.count("m", messages))
+                _, reply = await client.post("/tokenize", model="m", messages=messages)
+                counts.learn("m", told, len(messages), reply["count"])
+    errors = [ratio for _, ratio in notes.errors]
+    assert max(errors[-20:]) < 0.02
+    assert not notes.fallbacks
 
 
 async def test_each_text_is_a_request_that_asks_for_no_special_tokens() -> None:
