@@ -59,6 +59,8 @@ from router.server.protocol import ClientServer, Observers
 from router.sessions.views import Lookups
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
+from router.token_metrics import TokenMetrics
+from router.tokens.opening import open_counts
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -146,14 +148,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
         else None
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
+    counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
     state_metrics = StateMetrics(registry)
-    lookups = Lookups(fleet.window, _total_tokens, routing.cached_tokens)
+    lookups = Lookups(fleet.window, counts.total, routing.cached_tokens)
     state = await build_state(
         config,
         dispatcher,
         last_workers.set,
         fleet.bytes_per_token,
         lookups,
+        counts,
         clock,
         state_metrics,
         ContextMetrics(registry),
@@ -198,6 +202,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
         yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
         yield "live_requests", "Requests under way.", data.live
+        yield "known_token_counts", "Texts whose tokens are remembered.", len(counts.known)
+        yield "max_known_token_counts", "How many may be.", counts.known.max_size
         yield "body_bytes", "Their bodies.", data.bodies.bytes
         yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
@@ -218,6 +224,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
+        contextlib.aclosing(counts),
         state.working(background),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
@@ -309,10 +316,6 @@ def _allow_descriptors(max_connections: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
     if granted != resource.RLIM_INFINITY and granted <= max_connections:
         log.warning("too few descriptors", extra={"granted": granted, "max_connections": max_connections})
-
-
-def _total_tokens(_model: str, counted: int, messages: int) -> int:
-    return counted + 4 * messages
 
 
 def make_policy(config: PolicyConfig) -> Policy:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,6 +27,8 @@ PolicyName = Literal[
     "cache_aware", "prefix_ring", "session_affinity", "power_of_two", "least_loaded", "round_robin", "random"
 ]
 
+
+_S = TypeVar("_S", bound="Section")
 
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
@@ -553,6 +556,60 @@ class ContextConfig(Section, frozen=True):
     ] = 0.1
 
 
+ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony")
+"""Of tiktoken."""
+
+WORKER, ESTIMATE = "worker", "estimate"
+
+_TOKENIZERS = (WORKER, ESTIMATE, *(f"tiktoken:{encoding}" for encoding in ENCODINGS))
+
+
+class TokensConfig(Section, frozen=True):
+    """How many tokens a message of a session is."""
+
+    tokenizer: Annotated[
+        str,
+        Meta(
+            description="Who counts, for models that no table of models names: worker (its /tokenize), "
+            "tiktoken:o200k_base, tiktoken:o200k_harmony, tiktoken:cl100k_base, the path of a tokenizer.json, or estimate: "
+            "bytes, by what workers reported; empty: estimate."
+        ),
+    ] = ""
+    vocabulary_dir: Annotated[
+        str, Meta(description="Directory of tiktoken's vocabularies; empty: that of TIKTOKEN_CACHE_DIR.")
+    ] = ""
+    max_loop_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 20, description="Text that the router counts without a thread, in bytes; larger is slower."),
+    ] = 8 << 10
+    max_threads: Annotated[int, Meta(ge=1, le=64, description="Threads that count larger texts; others wait.")] = 2
+    max_exact_bytes: Annotated[
+        int,
+        Meta(
+            ge=0, le=1 << 30, description="New text of one turn that is counted exactly, in bytes; more is estimated."
+        ),
+    ] = 1 << 20
+    media_tokens: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="What an image, or another part that is no text, is taken for.")
+    ] = 1024
+    max_known_counts: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Texts whose counts are remembered, by their digests.")
+    ] = 10_000
+    worker_timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that a worker may take to count a turn's texts.")
+    ] = 0.25
+    max_worker_calls: Annotated[
+        int, Meta(ge=1, le=10_000, description="Texts that workers count at once; others wait.")
+    ] = 16
+
+
+class ModelConfig(Section, frozen=True):
+    """One table for each model, by its name, or by a pattern such as `"gpt-oss-*"`: the name itself goes before patterns, and
+    these in their order."""
+
+    tokenizer: Annotated[str, Meta(description="As tokens.tokenizer; empty: that one.")] = ""
+
+
 class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
@@ -606,8 +663,21 @@ class Config(Section, frozen=True):
     admission: AdmissionConfig = AdmissionConfig()
     sessions: SessionsConfig = SessionsConfig()
     context: ContextConfig = ContextConfig()
+    tokens: TokensConfig = TokensConfig()
+    models: dict[str, ModelConfig] = {}
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
+
+    def tokenizer_of(self, model: str) -> str:
+        """As ``tokens.tokenizer`` has it, and never empty."""
+        named = self.models.get(model)
+        patterns = (each for pattern, each in self.models.items() if each.tokenizer and fnmatchcase(model, pattern))
+        found = named if named is not None and named.tokenizer else next(patterns, None)
+        return (found.tokenizer if found is not None else self.tokens.tokenizer) or ESTIMATE
+
+
+MODELS, ANY_MODEL = "models", "NAME"
+"""The table whose tables are named by whoever writes them, and what stands for such a name in the reference."""
 
 
 class Setting(Struct, frozen=True):
@@ -638,23 +708,31 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     for key, value in flags.items():
         if value is not None:
             _put(tree, key, value)
-    try:
-        config = msgspec.convert(tree, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), tree)) from None
+    models = tree.pop(MODELS, {})
+    if not isinstance(models, dict):
+        raise ConfigError(f"{MODELS}={models!r}: must be table")
+    config = msgspec.structs.replace(
+        _convert(tree, Config), models={name: _convert(table, ModelConfig, name) for name, table in models.items()}
+    )
     _check_across(config)
     return config
 
 
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every table in order."""
+    for field in msgspec.structs.fields(Config):
+        yield (f"{MODELS}.{ANY_MODEL}", ModelConfig) if field.name == MODELS else (field.name, field.type)
+
+
 def settings() -> Iterator[Setting]:
     """Every key in order, for the reference."""
-    for section in msgspec.structs.fields(Config):
-        hints = get_type_hints(section.type, include_extras=True)
-        for field in msgspec.structs.fields(section.type):
+    for section, kind in sections():
+        hints = get_type_hints(kind, include_extras=True)
+        for field in msgspec.structs.fields(kind):
             base, meta = get_args(hints[field.name])
             default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
             yield Setting(
-                key=f"{section.name}.{field.name}",
+                key=f"{section}.{field.name}",
                 type=_type_name(base),
                 default=default,
                 bound=_bound(base, meta),
@@ -678,37 +756,61 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, text in environment.items():
         if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(f"{name.removeprefix(PREFIX)}={text}"):
             continue
-        if name not in known:
+        template, key = _key_of(name)
+        if template not in known:
             raise ConfigError(f"{name}: no such setting")
-        setting = known[name]
+        setting = known[template]
         is_list = setting.type.startswith("list")
-        found[setting.key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        value = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        found[key or setting.key] = value
     return found
 
 
+def _key_of(variable: str) -> tuple[str, str]:
+    """The variable that the reference has in its place, and the key where that is another."""
+    prefix = f"{PREFIX}{MODELS.upper()}__"
+    model, separator, name = variable.removeprefix(prefix).rpartition("__")
+    if not (variable.startswith(prefix) and model and separator):
+        return variable, ""
+    return f"{prefix}{ANY_MODEL}__{name}", f"{MODELS}.{model}.{name.lower()}"
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    section, _, name = key.partition(".")
-    table = tree.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{section}={table!r}: must be a table")
-    table[name] = value
+    """A model's name may have dots."""
+    section, _, rest = key.partition(".")
+    model, _, name = rest.rpartition(".")
+    table = tree
+    for part in (section, model) if section == MODELS else (section,):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section}={table!r}: must be a table")
+    table[name if section == MODELS else rest] = value
 
 
-def _explain(error: str, tree: dict[str, Any]) -> str:
+def _convert(tree: Any, kind: type[_S], model: str = "") -> _S:
+    """``model``: whose table it is. Raises ConfigError."""
+    try:
+        return msgspec.convert(tree, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), tree, model)) from None
+
+
+def _explain(error: str, tree: Any, model: str) -> str:
     """msgspec's ``what - at `$.a.b` `` → ``a.b=value: what``."""
     what, _, where = error.partition(" - at `$")
     path = where.rstrip("`").lstrip(".")
+    prefix, template = (f"{MODELS}.{model}", f"{MODELS}.{ANY_MODEL}.") if model else ("", "")
     if what.startswith("Object contains unknown field"):
         name = what.split("`")[1]
-        return f"{path + '.' if path else ''}{name}: no such setting"
+        return f"{'.'.join(filter(None, (prefix, path, name)))}: no such setting"
     value: Any = tree
     path = path.split("[")[0]
-    for part in path.split("."):
+    for part in filter(None, path.split(".")):
         value = value.get(part) if isinstance(value, dict) else value
-    setting = next((setting for setting in settings() if setting.key == path), None)
+    setting = next((setting for setting in settings() if setting.key == template + path), None)
     rule = f"{setting.type} {setting.bound}".strip() if setting else "table"
     shown = "***" if setting and setting.is_secret else repr(value)
-    return f"{path}={shown}: must be {rule}"
+    return f"{'.'.join(filter(None, (prefix, path)))}={shown}: must be {rule}"
 
 
 def _check_across(config: Config) -> None:
@@ -743,7 +845,18 @@ def _check_across(config: Config) -> None:
         )
     if not is_loopback(config.admin.host) and not config.admin.token:
         raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+    _check_tokenizers(config)
     _check_auth(config)
+
+
+def _check_tokenizers(config: Config) -> None:
+    named = {f"{MODELS}.{name}": table.tokenizer for name, table in config.models.items()}
+    for section, tokenizer in {"tokens": config.tokens.tokenizer, **named}.items():
+        is_file = tokenizer.endswith(".json") and Path(tokenizer).is_file()
+        if tokenizer and tokenizer not in _TOKENIZERS and not is_file:
+            raise ConfigError(
+                f"{section}.tokenizer={tokenizer!r}: must be {', '.join(_TOKENIZERS)}, or the path of a tokenizer.json"
+            )
 
 
 MIN_SECRET_BYTES = 16

@@ -28,6 +28,7 @@ from router.sessions.plans import Planner
 from router.sessions.rules import StateRules
 from router.sessions.store import StoreUnavailable
 from router.sessions.turns import Turns, TurnSettings
+from router.sessions.upkeep import Counts
 from router.sessions.views import Lookups
 from router.sessions.watch import StoreWatch
 from router.sides import Dispatch
@@ -88,6 +89,7 @@ async def build_state(
     remember_worker: Callable[[SessionKey, WorkerName], None],
     bytes_per_token: Callable[[str], float],
     lookups: Lookups,
+    counts: Counts,
     clock: Callable[[], float],
     metrics: StateMetrics,
     context_metrics: ContextMetrics,
@@ -106,7 +108,9 @@ async def build_state(
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = NoIndex()
-    upkeep = build_upkeep(config, histories, planner, dispatch, index, lookups, clock, time.time, context_metrics)
+    upkeep = build_upkeep(
+        config, histories, planner, dispatch, index, lookups, counts, clock, time.time, context_metrics
+    )
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
     rules = StateRules(

@@ -15,7 +15,7 @@ from router.sessions.notes import FleetWriter, NoteWriter
 from router.sessions.plans import Planner
 from router.sessions.recaller import Recaller, RecallRules
 from router.sessions.remote_notes import RemoteWriter
-from router.sessions.upkeep import Upkeep
+from router.sessions.upkeep import Counts, Upkeep
 from router.sessions.views import ContextRules, Lookups, Views
 from router.sides import Dispatch
 
@@ -27,6 +27,7 @@ def build_upkeep(
     dispatch: Dispatch,
     index: RecallIndex,
     lookups: Lookups,
+    counts: Counts,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
     metrics: ContextMetrics,
@@ -57,7 +58,7 @@ def build_upkeep(
     )
     writer = _writer(context, planner, dispatch, clock)
     janitor = Janitor(settings, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
-    return Upkeep(views, recaller, janitor)
+    return Upkeep(views, recaller, janitor, counts)
 
 
 def _writer(context: ContextConfig, planner: Planner, dispatch: Dispatch, clock: Callable[[], float]) -> NoteWriter:

@@ -23,6 +23,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     messages: Sequence[Message]
     """New ones; also old ones, where the door ``resends``."""
+    counts: Sequence[int] = ()
+    """Tokens of each message; none where they are estimated."""
     params: dict[str, Any]
     """The other members of a chat body, without model, messages and tools."""
     tools: list[Any] | None = None

@@ -90,6 +90,7 @@ class Turns:
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
+        ask = await self.upkeep.count(ask)
 
         async def take() -> str:
             with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:

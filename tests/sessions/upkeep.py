@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from router.context.compaction import Source
@@ -35,6 +35,19 @@ class FakeWriter:
         return Written(text, max(len(text) // 4, 1), source.tokens)
 
 
+class Estimates:
+    def is_exact(self, model: str) -> bool:
+        return False
+
+    async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        raise AssertionError(model)
+
+    def total(self, model: str, counted_tokens: int, messages: int) -> int:
+        return counted_tokens
+
+    def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
+
+
 def upkeep_of(
     histories: Histories,
     clock: Callable[[], float],
@@ -55,4 +68,4 @@ def upkeep_of(
     recaller = Recaller(recall, index or NoIndex(), lambda _model: 4.0, clock, lambda _seconds: None)
     settings = JanitorSettings(max_waiting=max_waiting, work_s=60.0, retry_s=10.0, notes_tokens=20, tokens_per_day=0)
     janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
-    return Upkeep(views, recaller, janitor)
+    return Upkeep(views, recaller, janitor, Estimates())
