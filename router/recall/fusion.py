@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SMOOTHING = 60.0
+SMOOTHING = 10.0
 """How little a place at the very top weighs more than the next ones: the constant of reciprocal rank fusion (Cormack, Clarke
-and Buettcher, SIGIR 2009)."""
+and Buettcher, SIGIR 2009). They have 60, for long rankings; of ours few are read."""
 
 
-def fuse(rankings: Sequence[Sequence[int]], weights: Sequence[float], limit: int) -> list[int]:
-    """At most ``limit`` numbers, best first. Each ranking gives a number ``weight / (SMOOTHING + place)``, places from 1;
-    only a number's best place in a ranking counts. Of equals the greater number, which is the newer one, comes first."""
+def fuse(rankings: Sequence[Sequence[tuple[int, float]]], limit: int) -> list[int]:
+    """At most ``limit`` numbers, best first. ``rankings``: of ``(number, weight)``, each best first; a ranking that happens to
+    be unsure of a number gives it less weight. Each gives a number ``weight / (SMOOTHING + place)``, places from 1, and only
+    its best place in a ranking counts. Of equals the greater number, which is the newer one, comes first."""
     scores: dict[int, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for place, number in enumerate(dict.fromkeys(ranking), 1):
-            scores[number] = scores.get(number, 0.0) + weight / (SMOOTHING + place)
+    for ranking in rankings:
+        first = dict(reversed(ranking))
+        for place, number in enumerate(dict.fromkeys(number for number, _ in ranking), 1):
+            scores[number] = scores.get(number, 0.0) + first[number] / (SMOOTHING + place)
     return sorted(scores, key=lambda number: (-scores[number], -number))[:limit]

@@ -47,12 +47,12 @@ def test_a_sentence_on_a_border_is_whole_in_a_piece() -> None:
 
 
 def test_a_paragraph_is_not_cut_where_the_piece_may_end_before_it() -> None:
-    first, second = "word " * 80, "other " * 60
+    first, second = "word " * 40, "other " * 30
     assert pieces(first + "\n\n" + second)[0] == first.strip()
 
 
 def test_what_has_no_place_to_cut_is_cut_all_the_same() -> None:
-    assert [len(piece) for piece in pieces("x" * 1500)] == [600, 600, 300]
+    assert [len(piece) for piece in pieces("x" * 700)] == [300, 300, 100]
     assert OVERLAP_CHARS < MAX_PIECE_CHARS // 2
 
 

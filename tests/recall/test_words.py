@@ -34,16 +34,27 @@ def test_every_word_is_one_that_a_full_text_search_takes(query: str) -> None:
 
 def test_a_rare_word_outweighs_two_that_are_everywhere() -> None:
     everywhere = [(n, 100) for n in range(1, 101)]
-    assert bm25.rank([everywhere, everywhere, [(200, 100)]], 101)[0][1] == 200
+    assert bm25.rank([everywhere, everywhere, [(200, 100)]], 101)[0][0] == 200
 
 
 def test_of_two_that_have_the_word_the_shorter_is_better() -> None:
-    assert [piece for _, piece in bm25.rank([[(1, 600), (2, 30)]], 100)] == [2, 1]
+    assert [piece for piece, _ in bm25.rank([[(1, 600), (2, 30)]], 100)] == [2, 1]
 
 
 def test_of_equals_the_newest_is_first() -> None:
-    assert [piece for _, piece in bm25.rank([[(1, 50), (3, 50), (2, 50)]], 100)] == [3, 2, 1]
+    assert [piece for piece, _ in bm25.rank([[(1, 50), (3, 50), (2, 50)]], 100)] == [3, 2, 1]
 
 
 def test_no_words_rank_nothing() -> None:
     assert bm25.rank([], 100) == bm25.rank([[]], 100) == []
+
+
+def test_the_share_of_a_passage_with_all_words_is_one_and_a_common_word_adds_little() -> None:
+    shares = dict(bm25.rank([[(1, 50), (2, 50)], [(n, 50) for n in range(2, 100)]], 100))
+    assert shares[2] == 1
+    assert shares[1] > 0.99
+    assert shares[50] < 0.01
+
+
+def test_a_word_that_no_passage_has_makes_all_shares_smaller() -> None:
+    assert dict(bm25.rank([[(1, 50)], []], 10))[1] < 0.5

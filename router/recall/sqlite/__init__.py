@@ -1,3 +1,3 @@
-from router.recall.sqlite.index import IndexLimits, SqliteIndex
+from router.recall.sqlite.index import IndexLimits, SqliteIndex, Weights
 
-__all__ = ["IndexLimits", "SqliteIndex"]
+__all__ = ["IndexLimits", "SqliteIndex", "Weights"]

@@ -23,7 +23,8 @@ from router.recall.words import query_words
 EMBEDDED_AT_ONCE = 32
 FUSED = 50
 """Items of each ranking that are fused."""
-WORDS_WEIGHT, VECTORS_WEIGHT = 1.0, 1.0
+FUSED_PIECES = 500
+"""Pieces that are read for them by meaning: an item may have many that are near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +33,44 @@ class IndexLimits:
     """Calls that wait for the thread."""
     search_timeout_s: float = 0.25
     max_session_pieces: int = 50_000
-    """Of some 600 characters. The oldest of a session's go first."""
+    """Of some 300 characters. The oldest of a session's go first."""
     max_bytes: int = 1 << 30
     """Texts and vectors; the file takes about twice that. The sessions that were not added to for longest go first, and the one
     that is added to stays in any case."""
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Of the two rankings in what is found; one of weight 0 is not made. They are those that did best in bench/recall.py."""
+
+    words: float = 3.0
+    """Of an item that has all words of the query. One with a share of them gets the share's square of it: who asks in
+    other words shares a few with many items that mean something else."""
+    meaning: float = 1.0
+
+
+DEFAULT_LIMITS, DEFAULT_WEIGHTS = IndexLimits(), Weights()
+
+
 class SqliteIndex:
     """Several processes may share a file, if their embedder is the same."""
 
-    def __init__(self, file: IndexFile, embedder: Embedder | None, limits: IndexLimits) -> None:
+    def __init__(self, file: IndexFile, embedder: Embedder | None, limits: IndexLimits, weights: Weights) -> None:
         self._file = file
         self._embedder = embedder
         self._limits = limits
+        self._weights = weights
 
     @classmethod
-    async def open(cls, path: str, embedder: Embedder | None = None, limits: IndexLimits | None = None) -> Self:
+    async def open(
+        cls,
+        path: str,
+        embedder: Embedder | None = None,
+        limits: IndexLimits = DEFAULT_LIMITS,
+        weights: Weights = DEFAULT_WEIGHTS,
+    ) -> Self:
         """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
         the caller's to close. Raises IndexUnavailable."""
-        limits = limits or IndexLimits()
         file = await IndexFile.open(path, limits.max_pending)
         try:
             if embedder is not None:
@@ -58,7 +78,7 @@ class SqliteIndex:
         except BaseException:
             await file.close()
             raise
-        return cls(file, embedder, limits)
+        return cls(file, embedder, limits, weights)
 
     @property
     def pending(self) -> int:
@@ -85,12 +105,12 @@ class SqliteIndex:
             return []
         try:
             async with asyncio.timeout(self._limits.search_timeout_s):
-                by_words = await self._file.read(_by_words, sid, owner, words, upto)
+                by_words = await self._search_words(sid, owner, words, upto)
                 by_meaning = await self._search_vectors(sid, owner, query, upto)
         except TimeoutError as error:
             told = f"{self._file.path}: no answer within {self._limits.search_timeout_s} s"
             raise IndexUnavailable(told) from error
-        return fuse((by_words, by_meaning), (WORDS_WEIGHT, VECTORS_WEIGHT), limit)
+        return fuse((by_words, by_meaning), limit)
 
     async def forget(self, sid: Sid, owner: Tenant) -> None:
         await self._file.write(rows.forget, sid, owner)
@@ -111,32 +131,44 @@ class SqliteIndex:
             packed = [(piece.id, pack(vector)) for piece, vector in zip(found, vectors, strict=True)]
             await self._file.write(rows.add_vectors, sid, owner, packed)
 
-    async def _search_vectors(self, sid: Sid, owner: Tenant, query: str, upto: int) -> list[int]:
-        if self._embedder is None:
+    async def _search_words(self, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[tuple[int, float]]:
+        """``(number, weight)``, best first; so below."""
+        if not self._weights.words:
+            return []
+        found = await self._file.read(_by_words, sid, owner, words, upto)
+        return [(number, self._weights.words * share**2) for number, share in found]
+
+    async def _search_vectors(self, sid: Sid, owner: Tenant, query: str, upto: int) -> list[tuple[int, float]]:
+        if self._embedder is None or not self._weights.meaning:
             return []
         try:
             (vector,) = await self._embedder.embed([query])
         except IndexUnavailable:
             return []
-        return await self._file.read(_by_meaning, sid, owner, vector, upto)
+        found = await self._file.read(_by_meaning, sid, owner, vector, upto)
+        return [(number, self._weights.meaning) for number in found]
 
 
-def _by_words(connection: Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[int]:
-    """Items' numbers, best first; so below."""
+def _by_words(
+    connection: Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int
+) -> list[tuple[int, float]]:
+    """Items' numbers, each once, and how much of the query their best piece has; best first."""
     session = rows.find(connection, sid, owner)
     if session is None:
         return []
     ranked = bm25.rank(rows.postings(connection, sid, owner, words, upto), session.pieces)
-    return _items([place for _, place in ranked])
+    best = {rows.number_of(place): share for place, share in reversed(ranked)}
+    return [(number, best[number]) for number in _items([place for place, _ in ranked])]
 
 
 def _by_meaning(connection: Connection, sid: Sid, owner: Tenant, vector: Sequence[float], upto: int) -> list[int]:
+    """Items' numbers, each once, best first."""
     from router.recall.vectors import nearest
 
     stored = rows.vectors(connection, sid, owner, upto)
-    return _items([stored[at][0] for at in nearest([body for _, body in stored], vector, FUSED << rows.PIECE_BITS)])
+    found = nearest([body for _, body in stored], vector, FUSED_PIECES)
+    return _items([stored[at][0] for at in found])
 
 
 def _items(places: Sequence[int]) -> list[int]:
-    """Each item once, where its best passage is."""
     return list(dict.fromkeys(map(rows.number_of, places)))[:FUSED]

@@ -1,7 +1,7 @@
 """What sessions' items say, in pieces, in the tables of ``file.py``: added, found and deleted, inside a transaction. Whatever
 is found, the query itself asks for it by ``sid`` and ``owner``.
 
-A piece's id is ``session << 32 | item's number << 6 | place in the item``. So one range of ids is a session, whole or up to an
+A piece's id is ``session << 32 | item's number << 7 | place in the item``. So one range of ids is a session, whole or up to an
 item.
 """
 
@@ -16,7 +16,7 @@ from router.recall.index import Passage
 from router.recall.pieces import pieces
 from router.recall.words import spaced
 
-SESSION_BITS, PIECE_BITS = 32, 6
+SESSION_BITS, PIECE_BITS = 32, 7
 MAX_NUMBER = (1 << SESSION_BITS - PIECE_BITS) - 1
 MAX_POSTINGS = 2000
 """A word that more of a session's pieces have says little; the newest of them are read only if all words are such."""
