@@ -154,6 +154,8 @@ class Asked:
     places: dict[tuple[str, bool], list[int]]
     """By the question's kind and whether its fact is held out: the place at which its item was found, from 0; 99: not."""
     took_ms: list[float]
+    cpu_ms: list[float]
+    """Of the whole process, which does nothing else then: what is left of a time without the machine's other work."""
 
     def recall(self, limit: int, kind: str = "", held_out: bool | None = None) -> float:
         places = [
@@ -183,15 +185,20 @@ class Asked:
         }
 
 
+def shown(times_ms: Sequence[float]) -> dict[str, float]:
+    return {"p50": round(percentile(times_ms, 0.5), 1), "p99": round(percentile(times_ms, 0.99), 1)}
+
+
 async def ask(index: SqliteIndex, dialogues: Sequence[Dialogue]) -> Asked:
-    asked = Asked({}, [])
+    asked = Asked({}, [], [])
     for dialogue in dialogues:
         upto = len(dialogue.items) - WINDOW_ITEMS
         for number, fact in dialogue.facts.items():
             for kind, question in fact.questions.items():
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 found = list(await index.search(dialogue.sid, OWNER, question, upto=upto, limit=10))
                 asked.took_ms.append((time.perf_counter() - start) * 1e3)
+                asked.cpu_ms.append((time.process_time() - cpu_start) * 1e3)
                 place = found.index(number) if number in found else 99
                 asked.places.setdefault((kind, fact.is_held_out), []).append(place)
     return asked

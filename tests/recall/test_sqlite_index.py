@@ -163,3 +163,24 @@ async def test_a_word_that_is_everywhere_is_found_all_the_same_where_there_is_no
     await index.add(SID, ANN, [Passage(10, "apple quince")])
     assert await find(index, "apple quince") == [10]
     await index.close()
+
+
+async def test_vectors_of_pieces_that_went_are_not_found_though_their_block_stays(path: Path) -> None:
+    index = await SqliteIndex.open(str(path), LetterEmbedder(), IndexLimits(max_session_pieces=2))
+    for number in range(1, 5):
+        await index.add(SID, ANN, [Passage(number, "apple")])
+    assert rows_in(path, "vector") == 1
+    assert await find(index, "pale") == [4, 3]
+    await index.close()
+
+
+async def test_many_vectors_are_kept_in_few_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.recall.sqlite.rows.MAX_BLOCK_BYTES", 1000)
+    index = await SqliteIndex.open(str(path), LetterEmbedder())
+    for number in range(1, 201):
+        await index.add(SID, ANN, [Passage(number, "z" if number == 7 else "a")])
+    assert rows_in(path, "vector") == 7
+    assert (await find(index, "zz"))[0] == 7
+    await index.forget(SID, ANN)
+    assert rows_in(path, "vector") == 0
+    await index.close()

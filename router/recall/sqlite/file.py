@@ -29,13 +29,14 @@ MAX_WAL_BYTES = 64 * 1024 * 1024
 
 # A piece's id is made of its session's and its place there (see rows.py), so a session's are neighbours in each table.
 # "used" grows with each addition. "dropped" names sessions that nobody finds any more, and whose pieces are still to be
-# deleted. "total" is the sum of the sessions' bytes.
+# deleted. A row of "vector" is a block of several, with the id of the first. "total" is the sum of the sessions' bytes.
 SCHEMA = (
     """CREATE TABLE session (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         sid TEXT NOT NULL,
         owner TEXT NOT NULL,
         newest INTEGER NOT NULL,
+        embedded INTEGER NOT NULL,
         pieces INTEGER NOT NULL,
         bytes INTEGER NOT NULL,
         used INTEGER NOT NULL,
@@ -48,7 +49,7 @@ SCHEMA = (
         BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END""",
     """CREATE TRIGGER total_of_deleted AFTER DELETE ON session BEGIN UPDATE total SET bytes = bytes - old.bytes; END""",
     "CREATE TABLE dropped (id INTEGER PRIMARY KEY)",
-    "CREATE TABLE piece (id INTEGER PRIMARY KEY, size INTEGER NOT NULL, text TEXT NOT NULL)",
+    "CREATE TABLE piece (id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
     "CREATE TABLE vector (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     "CREATE TABLE model (name TEXT NOT NULL)",
     """CREATE VIRTUAL TABLE word USING fts5 (

@@ -13,7 +13,7 @@ from sqlite3 import Connection
 from typing import Self
 
 from router.core.request import Sid, Tenant
-from router.recall import bm25
+from router.recall import rarity
 from router.recall.fusion import fuse
 from router.recall.index import Embedder, IndexUnavailable, Passage
 from router.recall.sqlite import rows
@@ -128,8 +128,8 @@ class SqliteIndex:
 
         while found := await self._file.read(rows.without_vector, sid, owner, EMBEDDED_AT_ONCE):
             vectors = await embedder.embed([piece.text for piece in found])
-            packed = [(piece.id, pack(vector)) for piece, vector in zip(found, vectors, strict=True)]
-            await self._file.write(rows.add_vectors, sid, owner, packed)
+            block = pack([rows.place_of(piece.id) for piece in found], vectors)
+            await self._file.write(rows.add_vectors, sid, owner, found, block)
 
     async def _search_words(self, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[tuple[int, float]]:
         """``(number, weight)``, best first; so below."""
@@ -156,7 +156,7 @@ def _by_words(
     session = rows.find(connection, sid, owner)
     if session is None:
         return []
-    ranked = bm25.rank(rows.postings(connection, sid, owner, words, upto), session.pieces)
+    ranked = rarity.rank(rows.postings(connection, sid, owner, words, upto), session.pieces)
     best = {rows.number_of(place): share for place, share in reversed(ranked)}
     return [(number, best[number]) for number in _items([place for place, _ in ranked])]
 
@@ -165,9 +165,8 @@ def _by_meaning(connection: Connection, sid: Sid, owner: Tenant, vector: Sequenc
     """Items' numbers, each once, best first."""
     from router.recall.vectors import nearest
 
-    stored = rows.vectors(connection, sid, owner, upto)
-    found = nearest([body for _, body in stored], vector, FUSED_PIECES)
-    return _items([stored[at][0] for at in found])
+    oldest, blocks = rows.vectors(connection, sid, owner, upto)
+    return _items(nearest(blocks, vector, oldest, rows.last_place(upto), FUSED_PIECES))
 
 
 def _items(places: Sequence[int]) -> list[int]:
