@@ -178,10 +178,8 @@ class Asked:
                 }
                 for limit in (5, 10)
             },
-            "search_ms": {
-                "p50": round(percentile(self.took_ms, 0.5), 1),
-                "p99": round(percentile(self.took_ms, 0.99), 1),
-            },
+            "search_ms": shown(self.took_ms),
+            "search_cpu_ms": shown(self.cpu_ms),
         }
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 MAX_STEP = 127
+AT_ONCE = 256
+"""Vectors that are multiplied as one: few enough to stay in a processor's cache."""
 
 
 def layout(dimensions: int) -> np.dtype[np.void]:
@@ -34,10 +37,19 @@ def nearest(blocks: Sequence[bytes], query: Sequence[float], first: int, last: i
     equals the last. Linear. Raises ValueError where vectors are not of the query's length."""
     stored = np.frombuffer(b"".join(blocks), layout(len(query)))
     stored = stored[(stored["place"] >= first) & (stored["place"] <= last)]
-    cosines = (stored["steps"].astype(np.float32) @ np.asarray(query, np.float32)) * stored["scale"]
+    cosines = _products(stored["steps"], np.asarray(query, np.float32)) * stored["scale"]
     if len(cosines) > limit:
         best = np.argpartition(-cosines, limit)[:limit]
         stored, cosines = stored[best], cosines[best]
     order = np.lexsort((-stored["place"].astype(np.int64), -cosines))
     found: list[int] = stored["place"][order].tolist()
     return found
+
+
+def _products(steps: npt.NDArray[np.int8], query: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Not by BLAS: its threads wait for each other, which on a busy machine takes longer than the work."""
+    products = np.empty(len(steps), np.float32)
+    for at in range(0, len(steps), AT_ONCE):
+        part = steps[at : at + AT_ONCE].astype(np.float32)
+        np.einsum("ij,j->i", part, query, out=products[at : at + AT_ONCE])
+    return products
