@@ -547,6 +547,26 @@ class ContextConfig(Section, frozen=True):
         10_000
     )
     janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that it looks at at once.")] = 4
+    recall_index: Annotated[
+        Literal["sqlite", "memory", "none"],
+        Meta(
+            description="Where what left prompts is searched: a file in the state directory, which may be deleted and is made "
+            "again; memory, also where the store is in memory or encrypted; or nowhere."
+        ),
+    ] = "sqlite"
+    embed_model: Annotated[
+        str,
+        Meta(
+            description="Model that searches go by meaning with, beside words: one that embed_url serves, or without that "
+            "all-MiniLM-L6-v2-int8 of the extra recall-onnx; empty: words alone."
+        ),
+    ] = ""
+    embed_url: Annotated[
+        str, Meta(description="URL of an OpenAI-compatible /embeddings; this router's own /v1/embeddings will do.")
+    ] = ""
+    embed_dimensions: Annotated[int, Meta(ge=0, le=65_536, description="Of its vectors; required with embed_url.")] = 0
+    embed_api_key: Annotated[str, Meta(description="API key for embed_url.", extra=_SECRET)] = ""
+    embed_api_key_file: Annotated[str, Meta(description="File that holds embed_api_key instead.")] = ""
     recall_tokens: Annotated[
         int, Meta(ge=0, le=100_000, description="Most tokens of what is recalled beside one question.")
     ] = 150

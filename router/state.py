@@ -15,7 +15,7 @@ from router.config import Config
 from router.context_metrics import ContextMetrics
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
-from router.recall.nothing import NoIndex
+from router.indexes import OpenedIndex, open_index
 from router.server.conversation_pages import ConversationPages
 from router.server.data import body_limits
 from router.server.response_pages import ResponsePages
@@ -52,6 +52,7 @@ class State:
     histories: Histories
     store: OpenedStore
     watch: StoreWatch
+    index: OpenedIndex
     janitors: int
 
     @asynccontextmanager
@@ -71,6 +72,7 @@ class State:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.turns.claims.errands.aclose()
             await self.histories.aclose()
+            await self.index.aclose()
 
 
 async def _sweep(sweep: Callable[[int], Awaitable[int]]) -> None:
@@ -107,9 +109,9 @@ async def build_state(
         max_give_backs=sessions.max_give_backs,
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
-    index = NoIndex()
+    index = await open_index(config)
     upkeep = build_upkeep(
-        config, histories, planner, dispatch, index, lookups, counts, clock, time.time, context_metrics
+        config, histories, planner, dispatch, index.index, lookups, counts, clock, time.time, context_metrics
     )
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
@@ -130,4 +132,4 @@ async def build_state(
         ]
     )
     kept = routes if sessions.store != NO_STORE else None
-    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping), config.context.janitors)
+    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping), index, config.context.janitors)

@@ -49,6 +49,7 @@ def build_upkeep(
     views = Views(rules, histories, lookups, Economy(context.carry_price), wall_clock)
     recall = RecallRules(context.recall_tokens, context.recall_items, context.recall_timeout_s)
     recaller = Recaller(recall, index, planner.bytes_per_token, clock, metrics.observe_recall)
+    histories.on_deleted = recaller.forget
     settings = JanitorSettings(
         max_waiting=context.max_waiting,
         work_s=context.notes_timeout_s,

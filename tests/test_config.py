@@ -125,6 +125,7 @@ def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
         "sessions.secret",
         "sessions.encryption_secret",
         "context.notes_api_key",
+        "context.embed_api_key",
     ]
     for key in secrets:
         with pytest.raises(ConfigError) as raised:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -59,6 +60,10 @@ def _unobserved(*_: object) -> None:
     return
 
 
+async def _nobody_cares(_history: History) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class LogBounds:
     """Of one session's log."""
@@ -90,6 +95,8 @@ class Histories:
         """Calls that the store did not take, or not in time."""
         self.observe_load = observe_load
         self.bounds = bounds
+        self.on_deleted: Callable[[History], Awaitable[None]] = _nobody_cares
+        """Told of each session that is deleted here."""
         self.full = 0
         """Turns and copies that were refused for a log's bound."""
         self.observe_size = observe_size
@@ -233,8 +240,15 @@ class Histories:
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         """False: there is none."""
+        known = self.hot.get(sid)
+        if known is None:
+            with suppress(SessionNotFound, SessionCorrupt):
+                known, _ = await self.load(sid, owner)
         self.hot.forget(sid)
-        return await self.ask(self.store.delete(sid, owner))
+        is_deleted = await self.ask(self.store.delete(sid, owner))
+        if is_deleted and known is not None and known.owner == owner:
+            await self.on_deleted(known)
+        return is_deleted
 
     async def ask(self, call: Awaitable[T]) -> T:
         """Anything of the store."""

@@ -16,7 +16,6 @@ from router.context.history import History, Item
 from router.context.messages import Message
 from router.context.recollection import Found, compose
 from router.context.summaries import text_of
-from router.core.request import Tenant
 from router.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.sessions.plans import Ask
 from router.sessions.store import Sid
@@ -64,7 +63,7 @@ class Recaller:
         try:
             async with asyncio.timeout(self._rules.deadline_s):
                 numbers = await self._index.search(
-                    Sid(history.sid),
+                    _key(history),
                     history.owner,
                     question,
                     upto=history.view.cut.number,
@@ -83,7 +82,7 @@ class Recaller:
 
     async def catch_up(self, history: History) -> None:
         """With what left the prompt."""
-        sid = Sid(history.sid)
+        sid = _key(history)
         try:
             newest = await self._index.newest(sid, history.owner)
             gone = (item for item in history.items[: history.start] if item.number > newest)
@@ -93,12 +92,17 @@ class Recaller:
             self.results["unavailable"] += 1
             log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
 
-    async def forget(self, sid: Sid, owner: Tenant) -> None:
+    async def forget(self, history: History) -> None:
         """Of a session that is deleted."""
         try:
-            await self._index.forget(sid, owner)
+            await self._index.forget(_key(history), history.owner)
         except IndexUnavailable as error:
-            log.warning("a deleted session can still be searched", extra={"why": str(error), "sid": sid})
+            log.warning("a deleted session stays in the index", extra={"why": str(error), "sid": history.sid})
+
+
+def _key(history: History) -> Sid:
+    """Other replicas' mirrors are not told of a session that is deleted: one that has its name later has another key."""
+    return Sid(f"{history.sid}.{history.generation}")
 
 
 def _question(message: Message) -> str:

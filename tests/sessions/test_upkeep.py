@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +14,9 @@ from router.context.history import History
 from router.context.provenance import ACKNOWLEDGEMENT
 from router.context.view import Wishes
 from router.core.errors import WorkerError
+from router.core.request import Tenant
 from router.core.tenant import make_caller
+from router.recall.index import IndexUnavailable, Passage
 from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
 from router.sessions.janitor import Chore
@@ -380,3 +383,101 @@ async def test_a_store_that_is_away_fails_a_chore_and_nothing_else() -> None:
     assert results(desk) == {"failed": 1}
     client: FakeClient = await desk.take(user("next"))
     assert client.text == "to next"
+
+
+class WordIndex:
+    """Finds items that have a word of the query; newest first."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], dict[int, str]] = {}
+        self.is_away = False
+
+    async def newest(self, sid: Sid, owner: Tenant) -> int:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        return max(self.kept.get((sid, owner), {0: ""}))
+
+    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
+        self.kept.setdefault((sid, owner), {}).update(passages)
+
+    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        texts = self.kept.get((sid, owner), {})
+        found = [at for at, text in texts.items() if at <= upto and set(query.split()) & set(text.split())]
+        return sorted(found, reverse=True)[:limit]
+
+    async def forget(self, sid: Sid, owner: Tenant) -> None:
+        self.kept.pop((sid, owner), None)
+
+    async def close(self) -> None: ...
+
+
+def recall_desk(index: WordIndex, **more: Any) -> Desk:
+    return Desk(**{"strategy": "recall", "high_tokens": 1000, "low_tokens": 450, "index": index, **more})
+
+
+async def test_what_left_the_prompt_is_recalled_beside_the_question_and_stays_there() -> None:
+    desk = recall_desk(WordIndex())
+    await desk.take(user(f"my cat is called Mimi {LONG}"))
+    await talk(desk, 5)
+    await desk.take(user("what was the cat called"))
+    asked = shown(desk)[-1]
+    assert asked.startswith("[From earlier in this conversation")
+    assert "my cat is called Mimi" in asked
+    assert asked.endswith("\n\nwhat was the cat called")
+    await desk.take(user("thanks"))
+    assert shown(desk)[-3] == asked, "as it was sent"
+    assert (await desk.texts())[-4] == "what was the cat called", "the message is what the client said"
+
+
+async def test_what_was_recalled_is_neither_indexed_nor_told_of_in_notes() -> None:
+    index, writer = WordIndex(), FakeWriter()
+    desk = Desk(strategy="hybrid", high_tokens=1000, low_tokens=450, index=index, writer=writer)
+    await desk.take(user(f"my cat is called Mimi {LONG}"))
+    await talk(desk, 5)
+    await desk.take(user("what was the cat called"))
+    assert "Mimi" in shown(desk)[-1]
+    await talk(desk, 6)
+    (indexed,) = index.kept.values()
+    assert "what was the cat called" in indexed.values()
+    asked = [str(item.body) for source in writer.sources for item in source.items if item.role == "user"]
+    assert any("what was the cat called" in body for body in asked)
+    assert not any("[From earlier" in body for body in asked)
+
+
+async def test_a_question_goes_alone_when_nothing_can_be_searched() -> None:
+    index = WordIndex()
+    desk = recall_desk(index)
+    await desk.take(user(f"my cat is called Mimi {LONG}"))
+    await talk(desk, 5)
+    index.is_away = True
+    await desk.take(user("what was the cat called"))
+    assert shown(desk)[-1] == "what was the cat called"
+    assert desk.turns.upkeep.recaller.results["unavailable"] == 1
+
+
+async def test_a_session_that_is_deleted_leaves_nothing_to_be_found() -> None:
+    index = WordIndex()
+    desk = recall_desk(index)
+    desk.histories.on_deleted = desk.turns.upkeep.recaller.forget
+    await desk.take(user(f"my cat is called Mimi {LONG}"))
+    await talk(desk, 5)
+    other = Desk(desk.store)
+    assert index.kept
+    await other.histories.delete(SID, ACME.rules.tenant)  # whose mirror is another
+    desk.histories.hot.forget(SID)
+    await desk.take(user(f"a new life {LONG}"))
+    await talk(desk, 5)
+    await desk.take(user("what was the cat called"))
+    assert "Mimi" not in shown(desk)[-1]
+    await desk.histories.delete(SID, ACME.rules.tenant)
+    assert [texts for texts in index.kept.values() if any("a new life" in text for text in texts.values())] == []
+
+
+async def test_what_is_recalled_is_no_more_than_its_bound() -> None:
+    desk = recall_desk(WordIndex())
+    await talk(desk, 8)
+    await desk.take(user(f"0 1 2 {LONG}"))
+    block = shown(desk)[-1].split("\n\n0 1 2")[0]
+    assert len(block) < 50 * 4 + 200

@@ -1,0 +1,21 @@
+"""How several rankings of the same things become one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SMOOTHING = 10.0
+"""How little a place at the very top weighs more than the next ones: the constant of reciprocal rank fusion (Cormack, Clarke
+and Buettcher, SIGIR 2009). They have 60, for long rankings; of ours few are read."""
+
+
+def fuse(rankings: Sequence[Sequence[tuple[int, float]]], limit: int) -> list[int]:
+    """At most ``limit`` numbers, best first. ``rankings``: of ``(number, weight)``, each best first; a ranking that happens to
+    be unsure of a number gives it less weight. Each gives a number ``weight / (SMOOTHING + place)``, places from 1, and only
+    its best place in a ranking counts. Of equals the greater number, which is the newer one, comes first."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        first = dict(reversed(ranking))
+        for place, number in enumerate(dict.fromkeys(number for number, _ in ranking), 1):
+            scores[number] = scores.get(number, 0.0) + first[number] / (SMOOTHING + place)
+    return sorted(scores, key=lambda number: (-scores[number], -number))[:limit]

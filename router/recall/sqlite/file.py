@@ -1,0 +1,176 @@
+"""A SQLite file, or memory, and the one thread that reads and writes it: every call is a transaction, whole or not at all.
+
+The file is a mirror. One of an older release is emptied and built again; one of another program is not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from router.recall.index import IndexUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+APPLICATION_ID = 0x77617278
+"""Tells the file from other programs' databases: the letters "warx"."""
+VERSION = 1
+BUSY_S = 5.0
+"""How long a transaction waits for another process."""
+MAX_WAL_BYTES = 64 * 1024 * 1024
+
+# A piece's id is made of its session's and its place there (see rows.py), so a session's are neighbours in each table.
+# "used" grows with each addition. "dropped" names sessions that nobody finds any more, and whose pieces are still to be
+# deleted. A row of "vector" is a block of several, with the id of the first. "total" is the sum of the sessions' bytes.
+SCHEMA = (
+    """CREATE TABLE session (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        sid TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        newest INTEGER NOT NULL,
+        embedded INTEGER NOT NULL,
+        pieces INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        UNIQUE (sid, owner)
+    )""",
+    "CREATE INDEX session_use ON session (used)",
+    "CREATE TABLE total (bytes INTEGER NOT NULL)",
+    "INSERT INTO total VALUES (0)",
+    """CREATE TRIGGER total_of_changed AFTER UPDATE OF bytes ON session
+        BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END""",
+    """CREATE TRIGGER total_of_deleted AFTER DELETE ON session BEGIN UPDATE total SET bytes = bytes - old.bytes; END""",
+    "CREATE TABLE dropped (id INTEGER PRIMARY KEY)",
+    "CREATE TABLE piece (id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
+    "CREATE TABLE vector (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE model (name TEXT NOT NULL)",
+    """CREATE VIRTUAL TABLE word USING fts5 (
+        text, content = 'piece', content_rowid = 'id', detail = none, columnsize = 0,
+        tokenize = 'porter unicode61 remove_diacritics 2'
+    )""",
+)
+TABLES = ("word", "session", "total", "dropped", "piece", "vector", "model")
+
+
+class IndexFile:
+    """``pending``: calls that wait for the thread, and the one that it is at."""
+
+    def __init__(self, path: str, max_pending: int) -> None:
+        self.path = path
+        self.pending = 0
+        self.max_pending = max_pending
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recall")
+        self._connection: sqlite3.Connection | None = None
+
+    @classmethod
+    async def open(cls, path: str, max_pending: int) -> Self:
+        """Only its owner can read a file that is made here. Raises IndexUnavailable."""
+        file = cls(path, max_pending)
+        try:
+            await file._run(file._connect)
+        except BaseException:
+            await file.close()
+            raise
+        return file
+
+    async def read(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Raises IndexUnavailable. A call that is cancelled is not begun, or runs to its end; so with ``write``."""
+        return await self._run(self._transact, "BEGIN", lambda connection: work(connection, *args, **kwargs))
+
+    async def write(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As ``read``, but other processes' writes come before or after it. Raises IndexUnavailable."""
+        return await self._run(self._transact, "BEGIN IMMEDIATE", lambda connection: work(connection, *args, **kwargs))
+
+    async def close(self) -> None:
+        """What was asked before is done first. Closing again does nothing."""
+        with suppress(RuntimeError):
+            self._thread.submit(self._disconnect)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.pending >= self.max_pending:
+            raise IndexUnavailable(f"{self.path}: {self.pending} calls wait for it already")
+        try:
+            done = self._thread.submit(work, *args, **kwargs)
+        except RuntimeError as error:
+            raise IndexUnavailable(f"{self.path}: closed") from error
+        self.pending += 1
+        try:
+            return await asyncio.wrap_future(done)
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", type(error).__name__)
+            raise IndexUnavailable(f"{self.path}: {name}: {error}") from error
+        except OSError as error:
+            raise IndexUnavailable(f"{self.path}: {error.strerror}") from error
+        finally:
+            self.pending -= 1
+
+    # From here on in the thread.
+
+    def _connect(self) -> None:
+        if self.path != MEMORY:
+            _create(Path(self.path))
+        connection = self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        _check(connection)
+        # SQLite refuses this at once where another process is at it, which then does it for both.
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
+        # What a power failure takes away is indexed anew.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+        self._transact("BEGIN IMMEDIATE", _migrate)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection
+        if connection is None:
+            raise IndexUnavailable(f"{self.path}: closed")
+        connection.execute(begin)
+        try:
+            answer = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        return answer
+
+
+def _create(path: Path) -> None:
+    """For nobody else's eyes, whatever the umask."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if tables and application_id != APPLICATION_ID:
+        raise IndexUnavailable("the file is a database of another program")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    for table in TABLES:
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    for statement in SCHEMA:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -1,0 +1,173 @@
+"""An index in one SQLite file: words by FTS5, and vectors of meaning where there is an embedder.
+
+Passages are found by words as soon as they are added. Their vectors follow, and may be behind: what an embedder could not do
+is done when something is added to the session again. A search whose query could not be embedded goes by words alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from sqlite3 import Connection
+from typing import Self
+
+from router.core.request import Sid, Tenant
+from router.recall import rarity
+from router.recall.fusion import fuse
+from router.recall.index import Embedder, IndexUnavailable, Passage
+from router.recall.sqlite import rows
+from router.recall.sqlite.file import IndexFile
+from router.recall.words import query_words
+
+EMBEDDED_AT_ONCE = 32
+FUSED = 50
+"""Items of each ranking that are fused."""
+FUSED_PIECES = 500
+"""Pieces that are read for them by meaning: an item may have many that are near."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLimits:
+    max_pending: int = 256
+    """Calls that wait for the thread."""
+    search_timeout_s: float = 0.25
+    max_session_pieces: int = 50_000
+    """Of some 300 characters. The oldest of a session's go first."""
+    max_bytes: int = 1 << 30
+    """Texts and vectors; the file takes about twice that. The sessions that were not added to for longest go first, and the one
+    that is added to stays in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Of the two rankings in what is found; one of weight 0 is not made. They are those that did best in bench/recall.py."""
+
+    words: float = 3.0
+    """Of an item that has all words of the query. One with a share of them gets the share's square of it: who asks in
+    other words shares a few with many items that mean something else."""
+    meaning: float = 1.0
+
+
+DEFAULT_LIMITS, DEFAULT_WEIGHTS = IndexLimits(), Weights()
+
+
+class SqliteIndex:
+    """Several processes may share a file, if their embedder is the same."""
+
+    def __init__(self, file: IndexFile, embedder: Embedder | None, limits: IndexLimits, weights: Weights) -> None:
+        self._file = file
+        self._embedder = embedder
+        self._limits = limits
+        self._weights = weights
+
+    @classmethod
+    async def open(
+        cls,
+        path: str,
+        embedder: Embedder | None = None,
+        limits: IndexLimits = DEFAULT_LIMITS,
+        weights: Weights = DEFAULT_WEIGHTS,
+    ) -> Self:
+        """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
+        the caller's to close. Raises IndexUnavailable."""
+        file = await IndexFile.open(path, limits.max_pending)
+        try:
+            if embedder is not None:
+                await file.write(rows.keep_model, f"{embedder.name} {embedder.dimensions}")
+        except BaseException:
+            await file.close()
+            raise
+        return cls(file, embedder, limits, weights)
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for the thread, and the one that it is at."""
+        return self._file.pending
+
+    @property
+    def max_pending(self) -> int:
+        return self._file.max_pending
+
+    async def newest(self, sid: Sid, owner: Tenant) -> int:
+        return await self._file.read(rows.newest, sid, owner)
+
+    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
+        await self._file.write(rows.add, sid, owner, passages, self._limits.max_session_pieces)
+        await self._file.write(rows.forget_oldest, self._limits.max_bytes)
+        await self._delete_dropped()
+        if self._embedder is not None:
+            await self._embed(sid, owner, self._embedder)
+
+    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+        words = query_words(query)
+        if not words:
+            return []
+        try:
+            async with asyncio.timeout(self._limits.search_timeout_s):
+                by_words = await self._search_words(sid, owner, words, upto)
+                by_meaning = await self._search_vectors(sid, owner, query, upto)
+        except TimeoutError as error:
+            told = f"{self._file.path}: no answer within {self._limits.search_timeout_s} s"
+            raise IndexUnavailable(told) from error
+        return fuse((by_words, by_meaning), limit)
+
+    async def forget(self, sid: Sid, owner: Tenant) -> None:
+        await self._file.write(rows.forget, sid, owner)
+        await self._delete_dropped()
+
+    async def close(self) -> None:
+        await self._file.close()
+
+    async def _delete_dropped(self) -> None:
+        while await self._file.write(rows.delete_dropped):
+            pass
+
+    async def _embed(self, sid: Sid, owner: Tenant, embedder: Embedder) -> None:
+        from router.recall.vectors import pack
+
+        while found := await self._file.read(rows.without_vector, sid, owner, EMBEDDED_AT_ONCE):
+            vectors = await embedder.embed([piece.text for piece in found])
+            block = pack([rows.place_of(piece.id) for piece in found], vectors)
+            await self._file.write(rows.add_vectors, sid, owner, found, block)
+
+    async def _search_words(self, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[tuple[int, float]]:
+        """``(number, weight)``, best first; so below."""
+        if not self._weights.words:
+            return []
+        found = await self._file.read(_by_words, sid, owner, words, upto)
+        return [(number, self._weights.words * share**2) for number, share in found]
+
+    async def _search_vectors(self, sid: Sid, owner: Tenant, query: str, upto: int) -> list[tuple[int, float]]:
+        if self._embedder is None or not self._weights.meaning:
+            return []
+        try:
+            (vector,) = await self._embedder.embed([query])
+        except IndexUnavailable:
+            return []
+        found = await self._file.read(_by_meaning, sid, owner, vector, upto)
+        return [(number, self._weights.meaning) for number in found]
+
+
+def _by_words(
+    connection: Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int
+) -> list[tuple[int, float]]:
+    """Items' numbers, each once, and how much of the query their best piece has; best first."""
+    session = rows.find(connection, sid, owner)
+    if session is None:
+        return []
+    ranked = rarity.rank(rows.postings(connection, sid, owner, words, upto), session.pieces)
+    best = {rows.number_of(place): share for place, share in reversed(ranked)}
+    return [(number, best[number]) for number in _items([place for place, _ in ranked])]
+
+
+def _by_meaning(connection: Connection, sid: Sid, owner: Tenant, vector: Sequence[float], upto: int) -> list[int]:
+    """Items' numbers, each once, best first."""
+    from router.recall.vectors import nearest
+
+    oldest, blocks = rows.vectors(connection, sid, owner, upto)
+    return _items(nearest(blocks, vector, oldest, rows.last_place(upto), FUSED_PIECES))
+
+
+def _items(places: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys(map(rows.number_of, places)))[:FUSED]
