@@ -205,7 +205,7 @@ async def ask(index: SqliteIndex, dialogues: Sequence[Dialogue]) -> Asked:
 async def measure(embedder: KeptEmbedder, dialogues: Sequence[Dialogue], path: str) -> dict[str, Asked]:
     found = {}
     for ranking, weights in RANKINGS.items():
-        index = await SqliteIndex.open(path, embedder, IndexLimits(search_timeout_s=10), weights)
+        index = await SqliteIndex.open(path, embedder, IndexLimits(search_timeout_s=10, embed_timeout_s=10), weights)
         try:
             for dialogue in dialogues:
                 await fill(index, dialogue)

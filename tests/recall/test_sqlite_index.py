@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
+import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -132,15 +134,29 @@ async def test_the_oldest_sessions_go_when_there_are_too_many_bytes(path: Path) 
     await index.close()
 
 
-async def test_a_search_that_takes_too_long_is_given_up() -> None:
+async def test_a_query_that_is_not_embedded_in_time_is_found_by_words() -> None:
     class Asleep(LetterEmbedder):
-        async def embed(self, texts: object) -> list[list[float]]:
-            await asyncio.Event().wait()
-            return []
+        async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+            if texts == ["quince"]:
+                await asyncio.Event().wait()
+            return await super().embed(texts)
 
-    index = await SqliteIndex.open(":memory:", Asleep(), IndexLimits(search_timeout_s=0.01))
+    index = await SqliteIndex.open(":memory:", Asleep(), IndexLimits(embed_timeout_s=0.01, search_timeout_s=30))
+    await index.add(SID, ANN, [Passage(1, "apple"), Passage(2, "a quince")])
+    assert await find(index, "quince") == [2]
+    assert index.searches_without_meaning == 1
+    await index.close()
+
+
+async def test_a_search_that_must_wait_too_long_is_given_up() -> None:
+    index = await SqliteIndex.open(":memory:", None, IndexLimits(search_timeout_s=0.01))
+    goes_on = threading.Event()
+    work = asyncio.create_task(index._file.read(lambda _: goes_on.wait(30)))
+    await asyncio.sleep(0)
     with pytest.raises(IndexUnavailable, match="no answer within"):
         await find(index, "apple")
+    goes_on.set()
+    assert await work
     await index.close()
 
 

@@ -20,7 +20,8 @@ from router.recall.sqlite import rows
 from router.recall.sqlite.file import IndexFile
 from router.recall.words import query_words
 
-EMBEDDED_AT_ONCE = 32
+ADDED_AT_ONCE, EMBEDDED_AT_ONCE = 50, 32
+"""Items and pieces, that searches need not wait long for the thread."""
 FUSED = 50
 """Items of each ranking that are fused."""
 FUSED_PIECES = 500
@@ -32,6 +33,8 @@ class IndexLimits:
     max_pending: int = 256
     """Calls that wait for the thread."""
     search_timeout_s: float = 0.25
+    embed_timeout_s: float = 0.15
+    """Of a query. After it, words alone decide."""
     max_session_pieces: int = 50_000
     """Of some 300 characters. The oldest of a session's go first."""
     max_bytes: int = 1 << 30
@@ -60,6 +63,8 @@ class SqliteIndex:
         self._embedder = embedder
         self._limits = limits
         self._weights = weights
+        self.searches_without_meaning = 0
+        """Whose query the embedder could not embed, or not in time. They went by words alone."""
 
     @classmethod
     async def open(
@@ -93,7 +98,9 @@ class SqliteIndex:
         return await self._file.read(rows.newest, sid, owner)
 
     async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
-        await self._file.write(rows.add, sid, owner, passages, self._limits.max_session_pieces)
+        for at in range(0, len(passages), ADDED_AT_ONCE):
+            some = passages[at : at + ADDED_AT_ONCE]
+            await self._file.write(rows.add, sid, owner, some, self._limits.max_session_pieces)
         await self._file.write(rows.forget_oldest, self._limits.max_bytes)
         await self._delete_dropped()
         if self._embedder is not None:
@@ -142,8 +149,10 @@ class SqliteIndex:
         if self._embedder is None or not self._weights.meaning:
             return []
         try:
-            (vector,) = await self._embedder.embed([query])
-        except IndexUnavailable:
+            async with asyncio.timeout(self._limits.embed_timeout_s):
+                (vector,) = await self._embedder.embed([query])
+        except (IndexUnavailable, TimeoutError):
+            self.searches_without_meaning += 1
             return []
         found = await self._file.read(_by_meaning, sid, owner, vector, upto)
         return [(number, self._weights.meaning) for number in found]
