@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ MARKS = Marks(high=8000, low=3000)
 REAL_SEEDS = 2
 REAL_TURNS, REAL_SYSTEM_TOKENS = 40, 150
 REAL_MARKS = Marks(high=1200, low=500)
-TIME_SCALE = 5.0
-SWEEP_SEEDS, SWEEP_TURNS, SWEEP_TIME_SCALE = 4, 300, 100.0
+TIME_SCALE, PAUSE_S = 5.0, 0.02
+SWEEP_SEEDS, SWEEP_TURNS, SWEEP_TIME_SCALE, SWEEP_PAUSE_S = 4, 300, 100.0, 0.008
 
 MIN_WINDOW_HITS, MIN_SUMMARY_HITS = 0.94, 0.95
 MAX_PREFILL_SHARE = 1 / 20
@@ -71,7 +71,7 @@ def simulated_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) -> 
         count=count_simulated,
         window=WINDOW,
         time_scale=arguments.time_scale or (SWEEP_TIME_SCALE if arguments.sweep else TIME_SCALE),
-        pause_s=arguments.pause_ms / 1e3,
+        pause_s=arguments.pause_ms / 1e3 or (SWEEP_PAUSE_S if arguments.sweep else PAUSE_S),
         extra=dict(one.split("=", 1) for one in arguments.set),
     )
 
@@ -96,7 +96,7 @@ async def real_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) ->
         window=model.get("max_model_len") or WINDOW,
         worker=worker,
         time_scale=1.0,
-        pause_s=arguments.pause_ms / 1e3,
+        pause_s=arguments.pause_ms / 1e3 or PAUSE_S,
         extra=dict(one.split("=", 1) for one in arguments.set),
     )
 
@@ -105,7 +105,7 @@ def counting_bytes(bytes_per_token: float) -> Count:
     return lambda text: round(len(text.encode()) / bytes_per_token)
 
 
-async def compare(plan: Plan, ways: list[str], marks: Marks, slack: int) -> dict[str, dict[str, Any]]:
+async def compare(plan: Plan, ways: Sequence[str], marks: Marks, slack: int) -> dict[str, dict[str, Any]]:
     figures = {}
     for way in ways:
         began = time.monotonic()
@@ -147,11 +147,12 @@ def claims(figures: Figures) -> dict[str, bool]:
 async def main(arguments: argparse.Namespace) -> int:
     dialogues = read_dialogues(arguments.dialogues)
     plan = await real_plan(arguments, dialogues) if arguments.vllm else simulated_plan(arguments, dialogues)
+    ways = arguments.ways.split(",") if arguments.ways else []
     if arguments.sweep:
-        return conclude("context-sweep", *await sweep(plan, arguments.ways.split(",") if arguments.ways else None))
+        return conclude("context-sweep", *await sweep(plan, ways))
     marks = REAL_MARKS if arguments.vllm else MARKS
-    ways = arguments.ways.split(",") if arguments.ways else list(WAYS)
-    figures = await compare(plan, ways, marks, 4 * SLACK_TOKENS if arguments.vllm else SLACK_TOKENS)
+    marks = Marks(arguments.high or marks.high, arguments.low or marks.low)
+    figures = await compare(plan, ways or WAYS, marks, 4 * SLACK_TOKENS if arguments.vllm else SLACK_TOKENS)
     is_real = bool(arguments.vllm)
     return conclude("context-vllm" if is_real else "context", figures, {} if is_real else claims(figures))
 
@@ -160,10 +161,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dialogues", type=Path, required=True, help="a dialogue a line, as MT-Bench-101 has them")
     parser.add_argument("--ways", default="", help=f"of {', '.join(WAYS)}; all of them")
+    parser.add_argument("--high", type=int, default=0, help="mark, in tokens")
+    parser.add_argument("--low", type=int, default=0, help="mark, in tokens")
     parser.add_argument("--sessions", type=int, default=0)
     parser.add_argument("--turns", type=int, default=0)
     parser.add_argument("--time-scale", type=float, default=0)
-    parser.add_argument("--pause-ms", type=float, default=20, help="wall time between an answer and the next question")
+    parser.add_argument(
+        "--pause-ms", type=float, default=0, help="wall time between a turn and the next; 20, in a sweep 8"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the router's environment")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--vllm", default="", metavar="URL")

@@ -57,7 +57,7 @@ def summed_up(sessions: Sequence[Sequence[Sample]], notes_tokens: int, time_scal
         "ttft_s": {"broken": _times(broken, time_scale), "others": _times([b for _, b in unbroken], time_scale)},
         "breaks_per_100_turns": round(100 * len(broken) / len(turns), 2),
         "compression": round(sum(one.raw for one in turns) / sum(one.prompt for one in turns), 3),
-        "put_in_tokens_a_turn": round(mean([put_in(*pair) for pair in unbroken] or [0]), 1),
+        "put_in_tokens_a_turn": round(mean([put_in(*pair) for pair in unbroken] or [0])),
         "summariser_tokens": notes_tokens,
         "cost_index": {f"{p.write:g}, {p.read:g}": round(cost(turns, p, notes_tokens / len(turns)), 1) for p in PRICES},
     }

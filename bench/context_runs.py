@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
@@ -108,7 +108,8 @@ def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[
         "WARMROUTE_CONTEXT__STRATEGY": way.removeprefix(SESSION),
         "WARMROUTE_CONTEXT__HIGH_TOKENS": str(marks.high),
         "WARMROUTE_CONTEXT__LOW_TOKENS": str(marks.low),
-        "WARMROUTE_CONTEXT__SUMMARY_URL": summary_url,
+        "WARMROUTE_CONTEXT__NOTES_URL": summary_url,
+        "WARMROUTE_CONTEXT__NOTES_RETRY_S": "0.1",  # a wall second has dozens of turns here, and a user's none
     }
 
 
@@ -151,8 +152,9 @@ async def _all_up(http: ClientSession, router: ServedRouter, workers: int) -> No
             await asyncio.sleep(0.05)
 
 
-async def _series(http: ClientSession, router: ServedRouter) -> dict[str, Any]:
+async def _series(http: ClientSession, router: ServedRouter) -> dict[str, float]:
     """What the router says of its contexts, where it says anything."""
     async with http.get(f"{router.admin_url}/metrics") as answer:
         lines = (await answer.text()).splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if _SERIES.match(line))}
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if _SERIES.match(line))}
+    return {name: value for name, value in found.items() if value}

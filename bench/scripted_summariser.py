@@ -1,4 +1,4 @@
-"""A summariser that is always there and says what it read, shortened: sentences of it, evenly spread, about 400 tokens."""
+"""A summariser that is always there and says what it read, shortened: sentences of it, evenly spread, at most 400 tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from aiohttp import web
 from bench.dialogues import Count
 
 SUMMARY_TOKENS = 400
+MAX_SHARE = 0.5
+"""Of what it read: a summary is shorter."""
 MODEL = "summariser"
 
 
@@ -28,7 +30,7 @@ class Summariser:
     def summary(self, messages: list[dict[str, Any]], max_tokens: int) -> dict[str, Any]:
         text = "\n".join(_text(message.get("content")) for message in messages)
         asked = self._count(text)
-        said = shortened(text, min(SUMMARY_TOKENS / max(asked, 1), 1.0), max_tokens, self._count)
+        said = shortened(text, min(SUMMARY_TOKENS / max(asked, 1), MAX_SHARE), max_tokens, self._count)
         answered = self._count(said)
         self.calls += 1
         self.tokens += asked + answered
