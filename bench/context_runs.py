@@ -29,7 +29,7 @@ from bench.context_client import (
     system_message,
 )
 from bench.dialogues import Count, Turn
-from bench.scripted_summariser import summarising
+from bench.scripted_summariser import SUMMARY_TOKENS, summarising
 from bench.verdict import ServedRouter, served
 
 KEEPERS: Mapping[str, Keep] = {
@@ -109,6 +109,7 @@ def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[
         "WARMROUTE_CONTEXT__HIGH_TOKENS": str(marks.high),
         "WARMROUTE_CONTEXT__LOW_TOKENS": str(marks.low),
         "WARMROUTE_CONTEXT__NOTES_URL": summary_url,
+        "WARMROUTE_CONTEXT__NOTES_TOKENS": str(min(SUMMARY_TOKENS, marks.low // 5)),
         "WARMROUTE_CONTEXT__NOTES_RETRY_S": "0.1",  # a wall second has dozens of turns here, and a user's none
     }
 
