@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import msgspec
@@ -155,6 +156,11 @@ class History:
             for number, entry in self._open[at].entries
             if entry.kind is Kind.MESSAGE
         ]
+
+    def tokens_of(self, turn: int) -> int:
+        """Of a turn among the newest: its question and its answer. O(its items)."""
+        newest = takewhile(lambda item: item.turn >= turn, reversed(self.items))
+        return sum(item.tokens for item in newest if item.turn == turn)
 
     @property
     def last_turn(self) -> int:

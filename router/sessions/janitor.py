@@ -35,6 +35,9 @@ ATTEMPTS = 4
 
 DAY_S = 86_400.0
 
+LEAST_SHRINKING, LEAST_NOTES_TOKENS = 4, 16
+"""Notes are asked to be a quarter of what they stand for, at the most: longer ones are refused, or spare little."""
+
 
 @dataclass(frozen=True, slots=True)
 class JanitorSettings:
@@ -202,7 +205,8 @@ class Janitor:
         source = source_of(history, work.upto)
         try:
             async with asyncio.timeout(self._settings.work_s):
-                written = await self._writer.write(chore.ask, history, source, self._settings.notes_tokens)
+                max_tokens = min(self._settings.notes_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_NOTES_TOKENS))
+                written = await self._writer.write(chore.ask, history, source, max_tokens)
         except (RouterError, TimeoutError) as error:
             log.warning("notes were not written", extra={"why": str(error) or "they took too long"})
             return "failed"

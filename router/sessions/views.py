@@ -136,7 +136,7 @@ class Views:
 
     def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
         """A turn has ended: learn from it. None: the janitor has nothing to do here."""
-        self.economy.on_turn(sum(draft.tokens for draft in plan.drafts), is_first=plan.prompt.earlier_bytes == 0)
+        self.economy.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
         if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
             earlier = record.prompt_tokens * plan.prompt.earlier_bytes / plan.prompt.fingerprint.prompt_bytes
             self.economy.on_prefix(earlier, record.actual_cached_tokens)

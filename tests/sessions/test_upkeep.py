@@ -346,6 +346,12 @@ async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
     assert desk.turns.upkeep.janitor.budget.left(rules) == 700
 
 
+async def test_a_turn_grows_a_history_by_its_question_and_its_answer() -> None:
+    desk = window_desk(high_tokens=100_000)
+    await talk(desk, 60)
+    assert desk.turns.upkeep.views.economy.growth == pytest.approx(202, rel=0.15)
+
+
 async def test_what_waits_for_the_janitor_is_bounded() -> None:
     desk = window_desk()
     janitor = upkeep_of(desk.histories, lambda: desk.now, max_waiting=2).janitor
