@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from router.context.provenance import recalled
+from router.context.provenance import FRAME_CHARS, recalled
 
-LEAST_CHARS = 40
+LINE_CHARS = 25
+"""Of a passage, beside what it says."""
+
+LEAST_CHARS = 65
 """Less of a passage says nothing."""
 
 _WORD = re.compile(r"\w+")
@@ -23,18 +26,21 @@ class Found(NamedTuple):
     text: str
 
 
-def compose(found: Sequence[Found], question: str, max_chars: int) -> str:
-    """``found``: best first; shown in the order in which they were said. Empty: nothing fits."""
+def compose(found: Sequence[Found], question: str, max_chars: int, shown_already: Collection[int] = ()) -> str:
+    """``found``: best first; shown in the order in which they were said. ``max_chars``: of all of it. ``shown_already``: items
+    that the prompt has from an earlier question. Empty: nothing fits."""
     shown: list[Found] = []
-    left = max_chars
+    left = max_chars - FRAME_CHARS
     for each in found:
         if left < LEAST_CHARS:
             break
-        text = excerpt(each.text, question, left)
+        if each.number in shown_already:
+            continue
+        text = excerpt(each.text, question, left - LINE_CHARS)
         if text:
             shown.append(each._replace(text=text))
-            left -= len(text)
-    return recalled([(each.role, each.text) for each in sorted(shown)]) if shown else ""
+            left -= len(text) + LINE_CHARS
+    return recalled(sorted(shown)) if shown else ""
 
 
 def excerpt(text: str, question: str, max_chars: int) -> str:

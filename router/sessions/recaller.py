@@ -14,6 +14,7 @@ import msgspec
 from router.context.entry import Draft, Kind
 from router.context.history import History, Item
 from router.context.messages import Message
+from router.context.provenance import recalled_numbers
 from router.context.recollection import Found, compose
 from router.context.summaries import text_of
 from router.recall.index import IndexUnavailable, Passage, RecallIndex
@@ -76,7 +77,8 @@ class Recaller:
         finally:
             self._observe(self._clock() - began_at)
         bytes_per_token = self._bytes_per_token(ask.incoming.model)
-        text = compose(_found(history, numbers), question, round(self._rules.max_tokens * bytes_per_token))
+        max_chars = round(self._rules.max_tokens * bytes_per_token)
+        text = compose(_found(history, numbers), question, max_chars, _shown(history))
         self.results["found" if text else "nothing"] += 1
         return Draft(Kind.RECALL, msgspec.json.encode(text), round(len(text) / bytes_per_token)) if text else None
 
@@ -107,6 +109,12 @@ def _key(history: History) -> Sid:
 
 def _question(message: Message) -> str:
     return text_of(msgspec.json.encode(message)) if message.get("role") == "user" else ""
+
+
+def _shown(history: History) -> set[int]:
+    """Items that the prompt has beside earlier questions."""
+    texts = [msgspec.json.decode(item.recall[1]) for item in history.items[history.start :] if item.recall is not None]
+    return {number for text in texts for number in recalled_numbers(text)}
 
 
 def _found(history: History, numbers: Sequence[int]) -> list[Found]:

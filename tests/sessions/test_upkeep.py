@@ -11,7 +11,7 @@ import pytest
 
 from router.context.compaction import Source
 from router.context.history import History
-from router.context.provenance import ACKNOWLEDGEMENT
+from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
 from router.core.errors import WorkerError
 from router.core.request import Tenant
@@ -486,4 +486,16 @@ async def test_what_is_recalled_is_no_more_than_its_bound() -> None:
     await talk(desk, 8)
     await desk.take(user(f"0 1 2 {LONG}"))
     block = shown(desk)[-1].split("\n\n0 1 2")[0]
-    assert len(block) < 50 * 4 + 200
+    assert 0 < len(block) <= 100 * 4
+
+
+async def test_what_the_prompt_has_beside_an_earlier_question_is_not_recalled_again() -> None:
+    desk = recall_desk(WordIndex())
+    await desk.take(user(f"my cat is called Mimi {LONG}"))
+    await talk(desk, 5)
+    await desk.take(user("what was the cat called"))
+    await desk.take(user("the cat once more"))
+    first, second = recalled_numbers(shown(desk)[-3]), recalled_numbers(shown(desk)[-1])
+    assert first
+    assert second
+    assert not first & second
