@@ -155,7 +155,8 @@ class Model:
         """The worker was sent what the log has. What a journal handed over late may have been missing."""
         late = {text for other in before if other in self.world.late for text in self._turn_texts(other)}
         sent = [text for text in exchange.sent if text not in late]
-        assert sent == [text for text in before + news if text not in late], "the worker was sent another history"
+        stored = [text for text in before + news if text not in late]
+        assert sent == stored, f"the worker was sent another history: {sent}, not {stored}"
 
     def _turn_texts(self, text: str) -> list[str]:
         return [text, *self.try_of(self.by_answer(text)).sent] if text[0] == "a" else [text]
