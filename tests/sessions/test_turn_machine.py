@@ -462,7 +462,7 @@ def run_machine(opens: Callable[[Path], AbstractAsyncContextManager[Trial]], *, 
     run_state_machine_as_test(
         type("Machine", (TurnMachine,), {"opens": staticmethod(opens), "is_journaled": is_journaled}),
         settings=settings(
-            max_examples=EXAMPLES or 50,
+            max_examples=EXAMPLES or 25,
             stateful_step_count=40,
             deadline=None,
             derandomize=not EXAMPLES,
