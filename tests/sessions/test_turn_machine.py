@@ -32,9 +32,9 @@ from router.sessions.names import Names, Space
 from router.sessions.store import Sid, Store
 from tests.redis_servers import running
 from tests.sessions.contract import STORES, Trial, redis_trial_on
-from tests.sessions.desk import ACME, contents, said, user
+from tests.sessions.desk import ACME, said, user
 from tests.sessions.test_turns import babble, break_off, find_nobody, refuse, stop_without_reason
-from tests.sessions.turn_model import Model, Session, Try, require_same
+from tests.sessions.turn_model import Model, Session, Try, require_same, turns_of
 from tests.sessions.turn_world import Exchange, Fault, Reader, Router, StoreThread, World
 from tests.sessions.virtual_loop import VirtualLoop
 
@@ -139,8 +139,9 @@ class TurnMachine(RuleBasedStateMachine):
     def begin_with_everything(self, router: int, session: int, lacks: int, stream: bool, steps: int) -> None:
         """All that is known of the session is sent again. Some of its turns the client may not know."""
         to = self.session(session)
-        known = self.run(self.read(to))
-        self.take(router, to, [*known[: max(0, len(known) - 2 * lacks)], self.news()], steps, stream=stream)
+        turns = self.run(self.read(to))
+        known = [text for texts in turns[: len(turns) - lacks] for text in texts]
+        self.take(router, to, [*known, self.news()], steps, stream=stream)
 
     @rule(router=ROUTERS, session=SESSIONS, count=st.integers(1, 3), steps=STEPS)
     def add(self, router: int, session: int, count: int, steps: int) -> None:
@@ -300,14 +301,14 @@ class TurnMachine(RuleBasedStateMachine):
         await asyncio.sleep(LEASE_S + 1.0)
         self.is_troubled = False
 
-    async def read(self, session: Session) -> list[str]:
+    async def read(self, session: Session) -> list[list[str]]:
+        """The texts of each of its turns."""
+        histories = Histories(cast(Store, self.world), HotHistories(1), lambda: 0.0)
         try:
-            history, _ = await Histories(cast(Store, self.world), HotHistories(1), lambda: 0.0).load(
-                session.sid, session.owner
-            )
+            history, _ = await histories.load(session.sid, session.owner)
         except SessionNotFound:
             return []
-        return contents(history)
+        return turns_of(history)
 
     def take(self, router: int, session: Session, sent: list[str], steps: int, **wishes: Any) -> None:
         self.run(self._take(self.routers[router], session, sent, wishes))
