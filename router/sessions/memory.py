@@ -260,9 +260,8 @@ def _release(session: _Session) -> None:
 
 def _unknown(session: _Session, known: Known) -> tuple[bool, list[bytes], bytes | None]:
     """Must all be read anew; what of the log is not known; the view, where another is known.
-    An unknown session without entries has nothing to be read."""
-    is_ahead = known.generation == session.generation and known.head > len(session.entries)
-    same = known.generation == session.generation and not is_ahead
-    starts_over = is_ahead or (not same and bool(session.entries))
+    Where neither has entries, there is nothing to be read, nor to be forgotten."""
+    same = known.generation == session.generation and known.head <= len(session.entries)
+    starts_over = not same and bool(known.head or session.entries)
     tail = session.entries[known.head :] if same else session.entries[:]
     return starts_over, tail, session.view if not same or known.epoch != session.epoch else None

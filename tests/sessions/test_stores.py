@@ -169,10 +169,22 @@ async def test_a_session_that_was_deleted_is_another_when_it_comes_back(store: S
     assert (found.starts_over, list(found.tail), found.turns) == (True, [b"new", b"newer"], 0)
 
 
-async def test_a_new_session_does_not_start_over_where_there_is_nothing_to_read(store: Store, sid: Sid) -> None:
+async def test_entries_behind_those_of_a_deleted_session_do_not_come_into_one_that_has_none(
+    store: Store, sid: Sid
+) -> None:
     first = await a_turn(store, sid, b"old")
     await store.delete(sid, OWNER)
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, 1), entries=(b"new",), turn=1))
+    failed = await begun_by(store, asks(sid))
+    await store.release(sid, OWNER, failed.fence)
+    begun = await begun_by(store, asks(sid, known=Known(first.generation, 1), entries=(b"new",), turn=2))
+    assert (begun.turn, begun.starts_over, begun.appended, begun.head) == (2, True, False, 0)
+    assert (await loaded(store, sid, Known(first.generation, 1))).starts_over
+
+
+async def test_a_new_session_does_not_start_over_for_whoever_knew_no_entries(store: Store, sid: Sid) -> None:
+    first = await a_turn(store, sid)
+    await store.delete(sid, OWNER)
+    begun = await begun_by(store, asks(sid, known=Known(first.generation, 0), entries=(b"new",), turn=1))
     assert (begun.starts_over, begun.appended, begun.head, begun.turn) == (False, True, 1, 1)
 
 

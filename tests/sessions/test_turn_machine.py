@@ -32,9 +32,9 @@ from router.sessions.names import Names, Space
 from router.sessions.store import Sid, Store
 from tests.redis_servers import running
 from tests.sessions.contract import STORES, Trial, redis_trial_on
-from tests.sessions.desk import ACME, contents, said, user
+from tests.sessions.desk import ACME, said, user
 from tests.sessions.test_turns import babble, break_off, find_nobody, refuse, stop_without_reason
-from tests.sessions.turn_model import Model, Session, Try, require_same
+from tests.sessions.turn_model import Model, Session, Try, require_same, turns_of
 from tests.sessions.turn_world import Exchange, Fault, Reader, Router, StoreThread, World
 from tests.sessions.virtual_loop import VirtualLoop
 
@@ -43,8 +43,9 @@ LEASE_S = 15.0
 EXAMPLES = int(os.environ.get("TURN_MACHINE_EXAMPLES", "0"))
 
 ROUTERS = st.integers(0, 2)
-SESSIONS = st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4, 5])
+SESSIONS = st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5])
 SYSTEMS = st.sampled_from(["", "", "", "s1", "s2"])
+BUSY = st.sampled_from(["queue", "queue", "reject", "fork"])
 ANY = st.integers(0, 9)
 KINDS = st.sampled_from(["begin", "append", "end", "load", "create", "renew", "release", "leave", "delete"])
 FAULTS = st.sampled_from(["spared", "lost", "unheard", "hung"])
@@ -73,6 +74,7 @@ class TurnMachine(RuleBasedStateMachine):
                 sid = names.sid(caller.rules.tenant, Space.SESSION, name)
                 self.model.sessions.append(Session(sid, caller))
         self.routers: list[Router] = []
+        self.clears_in = 0
         self.is_troubled = False
         """A claim may have been left, and its lease must end first."""
         self.complaints: list[dict[str, Any]] = []
@@ -111,8 +113,8 @@ class TurnMachine(RuleBasedStateMachine):
     @rule(
         router=ROUTERS,
         session=SESSIONS,
-        on_busy=st.sampled_from(["queue", "queue", "reject", "fork"]),
-        has_key=st.booleans(),
+        on_busy=BUSY,
+        has_key=st.sampled_from([True, True, False]),
         system=SYSTEMS,
         stream=st.booleans(),
         steps=STEPS,
@@ -137,8 +139,9 @@ class TurnMachine(RuleBasedStateMachine):
     def begin_with_everything(self, router: int, session: int, lacks: int, stream: bool, steps: int) -> None:
         """All that is known of the session is sent again. Some of its turns the client may not know."""
         to = self.session(session)
-        known = self.run(self.read(to))
-        self.take(router, to, [*known[: max(0, len(known) - 2 * lacks)], self.news()], steps, stream=stream)
+        turns = self.run(self.read(to))
+        known = [text for texts in turns[: len(turns) - lacks] for text in texts]
+        self.take(router, to, [*known, self.news()], steps, stream=stream)
 
     @rule(router=ROUTERS, session=SESSIONS, count=st.integers(1, 3), steps=STEPS)
     def add(self, router: int, session: int, count: int, steps: int) -> None:
@@ -156,6 +159,7 @@ class TurnMachine(RuleBasedStateMachine):
     @rule(router=ROUTERS, session=SESSIONS, stream=st.booleans(), system=SYSTEMS)
     def talk(self, router: int, session: int, **wishes: Any) -> None:
         """A turn from its beginning to its end, if nothing is in the way."""
+        wishes["key"] = f"k{len(self.model.tries)}"
         self.take(router, self.session(session), [self.news()], IDLE, **wishes)
         self.answer_last(IDLE)
 
@@ -181,6 +185,27 @@ class TurnMachine(RuleBasedStateMachine):
         while self.world.open:
             self.answer_last(IDLE)
             self.wait(0.05)
+
+    @rule(router=ROUTERS, session=SESSIONS, on_busy=BUSY, steps=st.integers(0, 13), answers=st.booleans())
+    def begin_and_leave(self, router: int, session: int, on_busy: str, steps: int, answers: bool) -> None:
+        """Wherever the turn stands behind so many steps, of its beginning or its end."""
+        self.take(router, self.session(session), [self.news()], IDLE if answers else steps, on_busy=on_busy)
+        if answers and self.world.open:
+            self.answer_last(steps)
+        if not self.model.tries[-1].task.done():
+            self.cut(self.model.tries[-1])
+        self.go_on(IDLE)
+
+    @rule(router=ROUTERS | st.none(), fault=FAULTS, seconds=st.sampled_from([0.3, 2.0, 16.0, 31.0]), session=SESSIONS)
+    def outlive(self, router: int | None, fault: Fault, seconds: float, session: int) -> None:
+        """The store is away for so long. Meanwhile workers answer what they were asked before, and others go on."""
+        self.part(router, fault, 0, IDLE)
+        while self.world.open:
+            self.answer_last(IDLE)
+        self.wait(seconds)
+        if router is not None:
+            self.talk((router + 1) % 3, session, stream=True)
+        self.clear()
 
     @precondition(lambda self: self.under_way)
     @rule(pick=ANY, is_noticed=st.sampled_from([True, True, False]), steps=STEPS)
@@ -208,22 +233,22 @@ class TurnMachine(RuleBasedStateMachine):
         self.trouble()
         self.world.faults[kind].append(fault)
 
-    @rule(router=ROUTERS | st.none(), fault=FAULTS, steps=STEPS)
-    def part(self, router: int | None, fault: Fault, steps: int) -> None:
-        """The store is away, for one router or all."""
+    @rule(router=ROUTERS | st.none(), fault=FAULTS, lasts=st.integers(1, 6), steps=STEPS)
+    def part(self, router: int | None, fault: Fault, lasts: int, steps: int) -> None:
+        """The store is away, for one router or all, while so many rules are followed."""
         self.trouble()
+        self.clears_in = lasts
         for away in self.routers if router is None else [self.routers[router]]:
             away.handle.weather = fault
         self.go_on(steps)
 
     @precondition(lambda self: self.is_troubled)
-    @rule(mends=st.booleans(), haunts=st.booleans(), rests=st.booleans(), steps=STEPS)
-    def mend(self, mends: bool, haunts: bool, rests: bool, steps: int) -> None:
-        """``haunts``: what hung reaches the store. ``rests``: all that, and time passes."""
-        if mends or rests:
+    @rule(rests=st.booleans(), steps=STEPS)
+    def haunt(self, rests: bool, steps: int) -> None:
+        """What hung reaches the store. ``rests``: all is well besides, until no claim can be left."""
+        if rests:
             self.clear()
-        if haunts or rests:
-            self.run(self.haunt())
+        self.run(self._haunt())
         if rests:
             self.run(self.rest())
         self.go_on(steps)
@@ -268,7 +293,7 @@ class TurnMachine(RuleBasedStateMachine):
             router.handle.weather = None
         self.world.faults.clear()
 
-    async def haunt(self) -> None:
+    async def _haunt(self) -> None:
         self.world.haunt()
 
     async def rest(self) -> None:
@@ -276,14 +301,14 @@ class TurnMachine(RuleBasedStateMachine):
         await asyncio.sleep(LEASE_S + 1.0)
         self.is_troubled = False
 
-    async def read(self, session: Session) -> list[str]:
+    async def read(self, session: Session) -> list[list[str]]:
+        """The texts of each of its turns."""
+        histories = Histories(cast(Store, self.world), HotHistories(1), lambda: 0.0)
         try:
-            history, _ = await Histories(cast(Store, self.world), HotHistories(1), lambda: 0.0).load(
-                session.sid, session.owner
-            )
+            history, _ = await histories.load(session.sid, session.owner)
         except SessionNotFound:
             return []
-        return contents(history)
+        return turns_of(history)
 
     def take(self, router: int, session: Session, sent: list[str], steps: int, **wishes: Any) -> None:
         self.run(self._take(self.routers[router], session, sent, wishes))
@@ -346,6 +371,9 @@ class TurnMachine(RuleBasedStateMachine):
         one.task.cancel()
 
     def go_on(self, steps: int) -> None:
+        self.clears_in -= 1
+        if not self.clears_in:
+            self.clear()
         self.run(hop(steps) if steps != IDLE else asyncio.sleep(0.001))
         self.note()
 
@@ -411,7 +439,8 @@ class TurnMachine(RuleBasedStateMachine):
             await self.check_session(cold, session)
             await self._take(cold, session, [f"q{len(self.model.tries)}"], {"on_busy": "reject"})
             await asyncio.sleep(0.001)
-            self.world.open[0].how.set_result(None)
+            for exchange in self.world.open:
+                exchange.how.set_result(None)
             await asyncio.sleep(0.001)
             self.note()
             assert self.model.tries[-1].told_at, "a session cannot go on"
@@ -434,7 +463,7 @@ def run_machine(opens: Callable[[Path], AbstractAsyncContextManager[Trial]], *, 
     run_state_machine_as_test(
         type("Machine", (TurnMachine,), {"opens": staticmethod(opens), "is_journaled": is_journaled}),
         settings=settings(
-            max_examples=EXAMPLES or 50,
+            max_examples=EXAMPLES or 25,
             stateful_step_count=40,
             deadline=None,
             derandomize=not EXAMPLES,

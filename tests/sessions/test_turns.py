@@ -835,6 +835,20 @@ async def test_a_session_deleted_and_begun_anew_elsewhere_is_not_remembered() ->
     assert [each["content"] for each in one.dispatch.sent()] == ["new", "to new", "more"]
 
 
+async def test_what_was_deleted_is_not_sent_in_a_session_that_took_its_name_and_has_nothing_yet() -> None:
+    one = Desk()
+    other = Desk(one.store)
+    await one.take(user("old"))
+    assert await other.store.delete(SID, ACME.rules.tenant)
+    other.store.fails["before end"] = 1
+    with pytest.raises(StateUnavailable):
+        await add(other, user("lost"))
+    await other.settled()
+    await one.take(user("new"))
+    assert one.dispatch.sent() == [user("new")]
+    assert await one.texts() == ["new", "to new"]
+
+
 async def test_a_session_lives_as_long_behind_its_last_turn_as_it_was_told() -> None:
     desk = Desk()
     await desk.take(user("one"))

@@ -115,9 +115,8 @@ class Model:
         """Of its turns with their workers."""
         before: list[str] = []
         own: dict[str, tuple[int, Try]] = {}
-        groups = groupby(history.items, key=lambda item: item.turn)
-        for at, (turn, _) in enumerate(groups):
-            texts = [text for item, text in zip(history.items, contents(history), strict=True) if item.turn == turn]
+        numbers = dict.fromkeys(item.turn for item in history.items)
+        for at, (turn, texts) in enumerate(zip(numbers, turns_of(history), strict=True)):
             one = self._check_turn(session, turn, texts, before)
             if one is None:
                 assert at == 0, "what nobody said in this session"
@@ -155,7 +154,8 @@ class Model:
         """The worker was sent what the log has. What a journal handed over late may have been missing."""
         late = {text for other in before if other in self.world.late for text in self._turn_texts(other)}
         sent = [text for text in exchange.sent if text not in late]
-        assert sent == [text for text in before + news if text not in late], "the worker was sent another history"
+        stored = [text for text in before + news if text not in late]
+        assert sent == stored, f"the worker was sent another history: {sent}, not {stored}"
 
     def _turn_texts(self, text: str) -> list[str]:
         return [text, *self.try_of(self.by_answer(text)).sent] if text[0] == "a" else [text]
@@ -265,6 +265,12 @@ class Model:
             and (not other.ended_at or other.ended_at > one.began_at)
             for other in self.tries
         )
+
+
+def turns_of(history: History) -> list[list[str]]:
+    """The texts of each turn that counts."""
+    pairs = zip(history.items, contents(history), strict=True)
+    return [[text for _, text in turn] for _, turn in groupby(pairs, key=lambda pair: pair[0].turn)]
 
 
 def require_same(one: History, other: History, caller: Caller) -> None:

@@ -103,8 +103,7 @@ def end_of(at: Transaction, lifetime_s: float) -> float:
 
 def unknown(at: Transaction, session: Session, known: Known) -> tuple[bool, list[bytes], bytes | None]:
     """Must all be read anew; what of the log is not known; the view, where another is known."""
-    is_ahead = known.generation == session.generation and known.head > session.head
-    is_same = known.generation == session.generation and not is_ahead
+    is_same = known.generation == session.generation and known.head <= session.head
     head = known.head if is_same else 0
     tail: list[bytes] = []
     if head < session.head:
@@ -117,7 +116,7 @@ def unknown(at: Transaction, session: Session, known: Known) -> tuple[bool, list
     view = None
     if session.epoch and not (is_same and known.epoch == session.epoch):
         view = read_body(at, "view", session.sid)
-    return is_ahead or (not is_same and session.head > 0), tail, view
+    return not is_same and max(known.head, session.head) > 0, tail, view
 
 
 def read_body(at: Transaction, table: str, sid: Sid) -> bytes | None:

@@ -90,12 +90,11 @@ end
 
 -- Must all be read anew, also where more is known than there is (an older state was restored); what is not known; the view where another one is known.
 local function unknown(session, generation, head, epoch)
-  local is_ahead = generation == session.generation and head > session.head
-  local is_same = generation == session.generation and not is_ahead
+  local is_same = generation == session.generation and head <= session.head
   local tail = entries((is_same and head or 0) + 1, session.head)
   local view = false
   if not is_same or epoch ~= session.epoch then view = redis.call('HGET', key, 'view') end
-  return is_ahead or (not is_same and session.head > 0), tail, view
+  return not is_same and math.max(head, session.head) > 0, tail, view
 end
 
 local function live(lifetime_ms)
