@@ -23,12 +23,13 @@ from router.sessions.chat_requests import read_chat
 from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
 from router.sessions.memory import MemoryStore
-from router.sessions.plans import Ask
+from router.sessions.plans import Ask, Planner
 from router.sessions.store import Sid
 from router.sessions.turns import Turns, TurnSettings
 from router.sides import Client
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
+from tests.sessions.upkeep import upkeep_of
 
 ITEM_BYTES, TURNS = 1000, 100
 LIMITS = BodyLimits(64, 2048, 2048, 8, 20, 16, MediaRule(frozenset()))
@@ -88,6 +89,7 @@ def record() -> Record:
 
 def ask(sid: Sid, incoming: Incoming) -> Ask:
     return Ask(
+        door="sessions",
         sid=sid,
         caller=CALLER,
         incoming=incoming,
@@ -103,11 +105,12 @@ async def measure(items: int) -> dict[str, float]:
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
     histories = Histories(store, HotHistories(1 << 34), time.time)
     turns = Turns(
-        TurnSettings(15.0, 60.0, 64, resumes=True),
+        TurnSettings(15.0, 60.0, 64, 1000),
         histories,
         worker,
         lambda _session, _worker: None,
-        lambda _model: 4.0,
+        Planner(histories, lambda _model: 4.0, resumes=True),
+        upkeep_of(histories, time.time, strategy="hybrid", window=1_000_000),
         time.monotonic,
         lambda _seconds: None,
     )

@@ -15,12 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 import aiohttp
-import msgspec
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.app import Running, running
-from router.config import Config, Setting, load_config, settings
+from router.config import Setting, load_config, sections, settings
 from router.simulator import Fault, SimulatorSettings, start_fleet
 
 DOCS = Path(__file__).resolve().parent
@@ -79,12 +78,12 @@ async def describe_settings() -> str:
     """A section and a table for each table of the configuration."""
     by_section: dict[str, list[Setting]] = {}
     for setting in settings():
-        by_section.setdefault(setting.key.partition(".")[0], []).append(setting)
+        by_section.setdefault(setting.key.rpartition(".")[0], []).append(setting)
     parts: list[str] = []
-    for field in msgspec.structs.fields(Config):
-        parts += [f"## {field.name}", "", str(field.type.__doc__), ""]
+    for section, kind in sections():
+        parts += [f"## {section}", "", str(kind.__doc__), ""]
         parts += ["| key | type and bound | default | meaning |", "|---|---|---|---|"]
-        for each in by_section[field.name]:
+        for each in by_section[section]:
             rule = f"{each.type} {each.bound}".strip()
             parts.append(f"| `{each.key}` | {rule} | {_as_toml(each.default)} | {each.description} |")
         parts.append("")

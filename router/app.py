@@ -33,6 +33,7 @@ from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
 from router.config import Config, PolicyConfig, read_salt_secret
+from router.context_metrics import ContextCollector, ContextMetrics
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.fleet import Fleet, FleetRules, Member
@@ -55,8 +56,11 @@ from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
+from router.sessions.views import Lookups
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
+from router.token_metrics import TokenMetrics
+from router.tokens.opening import open_counts
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -144,8 +148,20 @@ async def running(config: Config) -> AsyncIterator[Running]:
         else None
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
+    counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
     state_metrics = StateMetrics(registry)
-    state = await build_state(config, dispatcher, last_workers.set, fleet.bytes_per_token, clock, state_metrics)
+    lookups = Lookups(fleet.window, counts.total, routing.cached_tokens)
+    state = await build_state(
+        config,
+        dispatcher,
+        last_workers.set,
+        fleet.bytes_per_token,
+        lookups,
+        counts,
+        clock,
+        state_metrics,
+        ContextMetrics(registry),
+    )
     data = DataPort(
         config.server,
         config.limits,
@@ -186,13 +202,20 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
         yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
         yield "live_requests", "Requests under way.", data.live
+        yield "known_token_counts", "Texts whose tokens are remembered.", len(counts.known)
+        yield "max_known_token_counts", "How many may be.", counts.known.max_size
         yield "body_bytes", "Their bodies.", data.bodies.bytes
         yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
     registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
-    registry.register(StateCollector(state.turns, state.histories.hot, state.store))
+    registry.register(StateCollector(state.turns, state.store, state.watch))
+    registry.register(
+        ContextCollector(
+            state.turns.upkeep, config.context.max_waiting, lambda: keys.gate.keyring.rules if keys else (EVERYBODY,)
+        )
+    )
     registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -201,6 +224,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
+        contextlib.aclosing(counts),
         state.working(background),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),

@@ -17,7 +17,19 @@ PAUSE_S, MAX_PAUSE_S = 0.1, 10.0
 STEADY_S = 60.0
 """A task that ran for so long has done with whatever ended it before."""
 
-TASKS = ("sweep", "client_sweep", "keeper", "watch", "keys", "audit", "claims", "journal", "expiry")
+TASKS = (
+    "sweep",
+    "client_sweep",
+    "keeper",
+    "watch",
+    "keys",
+    "audit",
+    "claims",
+    "journal",
+    "expiry",
+    "store",
+    "janitor",
+)
 """What there is: labels of the failure counter."""
 
 

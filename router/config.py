@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
 from router.core.keyring import BadKeys, parse_entries
-from router.core.tenant import OnBusy
+from router.core.tenant import ContextStrategy, OnBusy
 from router.core.worker import parse_address
 
 PREFIX = "WARMROUTE_"
@@ -26,6 +27,8 @@ PolicyName = Literal[
     "cache_aware", "prefix_ring", "session_affinity", "power_of_two", "least_loaded", "round_robin", "random"
 ]
 
+
+_S = TypeVar("_S", bound="Section")
 
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
@@ -406,6 +409,17 @@ class SessionsConfig(Section, frozen=True):
     max_waiting: Annotated[
         int, Meta(ge=0, le=10_000, description="Turns of one session that may wait; others are refused.")
     ] = 64
+    max_entries: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=10**9,
+            description="Entries of a session's log, of turns that failed, too; full, it takes no more.",
+        ),
+    ] = 100_000
+    max_session_bytes: Annotated[
+        int, Meta(ge=1 << 16, le=1 << 40, description="The same in bytes, as it is kept in memory.")
+    ] = 64 << 20
     lease_s: Annotated[
         float,
         Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
@@ -416,6 +430,15 @@ class SessionsConfig(Section, frozen=True):
     max_store_calls: Annotated[
         int, Meta(ge=1, le=10_000, description="Connections to Redis; calls that may wait for SQLite.")
     ] = 256
+    max_give_backs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Claims of turns that failed, which a store that is away is asked to take back; others' leases end by "
+            "themselves.",
+        ),
+    ] = 1000
     sqlite_synchronous: Annotated[
         Literal["NORMAL", "FULL"],
         Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),
@@ -442,6 +465,169 @@ class SessionsConfig(Section, frozen=True):
     max_hot_bytes: Annotated[
         int, Meta(ge=1 << 20, le=1 << 40, description="Histories kept in memory between turns, in bytes.")
     ] = 256 << 20
+
+
+class ContextConfig(Section, frozen=True):
+    """How a session's history is kept within its model's window. Tenants, sessions and requests may wish otherwise."""
+
+    strategy: Annotated[
+        ContextStrategy,
+        Meta(
+            description="none: a prompt that is too long is refused; window: it is cut at marks; summary: with notes on what "
+            "was cut; recall: with a search of it for each question; hybrid: with both."
+        ),
+    ] = "hybrid"
+    high_tokens: Annotated[
+        int,
+        Meta(ge=0, le=10**9, description="Tokens of a history from which on it is cut; 0: where cutting costs least."),
+    ] = 0
+    low_tokens: Annotated[
+        int, Meta(ge=0, le=10**9, description="Tokens that a cut leaves of it; 0: a quarter of what the window leaves.")
+    ] = 0
+    max_tokens: Annotated[
+        int,
+        Meta(ge=0, le=10**9, description="Tokens of a session's whole prompt; 0: as many as the model's window has."),
+    ] = 0
+    answer_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Tokens left free for an answer whose request does not bound it; at most a quarter of the window.",
+        ),
+    ] = 4096
+    carry_price: Annotated[
+        float,
+        Meta(gt=0, le=1, description="What a cached token of a prompt costs, over one that is computed."),
+    ] = 0.1
+    idle_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Seconds without a turn from which on a history that no cache has any more is cut early, for nothing.",
+        ),
+    ] = 60.0
+    notes_model: Annotated[
+        str, Meta(description="Model of the fleet that writes notes; empty: each session's own.")
+    ] = ""
+    notes_url: Annotated[
+        str,
+        Meta(description="Base URL of an OpenAI-compatible API that writes them instead, such as https://HOST/v1."),
+    ] = ""
+    notes_api_key: Annotated[str, Meta(description="API key for notes_url.", extra=_SECRET)] = ""
+    notes_api_key_file: Annotated[str, Meta(description="File that holds notes_api_key instead.")] = ""
+    notes_tokens: Annotated[
+        int, Meta(ge=16, le=100_000, description="Most tokens of the notes on what one cut removes.")
+    ] = 400
+    notes_price: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="What a token costs that notes_model or notes_url reads, over one of the session's.",
+        ),
+    ] = 0.1
+    notes_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds that notes may take, before another replica may try.")
+    ] = 60.0
+    notes_retry_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=3600, description="Seconds to the next attempt when they came to nothing; twice as long each time."
+        ),
+    ] = 10.0
+    notes_tokens_per_day: Annotated[
+        int,
+        Meta(
+            ge=0, le=10**12, description="Tokens, of prompts and notes, that a tenant's notes may cost; 0: any number."
+        ),
+    ] = 0
+    max_waiting: Annotated[int, Meta(ge=1, le=1_000_000, description="Sessions that may wait for the janitor.")] = (
+        10_000
+    )
+    janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that it looks at at once.")] = 4
+    recall_index: Annotated[
+        Literal["sqlite", "memory", "none"],
+        Meta(
+            description="Where what left prompts is searched: a file in the state directory, which may be deleted and is made "
+            "again; memory, also where the store is in memory or encrypted; or nowhere."
+        ),
+    ] = "sqlite"
+    embed_model: Annotated[
+        str,
+        Meta(
+            description="Model that searches go by meaning with, beside words: one that embed_url serves, or without that "
+            "all-MiniLM-L6-v2-int8 of the extra recall-onnx; empty: words alone."
+        ),
+    ] = ""
+    embed_url: Annotated[
+        str, Meta(description="URL of an OpenAI-compatible /embeddings; this router's own /v1/embeddings will do.")
+    ] = ""
+    embed_dimensions: Annotated[int, Meta(ge=0, le=65_536, description="Of its vectors; required with embed_url.")] = 0
+    embed_api_key: Annotated[str, Meta(description="API key for embed_url.", extra=_SECRET)] = ""
+    embed_api_key_file: Annotated[str, Meta(description="File that holds embed_api_key instead.")] = ""
+    recall_tokens: Annotated[
+        int, Meta(ge=0, le=100_000, description="Most tokens of what is recalled beside one question.")
+    ] = 150
+    recall_items: Annotated[int, Meta(ge=1, le=1000, description="Items that a search may find for it.")] = 10
+    recall_timeout_s: Annotated[
+        float, Meta(gt=0, le=10, description="Seconds that a search may take; beyond, the question goes alone.")
+    ] = 0.1
+
+
+ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony")
+"""Of tiktoken."""
+
+WORKER, ESTIMATE = "worker", "estimate"
+
+_TOKENIZERS = (WORKER, ESTIMATE, *(f"tiktoken:{encoding}" for encoding in ENCODINGS))
+
+
+class TokensConfig(Section, frozen=True):
+    """How many tokens a message of a session is."""
+
+    tokenizer: Annotated[
+        str,
+        Meta(
+            description="Who counts, for models that no table of models names: worker (its /tokenize), "
+            "tiktoken:o200k_base, tiktoken:o200k_harmony, tiktoken:cl100k_base, the path of a tokenizer.json, or estimate: "
+            "bytes, by what workers reported; empty: estimate."
+        ),
+    ] = ""
+    vocabulary_dir: Annotated[
+        str, Meta(description="Directory of tiktoken's vocabularies; empty: that of TIKTOKEN_CACHE_DIR.")
+    ] = ""
+    max_loop_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 20, description="Text that the router counts without a thread, in bytes; larger is slower."),
+    ] = 8 << 10
+    max_threads: Annotated[int, Meta(ge=1, le=64, description="Threads that count larger texts; others wait.")] = 2
+    max_exact_bytes: Annotated[
+        int,
+        Meta(
+            ge=0, le=1 << 30, description="New text of one turn that is counted exactly, in bytes; more is estimated."
+        ),
+    ] = 1 << 20
+    media_tokens: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="What an image, or another part that is no text, is taken for.")
+    ] = 1024
+    max_known_counts: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Texts whose counts are remembered, by their digests.")
+    ] = 10_000
+    worker_timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that a worker may take to count a turn's texts.")
+    ] = 0.25
+    max_worker_calls: Annotated[
+        int, Meta(ge=1, le=10_000, description="Texts that workers count at once; others wait.")
+    ] = 16
+
+
+class ModelConfig(Section, frozen=True):
+    """One table for each model, by its name, or by a pattern such as `"gpt-oss-*"`: the name itself goes before patterns, and
+    these in their order."""
+
+    tokenizer: Annotated[str, Meta(description="As tokens.tokenizer; empty: that one.")] = ""
 
 
 class TimeoutsConfig(Section, frozen=True):
@@ -496,8 +682,22 @@ class Config(Section, frozen=True):
     resumption: ResumptionConfig = ResumptionConfig()
     admission: AdmissionConfig = AdmissionConfig()
     sessions: SessionsConfig = SessionsConfig()
+    context: ContextConfig = ContextConfig()
+    tokens: TokensConfig = TokensConfig()
+    models: dict[str, ModelConfig] = {}
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
+
+    def tokenizer_of(self, model: str) -> str:
+        """As ``tokens.tokenizer`` has it, and never empty."""
+        named = self.models.get(model)
+        patterns = (each for pattern, each in self.models.items() if each.tokenizer and fnmatchcase(model, pattern))
+        found = named if named is not None and named.tokenizer else next(patterns, None)
+        return (found.tokenizer if found is not None else self.tokens.tokenizer) or ESTIMATE
+
+
+MODELS, ANY_MODEL = "models", "NAME"
+"""The table whose tables are named by whoever writes them, and what stands for such a name in the reference."""
 
 
 class Setting(Struct, frozen=True):
@@ -528,23 +728,31 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     for key, value in flags.items():
         if value is not None:
             _put(tree, key, value)
-    try:
-        config = msgspec.convert(tree, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), tree)) from None
+    models = tree.pop(MODELS, {})
+    if not isinstance(models, dict):
+        raise ConfigError(f"{MODELS}={models!r}: must be table")
+    config = msgspec.structs.replace(
+        _convert(tree, Config), models={name: _convert(table, ModelConfig, name) for name, table in models.items()}
+    )
     _check_across(config)
     return config
 
 
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every table in order."""
+    for field in msgspec.structs.fields(Config):
+        yield (f"{MODELS}.{ANY_MODEL}", ModelConfig) if field.name == MODELS else (field.name, field.type)
+
+
 def settings() -> Iterator[Setting]:
     """Every key in order, for the reference."""
-    for section in msgspec.structs.fields(Config):
-        hints = get_type_hints(section.type, include_extras=True)
-        for field in msgspec.structs.fields(section.type):
+    for section, kind in sections():
+        hints = get_type_hints(kind, include_extras=True)
+        for field in msgspec.structs.fields(kind):
             base, meta = get_args(hints[field.name])
             default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
             yield Setting(
-                key=f"{section.name}.{field.name}",
+                key=f"{section}.{field.name}",
                 type=_type_name(base),
                 default=default,
                 bound=_bound(base, meta),
@@ -568,37 +776,61 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, text in environment.items():
         if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(f"{name.removeprefix(PREFIX)}={text}"):
             continue
-        if name not in known:
+        template, key = _key_of(name)
+        if template not in known:
             raise ConfigError(f"{name}: no such setting")
-        setting = known[name]
+        setting = known[template]
         is_list = setting.type.startswith("list")
-        found[setting.key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        value = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        found[key or setting.key] = value
     return found
 
 
+def _key_of(variable: str) -> tuple[str, str]:
+    """The variable that the reference has in its place, and the key where that is another."""
+    prefix = f"{PREFIX}{MODELS.upper()}__"
+    model, separator, name = variable.removeprefix(prefix).rpartition("__")
+    if not (variable.startswith(prefix) and model and separator):
+        return variable, ""
+    return f"{prefix}{ANY_MODEL}__{name}", f"{MODELS}.{model}.{name.lower()}"
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    section, _, name = key.partition(".")
-    table = tree.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{section}={table!r}: must be a table")
-    table[name] = value
+    """A model's name may have dots."""
+    section, _, rest = key.partition(".")
+    model, _, name = rest.rpartition(".")
+    table = tree
+    for part in (section, model) if section == MODELS else (section,):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section}={table!r}: must be a table")
+    table[name if section == MODELS else rest] = value
 
 
-def _explain(error: str, tree: dict[str, Any]) -> str:
+def _convert(tree: Any, kind: type[_S], model: str = "") -> _S:
+    """``model``: whose table it is. Raises ConfigError."""
+    try:
+        return msgspec.convert(tree, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), tree, model)) from None
+
+
+def _explain(error: str, tree: Any, model: str) -> str:
     """msgspec's ``what - at `$.a.b` `` → ``a.b=value: what``."""
     what, _, where = error.partition(" - at `$")
     path = where.rstrip("`").lstrip(".")
+    prefix, template = (f"{MODELS}.{model}", f"{MODELS}.{ANY_MODEL}.") if model else ("", "")
     if what.startswith("Object contains unknown field"):
         name = what.split("`")[1]
-        return f"{path + '.' if path else ''}{name}: no such setting"
+        return f"{'.'.join(filter(None, (prefix, path, name)))}: no such setting"
     value: Any = tree
     path = path.split("[")[0]
-    for part in path.split("."):
+    for part in filter(None, path.split(".")):
         value = value.get(part) if isinstance(value, dict) else value
-    setting = next((setting for setting in settings() if setting.key == path), None)
+    setting = next((setting for setting in settings() if setting.key == template + path), None)
     rule = f"{setting.type} {setting.bound}".strip() if setting else "table"
     shown = "***" if setting and setting.is_secret else repr(value)
-    return f"{path}={shown}: must be {rule}"
+    return f"{'.'.join(filter(None, (prefix, path)))}={shown}: must be {rule}"
 
 
 def _check_across(config: Config) -> None:
@@ -633,7 +865,18 @@ def _check_across(config: Config) -> None:
         )
     if not is_loopback(config.admin.host) and not config.admin.token:
         raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+    _check_tokenizers(config)
     _check_auth(config)
+
+
+def _check_tokenizers(config: Config) -> None:
+    named = {f"{MODELS}.{name}": table.tokenizer for name, table in config.models.items()}
+    for section, tokenizer in {"tokens": config.tokens.tokenizer, **named}.items():
+        is_file = tokenizer.endswith(".json") and Path(tokenizer).is_file()
+        if tokenizer and tokenizer not in _TOKENIZERS and not is_file:
+            raise ConfigError(
+                f"{section}.tokenizer={tokenizer!r}: must be {', '.join(_TOKENIZERS)}, or the path of a tokenizer.json"
+            )
 
 
 MIN_SECRET_BYTES = 16

@@ -12,7 +12,7 @@ from router.core.affinity import LastWorkers
 from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.errors import RouterError, WorkerError, WorkersBusy, WorkerTimeout
 from router.core.facts import Facts
-from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT
+from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT, Fingerprint
 from router.core.fleet import Fleet, Lease, Member
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
@@ -98,6 +98,11 @@ class Routing:
             matches=self.index.match(request.fingerprint, prompt_tokens),
             session_worker=None if last is None else fleet.position_of(last),
         )
+
+    def cached_tokens(self, model: str, prompt: Fingerprint) -> float:
+        """Of a prompt, what the worker that holds most of it is believed to have."""
+        tokens = prompt.prompt_bytes / self.fleet.bytes_per_token(model)
+        return max((held for _, held in self.index.match(prompt, tokens)), default=0.0)
 
     def send_to(self, member: Member, request: Request, facts: Facts) -> tuple[Lease, float]:
         """The request goes there: a lease, to be entered, and the tokens that are expected to be cached."""

@@ -38,6 +38,14 @@ class Exchange(Protocol):
         ...
 
 
+class Dispatch(Protocol):
+    """Requests, on their way."""
+
+    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None:
+        """Raises RouterError."""
+        ...
+
+
 class Upstream(Protocol):
     def exchange(self, worker: WorkerAddress) -> AbstractContextManager[Exchange]: ...
 

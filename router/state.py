@@ -12,21 +12,29 @@ from functools import partial
 
 from router.background import Background
 from router.config import Config
+from router.context_metrics import ContextMetrics
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
+from router.indexes import OpenedIndex, open_index
 from router.server.conversation_pages import ConversationPages
 from router.server.data import body_limits
 from router.server.response_pages import ResponsePages
 from router.server.session_pages import SessionPages
 from router.server.state import StateRoutes
-from router.sessions.histories import Histories
+from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
 from router.sessions.names import Names
+from router.sessions.plans import Planner
 from router.sessions.rules import StateRules
 from router.sessions.store import StoreUnavailable
-from router.sessions.turns import Dispatch, Turns, TurnSettings
+from router.sessions.turns import Turns, TurnSettings
+from router.sessions.upkeep import Counts
+from router.sessions.views import Lookups
+from router.sessions.watch import StoreWatch
+from router.sides import Dispatch
 from router.state_metrics import StateMetrics
 from router.stores import NO_STORE, OpenedStore, open_store
+from router.upkeep import build_upkeep
 
 log = logging.getLogger("warmroute.sessions")
 
@@ -43,11 +51,15 @@ class State:
     turns: Turns
     histories: Histories
     store: OpenedStore
+    watch: StoreWatch
+    index: OpenedIndex
+    janitors: int
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
-        tasks = [background.start("claims", self.turns.claims.run)]
+        tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
+        tasks += [background.start("janitor", self.turns.upkeep.janitor.run) for _ in range(self.janitors)]
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:
@@ -58,7 +70,9 @@ class State:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.turns.claims.errands.aclose()
             await self.histories.aclose()
+            await self.index.aclose()
 
 
 async def _sweep(sweep: Callable[[int], Awaitable[int]]) -> None:
@@ -76,22 +90,31 @@ async def build_state(
     dispatch: Dispatch,
     remember_worker: Callable[[SessionKey, WorkerName], None],
     bytes_per_token: Callable[[str], float],
+    lookups: Lookups,
+    counts: Counts,
     clock: Callable[[], float],
     metrics: StateMetrics,
+    context_metrics: ContextMetrics,
 ) -> State:
     """Raises ConfigError."""
     sessions = config.sessions
     opened = await open_store(sessions, clock, time.time)
-    histories = Histories(opened.store, HotHistories(sessions.max_hot_bytes), time.time, clock, metrics.observe_load)
+    hot = HotHistories(sessions.max_hot_bytes)
+    bounds = LogBounds(sessions.max_entries, sessions.max_session_bytes)
+    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size, bounds)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
         max_waiting=sessions.max_waiting,
-        resumes=config.resumption.max_attempts > 0,
+        max_give_backs=sessions.max_give_backs,
     )
-    turns = Turns(
-        settings, histories, dispatch, remember_worker, bytes_per_token, clock, metrics.overhead_of(opened.kind)
+    planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
+    index = await open_index(config)
+    upkeep = build_upkeep(
+        config, histories, planner, dispatch, index.index, lookups, counts, clock, time.time, context_metrics
     )
+    observe = metrics.overhead_of(opened.kind)
+    turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
     rules = StateRules(
         session_s=sessions.lifetime_s,
         response_s=sessions.response_lifetime_s,
@@ -108,4 +131,5 @@ async def build_state(
             ConversationPages(turns, names, limits, rules, time.time),
         ]
     )
-    return State(routes if sessions.store != NO_STORE else None, turns, histories, opened)
+    kept = routes if sessions.store != NO_STORE else None
+    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping), index, config.context.janitors)

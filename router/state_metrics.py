@@ -8,11 +8,14 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from router.sessions.hot import HotHistories
 from router.sessions.turns import Turns
+from router.sessions.watch import StoreWatch
 from router.stores import OpenedStore
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
+ITEM_BUCKETS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)
+BYTE_BUCKETS = tuple(4**power for power in range(5, 14))
+"""From a KiB to 64 MiB."""
 
 
 class StateMetrics:
@@ -27,10 +30,19 @@ class StateMetrics:
         self._overhead = overhead
         self._loads = Histogram(
             "warmroute_state_load_seconds",
-            "What a turn's history took: to fetch, with the claim, and to parse; from the store, or where nothing was missing.",
+            "What a history took: to fetch, for a turn with its claim, and to parse; tier memory: nothing of it was missing.",
             ("tier", "stage"),
             buckets=OVERHEAD_BUCKETS,
             registry=registry,
+        )
+        self._items = Histogram(
+            "warmroute_session_items",
+            "Items of a session, at the end of each of its turns.",
+            buckets=ITEM_BUCKETS,
+            registry=registry,
+        )
+        self._bytes = Histogram(
+            "warmroute_session_bytes", "Their bytes, then.", buckets=BYTE_BUCKETS, registry=registry
         )
         self._children = {
             (tier, stage): self._loads.labels(tier, stage)
@@ -45,23 +57,31 @@ class StateMetrics:
     def observe_load(self, tier: str, stage: str, seconds: float) -> None:
         self._children[tier, stage].observe(seconds)
 
+    def observe_size(self, items: int, item_bytes: int) -> None:
+        self._items.observe(items)
+        self._bytes.observe(item_bytes)
+
 
 class StateCollector(Collector):
-    def __init__(self, turns: Turns, hot: HotHistories, store: OpenedStore) -> None:
+    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreWatch) -> None:
         self._turns = turns
-        self._hot = hot
+        self._hot = turns.histories.hot
         self._store = store
+        self._watch = watch
 
     def collect(self) -> Iterator[Metric]:
         counts = self._turns.counts
-        yield _counter("turns", "Turns by how they ended.", "outcome", counts.turns)
+        yield _counter("turns", "Turns that asked a model, by how they ended.", counts.turns, "door", "outcome")
         yield _counter(
-            "turn_conflicts", "Turns that met another of their session, by policy.", "policy", counts.conflicts
+            "turn_conflicts", "Turns that met another of their session, by policy.", counts.conflicts, "policy"
         )
         yield _counter(
-            "turn_prefixes", "Turns behind others, by whether their prefix was cached.", "state", counts.prefixes
+            "turn_prefixes", "Turns behind others, by whether their prefix was cached.", counts.prefixes, "state"
         )
-        yield _counter("prefix_breaks", "Turns that changed what stands before a history.", "cause", counts.breaks)
+        breaks = {**counts.breaks, **self._turns.upkeep.views.counts.breaks}
+        yield _counter(
+            "prefix_breaks", "Turns whose prompt began otherwise, or was in no cache any more.", breaks, "cause"
+        )
         yield CounterMetricFamily(
             "warmroute_fence_rejections", "Turns that lost their session.", counts.fence_rejections
         )
@@ -72,6 +92,22 @@ class StateCollector(Collector):
             "warmroute_resent_messages", "Messages sent again that sessions had.", counts.resent_messages
         )
         yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.claims.live))
+        errands = self._turns.claims.errands
+        yield GaugeMetricFamily(
+            "warmroute_give_backs", "Claims that a store which is away has yet to take back.", errands.waiting
+        )
+        yield GaugeMetricFamily("warmroute_max_give_backs", "How many may wait for it.", errands.max_waiting)
+        yield CounterMetricFamily(
+            "warmroute_given_up_claims", "Claims that were not given back: their leases ended.", errands.given_up
+        )
+        histories = self._turns.histories
+        yield CounterMetricFamily(
+            "warmroute_full_sessions", "Turns and copies refused since a log is full.", histories.full
+        )
+        yield GaugeMetricFamily(
+            "warmroute_max_session_items", "Entries that a log may have.", histories.bounds.max_entries
+        )
+        yield GaugeMetricFamily("warmroute_max_session_bytes", "Bytes that it may have.", histories.bounds.max_bytes)
         yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._hot))
         yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._hot.bytes)
         yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._hot.max_bytes)
@@ -79,9 +115,19 @@ class StateCollector(Collector):
 
     def _collect_store(self) -> Iterator[Metric]:
         store = self._store
-        pending = store.sqlite.pending if store.sqlite else store.redis.in_use if store.redis else 0
+        yield GaugeMetricFamily("warmroute_store_up", "1 while the session store answers.", float(self._watch.is_up))
+        yield CounterMetricFamily(
+            "warmroute_store_failures",
+            "Calls that came to nothing, of turns and pages.",
+            self._turns.histories.failures,
+        )
         yield GaugeMetricFamily(
-            "warmroute_store_calls", "Calls that the session store is at, or that wait for it.", pending
+            "warmroute_store_calls", "Calls that the session store is at, or that wait for it.", store.pending
+        )
+        yield GaugeMetricFamily(
+            "warmroute_max_store_calls",
+            "How many there may be; with Redis how many are sent at once, for which others wait.",
+            store.max_pending,
         )
         state = store.redis.breaker_state if store.redis else 0
         yield GaugeMetricFamily(
@@ -96,6 +142,11 @@ class StateCollector(Collector):
             journaled.waiting if journaled else 0,
         )
         yield GaugeMetricFamily(
+            "warmroute_write_behind_seconds",
+            "For how long the oldest of them has waited.",
+            journaled.lag_s if journaled else 0,
+        )
+        yield GaugeMetricFamily(
             "warmroute_journal_bytes", "What the journal holds of them.", journaled.journal.bytes if journaled else 0
         )
         yield GaugeMetricFamily(
@@ -103,8 +154,11 @@ class StateCollector(Collector):
         )
 
 
-def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"warmroute_{name}", text, labels=(label,))
+def _counter(
+    name: str, text: str, values: Mapping[str, int] | Mapping[tuple[str, str], int], *labels: str
+) -> CounterMetricFamily:
+    """``values``: by the label's value, or by those of two."""
+    family = CounterMetricFamily(f"warmroute_{name}", text, labels=labels)
     for value, count in values.items():
-        family.add_metric((value,), count)
+        family.add_metric((value,) if isinstance(value, str) else value, count)
     return family

@@ -39,6 +39,19 @@ class OpenedStore:
     sqlite: SqliteStore | None = None
 
     @property
+    def pending(self) -> int:
+        """Calls that it is at, or that wait for it."""
+        known = self.sqlite or self.redis
+        return known.pending if known is not None else 0
+
+    @property
+    def max_pending(self) -> int:
+        """How many SQLite may have; how many connections to Redis there are, for which others wait."""
+        if self.sqlite is not None:
+            return self.sqlite.max_pending
+        return self.redis.max_connections if self.redis is not None else 0
+
+    @property
     def sweep(self) -> Callable[[int], Awaitable[int]] | None:
         """Deletes what has expired; None where the store does that itself."""
         return self.sqlite.sweep if self.sqlite is not None else None
@@ -71,10 +84,12 @@ async def open_store(
         raise ConfigError(f"sessions.store=***: must be one of {SCHEMES}")
     if not secret:
         raise ConfigError("sessions.secret='': required with Redis, or sessions.secret_file: one for all replicas")
-    return await _open_redis(config, clock, secret)
+    return await _open_redis(config, clock, wall_clock, secret)
 
 
-async def _open_redis(config: SessionsConfig, clock: Callable[[], float], secret: bytes) -> OpenedStore:
+async def _open_redis(
+    config: SessionsConfig, clock: Callable[[], float], wall_clock: Callable[[], float], secret: bytes
+) -> OpenedStore:
     limits = RedisLimits(
         deadline_s=config.timeout_s,
         max_connections=config.max_store_calls,
@@ -88,7 +103,7 @@ async def _open_redis(config: SessionsConfig, clock: Callable[[], float], secret
     if not config.max_journal_bytes:
         return OpenedStore("redis", _sealed(config, redis), secret, redis=redis)
     directory = state_dir(config)
-    journaled = JournaledStore(redis, Journal(directory, config.max_journal_bytes))
+    journaled = JournaledStore(redis, Journal(directory, config.max_journal_bytes), wall_clock)
     try:
         await journaled.open()
     except OSError as error:

@@ -8,7 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.config import Config, ConfigError, PolicyConfig, Setting, load_config, read_salt_secret, settings
+from router.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    PolicyConfig,
+    Setting,
+    load_config,
+    read_salt_secret,
+    settings,
+)
 from router.policies import PolicySettings
 
 
@@ -55,6 +64,18 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
         ("[limits]\nallowed_media_domains = ['http://a.example']", "must be a host's name"),
         ("[server]\ntls_cert = 'a'", "must be given together with server.tls_cert"),
         ("[policy]\nprior = [2.0, 0.1]", "policy.prior=[2.0, 0.1]: must be list of 2 float each ≥ 0 ≤ 1"),
+        ("[models.'a/b-2.5']\ntokeniser = 'worker'", "models.a/b-2.5.tokeniser: no such setting"),
+        ("[models.'a/b-2.5']\ntokenizer = 1", "models.a/b-2.5.tokenizer=1: must be str"),
+        ("[models]\na = 1", "models.a=1: must be table"),
+        ("models = 1", "models=1: must be table"),
+        (
+            "[models.m]\ntokenizer = 'tiktoken:p50k'",
+            "models.m.tokenizer='tiktoken:p50k': must be worker, estimate, tiktoken:",
+        ),
+        (
+            "[tokens]\ntokenizer = '/absent/tokenizer.json'",
+            "tokens.tokenizer='/absent/tokenizer.json': must be worker,",
+        ),
         ("[probes]\nejection_s = 100", "must be >= probes.ejection_s=100"),
         ("[admin]\nhost = '0.0.0.0'", "admin.token='': required because admin.host='0.0.0.0' is not loopback"),
     ],
@@ -103,6 +124,8 @@ def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
         "sessions.store",
         "sessions.secret",
         "sessions.encryption_secret",
+        "context.notes_api_key",
+        "context.embed_api_key",
     ]
     for key in secrets:
         with pytest.raises(ConfigError) as raised:
@@ -164,8 +187,9 @@ def test_every_setting_has_a_description_and_a_default_within_its_bound() -> Non
     assert len({setting.variable for setting in EVERY}) == len(EVERY)
     tree: dict[str, dict[str, object]] = {}
     for setting in EVERY:
-        section, name = setting.key.split(".")
+        section, name = setting.key.rsplit(".", 1)
         tree.setdefault(section, {})[name] = setting.default
+    assert msgspec.convert(tree.pop("models.NAME"), ModelConfig) == ModelConfig()
     assert msgspec.convert(tree, Config) == Config()
 
 
@@ -223,3 +247,39 @@ def test_a_salt_secret_of_a_file_is_the_same_without_its_line_end(tmp_path: Path
     file = tmp_path / "salt"
     file.write_text(SALT + "\n", "utf-8")
     assert read_salt_secret(load_config(None, {}, {"auth.salt_secret_file": str(file)}).auth) == SALT.encode()
+
+
+def test_a_models_own_tokenizer_goes_before_patterns_and_these_before_the_one_for_all(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        """
+        [tokens]
+        tokenizer = "worker"
+        [models."gpt-*"]
+        tokenizer = "tiktoken:cl100k_base"
+        [models."gpt-oss-*"]
+        tokenizer = "tiktoken:o200k_base"
+        [models."gpt-oss-20b"]
+        tokenizer = "tiktoken:o200k_harmony"
+        [models."gpt-5.5/x"]
+        [models.tiny]
+        tokenizer = "estimate"
+        """,
+    )
+    assert config.tokenizer_of("gpt-oss-20b") == "tiktoken:o200k_harmony"
+    assert config.tokenizer_of("gpt-oss-120b") == "tiktoken:cl100k_base"
+    assert config.tokenizer_of("gpt-5.5/x") == "tiktoken:cl100k_base"
+    assert config.tokenizer_of("other") == "worker"
+    assert config.tokenizer_of("tiny") == "estimate"
+    assert Config().tokenizer_of("any") == "estimate"
+
+
+def test_the_environment_names_a_model_as_it_is_written() -> None:
+    environment = {"WARMROUTE_MODELS__Qwen/Qwen2.5-7B__TOKENIZER": "worker", "WARMROUTE_TOKENS__TOKENIZER": "estimate"}
+    config = load_config(None, environment, {"models.a.b__c.tokenizer": "worker"})
+    assert {name: table.tokenizer for name, table in config.models.items()} == {
+        "Qwen/Qwen2.5-7B": "worker",
+        "a.b__c": "worker",
+    }
+    with pytest.raises(ConfigError, match="WARMROUTE_MODELS__M__TOKENISER: no such setting"):
+        load_config(None, {"WARMROUTE_MODELS__M__TOKENISER": "worker"}, {})

@@ -35,6 +35,8 @@ class Kind(StrEnum):
     """JSON array; likewise. ``[]``: none any more."""
     DELETION = "deletion"
     """``[number, part]`` of an item that is to be left out from now on."""
+    RECALL = "recall"
+    """JSON string: what a search found of the log for the message that comes next in the turn, as it is sent with it."""
     END = "end"
     """Nothing but the end of a turn that brought no further message."""
 

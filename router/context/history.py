@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from router.context.entry import BadEntry, Draft, Entry, Kind, decode, first_link
 from router.context.messages import digest
+from router.context.view import START, WHOLE, Place, View, with_text_before
 from router.core.canonical import message_segments
 from router.core.fingerprint import Chain
 from router.core.request import Tenant
@@ -38,6 +40,10 @@ class Item(NamedTuple):
     body: bytes
     digest: int
     role: str
+    sent: bytes
+    """The body, with what was recalled for it."""
+    recall: tuple[int, bytes] | None = None
+    """That, and the number of its entry."""
     parts: tuple[int, ...] = (TEXT,)
     """What it still has: ``REASONING``, ``TEXT``, and tool calls, numbered from 1 as they were written."""
 
@@ -46,8 +52,8 @@ class Item(NamedTuple):
         return tuple(part for part in self.parts if part > TEXT)
 
     @property
-    def is_answer(self) -> bool:
-        return self.role == "assistant"
+    def place(self) -> Place:
+        return Place(self.turn, self.number)
 
 
 class Setting(NamedTuple):
@@ -55,11 +61,21 @@ class Setting(NamedTuple):
 
     number: int = 0
     body: bytes = b"[]"
+    tokens: int = 0
 
     @property
     def values(self) -> list[Any]:
         values: list[Any] = msgspec.json.decode(self.body)
         return values
+
+
+class Sent(NamedTuple):
+    """A turn as it was sent. ``shape``: its prompt's."""
+
+    turn: int
+    model: str
+    worker: str
+    shape: bytes
 
 
 @dataclass(slots=True)
@@ -79,22 +95,36 @@ class History:
         self.generation = generation
         self.head = 0
         self.epoch = 0
-        self.view: bytes | None = None
+        self.view = WHOLE
         self.items: list[Item] = []
         """All messages that count, in order."""
-        self.bodies: list[bytes] = []
         self.digests: list[int] = []
         """Theirs."""
+        self.start = 0
+        """Where among ``items`` those begin that the view sends."""
+        self.preface: list[bytes] = []
+        """What the view sends instead of those before."""
+        self.bodies: list[bytes] = []
+        """What is sent of the items."""
+        self.tokens = 0
+        """Of these, and of the preface."""
         self.last_answer = -1
         """Where among ``items`` the last message of an assistant stands; -1: nowhere."""
         self.first_user = -1
         """Where the first message of a user stands; -1: nowhere."""
         self.system = Setting()
         self.tools = Setting()
+        self.sent: Sent | None = None
+        """The newest turn that this replica sent to a worker, and that ended well."""
+        self.cut_tokens = 0
+        """Of the items that are not sent."""
+        self.preface_tokens = 0
         self.turns = 0
         """The newest turn's number that is known of."""
         self.bytes = 0
         """About what it takes of memory."""
+        self.item_bytes = 0
+        """The messages' that count, as they were written."""
         self._open: dict[int, _Turn] = {}
         self._newest_turn = 0
         self._system_turn = self._tools_turn = 0
@@ -127,6 +157,11 @@ class History:
             if entry.kind is Kind.MESSAGE
         ]
 
+    def tokens_of(self, turn: int) -> int:
+        """Of a turn among the newest: its question and its answer. O(its items)."""
+        newest = takewhile(lambda item: item.turn >= turn, reversed(self.items))
+        return sum(item.tokens for item in newest if item.turn == turn)
+
     @property
     def last_turn(self) -> int:
         """The newest that has ended; 0: none has."""
@@ -136,20 +171,33 @@ class History:
     def is_empty(self) -> bool:
         return not self.items
 
+    def use_view(self, view: View, epoch: int) -> None:
+        """From now on that is sent, unless a newer one is. O(what it sends), where it sends something else."""
+        if epoch < self.epoch:
+            return
+        is_same = (view.cut, view.segments, view.elided) == (self.view.cut, self.view.segments, self.view.elided)
+        self.view, self.epoch = view, epoch
+        if not is_same:
+            self._on_rearranged()
+
+    def question(self) -> Item | None:
+        """The item before the cut that is sent all the same."""
+        return self._at(self.view.question) if self.view.question != START else None
+
     def chain(self, *, model: str, salt: str, scope: str, before: Sequence[bytes]) -> Chain:
-        """The fingerprint's, of the segments ``before`` all messages and of all that counts. A copy: what the turn adds goes
-        behind it. O(1) while the same stands before."""
+        """The fingerprint's, of the segments ``before`` the history and of all that is sent of it. A copy: what the turn adds
+        goes behind it. O(1) while the same stands before."""
         key = (model, salt, scope, *before)
         if self._chain is None or self._chain_key != key:
             self._chain_key = key
             self._chain = Chain(model=model, cache_salt=salt, tenant=scope)
             self._chain.extend(before)
-            for item in self.items:
-                self._chain.extend(segments_of(item.body))
+            for body in (*self.preface, *self.bodies):
+                self._chain.extend(segments_of(body))
         return self._chain.copy()
 
     def runs(self) -> list[tuple[int, int]]:
-        """The numbers of all items, as runs without a gap, both ends included."""
+        """The numbers of the entries that are sent, as runs without a gap, both ends included."""
         return self._runs[:]
 
     def cut(self) -> dict[int, tuple[int, ...]]:
@@ -169,32 +217,44 @@ class History:
         self.bytes += len(bytes(entry.body)) + ITEM_OVERHEAD_BYTES
         if entry.ends:
             del self._open[entry.turn]
-            for own_number, own in turn.entries:
-                self._count(own_number, own)
+            self._count_turn(turn.entries)
             self._newest_turn = max(self._newest_turn, entry.turn)
 
+    def _count_turn(self, entries: Iterable[tuple[int, Entry]]) -> None:
+        recall: tuple[int, Entry] | None = None
+        for number, entry in entries:
+            if entry.kind is Kind.RECALL:
+                recall = (number, entry)
+            elif entry.kind is Kind.MESSAGE:
+                self._count_message(_item(number, entry, recall))
+                recall = None
+            else:
+                self._count(number, entry)
+
     def _count(self, number: int, entry: Entry) -> None:
-        """From now on the entry is part of what is sent."""
-        if entry.kind is Kind.MESSAGE:
-            self._count_message(_item(number, entry))
-        elif entry.kind is Kind.SYSTEM and entry.turn >= self._system_turn:
-            self.system, self._system_turn = Setting(number, bytes(entry.body)), entry.turn
+        """From now on the entry holds."""
+        if entry.kind is Kind.SYSTEM and entry.turn >= self._system_turn:
+            self.system, self._system_turn = Setting(number, bytes(entry.body), entry.tokens), entry.turn
         elif entry.kind is Kind.TOOLS and entry.turn >= self._tools_turn:
-            self.tools, self._tools_turn = Setting(number, bytes(entry.body)), entry.turn
+            self.tools, self._tools_turn = Setting(number, bytes(entry.body), entry.tokens), entry.turn
         elif entry.kind is Kind.DELETION:
             self._delete(*msgspec.json.decode(entry.body, type=tuple[int, int]))
 
     def _count_message(self, item: Item) -> None:
         if item.turn >= self._newest_turn:
             self.items.append(item)
-            self.bodies.append(item.body)
             self.digests.append(item.digest)
-            _add_to_runs(self._runs, item.number)
+            self.item_bytes += len(item.body)
             self._mark(len(self.items) - 1)
+            if item.place <= self.view.cut:
+                self.start = len(self.items)
+                self.cut_tokens += item.tokens
+                return
+            self._send(item)
             if self._chain is not None:
-                self._chain.extend(segments_of(item.body))
+                self._chain.extend(segments_of(item.sent))
         else:
-            self.items.insert(bisect(self.items, item.turn, key=lambda other: other.turn), item)
+            self.items.insert(bisect(self.items, item.place, key=_place), item)
             self._on_rearranged()
 
     def _delete(self, number: int, part: int) -> None:
@@ -214,14 +274,32 @@ class History:
     def _on_rearranged(self) -> None:
         """Something changed before the last item."""
         self._chain = None
-        self.bodies = [item.body for item in self.items]
         self.digests = [item.digest for item in self.items]
-        self._runs = []
-        for item in self.items:
-            _add_to_runs(self._runs, item.number)
+        self.start = bisect(self.items, self.view.cut, key=_place)
+        question = self.question()
+        self.preface = self.view.preface(question.body if question is not None else None)
+        self.preface_tokens = self.view.tokens + (question.tokens if question is not None else 0)
+        self.tokens = self.preface_tokens
+        self.cut_tokens = sum(item.tokens for item in self.items[: self.start])
+        self.bodies, self._runs = [], []
+        for item in self.items[self.start :]:
+            self._send(item)
+        self.item_bytes = sum(len(item.body) for item in self.items)
         self.last_answer = self.first_user = -1
         for at in range(len(self.items)):
             self._mark(at)
+
+    def _send(self, item: Item) -> None:
+        """Behind what is sent already."""
+        self.bodies.append(item.sent)
+        self.tokens += item.tokens
+        if item.recall is not None:
+            _add_to_runs(self._runs, item.recall[0])
+        _add_to_runs(self._runs, item.number)
+
+    def _at(self, place: Place) -> Item | None:
+        at = bisect(self.items, place, key=_place) - 1
+        return self.items[at] if at >= 0 and self.items[at].place == place else None
 
     def _mark(self, at: int) -> None:
         """The item there is the newest looked at."""
@@ -249,19 +327,30 @@ def _add_to_runs(runs: list[tuple[int, int]], number: int) -> None:
         runs.append((number, number))
 
 
-def _item(number: int, entry: Entry) -> Item:
+def _place(item: Item) -> Place:
+    return item.place
+
+
+def _item(number: int, entry: Entry, recall: tuple[int, Entry] | None = None) -> Item:
     body = bytes(entry.body)
     message = msgspec.json.decode(body)
     return Item(
         number=number,
         turn=entry.turn,
         at=entry.at,
-        tokens=entry.tokens,
+        tokens=entry.tokens + (recall[1].tokens if recall is not None else 0),
         body=body,
         digest=digest(message),
         role=str(message.get("role")),
+        sent=body if recall is None else with_recalled(body, bytes(recall[1].body)),
+        recall=None if recall is None else (recall[0], bytes(recall[1].body)),
         parts=_parts_of(message),
     )
+
+
+def with_recalled(body: bytes, recall: bytes) -> bytes:
+    """The message with what was recalled for it, which is a JSON string, as it is sent."""
+    return with_text_before(body, msgspec.json.decode(recall, type=str))
 
 
 def _parts_of(message: dict[str, Any]) -> tuple[int, ...]:
@@ -276,7 +365,8 @@ def _parts_of(message: dict[str, Any]) -> tuple[int, ...]:
 
 def _with_parts(item: Item, parts: tuple[int, ...]) -> Item:
     body = keep_parts(item.body, parts, item.calls)
-    return item._replace(body=body, digest=digest(msgspec.json.decode(body)), parts=parts)
+    sent = body if item.recall is None else with_recalled(body, item.recall[1])
+    return item._replace(body=body, sent=sent, digest=digest(msgspec.json.decode(body)), parts=parts)
 
 
 def keep_parts(body: bytes, parts: Collection[int], calls: Sequence[int] = ()) -> bytes:
@@ -294,7 +384,11 @@ def keep_parts(body: bytes, parts: Collection[int], calls: Sequence[int] = ()) -
 
 def drafts_of(items: Sequence[Item], system: Setting, tools: Setting) -> list[Draft]:
     """What a copy of a history begins with."""
-    drafts = [Draft(Kind.SYSTEM, system.body)] if system.number else []
+    drafts = [Draft(Kind.SYSTEM, system.body, system.tokens)] if system.number else []
     if tools.number:
-        drafts.append(Draft(Kind.TOOLS, tools.body))
-    return drafts + [Draft(Kind.MESSAGE, item.body, item.tokens) for item in items]
+        drafts.append(Draft(Kind.TOOLS, tools.body, tools.tokens))
+    for item in items:
+        if item.recall is not None:
+            drafts.append(Draft(Kind.RECALL, item.recall[1]))
+        drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens))
+    return drafts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,12 +38,25 @@ def message_bytes(message: Message) -> bytes:
 
 
 def digest(message: Mapping[str, Any]) -> int:
-    """Equal for messages that say the same: clients that send back an answer leave out what is null or empty, or add to it
-    what only concerns them."""
+    """Equal for messages that say the same: clients that send back an answer leave out what is null or empty, add to it what
+    only concerns them, or write a call's arguments anew."""
     said = {
         name: message[name] for name in ("role", "content", "tool_calls", "tool_call_id", "name") if message.get(name)
     }
+    if "tool_calls" in said:
+        said["tool_calls"] = [_called(call) for call in said["tool_calls"]]
     return xxh3_64_intdigest(b"".join(message_segments(said)))
+
+
+def _called(call: Mapping[str, Any]) -> object:
+    """What a function is called with; any other call as it is."""
+    function = call.get("function")
+    if not function:
+        return call
+    arguments = function.get("arguments")
+    with suppress(msgspec.DecodeError, TypeError, RecursionError):
+        arguments = msgspec.json.decode(arguments)
+    return call.get("id"), function.get("name"), arguments
 
 
 def find_overlap(history: Sequence[int], last_answer: int, sent: Sequence[int], *, sends_answers: bool) -> Overlap:

@@ -4,14 +4,14 @@ on every replica and whenever: that is what the workers' caches live on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 
-from router.context.entry import Draft, Kind
-from router.context.history import History, Setting, keep_parts, segments_of
+from router.context.entry import Draft, Entry, Kind
+from router.context.history import History, Setting, keep_parts, segments_of, with_recalled
 from router.context.messages import Message, digest, find_overlap, message_bytes, split_system
 from router.core.canonical import message_segments, tools_segments
 from router.core.fingerprint import Fingerprint, anchor
@@ -23,6 +23,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     messages: Sequence[Message]
     """New ones; also old ones, where the door ``resends``."""
+    counts: Sequence[int] = ()
+    """Tokens of each message; none where they are estimated."""
     params: dict[str, Any]
     """The other members of a chat body, without model, messages and tools."""
     tools: list[Any] | None = None
@@ -46,11 +48,11 @@ class HistoryDiffers(Exception):
 
 
 class NothingNew(Exception):
-    """All that the client sends is in the log already."""
+    """All that the client sends is in the log already, or there is nothing to answer to."""
 
 
 def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> list[Draft]:
-    """What the turn adds to the log. Raises HistoryDiffers, NothingNew."""
+    """What the turn adds to the log: nothing, where what others added is to be answered. Raises HistoryDiffers, NothingNew."""
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
     if system and list(map(digest, system)) != list(map(digest, history.system.values)):
@@ -58,7 +60,7 @@ def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> l
     if incoming.tools is not None and incoming.tools != history.tools.values:
         drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token))
     new = messages[_known(history, messages) if incoming.resends else 0 :]
-    if not new:
+    if not new and (incoming.resends or history.is_empty):
         raise NothingNew
     return drafts + [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
 
@@ -81,8 +83,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     params: msgspec.Raw = msgspec.Raw(b"{}")
     system: int = 0
     tools: int = 0
+    preface: msgspec.Raw = msgspec.Raw(b"[]")
+    """What stood for items that were not sent."""
     items: list[tuple[int, int]] = []
-    """Runs of numbers, both ends included."""
+    """Runs of numbers, both ends included, with those of what was recalled."""
     cut: dict[int, tuple[int, ...]] = {}
     """Of those that had lost parts by then, the parts left."""
     turn_system: msgspec.Raw = msgspec.Raw(b"[]")
@@ -93,7 +97,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         numbers: dict[Kind, list[int]] = {kind: [] for kind in Kind}
         for number, draft in enumerate(drafts, head + 1):
             numbers[draft.kind].append(number)
-        own = numbers[Kind.MESSAGE]
+        own = sorted(numbers[Kind.MESSAGE] + numbers[Kind.RECALL])
         return msgspec.structs.replace(
             self,
             params=msgspec.Raw(params),
@@ -114,7 +118,14 @@ class Prompt(NamedTuple):
     anchor: int
     earlier_bytes: int
     """Of the prompt, what earlier turns had."""
+    tokens: int
+    """About, without what the chat template adds."""
     recipe: Recipe
+
+    @property
+    def shape(self) -> bytes:
+        """Equal for two turns of which the later one's history begins as the earlier one's does."""
+        return bytes(self.recipe.preface)
 
 
 class Scope(NamedTuple):
@@ -128,7 +139,7 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
     """``drafts``: what the turn adds, in the log already or soon. O(new) but for the joining of bytes."""
     system, tools = _settings(history, drafts)
     turn_system = [message_bytes(message) for message in incoming.turn_system]
-    own = [draft.body for draft in drafts if draft.kind is Kind.MESSAGE]
+    own = list(_rendered((draft.kind, draft.body) for draft in drafts))
     messages = [msgspec.json.decode(body) for body in own]
     before = [*turn_system, *_elements(system.body)]
     tools_body = tools.body if incoming.turn_tools is None else msgspec.json.encode(incoming.turn_tools)
@@ -137,14 +148,16 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
     earlier_bytes = grown.prompt_bytes if history.last_answer >= 0 else 0
     grown.extend(segment for message in messages for segment in message_segments(message))
     return Prompt(
-        messages=[*before, *history.bodies, *own],
+        messages=[*before, *history.preface, *history.bodies, *own],
         tools=b"" if tools_body == b"[]" else tools_body,
         fingerprint=grown.fingerprint(),
         anchor=anchor([*first_segments, *_stable(history, messages)], model=incoming.model, tenant=scope.name),
         earlier_bytes=earlier_bytes,
+        tokens=system.tokens + tools.tokens + history.tokens + sum(draft.tokens for draft in drafts),
         recipe=Recipe(
             system=system.number,
             tools=tools.number,
+            preface=msgspec.Raw(_array(history.preface)),
             items=history.runs(),
             cut=history.cut(),
             turn_system=msgspec.Raw(_array(turn_system)),
@@ -153,14 +166,35 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
     )
 
 
-def replay(recipe: Recipe, bodies: dict[int, bytes]) -> bytes:
-    """The body that a turn sent, of the bodies of the log's entries by number. Raises KeyError."""
-    items = [_body(bodies[number], recipe.cut.get(number)) for number in _numbers(recipe.items)]
-    before = [*_elements(bytes(recipe.turn_system)), *_elements(bodies[recipe.system] if recipe.system else b"[]")]
+def replay(recipe: Recipe, entries: Mapping[int, Entry]) -> bytes:
+    """The body that a turn sent, of the log's entries by number. Raises KeyError."""
+
+    def body(number: int) -> bytes:
+        return bytes(entries[number].body) if number else b"[]"
+
+    items = _rendered(
+        (entries[number].kind, _body(body(number), recipe.cut.get(number))) for number in _numbers(recipe.items)
+    )
+    before = [
+        *_elements(bytes(recipe.turn_system)),
+        *_elements(body(recipe.system)),
+        *_elements(bytes(recipe.preface)),
+    ]
     tools = bytes(recipe.turn_tools)
     if tools == b"null":
-        tools = bodies[recipe.tools] if recipe.tools else b"[]"
+        tools = body(recipe.tools)
     return join_body([*before, *items], b"" if tools == b"[]" else tools, bytes(recipe.params))
+
+
+def _rendered(entries: Iterable[tuple[Kind, bytes]]) -> Iterator[bytes]:
+    """Messages as they are sent: each with what was recalled for it."""
+    recall: bytes | None = None
+    for kind, body in entries:
+        if kind is Kind.RECALL:
+            recall = body
+        elif kind is Kind.MESSAGE:
+            yield body if recall is None else with_recalled(body, recall)
+            recall = None
 
 
 def join_body(messages: Sequence[bytes], tools: bytes, params: bytes) -> bytes:
@@ -193,9 +227,9 @@ def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setti
     system, tools = history.system, history.tools
     for draft in drafts:
         if draft.kind is Kind.SYSTEM:
-            system = Setting(0, draft.body)
+            system = Setting(0, draft.body, draft.tokens)
         elif draft.kind is Kind.TOOLS:
-            tools = Setting(0, draft.body)
+            tools = Setting(0, draft.body, draft.tokens)
     return system, tools
 
 

@@ -4,6 +4,7 @@
     ├── ClientError                the request is wrong, and will stay wrong
     │   ├── InvalidJson            400  invalid_json
     │   ├── InvalidRequest         400  invalid_request_error
+    │   │   ├── SessionFull        400  session_full: its log is as long as it may be
     │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
@@ -80,6 +81,10 @@ class InvalidJson(ClientError):
 
 class InvalidRequest(ClientError):
     pass
+
+
+class SessionFull(InvalidRequest):
+    code = "session_full"
 
 
 class MalformedRequest(InvalidRequest):

@@ -365,6 +365,11 @@ class Fleet:
         for member in (lease.member, *self._unproven):
             self.seconds_per_token[member.position] = member.prefills.seconds_per_token(self._prefills)
 
+    def window(self, model: str) -> int:
+        """Tokens of a prompt and its answer together that every worker of the model takes; 0: none says."""
+        lengths = [member.max_model_len(model) for member in self.members() if model in member.models]
+        return min((length for length in lengths if length), default=0)
+
     def bytes_per_token(self, model: str) -> float:
         """Prompt bytes per token, as the model's tokenizer was seen to make them."""
         ratio = self._bytes_per_token.get(model)

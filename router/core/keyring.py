@@ -72,6 +72,7 @@ class Keyring:
         callers = {name: make_caller(rules, salt_secret) for name, rules in listed.tenants.items()}
         self._keys = {key.digest: key for key in (_key(entry, callers[entry.tenant]) for entry in listed.entries)}
         self.tenants = frozenset(map(Tenant, callers))
+        self.rules = tuple(caller.rules for caller in callers.values())
         self.live = frozenset((entry.id, entry.sha256.lower()) for entry in listed.entries if not entry.disabled)
         """Ids and digests of the keys that are not disabled: what two keyrings are compared by."""
 

@@ -14,7 +14,10 @@ from router.core.request import NO_TENANT, Tenant
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 OnBusy = Literal["queue", "reject", "fork"]
 """What a turn does while another of its session has not ended."""
+ContextStrategy = Literal["none", "window", "summary", "recall", "hybrid"]
+"""How a session's history is kept within its model's window."""
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
+ContextTokens = Annotated[int, Meta(ge=0, le=10**9)]
 
 
 class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +47,18 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of its sessions; None: as configured for all."""
     session_lifetime_s: Annotated[float, Meta(ge=0, le=10**9)] | None = None
     """Of sessions that clients name, from their last use on; 0: for ever; None: as configured for all."""
+    context_strategy: ContextStrategy | None = None
+    """Of its sessions; None: as configured for all."""
+    context_high_tokens: ContextTokens = 0
+    """Of a session's history, from which on it is cut; 0: as configured for all."""
+    context_low_tokens: ContextTokens = 0
+    """What a cut leaves of it; likewise."""
+    context_max_tokens: ContextTokens = 0
+    """Of a session's whole prompt; likewise."""
+    notes_model: Annotated[str, Meta(max_length=256)] = ""
+    """Which model writes notes on what was cut; empty: as configured for all."""
+    notes_tokens_per_day: Limit | None = None
+    """Tokens, of prompts and notes, that this may cost; None: as configured for all."""
     sees_decisions: bool = False
     """Its answers carry x-warmroute-reason and x-warmroute-predicted-cached-tokens."""
 

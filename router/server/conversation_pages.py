@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 
 from router.context.entry import Draft, Kind
+from router.context.history import History
 from router.context.prompt import Incoming
 from router.core.errors import ConversationLocked, SessionNotFound
 from router.server.state import Call, Page, asking
-from router.sessions.items import place_of, public_items
+from router.sessions.items import Marked, find_item, place_of, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
-from router.sessions.plans import Ask
+from router.sessions.plans import Ask, read_stored
 from router.sessions.rules import StateRules, read_on_busy
 from router.sessions.store import Loaded, Sid
 from router.sessions.turns import Turns
@@ -89,8 +90,8 @@ class ConversationPages:
 
     async def _list(self, call: Call) -> bytes:
         paging = read_paging(call.query)
-        items, _ = await self._load(call)
-        return list_page(items, paging)
+        history, _ = await self._load(call)
+        return list_page(self._sid(call), [Marked(item) for item in history.items], paging)
 
     async def _add(self, call: Call) -> bytes:
         history, turn = await self._turns.add(self._ask(call, *await call.read(self._read_items)))
@@ -98,36 +99,34 @@ class ConversationPages:
         return msgspec.json.encode(item_list(public_items(self._sid(call), added), has_more=False))
 
     async def _show_item(self, call: Call) -> bytes:
-        items, _ = await self._load(call)
-        for item in items:
-            if item["id"] == call.names[1]:
-                return msgspec.json.encode(item)
-        raise _absent_item(call)
+        history, _ = await self._load(call)
+        item = find_item(self._sid(call), history.items, call.names[1])
+        if item is None:
+            raise _absent_item(call)
+        return msgspec.json.encode(item)
 
     async def _delete_item(self, call: Call) -> bytes:
         """It stays in the log, and out of every prompt and list from now on."""
-        items, loaded = await self._load(call)
+        history, loaded = await self._load(call)
         place = place_of(self._sid(call), call.names[1])
-        if place is None or all(item["id"] != call.names[1] for item in items):
+        if place is None or find_item(self._sid(call), history.items, call.names[1]) is None:
             raise _absent_item(call)
-        ask = self._ask(call, Incoming(model="", messages=(), params={}), "")
+        ask = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
         await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
         return self._shown(call, loaded)
 
-    async def _load(self, call: Call) -> tuple[list[dict[str, Any]], Loaded]:
-        sid = self._sid(call)
+    async def _load(self, call: Call) -> tuple[History, Loaded]:
         try:
-            history, loaded = await self._histories.load(sid, call.caller.rules.tenant)
+            return await self._histories.load(self._sid(call), call.caller.rules.tenant)
         except SessionNotFound:
             raise _absent(call) from None
-        return public_items(sid, history.items), loaded
 
     def _shown(self, call: Call, loaded: Loaded) -> bytes:
-        metadata = msgspec.json.decode(loaded.attributes) if loaded.attributes else {}
+        metadata = read_stored(loaded.attributes, dict[str, str]) if loaded.attributes else {}
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
     def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
-        return asking(call, incoming, asked)(
+        return asking(call, "conversations", incoming, asked)(
             sid=self._sid(call),
             lifetime_s=self._rules.conversation_s,
             creates=False,

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from router.context.prompt import Incoming
+from router.context.view import Wishes
 from router.core.errors import (
     ConversationLocked,
     InvalidRequest,
@@ -19,15 +20,16 @@ from router.core.errors import (
     PreviousResponseNotFound,
     SessionNotFound,
 )
+from router.core.tenant import ContextStrategy
 from router.server.state import Call, Page, asking
 from router.sessions.chat_door import repeated_record
 from router.sessions.histories import Behind
-from router.sessions.items import public_items
+from router.sessions.items import Marked
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
-from router.sessions.plans import Ask, read_note
+from router.sessions.plans import Ask, read_note, read_stored
 from router.sessions.response_door import ResponseDoor
-from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy, read_wishes
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_depth
@@ -35,6 +37,8 @@ from router.wire.responses.input import ResponsesRequest, read_create
 from router.wire.responses.objects import response_deleted
 from router.wire.responses.shapes import failure
 from router.wire.strict_json import decode_object
+
+MAX_THRESHOLD = 10**9
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -119,12 +123,13 @@ class ResponsePages:
         follows a conversation's response without naming the conversation leaves it as it is."""
         tenant = call.caller.rules.tenant
         key = read_idempotency_key(call.headers)
-        own = self._own_sid(call, f"key:{key}" if key else response_id)
+        own = self._own_sid(call, f"key:{key}:{asked.previous_response_id or ''}" if key else response_id)
         on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(
-            asking(call, incoming_of(asked), digest),
+            asking(call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest),
             note=door.under_way(),
+            wishes=read_wishes(call.headers).over(wishes_of(asked)),
             on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
         )
         if asked.conversation is not None:
@@ -188,7 +193,7 @@ class ResponsePages:
             raise _absent(call) from None
         items = [item for item in history.items if item.turn == place.turn and item.number < place.number]
         items = items or [item for item in history.unfinished(place.turn) if item.number < place.number]
-        return list_page(public_items(place.sid, items), paging)
+        return list_page(place.sid, [Marked(item) for item in items], paging)
 
     async def _response(self, call: Call) -> dict[str, Any]:
         """As its turn's record has it. One whose turn ended without an end has failed."""
@@ -198,7 +203,7 @@ class ResponsePages:
         record = None if place is None else await self._histories.ask(store.read_turn(place.sid, tenant, place.turn))
         if place is None or record is None:
             raise _absent(call)
-        told: dict[str, Any] = msgspec.json.decode(read_note(record.record).note)
+        told: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
         if not record.has_ended:
             loaded = await self._histories.ask(store.load(place.sid, tenant, self._histories.hot.known(place.sid)))
             if loaded is None or not loaded.is_claimed or loaded.turns != place.turn:
@@ -208,7 +213,7 @@ class ResponsePages:
     async def _find(self, call: Call, response_id: str) -> Place | None:
         store = self._histories.store
         body = await self._histories.ask(store.get_document(self._key(call, response_id), call.caller.rules.tenant))
-        return None if body is None else msgspec.json.decode(body, type=Place)
+        return None if body is None else read_stored(body, Place)
 
     def _key(self, call: Call, response_id: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.RESPONSE, response_id)
@@ -237,3 +242,16 @@ def _no_previous(asked: ResponsesRequest) -> PreviousResponseNotFound:
 
 def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
     return SessionNotFound(f"there is no conversation {asked.conversation!r}", param="conversation")
+
+
+def wishes_of(asked: ResponsesRequest) -> Wishes:
+    """What the Responses API has to say of a window. Raises InvalidRequest."""
+    for edit in asked.context_management:
+        threshold = edit.get("compact_threshold", 0)
+        if edit.get("type") != "compaction" or not isinstance(threshold, int) or not 0 <= threshold <= MAX_THRESHOLD:
+            raise InvalidRequest(
+                "context_management takes {type: compaction, compact_threshold: tokens}", param="context_management"
+            )
+        return Wishes(strategy="summary", high_tokens=threshold)
+    strategies: dict[str | None, ContextStrategy] = {"auto": "window", "disabled": "none"}
+    return Wishes(strategy=strategies.get(asked.truncation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -16,11 +17,11 @@ from router.server.state import MAX_NAME_CHARS, Call, Page, asking
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.histories import NoSuchItem
-from router.sessions.items import all_items, place_of, public_items
+from router.sessions.items import find_item, marked_items, place_of, show
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
-from router.sessions.rules import StateRules, read_on_busy
+from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_depth
@@ -29,7 +30,7 @@ from router.wire.strict_json import decode_object
 
 log = logging.getLogger("warmroute.sessions")
 
-FORK_CHARS = 6
+FORK_CHARS = 16
 
 
 class SessionPages:
@@ -60,12 +61,12 @@ class SessionPages:
             raise ModelNotFound.of(incoming.model)
         name = call.names[0]
         client = call.connect(call.caller.salt_for(incoming.cache_salt) if call.caller.salt_key else "")
-        forked: list[str] = []
+        key = read_idempotency_key(call.headers)
 
         def fork() -> Sid:
-            forked.append(f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{secrets.token_hex(FORK_CHARS // 2)}")
-            client.add_head("x-warmroute-session", forked[0])
-            return self._sid(call, forked[0])
+            forked = _fork_name(name, key)
+            client.add_head("x-warmroute-session", forked)
+            return self._sid(call, forked)
 
         def lose() -> None:
             client.add_head("x-warmroute-state", "lost")
@@ -74,10 +75,13 @@ class SessionPages:
         on_lost = lose if self._rules.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        await self._turns.take(self._ask(call, incoming, asked, fork=fork, on_lost=on_lost), door, client)
+        ask = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
+        if key and ask.on_busy == "fork":
+            ask = replace(ask, retried_in=self._sid(call, _fork_name(name, key)))
+        await self._turns.take(ask, door, client)
 
     def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
-        return asking(call, incoming, asked)(
+        return asking(call, "sessions", incoming, asked)(
             sid=self._sid(call, call.names[0]),
             lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
@@ -94,7 +98,7 @@ class SessionPages:
                 "turns": loaded.turns,
                 "items": len(history.items),
                 "tokens": sum(item.tokens for item in history.items),
-                "bytes": sum(map(len, history.bodies)),
+                "bytes": history.item_bytes,
                 "is_busy": loaded.is_claimed,
             }
         )
@@ -106,13 +110,15 @@ class SessionPages:
 
     async def _list(self, call: Call) -> bytes:
         paging = read_paging(call.query)
-        history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
-        return list_page(all_items(history), paging)
+        sid = self._sid(call, call.names[0])
+        history, _ = await self._histories.load(sid, call.caller.rules.tenant)
+        return list_page(sid, marked_items(history), paging)
 
     async def _add(self, call: Call) -> bytes:
         incoming, asked = await call.read(self._read_items)
         history, added = await self._turns.add(self._ask(call, incoming, asked))
-        items = [item for item in all_items(history) if item["turn"] == added]
+        own = [marked for marked in marked_items(history) if marked.item.turn == added]
+        items = [item for marked in own for item in show(Sid(history.sid), marked)]
         return msgspec.json.encode(item_list(items, has_more=False))
 
     def _read_items(self, body: bytes) -> tuple[Incoming, str]:
@@ -132,7 +138,7 @@ class SessionPages:
         if after is not None:
             history, _ = await self._histories.load(sid, owner)
             place = place_of(sid, after) if isinstance(after, str) else None
-            if place is None or all(item["id"] != after for item in public_items(sid, history.items)):
+            if place is None or find_item(sid, history.items, after) is None:
                 raise InvalidRequest("after names no item of this session", param="after")
             upto = place[0]
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
@@ -156,3 +162,9 @@ class SessionPages:
 
     def _sid(self, call: Call, name: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)
+
+
+def _fork_name(name: str, key: str) -> str:
+    """The retry of a request finds the copy in which the first attempt went on."""
+    suffix = sha256(key.encode()).hexdigest()[:FORK_CHARS] if key else secrets.token_hex(FORK_CHARS // 2)
+    return f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{suffix}"

@@ -18,8 +18,8 @@ from router.core.errors import InvalidRequest
 from router.core.tenant import Caller
 from router.server.bodies import LARGE_BODY_BYTES
 from router.server.client import ClientConnection
-from router.sessions.plans import Ask
-from router.sessions.rules import read_idempotency_key
+from router.sessions.plans import Ask, DoorName
+from router.sessions.rules import read_idempotency_key, read_wishes
 
 MAX_NAME_CHARS = 256
 
@@ -49,16 +49,18 @@ class Call:
         return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, self.body)
 
 
-def asking(call: Call, incoming: Incoming, asked: str) -> partial[Ask]:
+def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partial[Ask]:
     """What every page says of a turn. ``asked``: digest of the body. Raises InvalidRequest."""
     return partial(
         Ask,
+        door=door,
         caller=call.caller,
         incoming=incoming,
         headers=call.headers,
         request_id=call.request_id,
         started_at=call.started_at,
         idempotency_key=read_idempotency_key(call.headers),
+        wishes=read_wishes(call.headers),
         asked=asked,
         body_bytes=len(call.body),
     )
@@ -94,6 +96,8 @@ class StateRoutes:
     def find(self, raw_path: str) -> Match | None:
         """``raw_path``: as it came, escapes and query included. Raises InvalidRequest for a name that is none."""
         path, _, _ = raw_path.partition("?")
+        if not path.startswith("/"):  # a whole URL, as proxies are sent them
+            path = "/" + path.partition("://")[2].partition("/")[2]
         segments = path.strip("/").split("/") if path.startswith("/v1/") else []
         if len(segments) < 2 or segments[1] not in self._first or path.endswith("/"):
             return None

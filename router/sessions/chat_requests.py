@@ -8,6 +8,7 @@ from router.context.prompt import Incoming
 from router.core.canonical import message_segments
 from router.core.errors import InvalidRequest
 from router.core.tenant import Caller
+from router.wire.answers import are_calls
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.media import forbid_names
 from router.wire.requests import ChatBody, convert
@@ -26,6 +27,7 @@ def read_chat(body: bytes, caller: Caller, limits: BodyLimits) -> Incoming:
     if not typed.messages:
         raise InvalidRequest("messages must have at least one new message", param="messages")
     require_one_choice(members)
+    require_shapes(typed.messages)
     require_text(typed.messages)
     return Incoming(
         model=typed.model,
@@ -40,6 +42,16 @@ def require_one_choice(members: dict[str, Any]) -> None:
     """A history has one answer to a message."""
     if members.get("n") not in (None, 1):
         raise InvalidRequest("a session keeps one answer: n must be 1", param="n")
+
+
+def require_shapes(messages: list[dict[str, Any]]) -> None:
+    """Of what a session reads itself: a message that it could not read again would make all of it unreadable. The rest is for
+    the worker to judge."""
+    for at, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise InvalidRequest("a message's role must be a string", param=f"messages[{at}].role")
+        if not are_calls(message.get("tool_calls")):
+            raise InvalidRequest("tool_calls must be a list of calls", param=f"messages[{at}].tool_calls")
 
 
 def require_text(messages: list[dict[str, Any]]) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from router.core.request import Tenant
-from router.sessions.histories import Histories
-from router.sessions.store import Begun, Sid
+from router.sessions.errands import Errands
+from router.sessions.store import Begun, Sid, Store
 
 RENEWALS = 3
 """In the time of one lease."""
@@ -34,10 +34,11 @@ class Claim:
 
 
 class Claims:
-    """``run`` must be running."""
+    """``run`` must be running. ``max_give_backs``: as of Errands."""
 
-    def __init__(self, histories: Histories, lease_s: float, clock: Callable[[], float]) -> None:
-        self._histories = histories
+    def __init__(self, store: Store, lease_s: float, max_give_backs: int, clock: Callable[[], float]) -> None:
+        self._store = store
+        self.errands = Errands(clock, max_give_backs)
         self._lease_s = lease_s
         self._clock = clock
         self.live: set[Claim] = set()
@@ -56,8 +57,8 @@ class Claims:
         for claim in self.live:
             if claim.fence and now - claim.renewed_at > self._lease_s / RENEWALS:
                 claim.renewed_at = now
-                renew = self._histories.store.renew
-                self._histories.give_back(partial(renew, claim.sid, claim.owner, claim.fence, self._lease_s))
+                renew = partial(self._store.renew, claim.sid, claim.owner, claim.fence, self._lease_s)
+                self.errands.renew(renew)
 
     @contextmanager
     def wanted(self, sid: Sid, owner: Tenant) -> Iterator[Claim]:
@@ -89,10 +90,11 @@ class Claims:
             return False
 
     def _give_up(self, claim: Claim) -> None:
-        store = self._histories.store
         if claim.fence:
-            self._histories.give_back(partial(store.release, claim.sid, claim.owner, claim.fence), self._lease_s)
+            release = partial(self._store.release, claim.sid, claim.owner, claim.fence)
+            self.errands.give_back(release, self._lease_s)
         elif claim.is_asked and not claim.turn:
-            self._histories.give_back(partial(store.leave, claim.sid, claim.owner, claim.token), self._lease_s)
+            leave = partial(self._store.leave, claim.sid, claim.owner, claim.token)
+            self.errands.give_back(leave, self._lease_s)
         if (ending := self.endings.pop(claim.sid, None)) is not None:
             ending.set()

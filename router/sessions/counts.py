@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
+from typing import get_args
 
 from router.context.entry import Kind
 from router.context.history import History
 from router.context.messages import split_system
 from router.core.record import Record
-from router.sessions.plans import Ask, Plan
+from router.sessions.plans import Ask, DoorName, Plan
+
+OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
 
 
 @dataclass(slots=True)
 class TurnCounts:
-    turns: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("ok", "repeated", "refused", "failed", "lost"), 0)
+    turns: dict[tuple[str, str], int] = field(
+        default_factory=lambda: dict.fromkeys(product(get_args(DoorName), OUTCOMES), 0)
     )
+    """By door and outcome."""
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))
     prefixes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("warm", "cold", "unknown"), 0))
     """Was what earlier turns had computed still cached?"""

@@ -8,11 +8,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.context.history import History, drafts_of
-from router.core.errors import SessionCorrupt, SessionNotFound, StateUnavailable
+from router.context.history import ITEM_OVERHEAD_BYTES, History, Item, drafts_of
+from router.context.view import BadView, View, decode_view, encode_view
+from router.core.errors import SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
@@ -22,7 +25,6 @@ from router.sessions.store import (
     Begun,
     Busy,
     Corrupt,
-    Fenced,
     Known,
     Loaded,
     Repeated,
@@ -32,12 +34,6 @@ from router.sessions.store import (
 )
 
 log = logging.getLogger("warmroute.sessions")
-
-CLOSING_S = 1.0
-"""How long what is left to be given back may take when the router stops."""
-
-AGAIN_S = 0.25
-"""Between two attempts to give back what a store did not take."""
 
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
@@ -54,20 +50,35 @@ class NoSuchItem(Exception):
 
 
 class Behind(NamedTuple):
-    """A place in a log: a turn, and the number of its last entry."""
+    """A place in a log: a turn, and the number that was foreseen for its last entry when it began."""
 
     turn: int
     number: int
 
 
-def _unobserved(_tier: str, _stage: str, _seconds: float) -> None:
+def _unobserved(*_: object) -> None:
     return
+
+
+async def _nobody_cares(_history: History) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """Of one session's log."""
+
+    max_entries: int
+    max_bytes: int
+
+
+UNBOUNDED = LogBounds(1 << 62, 1 << 62)
 
 
 class Histories:
     """``wall_clock``: Unix time, which entries are stamped with. ``observe_load(tier, stage, seconds)``: a history was fetched,
-    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. All calls raise
-    StateUnavailable and SessionCorrupt."""
+    or what was fetched of it parsed; its tier is memory where nothing of it was missing here. ``observe_size(items, bytes)``: a
+    turn has ended, and its session counts so many. All calls raise StateUnavailable and SessionCorrupt."""
 
     def __init__(
         self,
@@ -76,24 +87,35 @@ class Histories:
         wall_clock: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
+        observe_size: Callable[[int, int], None] = _unobserved,
+        bounds: LogBounds = UNBOUNDED,
     ) -> None:
         self.store = store
+        self.failures = 0
+        """Calls that the store did not take, or not in time."""
         self.observe_load = observe_load
+        self.bounds = bounds
+        self.on_deleted: Callable[[History], Awaitable[None]] = _nobody_cares
+        """Told of each session that is deleted here."""
+        self.full = 0
+        """Turns and copies that were refused for a log's bound."""
+        self.observe_size = observe_size
         self._clock = clock
         self.hot = hot
         self._wall_clock = wall_clock
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         began_at = self._clock()
         begun = await self.ask(self.store.begin(begin))
         if isinstance(begun, Begun):
-            self.observe_load("store" if begun.tail else "memory", "fetch", self._clock() - began_at)
+            self._observe_fetch(begun, began_at)
         return begun
 
     async def append(self, history: History, append: Append) -> None:
         """The history has the entries, too. Raises Fenced."""
         self.grow(history, append.entries, await self.ask(self.store.append(append)))
+        if append.ends:
+            self.observe_size(len(history.items), history.item_bytes)
 
     def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
         """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
@@ -117,13 +139,26 @@ class Histories:
             ends=ends,
         )[0]
 
+    def require_room(self, history: History, drafts: Sequence[Draft]) -> None:
+        """Whoever asks for a turn is told before anything of it is stored; the answer of one that has begun always fits.
+        Raises SessionFull."""
+        added = sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
+        if history.head + len(drafts) > self.bounds.max_entries or history.bytes + added > self.bounds.max_bytes:
+            self.full += 1
+            raise SessionFull(
+                f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
+                "or fork this one after an earlier item"
+            )
+
     async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
         """Raises SessionNotFound."""
         known = self.hot.known(sid)
+        began_at = self._clock()
         loaded = await self.ask(self.store.load(sid, owner, known))
         if loaded is None:
             self.hot.forget(sid)
             raise SessionNotFound("there is no such session")
+        self._observe_fetch(loaded, began_at)
         history = await self.follow(sid, owner, known, loaded)
         history.turns = max(history.turns, loaded.turns)
         return history, loaded
@@ -143,22 +178,42 @@ class Histories:
                 if start:
                     await asyncio.sleep(0)
                 history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
-        except BadEntry as error:
+            if found.view is not None:
+                history.use_view(decode_view(found.view), found.epoch)
+        except (BadEntry, BadView) as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
-        self.observe_load("store" if found.tail else "memory", "parse", self._clock() - began_at)
+        self.observe_load(_tier_of(found), "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
-        if found.view is not None:
-            history.view = found.view
-        history.epoch = found.epoch
         return history
 
+    async def commit_view(self, history: History, view: View) -> bool:
+        """Instead of the one that the history has. False: another came before, and the history has that now. Raises
+        SessionNotFound."""
+        sid, epoch = Sid(history.sid), history.epoch
+        committing = self.store.commit_view(sid, history.owner, history.generation, epoch, encode_view(view))
+        if await self.ask(committing):
+            history.use_view(view, epoch + 1)
+            return True
+        await self.load(sid, history.owner)
+        return False
+
+    def _observe_fetch(self, found: Begun | Loaded, began_at: float) -> None:
+        self.observe_load(_tier_of(found), "fetch", self._clock() - began_at)
+
     async def copy(
-        self, sid: Sid, new: Sid, owner: Tenant, lifetime_s: float, *, upto: int | None = None, attributes: bytes = b""
+        self,
+        sid: Sid,
+        new: Sid,
+        owner: Tenant,
+        lifetime_s: float,
+        *,
+        upto: int | Behind | None = None,
+        attributes: bytes = b"",
     ) -> bool:
-        """A session of its own that begins as this one, up to the item of that number, with the system messages and tools
-        that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises SessionNotFound,
-        NoSuchItem."""
+        """A session of its own that begins as this one, up to the item of that number or the turn's answer, with the system
+        messages and tools that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises
+        SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
         drafts = _drafts_upto(history, upto) or [Draft(Kind.END, b"null")]
         return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
@@ -169,13 +224,14 @@ class Histories:
         if history.last_turn == behind.turn:
             return history
         before = History(sid, owner, "")
-        before.add(self.encode(before, _drafts_upto(history, behind.number), 1, ends=True), 1)
+        before.add(self.encode(before, _drafts_upto(history, behind), 1, ends=True), 1)
         return before
 
     async def create(
         self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
     ) -> bool:
-        """False: it exists."""
+        """False: it exists. Raises SessionFull."""
+        self.require_room(History(sid, owner, ""), drafts)
         entries = self.encode(History(sid, owner, ""), drafts, 1, ends=True)
         turns = 1 if entries else 0
         return await self.ask(
@@ -184,55 +240,52 @@ class Histories:
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         """False: there is none."""
+        known = self.hot.get(sid)
+        if known is None:
+            with suppress(SessionNotFound, SessionCorrupt):
+                known, _ = await self.load(sid, owner)
         self.hot.forget(sid)
-        return await self.ask(self.store.delete(sid, owner))
+        is_deleted = await self.ask(self.store.delete(sid, owner))
+        if is_deleted and known is not None and known.owner == owner:
+            await self.on_deleted(known)
+        return is_deleted
 
     async def ask(self, call: Awaitable[T]) -> T:
         """Anything of the store."""
         try:
             return await call
         except StoreUnavailable as error:
+            self.failures += 1
             log.warning("the session store failed", extra={"why": str(error)})
             kind = StateUnavailable if error.was_asked else NotAsked
             raise kind("the session store cannot be reached", retry_after_s=1) from None
         except Corrupt as error:
             raise _unreadable(str(error)) from None
 
-    def give_back(self, call: Callable[[], Awaitable[None]], within_s: float = 0.0) -> None:
-        """A claim, or a place in a line. Nobody waits for it. A store that is away is asked again for so many seconds: what it
-        was asked before it hung it does when it goes on, and then holds a claim that nobody knows of. As many wait as turns
-        were under way then. If it fails for good, a lease ends later."""
-        task = asyncio.create_task(self._give_back(call, self._clock() + within_s))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _give_back(self, call: Callable[[], Awaitable[None]], until: float) -> None:
-        while True:
-            try:
-                return await call()
-            except (StoreUnavailable, Corrupt, Fenced) as error:
-                if not isinstance(error, StoreUnavailable) or self._clock() + AGAIN_S > until:
-                    log.info("a claim was not given back, and its lease will end", extra={"why": str(error)})
-                    return None
-            await asyncio.sleep(AGAIN_S)
-
     async def aclose(self) -> None:
         """Behind the last turn."""
-        if self._tasks:
-            _, late = await asyncio.wait(tuple(self._tasks), timeout=CLOSING_S)
-            for task in late:
-                task.cancel()
         await self.store.close()
 
 
-def _drafts_upto(history: History, number: int | None) -> list[Draft]:
+def _tier_of(found: Begun | Loaded) -> str:
+    return "store" if found.tail else "memory"
+
+
+def _drafts_upto(history: History, upto: int | Behind | None) -> list[Draft]:
     """Raises NoSuchItem."""
     end = len(history.items)
-    if number is not None:
-        end = next((at for at, item in enumerate(history.items, 1) if item.number == number), 0)
+    if upto is not None:
+        end = next((at for at, item in enumerate(history.items, 1) if _is_at(item, upto)), 0)
         if not end:
             raise NoSuchItem
     return drafts_of(history.items[:end], history.system, history.tools)
+
+
+def _is_at(item: Item, place: int | Behind) -> bool:
+    """An answer has the number that was foreseen for it, or a later one where another turn's late end came between."""
+    if isinstance(place, int):
+        return item.number == place
+    return item.turn == place.turn and item.number >= place.number
 
 
 def _unreadable(why: str, sid: str = "") -> SessionCorrupt:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from router.context.history import History, Item
 from router.sessions.store import Sid
@@ -47,13 +48,26 @@ def _as_written(name: Callable[[int, int], str], calls: Sequence[int]) -> Callab
     return lambda number, part: name(number, calls[part - 1] if part > MESSAGE else part)
 
 
-def all_items(history: History) -> list[dict[str, Any]]:
+class Marked(NamedTuple):
+    """A message, and what its items show besides."""
+
+    item: Item
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+def marked_items(history: History) -> list[Marked]:
     """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
-    sid = Sid(history.sid)
-    marked = [(item, "completed") for item in history.items] + [(item, "incomplete") for item in history.unfinished()]
-    marked.sort(key=lambda each: (each[0].turn, each[0].number))
-    return [
-        {**public, "status": status, "turn": item.turn}
-        for item, status in marked
-        for public in public_items(sid, [item])
-    ]
+    marked = [Marked(item, {"status": "completed", "turn": item.turn}) for item in history.items]
+    marked += [Marked(item, {"status": "incomplete", "turn": item.turn}) for item in history.unfinished()]
+    return sorted(marked, key=lambda each: (each.item.turn, each.item.number))
+
+
+def show(sid: Sid, marked: Marked) -> list[dict[str, Any]]:
+    return [{**public, **marked.more} for public in public_items(sid, [marked.item])]
+
+
+def find_item(sid: Sid, items: Sequence[Item], name: str) -> dict[str, Any] | None:
+    """Of one message only anything is read."""
+    place = place_of(sid, name)
+    found = [item for item in items if place is not None and item.number == place[0]]
+    return next((public for public in public_items(sid, found) if public["id"] == name), None)

@@ -52,6 +52,12 @@ UNKNOWN_HEAD = -1
 """What ``append`` returns where it is not known how long the log is now."""
 
 
+class Late(Append, frozen=True, kw_only=True):
+    """The end of a turn that the store has yet to take. ``since``: Unix time, as another router may read it."""
+
+    since: float
+
+
 class Journal:
     """Files ``journal-N`` of a directory, of which each router locks one: the first that is free, so that one begins where a
     dead one ended. Not more than ``max_bytes``; every call runs in one thread."""
@@ -62,7 +68,7 @@ class Journal:
         self.bytes = 0
         self._files: list[int] = []
 
-    def open(self) -> list[Append]:
+    def open(self) -> list[Late]:
         """What was left, also in files of routers that are gone. A line that is not whole was never acknowledged.
         Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,22 +94,22 @@ class Journal:
             return None
         return file
 
-    def _read(self, file: int) -> list[Append]:
+    def _read(self, file: int) -> list[Late]:
         data = os.pread(file, os.fstat(file).st_size, 0)
         *lines, torn = data.split(b"\n")
         if torn:
             os.ftruncate(file, len(data) - len(torn))  # else the next line would be part of it
         self.bytes += len(data) - len(torn)
         found = [_decode(line) for line in lines]
-        kept = [append for append in found if append is not None]
+        kept = [late for late in found if late is not None]
         if torn or len(kept) < len(found):
             lost = {"torn": bool(torn), "unreadable": len(found) - len(kept)}
             log.warning("lines of the journal cannot be read", extra={"directory": str(self.directory), **lost})
         return kept
 
-    def write(self, append: Append) -> None:
+    def write(self, late: Late) -> None:
         """On the disk when it returns. Raises StoreUnavailable."""
-        body = msgspec.json.encode(append)
+        body = msgspec.json.encode(late)
         line = b"%d %b\n" % (zlib.crc32(body), body)
         if self.bytes + len(line) > self.max_bytes:
             raise StoreUnavailable("the journal is full")
@@ -135,13 +141,13 @@ def _write_whole(file: int, line: bytes) -> None:
     os.fsync(file)
 
 
-def _decode(line: bytes) -> Append | None:
+def _decode(line: bytes) -> Late | None:
     """None: it is not what was written."""
     checksum, _, body = line.partition(b" ")
     if not checksum.isdigit() or int(checksum) != zlib.crc32(body):
         return None
     try:
-        return msgspec.json.decode(body, type=Append)
+        return msgspec.json.decode(body, type=Late)
     except msgspec.DecodeError:
         return None
 
@@ -150,20 +156,28 @@ class JournaledStore:
     """Satisfies Store, by another to which everything goes but what it did not take. ``run`` must be running.
 
     ``retry_s``: between two attempts to hand over what waits. ``patience_s``: how long a turn or a reader of a session waits
-    for the ends of turns that are to be in the store first; beyond, the store is unavailable to it.
+    for the ends of turns that are to be in the store first; beyond, the store is unavailable to it. ``wall_clock``: Unix time.
     """
 
     def __init__(
-        self, store: Store, journal: Journal, *, retry_s: float = 0.25, patience_s: float = SETTLING_S
+        self,
+        store: Store,
+        journal: Journal,
+        wall_clock: Callable[[], float],
+        *,
+        retry_s: float = 0.25,
+        patience_s: float = SETTLING_S,
     ) -> None:
         self._store = store
         self.journal = journal
+        self._wall_clock = wall_clock
         self._retry_s = retry_s
         self._patience_s = patience_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._waiting: dict[Sid, list[Append]] = {}
+        self._waiting: dict[Sid, list[Late]] = {}
         self._wake = asyncio.Event()
         self._replaying = asyncio.Lock()
+        self.ping = store.ping
         self.renew = store.renew
         self.release = store.release
         self.leave = store.leave
@@ -180,10 +194,17 @@ class JournaledStore:
         """Ends of turns that the store has not taken."""
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest of them has waited; 0: none does."""
+        now = self._wall_clock()
+        since = min((late.since for ends in self._waiting.values() for late in ends), default=now)
+        return max(0.0, now - since)
+
     async def open(self) -> None:
         """Raises OSError."""
-        for append in await self._in_thread(self.journal.open):
-            self._waiting.setdefault(append.sid, []).append(append)
+        for late in await self._in_thread(self.journal.open):
+            self._waiting.setdefault(late.sid, []).append(late)
         self._wake.set()
 
     async def run(self) -> None:
@@ -215,7 +236,7 @@ class JournaledStore:
         except StoreUnavailable:
             if not append.ends:
                 raise
-        late = msgspec.structs.replace(append, is_late=True)
+        late = Late(**(msgspec.structs.asdict(append) | {"is_late": True}), since=self._wall_clock())
         waiting = self._waiting.setdefault(append.sid, [])
         waiting.append(late)  # first of all: whoever sees nothing waiting may clear the file
         try:

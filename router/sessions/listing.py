@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
 from router.core.errors import InvalidRequest
+from router.sessions.items import Marked, place_of, show
+from router.sessions.store import Sid
 from router.wire.responses.objects import item_list
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
@@ -31,13 +34,26 @@ def read_paging(query: Mapping[str, str], *, default_order: str = "desc") -> Pag
     return Paging(limit, order == "desc", query.get("after", ""))
 
 
-def list_page(items: Sequence[dict[str, Any]], paging: Paging) -> bytes:
-    """``items``: all of them, oldest first, each with an id. Raises InvalidRequest for an ``after`` that is none of them."""
-    ordered = items[::-1] if paging.is_descending else items
-    begin = 0
-    if paging.after:
-        begin = next((at for at, item in enumerate(ordered, 1) if item["id"] == paging.after), 0)
-        if not begin:
-            raise InvalidRequest("after names no item of this list", param="after")
-    end = begin + paging.limit
-    return msgspec.json.encode(item_list(ordered[begin:end], has_more=end < len(ordered)))
+def list_page(sid: Sid, messages: Sequence[Marked], paging: Paging) -> bytes:
+    """``messages``: all of them, oldest first; only those of the page are read. Raises InvalidRequest for an ``after`` that is
+    no item of theirs."""
+    ordered = messages[::-1] if paging.is_descending else messages
+    page = list(islice(_items_behind(sid, ordered, paging), paging.limit + 1))
+    return msgspec.json.encode(item_list(page[: paging.limit], has_more=len(page) > paging.limit))
+
+
+def _items_behind(sid: Sid, ordered: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
+    place = place_of(sid, paging.after)
+    begin, skips = 0, bool(paging.after)
+    if skips:
+        begin = next((at for at, (item, _) in enumerate(ordered) if place and item.number == place[0]), len(ordered))
+    for marked in islice(ordered, begin, None):
+        items = show(sid, marked)[:: -1 if paging.is_descending else 1]
+        if skips:  # it is one of these, or none
+            names = [item["id"] for item in items]
+            if paging.after not in names:
+                break
+            items, skips = items[names.index(paging.after) + 1 :], False
+        yield from items
+    if skips:
+        raise InvalidRequest("after names no item of this list", param="after")

@@ -62,6 +62,9 @@ class MemoryStore:
         self._fence = 0
         """Of all sessions: one that was deleted must not have given the fence of one that bears its name later."""
 
+    async def ping(self) -> None:
+        return
+
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         session = self._find(begin.sid, begin.owner)
         if session is None:

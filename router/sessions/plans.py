@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from router.context.entry import Draft
+from router.context.entry import Draft, Kind
 from router.context.history import History
 from router.context.prompt import Incoming, Prompt, Recipe, Scope, find_news, join_body, make_prompt
+from router.context.view import NO_WISHES, Wishes
 from router.core.errors import RouterError, SessionBusy, SessionCorrupt, SessionNotFound
 from router.core.request import Request, SessionKey
 from router.core.tenant import Caller, OnBusy
 from router.sessions.histories import Behind, Histories
 from router.sessions.store import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
+
+T = TypeVar("T")
+
+DoorName = Literal["sessions", "responses", "conversations"]
+"""Through which door a turn came; a response that names a conversation came through that one's."""
 
 
 class TurnNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +42,7 @@ def no_session() -> RouterError:
 class Ask:
     """One request for a turn, through whichever door."""
 
+    door: DoorName
     sid: Sid
     caller: Caller
     incoming: Incoming
@@ -50,6 +57,10 @@ class Ask:
     """Digest of it, by which a repetition is told from another request with the same idempotency key."""
     body_bytes: int = 0
     """What the client sent."""
+    wishes: Wishes = NO_WISHES
+    """How its history is to be kept within the window."""
+    recalled: Draft | None = None
+    """What a search found for it."""
     note: bytes = b"null"
     """The door's, of the turn while it is under way."""
     busy: type[SessionBusy] = SessionBusy
@@ -61,6 +72,8 @@ class Ask:
     """It goes on in a copy in any case."""
     fork: Callable[[], Sid] | None = None
     """Names the copy in which a turn goes on that does not wait, or stands elsewhere than at the end."""
+    retried_in: Sid | None = None
+    """The copy in which an earlier attempt may have gone on that had the same idempotency key."""
     on_lost: Callable[[], None] | None = None
     """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
     on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None
@@ -94,7 +107,8 @@ class Planner:
     def plan(self, ask: Ask, history: History, turn: int) -> Plan:
         """Raises HistoryDiffers, NothingNew, InvalidRequest."""
         incoming, caller = ask.incoming, ask.caller
-        drafts = self.news(ask, history)
+        drafts = _with_recalled(self.news(ask, history), ask.recalled)
+        self._histories.require_room(history, drafts)
         salt = caller.salt_for(incoming.cache_salt)
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)
@@ -106,6 +120,17 @@ class Planner:
     def news(self, ask: Ask, history: History) -> list[Draft]:
         """Raises HistoryDiffers, NothingNew."""
         return find_news(history, ask.incoming, self.bytes_per_token(ask.incoming.model))
+
+
+def _with_recalled(drafts: list[Draft], recalled: Draft | None) -> list[Draft]:
+    """Before the newest message, if that is a user's."""
+    if recalled is None or not _is_users(drafts[-1]):
+        return drafts
+    return [*drafts[:-1], recalled, drafts[-1]]
+
+
+def _is_users(draft: Draft) -> bool:
+    return draft.kind is Kind.MESSAGE and msgspec.json.decode(draft.body).get("role") == "user"
 
 
 def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:
@@ -127,7 +152,12 @@ def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:
 
 def read_note(record: bytes) -> TurnNote:
     """Of a turn's record. Turns that a session was created with have none. Raises SessionCorrupt."""
+    return read_stored(record, TurnNote) if record else TurnNote()
+
+
+def read_stored(data: bytes, kind: type[T]) -> T:
+    """JSON that a router wrote into the store. Raises SessionCorrupt."""
     try:
-        return msgspec.json.decode(record, type=TurnNote) if record else TurnNote()
-    except msgspec.DecodeError:
+        return msgspec.json.decode(data, type=kind)
+    except ValueError:
         raise SessionCorrupt("what is stored of this session cannot be read") from None

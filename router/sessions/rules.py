@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from router.context.strategies import STRATEGIES
+from router.context.view import NO_WISHES, Wishes
 from router.core.errors import InvalidRequest
 from router.core.tenant import OnBusy, TenantRules
 
 MAX_KEY_CHARS = 255
+STRATEGY_HEADER, TOKENS_HEADER = "x-warmroute-context-strategy", "x-warmroute-context-tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,19 @@ def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRu
     elif wish not in get_args(OnBusy):
         raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
     return "reject" if wish == "fork" and not forks else cast(OnBusy, wish)
+
+
+def read_wishes(headers: Mapping[str, str]) -> Wishes:
+    """How a request wants its session's history kept within the window. Raises InvalidRequest."""
+    strategy = headers.get(STRATEGY_HEADER)
+    if strategy is None and TOKENS_HEADER not in headers:
+        return NO_WISHES
+    if strategy is not None and strategy not in STRATEGIES:
+        raise InvalidRequest(f"{STRATEGY_HEADER} must be one of {', '.join(STRATEGIES)}", param=STRATEGY_HEADER)
+    tokens = headers.get(TOKENS_HEADER, "0")
+    if not (tokens.isascii() and tokens.isdigit() and len(tokens) < 10):
+        raise InvalidRequest(f"{TOKENS_HEADER} must be a number of tokens", param=TOKENS_HEADER)
+    return Wishes(strategy=strategy, max_tokens=int(tokens))
 
 
 def read_idempotency_key(headers: Mapping[str, str]) -> str:

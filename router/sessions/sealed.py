@@ -1,4 +1,5 @@
-"""Encryption at rest: a store in which only sizes, numbers and times can be read.
+"""Encryption at rest: a store in which only sizes, numbers, times and names can be read: the tenant's, the last worker's, and
+idempotency keys.
 
 AES-256-GCM with a key of its own for every tenant and session (HKDF-SHA256, RFC 5869), and a fresh nonce of 96 random bits for
 every value: NIST SP 800-38D bounds those to 2^32 values a key. What a value is, and where it belongs, is authenticated with it,
@@ -46,6 +47,9 @@ class SealedStore:
         self._store = store
         self._secret = secret
         self._key = lru_cache(maxsize=CACHED_KEYS)(self._derive)
+
+    async def ping(self) -> None:
+        await self._store.ping()
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         sid, owner = begin.sid, begin.owner

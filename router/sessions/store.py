@@ -160,6 +160,10 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
 
 class Store(Protocol):
+    async def ping(self) -> None:
+        """Would it take a call now?"""
+        ...
+
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         """None: there is no such session, and none was to be created."""
         ...

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
@@ -30,8 +29,8 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.request import Request, SessionKey
-from router.core.tenant import Caller, TenantRules
+from router.core.request import SessionKey, Tenant
+from router.core.tenant import Caller
 from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
@@ -40,8 +39,12 @@ from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
-from router.sides import Client
+from router.sessions.upkeep import Upkeep
+from router.sides import Client, Dispatch
 from router.wire.answers import BadAnswer
+
+CUTS = 2
+"""Of one turn's history: the second where the view was changed by another in between."""
 
 SAVING_S = 0.5
 """How long an answer that is whole may take to be kept when its client has left."""
@@ -50,19 +53,14 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.004, 0.05
 """Between two looks at a claim that another replica holds. One of this replica's own that ends is noticed at once."""
 
 
-class Dispatch(Protocol):
-    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class TurnSettings:
-    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it.
-    ``resumes``: streams are kept so that another worker may go on with them."""
+    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it."""
 
     lease_s: float
     max_wait_s: float
     max_waiting: int
-    resumes: bool
+    max_give_backs: int
 
 
 class Turns:
@@ -74,7 +72,8 @@ class Turns:
         histories: Histories,
         dispatch: Dispatch,
         remember_worker: Callable[[SessionKey, WorkerName], None],
-        bytes_per_token: Callable[[str], float],
+        planner: Planner,
+        upkeep: Upkeep,
         clock: Callable[[], float],
         observe_overhead: Callable[[float], None],
     ) -> None:
@@ -82,14 +81,16 @@ class Turns:
         self.histories = histories
         self._dispatch = dispatch
         self._remember_worker = remember_worker
-        self._planner = Planner(histories, bytes_per_token, resumes=settings.resumes)
+        self._planner = planner
+        self.upkeep = upkeep
         self._clock = clock
         self._observe_overhead = observe_overhead
-        self.claims = Claims(histories, settings.lease_s, clock)
+        self.claims = Claims(histories.store, settings.lease_s, settings.max_give_backs, clock)
         self.counts = TurnCounts()
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
+        ask = await self.upkeep.count(ask)
 
         async def take() -> str:
             with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
@@ -119,9 +120,10 @@ class Turns:
             outcome = "refused" if error.status < 500 else "failed"
             raise
         except Fenced:
+            outcome = "refused"
             raise self._fenced(ask) from None
         finally:
-            self.counts.turns[outcome] += 1
+            self.counts.turns[ask.door, outcome] += 1
 
     async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
         owner, session = ask.caller.rules.tenant, None
@@ -140,6 +142,7 @@ class Turns:
         except RouterError as error:
             held.fail_or_raise(error)
             return "failed"
+        self.counts.count_prefix(plan, held.record)
         await held.finish()
         return "ok"
 
@@ -147,6 +150,12 @@ class Turns:
         try:
             if ask.copies:
                 await self._branch(claim, ask)
+            elif (
+                ask.retried_in is not None and ask.fork is not None and await self._exists(ask.retried_in, claim.owner)
+            ):
+                claim.sid = ask.fork()
+            if (known := self.histories.hot.get(claim.sid)) is not None:
+                ask = await self.upkeep.recall(ask, known)
             begun = await self._claim(claim, ask, may_guess=True)
         except StateUnavailable:
             if ask.on_lost is None:
@@ -156,6 +165,8 @@ class Turns:
             await door.repeat(bytes(_require_same(ask, begun).note), client)
             return "repeated"
         history, guess = begun
+        if guess is None:
+            ask = await self.upkeep.recall(ask, history)
         plan = guess or await self._plan_surely(claim, ask, history)
         self.counts.count_news(ask, history, plan)
         number = history.head + 1
@@ -174,6 +185,7 @@ class Turns:
             held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
             return "failed"
         self.counts.count_prefix(plan, held.record)
+        self.upkeep.on_end(claim.sid, ask, history, plan, held.record)
         await held.finish()
         return "ok"
 
@@ -213,7 +225,9 @@ class Turns:
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                entries = self.histories.encode(history, drafts_for(history), claim.turn, ends=True)
+                drafts = drafts_for(history)
+                self.histories.require_room(history, drafts)
+                entries = self.histories.encode(history, drafts, claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
                 return history, claim.turn
         except SessionNotFound:
@@ -229,7 +243,7 @@ class Turns:
         if record is None or loaded is None or (recipe := read_note(record.record).recipe) is None:
             return None
         try:
-            return replay(recipe, {at: bytes(decode(data).body) for at, data in enumerate(loaded.tail, 1)})
+            return replay(recipe, {at: decode(data) for at, data in enumerate(loaded.tail, 1)})
         except (KeyError, BadEntry):
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 
@@ -281,17 +295,24 @@ class Turns:
         if ask.fork is None:
             raise ask.busy("another turn has ended in this session", retry_after_s=1)
         fork = ask.fork()
-        upto = ask.behind.number if ask.behind is not None else None
-        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=upto)
+        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.behind)
         claim.sid = fork
+
+    async def _exists(self, sid: Sid, owner: Tenant) -> bool:
+        try:
+            await self.histories.load(sid, owner)
+        except SessionNotFound:
+            return False
+        return True
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
         history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
-            return self._planner.plan(ask, history, history.turns + 1)
+            plan = self._planner.plan(ask, history, history.turns + 1)
         except (HistoryDiffers, NothingNew):
             return None  # what is known may be old
+        return plan if self.upkeep.fits(ask, history, plan) else None
 
     def _begin(self, claim: Claim, ask: Ask, known: Known, guess: Plan | None) -> Begin:
         settings = self._settings
@@ -331,8 +352,16 @@ class Turns:
     # 2  Prompt
 
     async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
-        """And store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
-        plan = self._plan_anew(ask, history, claim.turn)
+        """Cut to fit, if need be; and store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
+        try:
+            plan = self._plan_anew(ask, history, claim.turn)
+            for _ in range(CUTS):
+                if await self.upkeep.fit(ask, history, plan):
+                    break
+                plan = self._plan_anew(ask, history, claim.turn)
+        except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
+            await self._append(claim, ask, history, [], ask.first_note())
+            raise
         await self._append(claim, ask, history, plan.entries, plan.note)
         return plan
 
@@ -346,7 +375,9 @@ class Turns:
                 param="messages",
             ) from None
         except NothingNew:
-            raise InvalidRequest("the session has all of these messages already", param="messages") from None
+            raise InvalidRequest(
+                "there is no message that the session does not have already", param="messages"
+            ) from None
 
     # 4  Save
 
@@ -395,8 +426,10 @@ class Turns:
         try:
             await asyncio.shield(saving)
         except asyncio.CancelledError:
-            await asyncio.wait((saving,), timeout=SAVING_S)
-            saving.cancel()
+            try:
+                await asyncio.wait((saving,), timeout=SAVING_S)
+            finally:
+                saving.cancel()
             raise
         claim.fence = 0
 

@@ -172,6 +172,8 @@ def read_completion(body: bytes) -> Answer:
         raise BadAnswer("the completion has no choice")
     choice = whole.choices[0]
     message = choice.message
+    if not are_calls(message.tool_calls):
+        raise BadAnswer("the completion has a tool call that is none")
     return Answer(
         message=kept_message(
             message.content,
@@ -185,6 +187,14 @@ def read_completion(body: bytes) -> Answer:
         finish_reason=choice.finish_reason or "stop",
         usage=whole.usage,
         completion_tokens=completion_tokens(whole.usage),
+    )
+
+
+def are_calls(value: object) -> bool:
+    """Whether a message's ``tool_calls`` are some that can be told again: None, or objects whose function, if any, is one."""
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(call, dict) and isinstance(call.get("function") or {}, dict) for call in value)
     )
 
 

@@ -49,6 +49,7 @@ def test_turns_that_ended_count_in_the_order_of_turns_however_they_wrote(
     wanted = [f"{number}.{at}" for number, life in enumerate(lives, 1) if life.ends for at in range(life.messages)]
     assert texts(read) == wanted
     assert len(read.digests) == len(set(read.digests)) == len(wanted)
+    assert read.item_bytes == sum(map(len, read.bodies))
     assert sum(last - first + 1 for first, last in read.runs()) == len(wanted)
     assert len(read.unfinished()) == sum(life.messages for life in lives if not life.ends)
 
@@ -121,6 +122,7 @@ def test_a_deleted_message_is_left_out_and_others_stay() -> None:
     assert read.last_answer == 2
     assert read.runs() == [(1, 1), (3, 4)]
     assert len(read.digests) == 3
+    assert read.item_bytes == sum(map(len, read.bodies))
 
 
 def test_a_deletion_of_what_is_not_there_changes_nothing() -> None:

@@ -102,3 +102,19 @@ def test_only_system_messages_that_come_first_stand_before_the_conversation() ->
     assert split_system([rules, more, A, rules]) == ([rules, more], [A, rules])
     assert split_system([A]) == ([], [A])
     assert split_system([rules]) == ([rules], [])
+
+
+def called(arguments: str, call_id: str = "a", **more: Any) -> dict[str, Any]:
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}, **more}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize("again", [called('{ "b": [1], "a": "\\u00e9" }'), called('{"a":"é","b":[1]}', index=0)])
+def test_a_call_that_a_client_wrote_anew_is_the_same_call(again: dict[str, Any]) -> None:
+    """As clients do that keep arguments as objects."""
+    assert digest(again) == digest(called('{"a":"é","b":[1]}'))
+
+
+@pytest.mark.parametrize("other", [called('{"a":2}'), called('{"a":1}', "b"), called('{"a":1'), called("")])
+def test_another_call_is_another(other: dict[str, Any]) -> None:
+    assert digest(other) != digest(called('{"a":1}'))

@@ -161,8 +161,8 @@ def told_again(read: History, log: list[bytes], asked: Incoming, number: int) ->
     recipe = prompt.recipe.with_own(drafts, read.head, msgspec.json.encode(PARAMS))
     kept = msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe)
     later = [*log, *turn(number, *drafts, said("x")), *turn(number + 1, user("later"), said("y"))]
-    bodies = {at: bytes(decode(entry).body) for at, entry in enumerate(later, 1)}
-    return body_of(prompt), replay(kept, bodies)
+    entries = {at: decode(entry) for at, entry in enumerate(later, 1)}
+    return body_of(prompt), replay(kept, entries)
 
 
 @given(TALK, st.lists(MESSAGE, min_size=1, max_size=3), st.sets(st.integers(1, 8)), st.booleans(), st.booleans())
@@ -212,7 +212,7 @@ def test_a_recipe_has_the_parts_that_were_left_when_it_was_sent(gone: tuple[int,
 
 def test_a_recipe_whose_entries_are_gone_says_so() -> None:
     with pytest.raises(KeyError):
-        replay(Recipe(items=[(1, 2)]), {1: b"{}"})
+        replay(Recipe(items=[(1, 2)]), {1: decode(turn(1, user("a"))[0])})
 
 
 def kinds(read: History, asked: Incoming) -> list[str]:

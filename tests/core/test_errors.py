@@ -29,11 +29,12 @@ from router.core.errors import (
 def descend(root: type[RouterError]) -> Iterator[type[RouterError]]:
     yield root
     for child in root.__subclasses__():
-        yield from descend(child)
+        if child.__module__ == errors.__name__:
+            yield from descend(child)
 
 
 ALL = list(descend(RouterError))
-LEAVES = [each for each in ALL if not each.__subclasses__()]
+LEAVES = [each for each in ALL if list(descend(each)) == [each]]
 GROUPS = ("ClientError", "InvalidRequest", "TenantLimited", "Unavailable")
 CODED: list[type[RouterError]] = [*LEAVES, WorkerError, Overloaded, RateLimited, SessionBusy]
 TOLD_APART_INSIDE = (ConnectionsLimited, GivenUp, WorkersBusy)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,25 @@ async def test_a_retry_with_an_idempotency_key_is_the_same_response() -> None:
             await client.responses.create(model="m", input="another", extra_headers=headers)
 
 
+async def test_a_key_that_failed_in_one_place_brings_nothing_of_it_to_another() -> None:
+    async with speaking() as (worker, _, client):
+        root = await client.responses.create(model="m", input="root")
+        await client.responses.create(model="m", input="goes on", previous_response_id=root.id)
+
+        async def refuse(_: Asked, peer: Peer) -> None:
+            await peer.send(answer(b'{"error":{"message":"no"}}', status=400))
+
+        headers = {"Idempotency-Key": "once"}
+        speaks, worker.script = worker.script, refuse
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.create(
+                model="m", input="branch", previous_response_id=root.id, extra_headers=headers
+            )
+        worker.script = speaks
+        await client.responses.create(model="m", input="alone", extra_headers=headers)
+        assert sent(worker) == ["alone"]
+
+
 async def test_a_retry_while_the_first_is_under_way_waits_for_it() -> None:
     async with speaking() as (worker, _, client):
         root = await client.responses.create(model="m", input="root")
@@ -479,6 +499,26 @@ async def test_a_response_goes_on_in_its_conversation(store: bool) -> None:
                 await client.responses.retrieve(made.id)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_response_without_input_answers_what_its_conversation_has(stream: bool) -> None:
+    async with speaking() as (worker, _, client):
+        talk = await client.conversations.create(items=[{"role": "user", "content": "asked before"}])
+        if stream:
+            events = await client.responses.create(model="m", conversation=talk.id, stream=True)
+            (made,) = [event.response async for event in events if event.type == "response.completed"]
+        else:
+            made = await client.responses.create(model="m", conversation=talk.id)
+        assert made.output_text == "to asked before"
+        assert sent(worker) == ["asked before"]
+        assert await texts(client, talk.id) == ["asked before", "to asked before"]
+        assert (await client.responses.input_items.list(made.id)).data == []
+        await client.responses.create(model="m", previous_response_id=made.id)
+        assert sent(worker) == ["asked before", "to asked before"]
+        empty = await client.conversations.create()
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.create(model="m", conversation=empty.id)
+
+
 @pytest.mark.parametrize("store", [True, False])
 async def test_what_follows_a_conversations_response_outside_of_it_leaves_it_as_it_is(store: bool) -> None:
     async with speaking() as (worker, _, client):
@@ -538,6 +578,20 @@ async def test_items_are_added_listed_read_and_deleted() -> None:
         page = await items.list(empty.id)
         assert (page.data, page.has_more) == ([], False)
         assert isinstance(page.last_id, str)
+
+
+async def test_a_key_that_deleted_one_item_deletes_no_other_and_says_so() -> None:
+    async with speaking() as (_, _, client):
+        items = client.conversations.items
+        talk = await client.conversations.create(items=[{"role": "user", "content": text} for text in "ab"])
+        first, second = [item async for item in items.list(talk.id, order="asc")]
+        headers = {"Idempotency-Key": "once"}
+        assert first.id
+        assert second.id
+        await items.delete(first.id, conversation_id=talk.id, extra_headers=headers)
+        with pytest.raises(openai.BadRequestError):
+            await items.delete(second.id, conversation_id=talk.id, extra_headers=headers)
+        assert await texts(client, talk.id) == ["b"]
 
 
 async def test_deleting_a_text_leaves_the_calls_that_were_made_with_it() -> None:
@@ -647,3 +701,18 @@ async def test_the_javascript_client_reads_and_raises_alike() -> None:
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
         assert output.decode().strip().endswith("ok")
+
+
+async def test_what_is_stored_spoilt_says_so_and_others_are_well(tmp_path: Path) -> None:
+    file = tmp_path / "s.db"
+    async with speaking(sessions__store=f"sqlite:///{file}") as (_, router, client):
+        talk = await client.conversations.create(metadata={"a": "b"})
+        made = await client.responses.create(model="m", input="one")
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("UPDATE attributes SET body = X'00'")
+            connection.execute("UPDATE document SET body = X'00'")
+        for where in (f"/v1/conversations/{talk.id}", f"/v1/responses/{made.id}"):
+            spoilt = await get(router, where)
+            assert (spoilt.status, spoilt.error["code"]) == (500, "session_corrupt")
+        again = await client.responses.create(model="m", input="two")
+        assert await client.responses.retrieve(again.id) == again

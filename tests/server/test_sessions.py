@@ -312,6 +312,12 @@ async def test_a_path_takes_its_methods_only(method: str, rest: str) -> None:
         {"model": "m", "messages": "hi"},
         {"model": "m", "messages": [{"role": "user", "content": "\ud800"}]},
         {"model": "m", "messages": [{"role": "system", "content": "only"}]},
+        {"model": "m", "messages": [{"role": ["system"], "content": "hi"}]},
+        {"model": "m", "messages": [{"content": "hi"}]},
+        *(
+            {"model": "m", "messages": [{"role": "assistant", "tool_calls": calls}, {"role": "user", "content": "hi"}]}
+            for calls in (5, "f", {"id": "f"}, [5], [{"id": "a", "function": "f"}])
+        ),
         {"messages": [{"role": "user", "content": "hi"}]},
         {**says("hi"), "n": 2},
         {**says("hi"), "stream": "yes"},
@@ -329,6 +335,14 @@ async def test_what_is_wrong_with_a_request_is_the_clients_and_leaves_the_sessio
         assert not worker.asked
         assert (await say(router, "hi", "x-warmroute-on-busy: reject")).status == 200
         assert sent(worker) == ["hi"]
+
+
+async def test_a_target_may_be_a_whole_url() -> None:
+    async with echoing() as (_, router):
+        answered = await post(router, f"http://router{path('a%2Fb', CHAT)}", says("hi"))
+        assert answered.status == 200, answered.body
+        assert await contents(router, name="a%2Fb") == ["hi", "to hi"]
+        assert (await post(router, f"http://v1{path(rest='/none')}", says("hi"))).status == 404
 
 
 async def test_headers_that_say_nothing_known_are_refused() -> None:
@@ -482,6 +496,47 @@ async def test_a_busy_sessions_turn_goes_on_in_a_copy_that_is_named() -> None:
         assert (await get(router, path("%E7%9C%9F"))).json["is_busy"] is True
         go_on.set()
         assert (await slow).status == 200
+
+
+async def test_the_retry_of_a_turn_that_went_on_in_a_copy_is_answered_from_there() -> None:
+    go_on = asyncio.Event()
+
+    async def wait(asked: Asked, peer: Peer) -> None:
+        await go_on.wait()
+        await echo(asked, peer)
+
+    forks = ("x-warmroute-on-busy: fork", "Idempotency-Key: k1")
+    async with echoing() as (worker, router):
+        await say(router, "one")
+        worker.script = wait
+        slow = asyncio.create_task(say(router, "slow"))
+        await until(lambda: len(worker.asked) == 2)
+        worker.script = echo
+        first = await say(router, "aside", *forks)
+        amid = await say(router, "aside", *forks)
+        go_on.set()
+        assert (await slow).status == 200
+        free = await say(router, "aside", *forks)
+        copy = first.headers["x-warmroute-session"]
+        assert [told.headers["x-warmroute-session"] for told in (amid, free)] == [copy, copy]
+        answers = [told.json["choices"][0]["message"] for told in (first, amid, free)]
+        assert answers == [answers[0]] * 3
+        assert await contents(router, name=copy) == ["one", "to one", "aside", "to aside"]
+        assert await contents(router) == ["one", "to one", "slow", "to slow"]
+        assert (await say(router, "another", *forks)).status == 400
+
+
+async def test_a_session_that_is_full_says_so_and_keeps_what_it_has() -> None:
+    async with echoing(**{"sessions.max_entries": 10}) as (worker, router):
+        for number in range(5):
+            assert (await say(router, f"{number}")).status == 200
+        refused = await say(router, "too much")
+        assert (refused.status, refused.error["code"]) == (400, "session_full")
+        assert "10 entries" in refused.error["message"]
+        assert len(worker.asked) == 5
+        assert len(await contents(router)) == 10
+        body = json.dumps({"items": [{"role": "user", "content": "x"}]}).encode()
+        assert (await post(router, path(rest="/items"), body)).status == 400
 
 
 async def test_a_turns_prompt_is_what_its_worker_read() -> None:

@@ -22,7 +22,7 @@ from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.sealed import SealedStore
 from router.sessions.sqlite import SqliteStore
 from router.sessions.store import Append, Begin, Begun, Sid, Store
-from tests.redis_servers import running
+from tests.redis_servers import RedisProcess, running
 from tests.sessions import redis_clock
 
 OWNER, STRANGER = Tenant("ann"), Tenant("bob")
@@ -73,13 +73,21 @@ async def memory_trial(directory: Path) -> AsyncIterator[Trial]:
 async def redis_trial(directory: Path) -> AsyncIterator[Trial]:
     del directory
     with running() as server:
-        store = RedisStore.from_url(server.url, RedisLimits(deadline_s=10), time.monotonic)
+        async with redis_trial_on(server) as trial:
+            yield trial
 
-        async def advance(seconds: float) -> None:
-            redis_clock.advance(server, seconds)
 
-        yield Trial(store, advance, time.time)
-        await store.close()
+@asynccontextmanager
+async def redis_trial_on(server: RedisProcess) -> AsyncIterator[Trial]:
+    """One that is used by nobody else, and emptied first."""
+    server.ask("FLUSHALL")
+    store = RedisStore.from_url(server.url, RedisLimits(deadline_s=10), time.monotonic)
+
+    async def advance(seconds: float) -> None:
+        redis_clock.advance(server, seconds)
+
+    yield Trial(store, advance, time.time)
+    await store.close()
 
 
 @asynccontextmanager

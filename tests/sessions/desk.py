@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
 
 from router.context.history import History
+from router.context.view import NO_WISHES, Wishes
 from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
 from router.core.reply import Reply
@@ -19,15 +21,28 @@ from router.core.request import Request, Route, Tenant
 from router.core.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.sessions.chat_door import ChatDoor
 from router.sessions.chat_requests import read_chat, streams, wants_usage
-from router.sessions.histories import Histories
+from router.sessions.histories import Behind, Histories
 from router.sessions.hot import HotHistories
 from router.sessions.memory import MemoryStore
-from router.sessions.plans import Ask
-from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Known, Loaded, Repeated, Sid, StoreUnavailable
+from router.sessions.plans import Ask, Planner
+from router.sessions.store import (
+    NOTHING,
+    Append,
+    Begin,
+    Begun,
+    Busy,
+    Known,
+    Loaded,
+    Repeated,
+    Sid,
+    Store,
+    StoreUnavailable,
+)
 from router.sessions.turns import Turns, TurnSettings
 from router.sides import Client
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
+from tests.sessions.upkeep import upkeep_of
 
 T = TypeVar("T")
 SID = Sid("a" * 32)
@@ -229,23 +244,41 @@ def record_of(request: Request, worker: str = "w-1") -> Record:
     )
 
 
-class Desk:
-    """One replica. ``store``: another replica's, which the two then share."""
+class Replica:
+    """One router's turns over any store."""
 
-    def __init__(self, store: PointedStore | None = None, *, max_wait_s: float = 60.0, max_waiting: int = 64) -> None:
-        self.now = 100.0
-        self.points = store.points if store else Points()
-        self.store = store or PointedStore(self.points, lambda: self.now)
-        self.dispatch = FakeDispatch(self.points)
+    def __init__(
+        self,
+        store: Store,
+        dispatch: FakeDispatch,
+        points: Points,
+        clock: Callable[[], float],
+        *,
+        max_wait_s: float = 60.0,
+        max_waiting: int = 64,
+        max_give_backs: int = 100,
+        max_hot_bytes: int = 1 << 20,
+        **upkeep: Any,
+    ) -> None:
+        self.store = store
+        self.dispatch = dispatch
+        self.points = points
+        self.clock = clock
         self.workers: list[str] = []
-        self.histories = Histories(self.store, HotHistories(1 << 20), lambda: self.now, lambda: self.now)
+        self.histories = Histories(store, HotHistories(max_hot_bytes), clock, clock)
         self.turns = Turns(
-            TurnSettings(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting, resumes=True),
+            TurnSettings(
+                lease_s=15.0,
+                max_wait_s=max_wait_s,
+                max_waiting=max_waiting,
+                max_give_backs=max_give_backs,
+            ),
             self.histories,
-            self.dispatch,
+            dispatch,
             lambda _session, worker: self.workers.append(worker),
-            lambda _model: 4.0,
-            lambda: self.now,
+            Planner(self.histories, lambda _model: 4.0, resumes=True),
+            upkeep_of(self.histories, clock, **upkeep),
+            clock,
             lambda _seconds: None,
         )
 
@@ -265,6 +298,9 @@ class Desk:
         client: FakeClient | None = None,
         stream: bool = True,
         forks: Sid | None = None,
+        context: Wishes = NO_WISHES,
+        request_id: str = "r-1",
+        on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None,
         **members: Any,
     ) -> FakeClient:
         client = client or FakeClient(self.points)
@@ -275,6 +311,7 @@ class Desk:
         )
         door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
+        ask = replace(ask, request_id=request_id, on_begun=on_begun, wishes=context)
         await self.turns.take(ask, door, client)
         return client
 
@@ -291,12 +328,13 @@ class Desk:
     ) -> Ask:
         headers: Mapping[str, str] = {}
         return Ask(
+            door="sessions",
             sid=sid,
             caller=caller,
             incoming=incoming,
             headers=headers,
             request_id="r-1",
-            started_at=self.now,
+            started_at=self.clock(),
             lifetime_s=3600.0,
             on_busy=on_busy,
             idempotency_key=key,
@@ -307,14 +345,35 @@ class Desk:
 
     async def texts(self, sid: Sid = SID, caller: Caller = ACME) -> list[str]:
         """What counts of the session, as any replica would read it."""
-        fresh = Histories(self.store, HotHistories(1 << 20), lambda: self.now)
+        fresh = Histories(self.store, HotHistories(1 << 20), self.clock)
         history, _ = await fresh.load(sid, caller.rules.tenant)
         return contents(history)
 
     async def settled(self) -> None:
         """What was to be given back has been."""
-        while self.histories._tasks:
-            await asyncio.wait(tuple(self.histories._tasks))
+        while self.turns.claims.errands.under_way:
+            await asyncio.wait(tuple(self.turns.claims.errands.under_way))
+
+    @property
+    def waiting(self) -> int:
+        return len(self.turns.claims.endings)
+
+
+class Desk(Replica):
+    """One replica over a store in memory. ``store``: another replica's, which the two then share."""
+
+    store: PointedStore
+
+    def __init__(self, store: PointedStore | None = None, **bounds: Any) -> None:
+        self.now = 100.0
+        points = store.points if store else Points()
+        super().__init__(
+            store or PointedStore(points, lambda: self.now),
+            FakeDispatch(points),
+            points,
+            lambda: self.now,
+            **bounds,
+        )
 
     async def require_quiet(self, sid: Sid = SID) -> None:
         """No claim, nobody in line, no task, nothing that waits."""
@@ -325,9 +384,10 @@ class Desk:
             assert not loaded.is_claimed
             assert not self.store._sessions[sid].line
 
-    @property
-    def waiting(self) -> int:
-        return len(self.turns.claims.endings)
+
+def outcomes(desk: Desk) -> dict[str, int]:
+    """How its turns ended, and how many."""
+    return {outcome: number for (_, outcome), number in desk.turns.counts.turns.items() if number}
 
 
 def contents(history: History) -> list[str]:

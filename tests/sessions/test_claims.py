@@ -9,7 +9,7 @@ import pytest
 from router.context.history import History
 from router.core.errors import StateUnavailable
 from router.core.request import Tenant
-from router.sessions import histories
+from router.sessions import errands
 from router.sessions.hot import HotHistories
 from router.sessions.store import NOTHING, Begin, Begun, Known, Sid, StoreUnavailable
 from tests.context.logs import turn
@@ -97,27 +97,56 @@ async def test_a_history_behind_which_others_wrote_is_forgotten() -> None:
 
 
 async def test_a_claim_that_a_hung_store_took_is_given_back_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(histories, "AGAIN_S", 0.0)
+    monkeypatch.setattr(errands, "AGAIN_S", 0.0)
     desk = Desk()
     desk.store.fails = {"behind begin": 1, "before leave": 3}
     with pytest.raises(StateUnavailable):
         await desk.take(user("hello"))
     await desk.require_quiet()
     assert desk.points.passed.count("before leave") == 4
+    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (0, 0)
     assert (await desk.take(user("hello"))).text == "to hello"
 
 
 async def test_a_claim_is_not_given_back_for_longer_than_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(histories, "AGAIN_S", 0.0)
+    monkeypatch.setattr(errands, "AGAIN_S", 0.0)
     desk = Desk()
     desk.store.fails = {"behind begin": 1, "before leave": 1 << 30}
     with pytest.raises(StateUnavailable):
         await desk.take(user("hello"))
     while desk.points.passed.count("before leave") < 3:
         await asyncio.sleep(0)
+    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (1, 0)
     desk.now += 15.1
     async with asyncio.timeout(5):
         await desk.settled()
+    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (0, 1)
+
+
+async def test_only_so_many_claims_wait_to_be_given_back_and_others_leases_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errands, "AGAIN_S", 0.0)
+    desk = Desk(max_give_backs=2)
+    desk.store.fails = {"behind begin": 3, "before leave": 1 << 30}
+    for number in range(3):
+        with pytest.raises(StateUnavailable):
+            await desk.take(user("hello"), sid=Sid(f"{number}" * 32))
+    while desk.turns.claims.errands.given_up < 1:
+        await asyncio.sleep(0)
+    assert desk.turns.claims.errands.waiting == 2
+    desk.store.fails = {}
+    await desk.settled()
+    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (0, 1)
+
+
+async def test_a_renewal_that_fails_is_no_claim_that_was_given_up() -> None:
+    desk = Desk()
+    with desk.turns.claims.wanted(SID, OWNER) as claim:
+        claim.fence = 7
+        desk.now += 6.0
+        desk.turns.claims.renew()
+        await desk.settled()
+        claim.fence = 0
+    assert desk.turns.claims.errands.given_up == 0
 
 
 async def test_what_a_store_was_never_asked_is_not_given_back() -> None:

@@ -143,6 +143,16 @@ async def test_a_spoilt_session_is_corrupt_and_others_are_well(
         await begun_in(store, well)
 
 
+async def test_a_spoilt_session_can_be_deleted_by_its_owner(redis_server: RedisProcess) -> None:
+    async with store_at(redis_server.url) as store:
+        sid = new_sid()
+        await begun_in(store, sid)
+        redis_server.ask("HSET", f"wr1:{{{sid}}}:s", "head", "many")
+        assert not await store.delete(sid, Tenant("another"))
+        assert await store.delete(sid, OWNER)
+        await begun_in(store, sid)
+
+
 async def test_a_spoilt_document_is_corrupt(redis_server: RedisProcess) -> None:
     async with store_at(redis_server.url) as store:
         key = new_sid()
@@ -294,10 +304,10 @@ async def test_calls_beyond_the_bound_of_connections_wait_within_their_deadline(
     async with silent.serving() as url, store_at(url, limits) as store:
         calls = [asyncio.create_task(store.get_document(new_sid(), OWNER)) for _ in range(5)]
         await are_two_asked.wait()
-        assert (silent.connections, store.in_use) == (2, 2)
+        assert (silent.connections, store.pending) == (2, 5)
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [getattr(error, "reason", None) for error in found] == [Reason.TIMEOUT] * 5
-        assert store.in_use == 0
+        assert store.pending == 0
 
 
 # Nobody reads what another asked for
@@ -360,7 +370,7 @@ async def cancel_everywhere(server: RedisProcess, cancellations: int) -> None:
                 group.create_task(ask_and_leave(key))
             for key in keys[8:]:
                 group.create_task(ask_on(key))
-        assert store.in_use == 0
+        assert store.pending == 0
         await asyncio.gather(*map(ask, keys))
 
 

@@ -257,8 +257,9 @@ async def test_calls_beyond_the_bound_are_refused_at_once(path: Path, clocks: Cl
         second = asyncio.create_task(store.set_attributes(SID, OWNER, b"a"))
         await asyncio.sleep(0)
         assert store.pending == 2
-        with pytest.raises(StoreUnavailable, match="2 calls wait"):
+        with pytest.raises(StoreUnavailable, match="2 calls wait") as refused:
             await store.set_attributes(SID, OWNER, b"b")
+        assert not refused.value.was_asked
         gate.is_open.set()
         await asyncio.gather(first, second)
         assert store.pending == 0
@@ -398,6 +399,31 @@ async def test_a_session_that_cannot_be_read_is_corrupt(path: Path, clocks: Cloc
         assert await store.get_document(SID, OWNER) == b"well"
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(f"UPDATE session SET {column} = 'spoilt'" for column in ("head", "fence", "claimed_until", "turns")),
+        "UPDATE entry SET body = 7",
+        "UPDATE entry SET body = 'text'",
+    ],
+)
+async def test_a_session_of_spoilt_values_is_corrupt_can_be_deleted_and_leaves_others_well(
+    path: Path, clocks: Clocks, spoil: str
+) -> None:
+    async with opened(path, clocks) as store:
+        await keep(store, SID, entries=2, lifetime_s=60.0)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(spoil)
+        with pytest.raises(Corrupt):
+            await store.load(SID, OWNER, NOTHING)
+        with pytest.raises(Corrupt):
+            await begun_in(store)
+        assert not await store.delete(SID, STRANGER)
+        assert await store.delete(SID, OWNER)
+        await begun_in(store)
+        await begun_in(store, Sid("other"))
+
+
 async def test_a_session_with_a_gap_is_corrupt_and_others_are_well(path: Path, clocks: Clocks) -> None:
     async with opened(path, clocks) as store:
         await keep(store, SID, 3, 0)
@@ -487,3 +513,13 @@ async def test_a_name_that_expired_can_be_taken_before_it_was_swept(path: Path, 
         new = await begun_in(store, known=Known(old.generation, 1))
         assert (new.head, new.turn, new.fence > old.fence) == (0, 1, True)
         assert await store.sweep(10) == 0
+
+
+@pytest.mark.parametrize("table", ["entry", "turn", "view", "attributes"])
+async def test_what_may_be_large_is_not_read_by_whoever_looks_for_something_else(
+    path: Path, clocks: Clocks, table: str
+) -> None:
+    """A row without a rowid is compared as a whole."""
+    async with opened(path, clocks):
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute(f"SELECT rowid FROM {table}").fetchall() == []

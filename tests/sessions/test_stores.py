@@ -65,6 +65,11 @@ async def made(store: Store, sid: Sid, *entries: bytes, turns: int = 0, lifetime
     return await store.create(sid, OWNER, entries=entries, attributes=b"", turns=turns, lifetime_s=lifetime_s)
 
 
+async def test_a_store_that_is_there_says_so(store: Store) -> None:
+    async with asyncio.timeout(10):
+        await store.ping()
+
+
 # The log
 
 

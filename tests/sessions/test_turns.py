@@ -25,12 +25,12 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Request, Tenant
 from router.core.tenant import TenantRules, make_caller
-from router.sessions.histories import ENTRIES_AT_ONCE
+from router.sessions.histories import ENTRIES_AT_ONCE, Behind
 from router.sessions.names import affinity_key
 from router.sessions.store import NOTHING, Append, Sid
 from router.sides import Client
 from tests.context.logs import message
-from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, said, user, write
+from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 OTHER_SID = Sid("b" * 32)
@@ -102,7 +102,7 @@ async def test_the_next_turn_sends_all_of_those_before_it(stream: bool) -> None:
     assert desk.dispatch.sent() == [user("one"), said("to one"), user("two"), said("to two"), user("three")]
     assert desk.dispatch.asked[-1].session == affinity_key(SID)
     assert desk.workers == ["w-1", "w-1"]
-    assert desk.turns.counts.turns["ok"] == 3
+    assert outcomes(desk)["ok"] == 3
 
 
 async def test_a_stream_is_at_its_end_for_the_client_only_once_it_is_saved() -> None:
@@ -157,7 +157,7 @@ async def test_a_stream_that_could_not_be_saved_has_no_clean_end() -> None:
     assert isinstance(client.broken, StateUnavailable)
     assert not client.has_ended
     assert b"[DONE]" not in client.told
-    assert desk.turns.counts.turns == {"ok": 0, "repeated": 0, "refused": 0, "failed": 1, "lost": 0}
+    assert outcomes(desk) == {"failed": 1}
     await desk.settled()
     assert await desk.texts() == []
     await desk.require_quiet()
@@ -206,7 +206,7 @@ async def test_a_workers_refusal_reaches_the_client_and_leaves_no_item(stream: b
     await desk.take(user("again"))
     assert desk.dispatch.sent() == [user("again")]
     assert await desk.texts() == ["again", "to again"]
-    assert desk.turns.counts.turns == {"ok": 1, "repeated": 0, "refused": 1, "failed": 0, "lost": 0}
+    assert outcomes(desk) == {"ok": 1, "refused": 1}
     await desk.require_quiet()
 
 
@@ -237,6 +237,20 @@ async def test_a_streams_answer_that_nobody_understands_is_not_kept() -> None:
     desk.dispatch.scripts = [babble]
     client = await desk.take(user("hi"))
     assert isinstance(client.broken, WorkerError)
+    assert await desk.texts() == []
+
+
+async def call_nothing(request: Request, client: Client, record: Record) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "function": "f"}]}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}).encode()
+    await client.answer(Reply(200, {}, body, is_stream=False), record)
+
+
+async def test_a_call_that_is_none_is_not_kept() -> None:
+    desk = Desk()
+    desk.dispatch.scripts = [call_nothing]
+    with pytest.raises(WorkerError):
+        await desk.take(user("one"), stream=False)
     assert await desk.texts() == []
 
 
@@ -335,6 +349,22 @@ async def test_a_turn_cancelled_anywhere_leaves_nothing_held(prepare: Callable[[
         cut = ["cut", "to cut"] if place == "behind end" else []
         assert await desk.texts() == [*before, *cut, "next", "to next"], place
         assert [each["content"] for each in desk.dispatch.sent()] == [*before, *cut, "next"], place
+
+
+async def test_an_answer_is_not_kept_by_anybody_once_its_turn_was_cancelled_twice() -> None:
+    desk = Desk()
+    desk.points.held["before end"] = asyncio.Event()
+    others = asyncio.all_tasks()
+    turn = desk.begin(user("hi"))
+    await desk.points.reached.wait()
+    for _ in range(2):
+        turn.cancel()
+        await step()
+    assert turn.cancelled()
+    await desk.settled()
+    assert asyncio.all_tasks() == others
+    assert await desk.texts() == []
+    await desk.require_quiet()
 
 
 async def test_a_cancelled_wait_gives_its_place_in_line_up() -> None:
@@ -584,7 +614,7 @@ async def test_a_request_that_is_repeated_is_answered_again_without_a_worker(str
     assert again.has_ended == stream
     assert len(desk.dispatch.asked) == 2
     assert await desk.texts() == ["hi", "to hi", "meanwhile", "to meanwhile"]
-    assert desk.turns.counts.turns["repeated"] == 1
+    assert outcomes(desk)["repeated"] == 1
 
 
 async def test_a_repetition_of_what_is_under_way_waits_for_its_answer() -> None:
@@ -917,6 +947,29 @@ async def test_a_copy_up_to_an_item_has_what_stands_before_it_and_not_what_was_w
     await slow
 
 
+async def test_what_follows_a_turn_has_all_of_it_though_another_turns_end_came_late_amid_it() -> None:
+    one = Desk()
+    let_go = one.points.held["behind dispatch"] = asyncio.Event()
+    slow = one.begin(user("slow"))
+    await one.points.reached.wait()
+    history, _ = await one.histories.load(SID, ACME.rules.tenant)
+    late = one.histories.encode(history, [message(said("late"))], 1, ends=True)
+    one.now += 16.0
+    one.points.reached.clear()
+    two = Desk(one.store)
+    quick = two.begin(user("quick"))
+    await one.points.reached.wait()
+    await one.store.append(late_append(history.generation, late))
+    let_go.set()
+    await quick
+    await one.take(user("next"))
+    foreseen = Behind(2, 3)
+    assert await one.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=foreseen)
+    assert await one.texts(OTHER_SID) == ["slow", "late", "quick", "to quick"]
+    assert contents(await two.histories.as_of(SID, ACME.rules.tenant, foreseen)) == await one.texts(OTHER_SID)
+    await slow
+
+
 def late_append(generation: str, entries: list[bytes]) -> Append:
     return Append(
         sid=SID,
@@ -940,6 +993,17 @@ async def test_turns_that_asked_no_model_have_no_prompt() -> None:
     assert await desk.turns.prompt_of(OTHER_SID, ACME, 1) is None
 
 
+async def test_what_was_only_guessed_is_no_prompt() -> None:
+    one = Desk()
+    await one.take(user("one"))
+    two = Desk(one.store)
+    with pytest.raises(InvalidRequest):
+        await two.take(user("one"), said("to one"))
+    assert not two.dispatch.asked
+    assert await two.turns.prompt_of(SID, ACME, 2) is None
+    await two.require_quiet()
+
+
 async def test_another_tenants_session_has_no_prompts() -> None:
     desk = Desk()
     await desk.take(user("one"))
@@ -959,7 +1023,7 @@ async def test_nothing_grows_with_turns_that_are_over() -> None:
     await desk.settled()
     assert not desk.turns.claims.live
     assert not desk.waiting
-    assert not desk.histories._tasks
+    assert not desk.turns.claims.errands.under_way
 
 
 async def test_histories_in_memory_are_bounded_by_bytes_and_the_oldest_goes() -> None:
@@ -984,4 +1048,4 @@ async def test_models_that_are_not_there_and_others_errors_are_told_as_they_are(
     with pytest.raises(RouterError) as missing:
         await desk.take(user("hi"))
     assert missing.value.status == 404
-    assert desk.turns.counts.turns["refused"] == 1
+    assert outcomes(desk)["refused"] == 1

@@ -54,8 +54,8 @@ class Cluster:
         return max([self._asks_map.state(self._clock()), *(pool.state for pool in self._pools.values())])
 
     @property
-    def in_use(self) -> int:
-        return sum(pool.in_use for pool in self._pools.values())
+    def pending(self) -> int:
+        return sum(pool.pending for pool in self._pools.values())
 
     async def exchange(self, key: bytes, commands: Sequence[Command], deadline: float) -> list[Reply]:
         slot = key_slot(key)

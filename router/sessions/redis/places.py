@@ -25,8 +25,8 @@ class Place(Protocol):
         ...
 
     @property
-    def in_use(self) -> int:
-        """Connections on which a call waits for its replies."""
+    def pending(self) -> int:
+        """Calls that wait for a connection or for their replies."""
         ...
 
     async def close(self) -> None: ...
@@ -42,8 +42,8 @@ class OnePrimary:
         return self._pool.state
 
     @property
-    def in_use(self) -> int:
-        return self._pool.in_use
+    def pending(self) -> int:
+        return self._pool.pending
 
     async def exchange(self, key: bytes, commands: Sequence[Command], deadline: float) -> list[Reply]:  # noqa: ARG002
         return await self._pool.exchange(commands, deadline)

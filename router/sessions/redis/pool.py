@@ -34,7 +34,7 @@ class Server(Protocol):
 
 
 class Pool:
-    """``clock``: monotonic."""
+    """``clock``: monotonic. ``pending``: calls that wait for a connection or for their replies."""
 
     def __init__(self, server: Server, max_connections: int, patience: Patience, clock: Callable[[], float]) -> None:
         self._server = server
@@ -44,7 +44,7 @@ class Pool:
         self._idle: list[AbstractConnection] = []
         self._era = 0
         """Connections of an earlier one are not used again."""
-        self.in_use = 0
+        self.pending = 0
 
     @property
     def state(self) -> BreakerState:
@@ -57,6 +57,7 @@ class Pool:
         """
         if not self._breaker.admits(self._clock()):
             raise RedisUnavailable(Reason.PAUSED)
+        self.pending += 1
         try:
             async with asyncio.timeout_at(deadline), self._room:
                 replies = await self._exchange(_packed(commands), len(commands))
@@ -67,11 +68,12 @@ class Pool:
             self._breaker.failed(self._clock())
             await self.forget()
             raise translate(error) from None
+        finally:
+            self.pending -= 1
         self._breaker.succeeded()
         return replies
 
     async def _exchange(self, commands: bytes, count: int) -> list[Reply]:
-        self.in_use += 1
         era = self._era
         is_clean = False
         connection: AbstractConnection | None = None
@@ -84,7 +86,6 @@ class Pool:
                 await self.forget()
             return replies
         finally:
-            self.in_use -= 1
             if connection is None:
                 pass
             elif is_clean and era == self._era:

@@ -68,6 +68,7 @@ class RedisLimits:
 class RedisStore:
     def __init__(self, place: Place, limits: RedisLimits) -> None:
         self._place = place
+        self.max_connections = limits.max_connections
         self._deadline_s = limits.deadline_s
         self._replicas = limits.wait_replicas
         self._wait: Command = ("WAIT", limits.wait_replicas, ceil(limits.wait_s * 1000))
@@ -82,12 +83,11 @@ class RedisStore:
         return self._place.state
 
     @property
-    def in_use(self) -> int:
-        """Connections on which a call waits for its replies."""
-        return self._place.in_use
+    def pending(self) -> int:
+        """Calls that wait for a connection or for their replies."""
+        return self._place.pending
 
     async def ping(self) -> None:
-        """Is there a primary, of a version that will do? Raises RedisUnavailable, which says why not."""
         (reply,) = await self._place.exchange(b"", [("PING",)], self._deadline())
         if isinstance(reply, Exception):
             raise translate(reply)

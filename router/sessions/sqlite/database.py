@@ -70,6 +70,10 @@ def _begin_wal(connection: sqlite3.Connection) -> str:
     return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
 
 
+class _Spared(StoreUnavailable):
+    was_asked = False
+
+
 class Database:
     """``pending``: calls that wait for the thread, and the one that it is at."""
 
@@ -121,11 +125,11 @@ class Database:
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self.pending >= self.max_pending:
-            raise StoreUnavailable(f"{self.path}: {self.pending} calls wait for it already")
+            raise _Spared(f"{self.path}: {self.pending} calls wait for it already")
         try:
             done = self._thread.submit(work, *args, **kwargs)
         except RuntimeError as error:
-            raise StoreUnavailable(f"{self.path}: closed") from error
+            raise _Spared(f"{self.path}: closed") from error
         self.pending += 1
         try:
             async with asyncio.timeout(self._timeout_s):

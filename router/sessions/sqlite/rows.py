@@ -42,15 +42,27 @@ class Session:
         self.holder, self.claimed_turn, self.claimed_until = "", 0, 0.0
 
 
+_KINDS = (str, str, str, float, float, int, int, int, int, str, int, float, str, int, str)
+"""Of its columns: SQLite keeps whatever it is given, and what it reads from a damaged file."""
 _columns = attrgetter(*(field.name for field in fields(Session)))
 _SAVE = f"REPLACE INTO session VALUES ({', '.join('?' * len(fields(Session)))})"  # noqa: S608
 
 
 def find(at: Transaction, sid: Sid, owner: Tenant) -> Session | None:
     row = at.connection.execute("SELECT * FROM session WHERE sid = ?", (sid,)).fetchone()
+    if row is not None and not all(map(isinstance, row, _KINDS)):
+        raise Corrupt(f"session {sid}: its row has values that nobody wrote")
     if row is None or row[1] != owner or row[4] <= at.unix_time:
         return None
     return Session(*row)
+
+
+def is_owned(at: Transaction, sid: Sid, owner: Tenant) -> bool:
+    """Whether there is one to be deleted, also where it cannot be read."""
+    found = at.connection.execute(
+        "SELECT 1 FROM session WHERE sid = ? AND owner = ? AND expires_at > ?", (sid, owner, at.unix_time)
+    )
+    return found.fetchone() is not None
 
 
 def add(at: Transaction, sid: Sid, owner: Tenant, generation: str) -> Session | None:
@@ -70,7 +82,9 @@ def save(at: Transaction, session: Session) -> None:
 
 def remove(at: Transaction, sid: Sid) -> None:
     """All of it. The next session of that name goes on with the fences behind this one's."""
-    at.connection.execute("UPDATE last_fence SET fence = max(fence, (SELECT fence FROM session WHERE sid = ?))", (sid,))
+    at.connection.execute(
+        "UPDATE last_fence SET fence = max(fence, (SELECT CAST(fence AS INTEGER) FROM session WHERE sid = ?))", (sid,)
+    )
     for table in (*PARTS, "session"):
         at.connection.execute(f"DELETE FROM {table} WHERE sid = ?", (sid,))  # noqa: S608
 
@@ -98,7 +112,7 @@ def unknown(at: Transaction, session: Session, known: Known) -> tuple[bool, list
             "SELECT body FROM entry WHERE sid = ? AND seq > ? ORDER BY seq", (session.sid, head)
         )
         tail = [body for (body,) in rows]
-        if len(tail) != session.head - head:
+        if len(tail) != session.head - head or not all(isinstance(body, bytes) for body in tail):
             raise Corrupt(f"session {session.sid}: entries are missing")
     view = None
     if session.epoch and not (is_same and known.epoch == session.epoch):

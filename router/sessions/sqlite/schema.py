@@ -10,8 +10,9 @@ APPLICATION_ID = 0x77617272
 """Tells the file from other programs' databases: the letters "warr"."""
 
 # Rows that belong to a session begin with its sid, so that all of it is read and deleted by one range of each table. What
-# may be large stands apart from the session's row, which each turn writes twice. A time is NULL for nobody: what lives for
-# ever has an infinite one. "boot" says which boot's monotonic clock a time was read from.
+# may be large stands apart from the session's row, which each turn writes twice, and in tables with rowids: without these a
+# row is its own key, and whoever looks for another would read a large one whole to compare the two. A time is NULL for
+# nobody: what lives for ever has an infinite one. "boot" says which boot's monotonic clock a time was read from.
 _SESSIONS = """
 CREATE TABLE session (
     sid TEXT PRIMARY KEY,
@@ -31,16 +32,14 @@ CREATE TABLE session (
     worker TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX session_expiry ON session (expires_at);
-CREATE TABLE entry (sid TEXT, seq INTEGER, body BLOB NOT NULL, PRIMARY KEY (sid, seq)) WITHOUT ROWID;
-CREATE TABLE turn (
-    sid TEXT, seq INTEGER, has_ended INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (sid, seq)
-) WITHOUT ROWID;
+CREATE TABLE entry (sid TEXT, seq INTEGER, body BLOB NOT NULL, PRIMARY KEY (sid, seq));
+CREATE TABLE turn (sid TEXT, seq INTEGER, has_ended INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (sid, seq));
 CREATE TABLE idempotency_key (sid TEXT, name TEXT, turn INTEGER NOT NULL, PRIMARY KEY (sid, name)) WITHOUT ROWID;
 CREATE TABLE line (
     sid TEXT, place INTEGER, token TEXT NOT NULL, asked_at REAL NOT NULL, boot TEXT NOT NULL, PRIMARY KEY (sid, place)
 ) WITHOUT ROWID;
-CREATE TABLE view (sid TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE attributes (sid TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE view (sid TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE attributes (sid TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE document (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, body BLOB NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;

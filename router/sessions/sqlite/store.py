@@ -71,6 +71,10 @@ class SqliteStore:
     def max_pending(self) -> int:
         return self._writer.max_pending + self._reader.max_pending
 
+    async def ping(self) -> None:
+        """By the connection that writes: another process may have the file."""
+        await self._writer.do(lambda _: None)
+
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         return await self._write(turns.begin, begin, secrets.token_hex(8))
 
@@ -139,7 +143,7 @@ class SqliteStore:
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         def work(at: Transaction) -> bool:
-            if rows.find(at, sid, owner) is None:
+            if not rows.is_owned(at, sid, owner):
                 return False
             rows.remove(at, sid)
             return True

@@ -65,8 +65,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     store: bool
     previous_response_id: str | None
     conversation: str | None
-    truncates: bool
-    """Whether what does not fit may be dropped, rather than refused."""
+    truncation: str | None
+    """``auto``: what does not fit may be dropped; ``disabled``: it is refused; None: as configured."""
     context_management: list[JsonObject]
     wants_logprobs: bool
     metadata: dict[str, str]
@@ -108,7 +108,7 @@ def read_create(members: Mapping[str, Any], limits: BodyLimits | None = None) ->
         store=known.get("store", True),
         previous_response_id=known.get("previous_response_id"),
         conversation=known.get("conversation"),
-        truncates=known.get("truncation") == "auto",
+        truncation=known.get("truncation"),
         context_management=known.get("context_management", []),
         wants_logprobs=wants_logprobs,
         metadata=known.get("metadata", {}),

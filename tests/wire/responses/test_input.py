@@ -29,7 +29,7 @@ def test_a_string_is_a_message_of_the_user() -> None:
 def test_what_was_not_given_has_the_defaults_of_the_api() -> None:
     request = create()
     assert request.params == {"model": "m"}
-    assert (request.store, request.stream, request.truncates) == (True, False, False)
+    assert (request.store, request.stream, request.truncation) == (True, False, None)
     assert (request.tools, request.instructions, request.conversation) == (None, None, None)
 
 
@@ -153,7 +153,7 @@ def test_everything_that_is_repeated_makes_a_valid_response() -> None:
     assert model.conversation.id == "conv_1"
     assert (model.service_tier, model.truncation, model.user) == ("flex", "auto", "u")
     assert request.context_management == [{"type": "compaction", "compact_threshold": 1000}]
-    assert request.truncates
+    assert request.truncation == "auto"
 
 
 def test_defaults_make_a_valid_response() -> None:

@@ -1,3 +1,4 @@
-if not find(ARGV[1]) then return {key, 'absent'} end
+-- Also what cannot be read, so that its name is free again.
+if redis.call('HGET', key, 'owner') ~= ARGV[1] and not find(ARGV[1]) then return {key, 'absent'} end
 redis.call('UNLINK', key)
 return {key, 'deleted'}

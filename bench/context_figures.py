@@ -1,0 +1,75 @@
+"""What the turns of one way came to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import mean
+from typing import Any, NamedTuple
+
+from bench.context_client import TEMPLATE_TOKENS, Sample
+from bench.verdict import percentile
+
+SLACK_TOKENS = 40
+"""By which a prompt that begins with all of the one before may be cached less: the last block, and what a template moves."""
+NOTES_PRICE = 0.1
+"""Of a summariser's token, where a token of the model's that has to be computed costs 1."""
+
+
+class Prices(NamedTuple):
+    """``write``: of a token that was computed; ``read``: of one that was cached."""
+
+    write: float
+    read: float
+
+
+PRICES = (Prices(1, 0.1), Prices(1, 0.25), Prices(1, 0.02))
+
+
+def is_break(before: Sample, sample: Sample, slack: int = SLACK_TOKENS) -> bool:
+    """Does the prompt no longer go on from the one before?"""
+    return sample.prompt < before.prompt or sample.cached + slack < before.prompt
+
+
+def cost(samples: Sequence[Sample], prices: Prices, notes_tokens: float) -> float:
+    """Of a turn, where a computed token costs 1. ``notes_tokens``: a turn's share of the summariser's."""
+    sent, computed = mean(one.prompt for one in samples), mean(one.prompt - one.cached for one in samples)
+    return prices.read * sent + (prices.write - prices.read) * computed + NOTES_PRICE * prices.write * notes_tokens
+
+
+def summed_up(sessions: Sequence[Sequence[Sample]], notes_tokens: int, time_scale: float, slack: int) -> dict[str, Any]:
+    """``notes_tokens``: the summariser's, of all sessions, read and written. Times in the workers' seconds."""
+    turns = [one for session in sessions for one in session]
+    pairs = [pair for session in sessions for pair in pairwise(session)]
+    broken = [after for before, after in pairs if is_break(before, after, slack)]
+    unbroken = [(before, after) for before, after in pairs if not is_break(before, after, slack)]
+    computed = [one.prompt - one.cached for one in turns]
+    return {
+        "sessions": len(sessions),
+        "turns": len(turns),
+        "prompt_tokens_a_turn": round(mean(one.prompt for one in turns)),
+        "hit_ratio": round(sum(one.cached for one in turns) / sum(one.prompt for one in turns), 4),
+        "prefill_tokens_a_turn": {
+            "mean": round(mean(computed), 1),
+            "p95": percentile(computed, 0.95),
+            "max": max(computed),
+        },
+        "ttft_s": {"broken": _times(broken, time_scale), "others": _times([b for _, b in unbroken], time_scale)},
+        "breaks_per_100_turns": round(100 * len(broken) / len(turns), 2),
+        "compression": round(sum(one.raw for one in turns) / sum(one.prompt for one in turns), 3),
+        "put_in_tokens_a_turn": round(mean([put_in(*pair) for pair in unbroken] or [0])),
+        "summariser_tokens": notes_tokens,
+        "cost_index": {f"{p.write:g}, {p.read:g}": round(cost(turns, p, notes_tokens / len(turns)), 1) for p in PRICES},
+    }
+
+
+def put_in(before: Sample, after: Sample) -> int:
+    """Tokens that nobody said: what the router recalled."""
+    return after.prompt - before.prompt - before.answered - after.own - TEMPLATE_TOKENS
+
+
+def _times(samples: Sequence[Sample], time_scale: float) -> dict[str, float] | None:
+    if not samples:
+        return None
+    taken = [one.ttft_s * time_scale for one in samples]
+    return {name: round(percentile(taken, share), 4) for name, share in (("p50", 0.5), ("p95", 0.95))}

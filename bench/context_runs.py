@@ -1,0 +1,161 @@
+"""Runs of whole conversations behind one router, with a fleet and a summariser of its own: every run starts cold."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+from bench.context_client import (
+    HistorySender,
+    Keep,
+    Marks,
+    Sample,
+    Sender,
+    SessionSender,
+    Setting,
+    converse,
+    drop_oldest,
+    drop_to_low,
+    keep_all,
+    keep_newest,
+    system_message,
+)
+from bench.dialogues import Count, Turn
+from bench.scripted_summariser import SUMMARY_TOKENS, summarising
+from bench.verdict import ServedRouter, served
+
+KEEPERS: Mapping[str, Keep] = {
+    "none": keep_all,
+    "first-in-first-out": drop_oldest,
+    "last-20-messages": keep_newest,
+    "window-by-client": drop_to_low,
+}
+STRATEGIES = ("none", "window", "summary", "recall", "hybrid")
+SESSION = "session-"
+"""Before a strategy: the router keeps the history."""
+WAYS = (*KEEPERS, *(SESSION + strategy for strategy in STRATEGIES))
+READY_S = 30.0
+ITL_MS = 0.5
+_SERIES = re.compile(r"warmroute_(?:context|compaction|janitor|recall|prefix_breaks)\w*(?<!_bucket)(?<!_created)[{ ]")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``worker``: a real one's URL; empty: eight simulated ones, whose time runs ``time_scale`` as fast. ``window``: tokens.
+    ``extra``: more of the router's environment."""
+
+    system: str
+    conversations: Sequence[Sequence[Turn]]
+    count: Count
+    window: int
+    time_scale: float
+    pause_s: float
+    extra: Mapping[str, str]
+    model: str = "sim"
+    worker: str = ""
+
+
+class Found(NamedTuple):
+    """``notes_tokens``: read and written by the summariser; ``series``: of the router's own."""
+
+    sessions: list[list[Sample]]
+    notes_tokens: int
+    notes_calls: int
+    series: dict[str, float]
+
+
+async def run(plan: Plan, way: str, marks: Marks) -> Found:
+    """All conversations at once. Raises RuntimeError where something does not start or answers wrongly."""
+    async with AsyncExitStack() as stack:
+        state_dir = stack.enter_context(tempfile.TemporaryDirectory())
+        workers = [plan.worker] if plan.worker else await stack.enter_async_context(simulated(plan))
+        summariser = await stack.enter_async_context(summarising(plan.count))
+        settings = {**_settings(way, marks, summariser.url, state_dir), **plan.extra}
+        router = await stack.enter_async_context(served(workers, settings))
+        http = await stack.enter_async_context(
+            ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout(600), read_bufsize=1 << 22)
+        )
+        await _all_up(http, router, len(workers))
+        setting = Setting(router.url, plan.model, plan.system, plan.window, plan.count, plan.pause_s)
+        async with asyncio.TaskGroup() as tasks:
+            talks = [
+                tasks.create_task(converse(http, setting, _sender(plan, way, marks, number), turns))
+                for number, turns in enumerate(plan.conversations)
+            ]
+        series = await _series(http, router)
+        return Found([talk.result() for talk in talks], summariser.tokens, summariser.calls, series)
+
+
+def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[str, str]:
+    always = {
+        "WARMROUTE_LIMITS__MAX_MESSAGES": "5000",
+        "WARMROUTE_RESUMPTION__MAX_ATTEMPTS": "0",  # else a simulated worker spends most of its time on writing token ids
+        "WARMROUTE_SESSIONS__STATE_DIR": state_dir,
+        "WARMROUTE_SESSIONS__SECRET": "a secret of the benchmark",
+    }
+    if not way.startswith(SESSION):
+        return always
+    return {
+        **always,
+        "WARMROUTE_CONTEXT__STRATEGY": way.removeprefix(SESSION),
+        "WARMROUTE_CONTEXT__HIGH_TOKENS": str(marks.high),
+        "WARMROUTE_CONTEXT__LOW_TOKENS": str(marks.low),
+        "WARMROUTE_CONTEXT__NOTES_URL": summary_url,
+        "WARMROUTE_CONTEXT__NOTES_TOKENS": str(min(SUMMARY_TOKENS, marks.low // 5)),
+        "WARMROUTE_CONTEXT__NOTES_RETRY_S": "0.1",  # a wall second has dozens of turns here, and a user's none
+    }
+
+
+def _sender(plan: Plan, way: str, marks: Marks, number: int) -> Sender:
+    system = system_message(plan.system)
+    if way.startswith(SESSION):
+        return SessionSender(system, f"conversation-{number}")
+    return HistorySender(system, KEEPERS[way], marks)
+
+
+@asynccontextmanager
+async def simulated(plan: Plan) -> AsyncIterator[list[str]]:
+    """Eight workers in a process of their own, with blocks as small as vLLM's and room for every conversation."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router", "simulate", "--workers", "8", "--base-port", "0"),
+        *("--cache-blocks", "40000", "--block-tokens", "16", "--prefill-rate", "15000"),
+        *("--itl-ms", str(ITL_MS), "--time-scale", str(plan.time_scale)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(READY_S):
+            urls = [(await process.stdout.readline()).decode().strip() for _ in range(8)]
+        if not all(url.startswith("http") for url in urls):
+            raise RuntimeError("the simulated fleet did not start")
+        yield urls
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _all_up(http: ClientSession, router: ServedRouter, workers: int) -> None:
+    async with asyncio.timeout(READY_S):
+        while True:
+            async with http.get(f"{router.admin_url}/workers") as answer:
+                states = [worker.get("state") for worker in (await answer.json())["workers"]]
+            if states == ["up"] * workers:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def _series(http: ClientSession, router: ServedRouter) -> dict[str, float]:
+    """What the router says of its contexts, where it says anything."""
+    async with http.get(f"{router.admin_url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if _SERIES.match(line))}
+    return {name: value for name, value in found.items() if value}

@@ -1,0 +1,82 @@
+"""Long conversations made of real dialogues: their exchanges, joined one behind the other until each turn is long enough.
+
+A file has a dialogue a line, ``{"history": [{"user": …, "bot": …}, …]}``, as MT-Bench-101 has them; ``.xz`` is read as well.
+"""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Callable, Iterator, Sequence
+from math import log
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import msgspec
+
+SPREAD = 0.5
+"""Of the logarithm of a turn's tokens."""
+
+Count = Callable[[str], int]
+"""Tokens of a text."""
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    user: str
+    bot: str
+
+
+class Dialogue(msgspec.Struct, frozen=True):
+    history: list[Exchange]
+
+
+class Turn(NamedTuple):
+    """What the user says, and how long the answer is; what is answered is for the model to say."""
+
+    text: str
+    answer_tokens: int
+
+
+def read_dialogues(path: Path) -> list[Dialogue]:
+    """Raises OSError, and msgspec.DecodeError where it is no such file."""
+    data = path.read_bytes()
+    lines = (lzma.decompress(data) if path.suffix == ".xz" else data).splitlines()
+    return [msgspec.json.decode(line, type=Dialogue) for line in lines]
+
+
+def conversation(dialogues: Sequence[Dialogue], seed: int, turns: int, turn_tokens: int, count: Count) -> list[Turn]:
+    """``turn_tokens``: mean of question and answer; 0: each exchange is a turn. An exchange that passes a turn's length
+    is in it where that comes nearer. The same seed gives the same conversation."""
+    random = Random(seed)
+    exchanges = _shuffled(dialogues, random)
+    next_one = next(exchanges)
+    found: list[Turn] = []
+    for _ in range(turns):
+        target = random.lognormvariate(log(turn_tokens) - SPREAD**2 / 2, SPREAD) if turn_tokens else 0.0
+        texts: list[str] = []
+        asked = answered = 0
+        while not texts or asked + answered + _size(next_one, count) / 2 <= target:
+            texts.append(next_one.user)
+            asked += count(next_one.user)
+            answered += count(next_one.bot)
+            next_one = next(exchanges)
+        found.append(Turn("\n\n".join(texts), max(answered, 1)))
+    return found
+
+
+def preamble(dialogues: Sequence[Dialogue], tokens: int, count: Count) -> str:
+    """Real text for a system message, about so long."""
+    words = " ".join(exchange.bot for dialogue in dialogues[:200] for exchange in dialogue.history).split()
+    size = max(1, round(tokens * len(words) / count(" ".join(words))))
+    return " ".join(words[:size])
+
+
+def _shuffled(dialogues: Sequence[Dialogue], random: Random) -> Iterator[Exchange]:
+    """Whole dialogues, one behind the other in any order, again and again."""
+    while True:
+        for dialogue in random.sample(dialogues, len(dialogues)):
+            yield from dialogue.history
+
+
+def _size(exchange: Exchange, count: Count) -> int:
+    return count(exchange.user) + count(exchange.bot)

@@ -1,0 +1,82 @@
+"""What keeps histories within their windows, as Prometheus sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.core.tenant import TenantRules
+from router.sessions.upkeep import Upkeep
+
+RECALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class ContextMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        recall = Histogram(
+            "warmroute_recall_duration_seconds",
+            "What a search for what left a prompt took.",
+            buckets=RECALL_BUCKETS,
+            registry=registry,
+        )
+        lag = Histogram(
+            "warmroute_compaction_lag_seconds",
+            "From the turn that passed a mark until its session's view was changed, notes included.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        self.observe_recall: Callable[[float], None] = recall.observe
+        self.observe_lag: Callable[[float], None] = lag.observe
+
+
+class ContextCollector(Collector):
+    """``tenants``: those that are configured."""
+
+    def __init__(self, upkeep: Upkeep, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]) -> None:
+        self._upkeep = upkeep
+        self._max_waiting = max_waiting
+        self._tenants = tenants
+
+    def collect(self) -> Iterator[Metric]:
+        views, janitor, counts = self._upkeep.views, self._upkeep.janitor, self._upkeep.views.counts
+        yield _counter("context_raw_tokens", "Of turns' prompts, as whole logs make them.", "strategy", counts.raw)
+        yield _counter("context_sent_tokens", "Of turns' prompts, as they were sent.", "strategy", counts.sent)
+        yield _counter(
+            "compactions",
+            "Histories looked at by the janitor, by what came of it, and cut in a turn.",
+            "result",
+            {**janitor.results, **views.cuts},
+        )
+        yield CounterMetricFamily(
+            "warmroute_recomputed_tokens", "Of prompts, what a cut made workers compute anew.", counts.recomputed_tokens
+        )
+        yield _counter("janitor_tokens", "What notes cost, as models counted.", "kind", janitor.tokens)
+        yield GaugeMetricFamily("warmroute_janitor_waiting", "Sessions that wait for the janitor.", janitor.waiting)
+        yield GaugeMetricFamily("warmroute_max_janitor_waiting", "How many may.", self._max_waiting)
+        yield _counter(
+            "recalls", "Searches for what left a prompt, by outcome.", "outcome", self._upkeep.recaller.results
+        )
+        yield GaugeMetricFamily(
+            "warmroute_context_hit_ratio",
+            "Share of what earlier turns had that workers had cached, as the cost of carrying is reckoned.",
+            views.economy.hits,
+        )
+        yield GaugeMetricFamily("warmroute_context_growth_tokens", "Tokens that a turn adds.", views.economy.growth)
+        left = GaugeMetricFamily(
+            "warmroute_tenant_notes_tokens_left", "Of the day's budget for notes.", labels=("tenant",)
+        )
+        for rules in self._tenants():
+            if (tokens := janitor.budget.left(rules)) is not None:
+                left.add_metric((rules.tenant,), tokens)
+        yield left
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"warmroute_{name}", text, labels=(label,))
+    for value, count in values.items():
+        family.add_metric((value,), count)
+    return family

@@ -1,0 +1,73 @@
+"""The index of what left prompts that the configuration names, and who makes vectors for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from router.config import Config, ConfigError, ContextConfig, read_secret
+from router.recall.index import Embedder, IndexUnavailable, RecallIndex
+from router.recall.nothing import NoIndex
+from router.recall.sqlite import SqliteIndex
+from router.stores import NO_STORE, state_dir
+
+INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
+
+Close = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedIndex:
+    index: RecallIndex
+    closes: tuple[Close, ...] = ()
+
+    async def aclose(self) -> None:
+        for close in self.closes:
+            await close()
+
+
+async def open_index(config: Config) -> OpenedIndex:
+    """A mirror of the log: it is never in the clear on a disk where the log is not. Raises ConfigError."""
+    sessions, context = config.sessions, config.context
+    if sessions.store == NO_STORE or context.recall_index == "none":
+        return OpenedIndex(NoIndex())
+    is_sealed = bool(sessions.encryption_secret or sessions.encryption_secret_file)
+    path = IN_MEMORY
+    if context.recall_index == "sqlite" and not is_sealed and not sessions.store.startswith("memory"):
+        directory = state_dir(sessions)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"sessions.state_dir={str(directory)!r}: {error.strerror}") from None
+        path = str(directory / INDEX_FILE)
+    embedder, close = await _open_embedder(context)
+    try:
+        index = await SqliteIndex.open(path, embedder)
+    except IndexUnavailable as error:
+        raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
+    return OpenedIndex(index, (index.close, *([close] if close else [])))
+
+
+async def _open_embedder(context: ContextConfig) -> tuple[Embedder | None, Close | None]:
+    """Raises ConfigError."""
+    if context.embed_url:
+        from router.recall.embedders.remote import RemoteEmbedder, Service
+
+        if not context.embed_model or not context.embed_dimensions:
+            raise ConfigError("context.embed_model='': required with context.embed_url, and context.embed_dimensions")
+        key = read_secret("context.embed_api_key", context.embed_api_key, context.embed_api_key_file).decode()
+        service = Service(context.embed_url, context.embed_model, context.embed_dimensions, key)
+        remote = await RemoteEmbedder.open(service)
+        return remote, remote.close
+    if context.embed_model:
+        try:
+            from router.recall.embedders.onnx import OnnxEmbedder
+        except ImportError:
+            needed = "needs the packages of warmroute[recall-onnx], or context.embed_url"
+            raise ConfigError(f"context.embed_model={context.embed_model!r}: {needed}") from None
+        try:
+            local = await OnnxEmbedder.open(context.embed_model)
+        except IndexUnavailable as error:
+            raise ConfigError(f"context.embed_model={context.embed_model!r}: {error}") from None
+        return local, local.close
+    return None, None

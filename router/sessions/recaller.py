@@ -1,0 +1,124 @@
+"""What left the prompt is found again: searched for each question, and sent beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import msgspec
+
+from router.context.entry import Draft, Kind
+from router.context.history import History, Item
+from router.context.messages import Message
+from router.context.provenance import recalled_numbers
+from router.context.recollection import Found, compose
+from router.context.summaries import text_of
+from router.recall.index import IndexUnavailable, Passage, RecallIndex
+from router.sessions.plans import Ask
+from router.sessions.store import Sid
+
+log = logging.getLogger("warmroute.sessions")
+
+AT_ONCE = 200
+"""Items that are indexed by one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecallRules:
+    """``max_tokens``: of what goes beside one question; ``limit``: items that are looked at for it; ``deadline_s``: of the
+    search, beyond which the question goes alone."""
+
+    max_tokens: int
+    limit: int
+    deadline_s: float
+
+
+class Recaller:
+    """One for the process."""
+
+    def __init__(
+        self,
+        rules: RecallRules,
+        index: RecallIndex,
+        bytes_per_token: Callable[[str], float],
+        clock: Callable[[], float],
+        observe: Callable[[float], None],
+    ) -> None:
+        self._rules = rules
+        self._index = index
+        self._bytes_per_token = bytes_per_token
+        self._clock = clock
+        self._observe = observe
+        self.results: Counter[str] = Counter({"found": 0, "nothing": 0, "unavailable": 0})
+
+    async def recall(self, ask: Ask, history: History) -> Draft | None:
+        """For the newest message, if that is a user's. None: nothing, or nothing in time."""
+        question = _question(ask.incoming.messages[-1]) if history.start and ask.incoming.messages else ""
+        if not question:
+            return None
+        began_at = self._clock()
+        try:
+            async with asyncio.timeout(self._rules.deadline_s):
+                numbers = await self._index.search(
+                    _key(history),
+                    history.owner,
+                    question,
+                    upto=history.view.cut.number,
+                    limit=self._rules.limit,
+                )
+        except (IndexUnavailable, TimeoutError) as error:
+            self.results["unavailable"] += 1
+            log.warning("nothing was recalled", extra={"why": str(error) or "the search took too long"})
+            return None
+        finally:
+            self._observe(self._clock() - began_at)
+        bytes_per_token = self._bytes_per_token(ask.incoming.model)
+        max_chars = round(self._rules.max_tokens * bytes_per_token)
+        text = compose(_found(history, numbers), question, max_chars, _shown(history))
+        self.results["found" if text else "nothing"] += 1
+        return Draft(Kind.RECALL, msgspec.json.encode(text), round(len(text) / bytes_per_token)) if text else None
+
+    async def catch_up(self, history: History) -> None:
+        """With what left the prompt."""
+        sid = _key(history)
+        try:
+            newest = await self._index.newest(sid, history.owner)
+            gone = (item for item in history.items[: history.start] if item.number > newest)
+            while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
+                await self._index.add(sid, history.owner, sorted(passages))
+        except IndexUnavailable as error:
+            self.results["unavailable"] += 1
+            log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
+
+    async def forget(self, history: History) -> None:
+        """Of a session that is deleted."""
+        try:
+            await self._index.forget(_key(history), history.owner)
+        except IndexUnavailable as error:
+            log.warning("a deleted session stays in the index", extra={"why": str(error), "sid": history.sid})
+
+
+def _key(history: History) -> Sid:
+    """Other replicas' mirrors are not told of a session that is deleted: one that has its name later has another key."""
+    return Sid(f"{history.sid}.{history.generation}")
+
+
+def _question(message: Message) -> str:
+    return text_of(msgspec.json.encode(message)) if message.get("role") == "user" else ""
+
+
+def _shown(history: History) -> set[int]:
+    """Items that the prompt has beside earlier questions."""
+    texts = [msgspec.json.decode(item.recall[1]) for item in history.items[history.start :] if item.recall is not None]
+    return {number for text in texts for number in recalled_numbers(text)}
+
+
+def _found(history: History, numbers: Sequence[int]) -> list[Found]:
+    """Those that still count, in their order."""
+    gone: dict[int, Item] = {item.number: item for item in history.items[: history.start]}
+    items = [gone[number] for number in numbers if number in gone]
+    return [Found(item.number, item.role, text) for item in items if (text := text_of(item.body))]

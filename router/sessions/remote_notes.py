@@ -1,0 +1,60 @@
+"""Notes by an OpenAI-compatible API outside the fleet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
+
+from router.context.compaction import Source
+from router.context.history import History
+from router.context.summaries import ask_about, text_of
+from router.core.errors import WorkerError
+from router.sessions.notes import Written
+from router.sessions.plans import Ask
+from router.wire.answers import BadAnswer, read_completion
+
+MAX_REPLY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWriter:
+    """``url``: the API's base. ``model``: empty for each session's own."""
+
+    url: str
+    api_key: str
+    model: str
+    timeout_s: float
+
+    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:  # noqa: ARG002
+        """Raises WorkerError."""
+        body = {
+            "model": ask.caller.rules.notes_model or self.model or ask.incoming.model,
+            "messages": ask_about(source.notes, source.items, max_tokens),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        try:
+            answer = read_completion(await self._post(msgspec.json.encode(body)))
+        except (ClientError, TimeoutError, BadAnswer) as error:
+            raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
+        text = text_of(msgspec.json.encode({**answer.message, "tool_calls": None})).strip()
+        usage: dict[str, Any] = answer.usage or {}
+        prompt_tokens = usage.get("prompt_tokens")
+        read = prompt_tokens if isinstance(prompt_tokens, int) else source.tokens
+        return Written(text, answer.completion_tokens or len(text) // 4, read)
+
+    async def _post(self, body: bytes) -> bytes:
+        """One connection for one request: notes are seldom, and nothing is left to be closed."""
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        timeout = ClientTimeout(total=self.timeout_s)
+        async with (
+            ClientSession(connector=TCPConnector(limit=1), timeout=timeout) as session,
+            session.post(f"{self.url.rstrip('/')}/chat/completions", data=body, headers=headers) as reply,
+        ):
+            reply.raise_for_status()
+            return await reply.content.read(MAX_REPLY_BYTES)

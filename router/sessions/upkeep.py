@@ -1,0 +1,70 @@
+"""What keeps histories within their windows, as a turn meets it: before it is sent, beside its question, and behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import msgspec
+
+from router.context.history import History
+from router.core.record import Record
+from router.sessions.janitor import Janitor
+from router.sessions.plans import Ask, Plan
+from router.sessions.recaller import Recaller
+from router.sessions.store import Sid
+from router.sessions.views import Views
+
+
+class Counts(Protocol):
+    """How many tokens messages are; see ``router.tokens``."""
+
+    def is_exact(self, model: str) -> bool: ...
+
+    async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]: ...
+
+    def total(self, model: str, counted_tokens: int, messages: int) -> int: ...
+
+    def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    views: Views
+    recaller: Recaller
+    janitor: Janitor
+    counts: Counts
+
+    async def count(self, ask: Ask) -> Ask:
+        """With the tokens of its messages, where they can be told and not only estimated."""
+        model, messages = ask.incoming.model, ask.incoming.messages
+        if not self.counts.is_exact(model):
+            return ask
+        counts = await self.counts.count(model, messages)
+        return replace(ask, incoming=msgspec.structs.replace(ask.incoming, counts=counts))
+
+    async def recall(self, ask: Ask, history: History) -> Ask:
+        """With what a search finds of what left the prompt, if the session recalls and nobody has searched yet."""
+        if not history.start or ask.recalled is not None:
+            return ask
+        if not self.views.traits(ask.wishes, history, ask.caller.rules).recalls:
+            return ask
+        return replace(ask, recalled=await self.recaller.recall(ask, history))
+
+    def fits(self, ask: Ask, history: History, plan: Plan) -> bool:
+        """False: cut it first."""
+        return self.views.wants_cut(ask, history, plan) is None
+
+    async def fit(self, ask: Ask, history: History, plan: Plan) -> bool:
+        """Cut it, if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
+        why = self.views.wants_cut(ask, history, plan)
+        return why is None or not await self.views.cut(ask, history, plan, why)
+
+    def on_end(self, sid: Sid, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
+        """The turn has ended."""
+        if record is not None and record.prompt_tokens:
+            prompt = plan.prompt
+            self.counts.learn(ask.incoming.model, prompt.tokens, len(prompt.messages), record.prompt_tokens)
+        if (look := self.views.on_end(ask, history, plan, record)) is not None:
+            self.janitor.want(sid, ask, look)

@@ -1,0 +1,167 @@
+"""When a session's view changes: in a turn whose prompt does not fit, or whose prefix is in no cache anyway; and behind turns,
+where the janitor does it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from router.context.compaction import cut_view, find_cut
+from router.context.economy import Economy
+from router.context.history import History
+from router.context.marks import Marks, history_ceiling, is_worth_it, set_marks
+from router.context.prompt import Prompt
+from router.context.strategies import STRATEGIES, Traits
+from router.context.view import View, Wishes
+from router.core.fingerprint import Fingerprint
+from router.core.record import Record
+from router.core.tenant import ContextStrategy, TenantRules
+from router.sessions.context_counts import ContextCounts
+from router.sessions.histories import Histories
+from router.sessions.plans import Ask, Plan
+
+ANSWER_SHARE = 0.25
+"""Of a window, the most that is left free for an answer whose length nobody bounds."""
+
+COLD_SHARE = 0.2
+"""Of what earlier turns had: with less of it cached, the rest is not worth sparing."""
+
+Why = Literal["ceiling", "cold"]
+
+
+class Look(NamedTuple):
+    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and not only are notes
+    missing of what went before."""
+
+    low: int
+    cuts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ContextRules:
+    """``wishes``: where neither request, session nor tenant has any. ``answer_tokens``: left free for an answer that its
+    request does not bound; ``notes_tokens``: most of one cut's notes, and ``notes_price`` of one of them."""
+
+    wishes: Wishes
+    answer_tokens: int
+    idle_s: float
+    """Seconds without a turn, from which on it is worth asking whether the prefix is still cached."""
+    notes_tokens: int
+    notes_price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """What is known elsewhere. ``window``: a model's, in tokens, 0: unknown. ``total``: of a prompt of that model, from the
+    tokens counted of so many messages. ``cached``: tokens of a prompt that some worker is believed to have."""
+
+    window: Callable[[str], int]
+    total: Callable[[str, int, int], int]
+    cached: Callable[[str, Fingerprint], float]
+
+
+class Views:
+    """One for the process."""
+
+    def __init__(
+        self,
+        rules: ContextRules,
+        histories: Histories,
+        lookups: Lookups,
+        economy: Economy,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.rules = rules
+        self.economy = economy
+        self._histories = histories
+        self._lookups = lookups
+        self._wall_clock = wall_clock
+        self.cuts: Counter[str] = Counter({"ceiling": 0, "cold": 0})
+        self.counts = ContextCounts()
+
+    def wishes(self, asked: Wishes, history: History, tenant: TenantRules) -> Wishes:
+        """The request's, else the session's, else the tenant's, else everybody's."""
+        tenants = Wishes(
+            strategy=tenant.context_strategy,
+            high_tokens=tenant.context_high_tokens,
+            low_tokens=tenant.context_low_tokens,
+            max_tokens=tenant.context_max_tokens,
+        )
+        return asked.over(history.view.wishes).over(tenants).over(self.rules.wishes)
+
+    def traits(self, asked: Wishes, history: History, tenant: TenantRules) -> Traits:
+        return STRATEGIES[self.strategy(asked, history, tenant)]
+
+    def strategy(self, asked: Wishes, history: History, tenant: TenantRules) -> ContextStrategy:
+        return self.wishes(asked, history, tenant).strategy or "none"
+
+    def marks(self, ask: Ask, history: History, prompt: Prompt) -> Marks:
+        wishes = self.wishes(ask.wishes, history, ask.caller.rules)
+        model = ask.incoming.model
+        beside = self._lookups.total(model, prompt.tokens, len(prompt.messages)) - history.tokens
+        window = self._lookups.window(model)
+        ceiling = history_ceiling(window, wishes.max_tokens, beside, self._answer_tokens(ask, window))
+        notes = self.rules.notes_tokens * self.rules.notes_price if STRATEGIES[wishes.strategy or "none"].tells else 0.0
+        return set_marks(
+            wishes.low_tokens, wishes.high_tokens, ceiling, self.economy.growth, self.economy.prices(notes)
+        )
+
+    def wants_cut(self, ask: Ask, history: History, plan: Plan) -> Why | None:
+        """Must the history be cut before this turn is sent, or may it be for nothing? O(1) for short histories."""
+        if not self.traits(ask.wishes, history, ask.caller.rules).cuts or not history.bodies:
+            return None
+        marks = self.marks(ask, history, plan.prompt)
+        if history.tokens > marks.ceiling:
+            return "ceiling"
+        freed = history.tokens - marks.low
+        prices, further = self.economy.prices(), self.economy.further_turns
+        is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
+        return "cold" if is_cold and is_worth_it(freed, marks.low, prices, further, is_warm=False) else None
+
+    async def cut(self, ask: Ask, history: History, plan: Plan, why: Why) -> bool:
+        """To the low mark, with word of how much is left out; or as another wished who came before. False: there is nowhere to
+        cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
+        cut = find_cut(history, self.marks(ask, history, plan.prompt).low)
+        if cut is None:
+            return False
+        self.cuts[why] += await self._histories.commit_view(history, cut_view(history, cut))
+        return True
+
+    async def commit(self, history: History, view: View) -> bool:
+        """False: another has changed it meanwhile, which is known now."""
+        return await self._histories.commit_view(history, view)
+
+    def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
+        """A turn has ended: learn from it. None: the janitor has nothing to do here."""
+        self.economy.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
+        if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
+            earlier = record.prompt_tokens * plan.prompt.earlier_bytes / plan.prompt.fingerprint.prompt_bytes
+            self.economy.on_prefix(earlier, record.actual_cached_tokens)
+        strategy = self.strategy(ask.wishes, history, ask.caller.rules)
+        self.counts.on_end(strategy, ask, history, plan, record)
+        traits = STRATEGIES[strategy]
+        if not traits.cuts:
+            return None
+        marks = self.marks(ask, history, plan.prompt)
+        cuts = history.tokens >= marks.high
+        tells = traits.tells and history.view.told < history.view.cut
+        return Look(marks.low, cuts) if cuts or tells else None
+
+    def _answer_tokens(self, ask: Ask, window: int) -> int:
+        params = ask.incoming.params
+        asked = params.get("max_completion_tokens") or params.get("max_tokens")
+        if isinstance(asked, int) and asked > 0:
+            return asked
+        return min(self.rules.answer_tokens, round(window * ANSWER_SHARE)) if window else self.rules.answer_tokens
+
+    def _is_cold(self, ask: Ask, history: History, prompt: Prompt) -> bool:
+        """Only whoever sent the turn before knows what it did to caches."""
+        if history.sent is None or history.sent.turn != history.last_turn:
+            return False
+        if self._wall_clock() - history.items[-1].at < self.rules.idle_s:
+            return False
+        cached = self._lookups.cached(ask.incoming.model, prompt.fingerprint)
+        return cached < COLD_SHARE * history.tokens
