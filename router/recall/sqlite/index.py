@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from sqlite3 import Connection
 from typing import Self
 
@@ -38,7 +39,7 @@ class IndexLimits:
     max_session_pieces: int = 50_000
     """Of some 300 characters. The oldest of a session's go first."""
     max_bytes: int = 1 << 30
-    """Texts and vectors; the file takes about twice that. The sessions that were not added to for longest go first, and the one
+    """Texts and vectors; the file takes up to twice that. The sessions that were not added to for longest go first, and the one
     that is added to stays in any case."""
 
 
@@ -76,6 +77,8 @@ class SqliteIndex:
     ) -> Self:
         """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
         the caller's to close. Raises IndexUnavailable."""
+        if embedder is not None and find_spec("numpy") is None:
+            raise IndexUnavailable("vectors need the package numpy: warmroute[recall]")
         file = await IndexFile.open(path, limits.max_pending)
         try:
             if embedder is not None:
