@@ -62,7 +62,11 @@ def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> l
     new = messages[_known(history, messages) if incoming.resends else 0 :]
     if not new and (incoming.resends or history.is_empty):
         raise NothingNew
-    return drafts + [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
+    own = [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
+    if incoming.counts and new:
+        counts = incoming.counts[-len(new) :]
+        own = [draft._replace(tokens=count) for draft, count in zip(own, counts, strict=True)]
+    return drafts + own
 
 
 def _known(history: History, messages: Sequence[Message]) -> int:

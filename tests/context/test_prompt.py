@@ -282,3 +282,11 @@ def test_what_only_one_turn_says_is_in_no_other() -> None:
 def test_a_body_without_params_or_tools_is_whole() -> None:
     assert json.loads(join_body([], b"", b"{}")) == {"messages": []}
     assert json.loads(join_body([b"{}"], b"[1]", b'{"a":2}')) == {"messages": [{}], "tools": [1], "a": 2}
+
+
+@pytest.mark.parametrize("resends", [False, True])
+def test_messages_have_the_tokens_that_were_counted_and_only_the_new_ones_are_added(resends: bool) -> None:
+    sent = [user("a"), said("b"), user("c")] if resends else [user("c")]
+    asked = Incoming(model="m", messages=sent, params={}, resends=resends, counts=[7, 8, 9][-len(sent) :])
+    (draft,) = find_news(history(turn(1, user("a"), said("b"))), asked, 4.0)
+    assert draft.tokens == 9
