@@ -126,6 +126,10 @@ class Prompt(NamedTuple):
     """About, without what the chat template adds."""
     recipe: Recipe
 
+    def earlier_tokens(self, prompt_tokens: int) -> float:
+        """Of so many tokens, as the worker counted them, those that earlier turns had."""
+        return prompt_tokens * self.earlier_bytes / self.fingerprint.prompt_bytes
+
     @property
     def shape(self) -> bytes:
         """Equal for two turns of which the later one's history begins as the earlier one's does."""

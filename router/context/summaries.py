@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -53,9 +52,8 @@ def reject(text: str, tokens: int, source_tokens: int) -> str | None:
     return "longer" if tokens >= source_tokens else None
 
 
-def text_of(body: bytes) -> str:
+def words_of(message: Message) -> str:
     """What a message says in words, and what it calls."""
-    message: dict[str, Any] = msgspec.json.decode(body)
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
     said = [
@@ -68,6 +66,11 @@ def text_of(body: bytes) -> str:
         if isinstance(function, dict):
             said.append(f"(calls {function.get('name')} with {function.get('arguments')})")
     return "\n".join(said)
+
+
+def text_of(body: bytes) -> str:
+    """The same of a message's JSON."""
+    return words_of(msgspec.json.decode(body))
 
 
 def _shorten(text: str) -> str:

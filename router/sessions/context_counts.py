@@ -41,10 +41,7 @@ class ContextCounts:
             self.breaks["compaction"] += 1
             own = sum(draft.tokens for draft in plan.drafts)
             self.recomputed_tokens += max(prompt_tokens - cached_tokens - own, 0)
-        elif (
-            cached_tokens
-            < COLD_SHARE * prompt_tokens * plan.prompt.earlier_bytes / plan.prompt.fingerprint.prompt_bytes
-        ):
+        elif cached_tokens < COLD_SHARE * plan.prompt.earlier_tokens(prompt_tokens):
             if now.model != before.model:
                 self.breaks["adapter_changed"] += 1
             elif now.worker != before.worker:

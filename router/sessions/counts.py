@@ -45,5 +45,5 @@ class TurnCounts:
         if record.actual_cached_tokens is None:
             self.prefixes["unknown"] += 1
         else:
-            earlier_tokens = record.prompt_tokens * plan.prompt.earlier_bytes / plan.prompt.fingerprint.prompt_bytes
+            earlier_tokens = plan.prompt.earlier_tokens(record.prompt_tokens)
             self.prefixes["warm" if record.actual_cached_tokens * 2 >= earlier_tokens else "cold"] += 1

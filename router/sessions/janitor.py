@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from router.context.compaction import cut_view, find_cut, place_of, source_of, with_notes
+from router.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_notes
 from router.context.history import History
 from router.context.summaries import reject
 from router.context.view import START, Place, Segment, View, Work
@@ -159,12 +159,12 @@ class Janitor:
     async def _do(self, chore: Chore) -> str:
         owner = chore.ask.caller.rules.tenant
         history, _ = await self._histories.load(chore.sid, owner)
-        traits = self._views.traits(chore.ask.wishes, history, chore.ask.caller.rules)
+        traits = self._views.traits(chore.ask, history)
         result = "nothing"
         if traits.tells:
             result = await self._tell(chore, history)
         elif chore.look.cuts and (cut := find_cut(history, chore.look.low)) is not None:
-            result = "cut" if await self._views.commit(history, cut_view(history, cut)) else "raced"
+            result = "cut" if await self._histories.commit_view(history, cut_view(history, cut)) else "raced"
         if traits.recalls:
             await self._indexer.catch_up(history)
         return result
@@ -184,7 +184,7 @@ class Janitor:
         work = await self._begin(history, upto)
         if work is None:
             return "raced"
-        written = await self._write(chore, history, work)
+        written = await self._write(chore, history, source)
         if isinstance(written, str):
             await self._give_up(chore, history, work)
             return written
@@ -198,11 +198,10 @@ class Janitor:
             return None
         failures = before.failures if before is not None else 0
         work = Work(secrets.token_hex(8), upto, now + self._settings.work_s, failures)
-        return work if await self._views.commit(history, replace(history.view, work=work)) else None
+        return work if await self._histories.commit_view(history, replace(history.view, work=work)) else None
 
-    async def _write(self, chore: Chore, history: History, work: Work) -> Written | str:
+    async def _write(self, chore: Chore, history: History, source: Source) -> Written | str:
         """Or why there are no notes."""
-        source = source_of(history, work.upto)
         try:
             async with asyncio.timeout(self._settings.work_s):
                 max_tokens = min(self._settings.notes_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_NOTES_TOKENS))
@@ -224,7 +223,9 @@ class Janitor:
             view = history.view
             if view.work is None or view.work.token != work.token:
                 return  # another took over, or the session is another
-            if await self._views.commit(history, replace(view, work=replace(work, until=until, failures=failures))):
+            if await self._histories.commit_view(
+                history, replace(view, work=replace(work, until=until, failures=failures))
+            ):
                 return
             history, _ = await self._histories.load(chore.sid, history.owner)
 
@@ -234,7 +235,7 @@ class Janitor:
             view: View | None = with_notes(history, segment, question)
             if view is None or history.generation != generation:
                 return "stale"
-            if await self._views.commit(history, view):
+            if await self._histories.commit_view(history, view):
                 return "pending" if view.pending else "told"
             history, _ = await self._histories.load(Sid(history.sid), history.owner)
         return "raced"

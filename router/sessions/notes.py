@@ -14,7 +14,7 @@ import msgspec
 from router.context.compaction import Source
 from router.context.history import History
 from router.context.prompt import Incoming
-from router.context.summaries import ask_about, ask_behind, text_of
+from router.context.summaries import ask_about, ask_behind, words_of
 from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
 from router.core.reply import Reply
@@ -23,7 +23,7 @@ from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Planner, request_of
 from router.sessions.store import Sid
 from router.sides import Dispatch
-from router.wire.answers import BadAnswer, read_completion
+from router.wire.answers import Answer, BadAnswer, read_completion
 
 PRIORITY = -100
 """Nobody waits for notes."""
@@ -62,7 +62,7 @@ class FleetWriter:
         if not source.notes and self.cached_price * history.tokens < price * source.tokens:
             return await self._write_behind(ask, history, source, max_tokens)
         messages = ask_about(source.notes, source.items, max_tokens)
-        incoming = Incoming(model=model, messages=messages, params=_params(max_tokens))
+        incoming = Incoming(model=model, messages=messages, params=note_params(max_tokens))
         apart = History(f"{history.sid}notes", history.owner, "")
         return await self._ask(ask, apart, incoming, "")
 
@@ -71,7 +71,7 @@ class FleetWriter:
         incoming = Incoming(
             model=ask.incoming.model,
             messages=[ask_behind(left, max_tokens)],
-            params=_params(max_tokens) | _salt(ask),
+            params=note_params(max_tokens) | _salt(ask),
             turn_system=ask.incoming.turn_system,
             turn_tools=ask.incoming.turn_tools,
         )
@@ -113,11 +113,9 @@ class _Reader:
         if self._reply is None or self._reply.status != 200 or self._record is None:
             raise WorkerError("no model wrote notes")
         try:
-            answer = read_completion(self._reply.body)
+            return read_notes(read_completion(self._reply.body), self._record.prompt_tokens)
         except BadAnswer:
             raise WorkerError("the notes cannot be understood") from None
-        text = text_of(msgspec.json.encode({**answer.message, "tool_calls": None})).strip()
-        return Written(text, answer.completion_tokens or len(text) // 4, self._record.prompt_tokens)
 
     def stream_head(self, _reply: Reply, _record: Record) -> bytes:
         raise WorkerError("a worker streamed what was not to be streamed")
@@ -140,7 +138,14 @@ class _Reader:
     def break_off_with(self, event: bytes) -> None: ...
 
 
-def _params(max_tokens: int) -> dict[str, object]:
+def read_notes(answer: Answer, prompt_tokens: int) -> Written:
+    """``prompt_tokens``: what the model read for them."""
+    text = words_of({**answer.message, "tool_calls": None}).strip()
+    return Written(text, answer.completion_tokens or len(text) // 4, prompt_tokens)
+
+
+def note_params(max_tokens: int) -> dict[str, object]:
+    """Of a chat body that asks for notes."""
     return {"max_tokens": max_tokens, "temperature": 0}
 
 

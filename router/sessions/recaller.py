@@ -16,7 +16,7 @@ from router.context.history import History, Item
 from router.context.messages import Message
 from router.context.provenance import recalled_numbers
 from router.context.recollection import Found, compose
-from router.context.summaries import text_of
+from router.context.summaries import text_of, words_of
 from router.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.sessions.plans import Ask
 from router.sessions.store import Sid
@@ -87,7 +87,7 @@ class Recaller:
         sid = _key(history)
         try:
             newest = await self._index.newest(sid, history.owner)
-            gone = (item for item in history.items[: history.start] if item.number > newest)
+            gone = (item for item in islice(history.items, history.start) if item.number > newest)
             while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
                 await self._index.add(sid, history.owner, sorted(passages))
         except IndexUnavailable as error:
@@ -108,7 +108,7 @@ def _key(history: History) -> Sid:
 
 
 def _question(message: Message) -> str:
-    return text_of(msgspec.json.encode(message)) if message.get("role") == "user" else ""
+    return words_of(message) if message.get("role") == "user" else ""
 
 
 def _shown(history: History) -> set[int]:
@@ -119,6 +119,9 @@ def _shown(history: History) -> set[int]:
 
 def _found(history: History, numbers: Sequence[int]) -> list[Found]:
     """Those that still count, in their order."""
-    gone: dict[int, Item] = {item.number: item for item in history.items[: history.start]}
+    wanted = frozenset(numbers)
+    gone: dict[int, Item] = {
+        item.number: item for item in islice(history.items, history.start) if item.number in wanted
+    }
     items = [gone[number] for number in numbers if number in gone]
     return [Found(item.number, item.role, text) for item in items if (text := text_of(item.body))]

@@ -10,9 +10,9 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from router.context.compaction import Source
 from router.context.history import History
-from router.context.summaries import ask_about, text_of
+from router.context.summaries import ask_about
 from router.core.errors import WorkerError
-from router.sessions.notes import Written
+from router.sessions.notes import Written, note_params, read_notes
 from router.sessions.plans import Ask
 from router.wire.answers import BadAnswer, read_completion
 
@@ -33,18 +33,15 @@ class RemoteWriter:
         body = {
             "model": ask.caller.rules.notes_model or self.model or ask.incoming.model,
             "messages": ask_about(source.notes, source.items, max_tokens),
-            "max_tokens": max_tokens,
-            "temperature": 0,
+            **note_params(max_tokens),
         }
         try:
             answer = read_completion(await self._post(msgspec.json.encode(body)))
         except (ClientError, TimeoutError, BadAnswer) as error:
             raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
-        text = text_of(msgspec.json.encode({**answer.message, "tool_calls": None})).strip()
         usage: dict[str, Any] = answer.usage or {}
         prompt_tokens = usage.get("prompt_tokens")
-        read = prompt_tokens if isinstance(prompt_tokens, int) else source.tokens
-        return Written(text, answer.completion_tokens or len(text) // 4, read)
+        return read_notes(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
 
     async def _post(self, body: bytes) -> bytes:
         """One connection for one request: notes are seldom, and nothing is left to be closed."""

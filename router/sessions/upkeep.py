@@ -24,8 +24,6 @@ class Counts(Protocol):
 
     async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]: ...
 
-    def total(self, model: str, counted_tokens: int, messages: int) -> int: ...
-
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
 
@@ -48,7 +46,7 @@ class Upkeep:
         """With what a search finds of what left the prompt, if the session recalls and nobody has searched yet."""
         if not history.start or ask.recalled is not None:
             return ask
-        if not self.views.traits(ask.wishes, history, ask.caller.rules).recalls:
+        if not self.views.traits(ask, history).recalls:
             return ask
         return replace(ask, recalled=await self.recaller.recall(ask, history))
 
@@ -58,8 +56,8 @@ class Upkeep:
 
     async def fit(self, ask: Ask, history: History, plan: Plan) -> bool:
         """Cut it, if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
-        why = self.views.wants_cut(ask, history, plan)
-        return why is None or not await self.views.cut(ask, history, plan, why)
+        due = self.views.wants_cut(ask, history, plan)
+        return due is None or not await self.views.cut(history, due)
 
     def on_end(self, sid: Sid, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
         """The turn has ended."""

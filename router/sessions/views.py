@@ -15,10 +15,9 @@ from router.context.history import History
 from router.context.marks import Marks, history_ceiling, is_worth_it, set_marks
 from router.context.prompt import Prompt
 from router.context.strategies import STRATEGIES, Traits
-from router.context.view import View, Wishes
+from router.context.view import Wishes
 from router.core.fingerprint import Fingerprint
 from router.core.record import Record
-from router.core.tenant import ContextStrategy, TenantRules
 from router.sessions.context_counts import ContextCounts
 from router.sessions.histories import Histories
 from router.sessions.plans import Ask, Plan
@@ -30,6 +29,13 @@ COLD_SHARE = 0.2
 """Of what earlier turns had: with less of it cached, the rest is not worth sparing."""
 
 Why = Literal["ceiling", "cold"]
+
+
+class Due(NamedTuple):
+    """A cut that must be made, or may be for nothing. ``low``: what it is to leave."""
+
+    why: Why
+    low: int
 
 
 class Look(NamedTuple):
@@ -82,24 +88,60 @@ class Views:
         self.cuts: Counter[str] = Counter({"ceiling": 0, "cold": 0})
         self.counts = ContextCounts()
 
-    def wishes(self, asked: Wishes, history: History, tenant: TenantRules) -> Wishes:
+    def traits(self, ask: Ask, history: History) -> Traits:
+        return STRATEGIES[self._wishes(ask, history).strategy or "none"]
+
+    def wants_cut(self, ask: Ask, history: History, plan: Plan) -> Due | None:
+        """Must the history be cut before this turn is sent, or may it be for nothing? O(1) for short histories."""
+        wishes = self._wishes(ask, history)
+        if not STRATEGIES[wishes.strategy or "none"].cuts or not history.bodies:
+            return None
+        marks = self._marks(wishes, ask, history, plan.prompt)
+        if history.tokens > marks.ceiling:
+            return Due("ceiling", marks.low)
+        freed = history.tokens - marks.low
+        prices, further = self.economy.prices(), self.economy.further_turns
+        is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
+        is_worth = is_cold and is_worth_it(freed, marks.low, prices, further, is_warm=False)
+        return Due("cold", marks.low) if is_worth else None
+
+    async def cut(self, history: History, due: Due) -> bool:
+        """To the low mark, with word of how much is left out; or as another wished who came before. False: there is nowhere to
+        cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
+        cut = find_cut(history, due.low)
+        if cut is None:
+            return False
+        self.cuts[due.why] += await self._histories.commit_view(history, cut_view(history, cut))
+        return True
+
+    def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
+        """A turn has ended: learn from it. None: the janitor has nothing to do here."""
+        self.economy.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
+        if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
+            self.economy.on_prefix(plan.prompt.earlier_tokens(record.prompt_tokens), record.actual_cached_tokens)
+        wishes = self._wishes(ask, history)
+        strategy = wishes.strategy or "none"
+        self.counts.on_end(strategy, ask, history, plan, record)
+        traits = STRATEGIES[strategy]
+        if not traits.cuts:
+            return None
+        marks = self._marks(wishes, ask, history, plan.prompt)
+        cuts = history.tokens >= marks.high
+        tells = traits.tells and history.view.told < history.view.cut
+        return Look(marks.low, cuts) if cuts or tells else None
+
+    def _wishes(self, ask: Ask, history: History) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""
+        tenant = ask.caller.rules
         tenants = Wishes(
             strategy=tenant.context_strategy,
             high_tokens=tenant.context_high_tokens,
             low_tokens=tenant.context_low_tokens,
             max_tokens=tenant.context_max_tokens,
         )
-        return asked.over(history.view.wishes).over(tenants).over(self.rules.wishes)
+        return ask.wishes.over(history.view.wishes).over(tenants).over(self.rules.wishes)
 
-    def traits(self, asked: Wishes, history: History, tenant: TenantRules) -> Traits:
-        return STRATEGIES[self.strategy(asked, history, tenant)]
-
-    def strategy(self, asked: Wishes, history: History, tenant: TenantRules) -> ContextStrategy:
-        return self.wishes(asked, history, tenant).strategy or "none"
-
-    def marks(self, ask: Ask, history: History, prompt: Prompt) -> Marks:
-        wishes = self.wishes(ask.wishes, history, ask.caller.rules)
+    def _marks(self, wishes: Wishes, ask: Ask, history: History, prompt: Prompt) -> Marks:
         model = ask.incoming.model
         beside = self._lookups.total(model, prompt.tokens, len(prompt.messages)) - history.tokens
         window = self._lookups.window(model)
@@ -108,47 +150,6 @@ class Views:
         return set_marks(
             wishes.low_tokens, wishes.high_tokens, ceiling, self.economy.growth, self.economy.prices(notes)
         )
-
-    def wants_cut(self, ask: Ask, history: History, plan: Plan) -> Why | None:
-        """Must the history be cut before this turn is sent, or may it be for nothing? O(1) for short histories."""
-        if not self.traits(ask.wishes, history, ask.caller.rules).cuts or not history.bodies:
-            return None
-        marks = self.marks(ask, history, plan.prompt)
-        if history.tokens > marks.ceiling:
-            return "ceiling"
-        freed = history.tokens - marks.low
-        prices, further = self.economy.prices(), self.economy.further_turns
-        is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
-        return "cold" if is_cold and is_worth_it(freed, marks.low, prices, further, is_warm=False) else None
-
-    async def cut(self, ask: Ask, history: History, plan: Plan, why: Why) -> bool:
-        """To the low mark, with word of how much is left out; or as another wished who came before. False: there is nowhere to
-        cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
-        cut = find_cut(history, self.marks(ask, history, plan.prompt).low)
-        if cut is None:
-            return False
-        self.cuts[why] += await self._histories.commit_view(history, cut_view(history, cut))
-        return True
-
-    async def commit(self, history: History, view: View) -> bool:
-        """False: another has changed it meanwhile, which is known now."""
-        return await self._histories.commit_view(history, view)
-
-    def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
-        """A turn has ended: learn from it. None: the janitor has nothing to do here."""
-        self.economy.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
-        if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
-            earlier = record.prompt_tokens * plan.prompt.earlier_bytes / plan.prompt.fingerprint.prompt_bytes
-            self.economy.on_prefix(earlier, record.actual_cached_tokens)
-        strategy = self.strategy(ask.wishes, history, ask.caller.rules)
-        self.counts.on_end(strategy, ask, history, plan, record)
-        traits = STRATEGIES[strategy]
-        if not traits.cuts:
-            return None
-        marks = self.marks(ask, history, plan.prompt)
-        cuts = history.tokens >= marks.high
-        tells = traits.tells and history.view.told < history.view.cut
-        return Look(marks.low, cuts) if cuts or tells else None
 
     def _answer_tokens(self, ask: Ask, window: int) -> int:
         params = ask.incoming.params
