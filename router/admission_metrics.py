@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from router.core.queue import FairQueue
 from router.core.quota import Ledger
+from router.families import counter
 
 
 class AdmissionCollector(Collector):
@@ -35,12 +36,7 @@ class AdmissionCollector(Collector):
             gauge = GaugeMetricFamily(f"warmroute_{name}", description)
             gauge.add_metric((), value)
             yield gauge
-        refusals = CounterMetricFamily(
-            "warmroute_admission_refusals", "Requests that were not let in, by reason.", labels=("reason",)
-        )
-        for reason, times in self._refusals.items():
-            refusals.add_metric((reason,), times)
-        yield refusals
+        yield counter("admission_refusals", "Requests that were not let in, by reason.", self._refusals, "reason")
         yield from self._collect_tenants()
 
     def _collect_tenants(self) -> Iterator[Metric]:

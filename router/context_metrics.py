@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.core.tenant import TenantRules
+from router.families import counter
 from router.sessions.upkeep import Upkeep
 
 RECALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -43,22 +44,22 @@ class ContextCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         views, janitor, counts = self._upkeep.views, self._upkeep.janitor, self._upkeep.views.counts
-        yield _counter("context_raw_tokens", "Of turns' prompts, as whole logs make them.", "strategy", counts.raw)
-        yield _counter("context_sent_tokens", "Of turns' prompts, as they were sent.", "strategy", counts.sent)
-        yield _counter(
+        yield counter("context_raw_tokens", "Of turns' prompts, as whole logs make them.", counts.raw, "strategy")
+        yield counter("context_sent_tokens", "Of turns' prompts, as they were sent.", counts.sent, "strategy")
+        yield counter(
             "compactions",
             "Histories looked at by the janitor, by what came of it, and cut in a turn.",
-            "result",
             {**janitor.results, **views.cuts},
+            "result",
         )
         yield CounterMetricFamily(
             "warmroute_recomputed_tokens", "Of prompts, what a cut made workers compute anew.", counts.recomputed_tokens
         )
-        yield _counter("janitor_tokens", "What notes cost, as models counted.", "kind", janitor.tokens)
+        yield counter("janitor_tokens", "What notes cost, as models counted.", janitor.tokens, "kind")
         yield GaugeMetricFamily("warmroute_janitor_waiting", "Sessions that wait for the janitor.", janitor.waiting)
         yield GaugeMetricFamily("warmroute_max_janitor_waiting", "How many may.", self._max_waiting)
-        yield _counter(
-            "recalls", "Searches for what left a prompt, by outcome.", "outcome", self._upkeep.recaller.results
+        yield counter(
+            "recalls", "Searches for what left a prompt, by outcome.", self._upkeep.recaller.results, "outcome"
         )
         yield GaugeMetricFamily(
             "warmroute_context_hit_ratio",
@@ -73,10 +74,3 @@ class ContextCollector(Collector):
             if (tokens := janitor.budget.left(rules)) is not None:
                 left.add_metric((rules.tenant,), tokens)
         yield left
-
-
-def _counter(name: str, text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"warmroute_{name}", text, labels=(label,))
-    for value, count in values.items():
-        family.add_metric((value,), count)
-    return family

@@ -23,6 +23,7 @@ from router.core.keyring import Refusal
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.retry import RetryBudget
+from router.families import counter
 
 TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0),
@@ -310,19 +311,15 @@ class BackgroundCollector(Collector):
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        tasks = CounterMetricFamily(
-            "warmroute_background_failures", "Tasks beside the requests that failed, and began again.", labels=("task",)
+        yield counter(
+            "background_failures", "Tasks beside the requests that failed, and began again.", self._tasks, "task"
         )
-        for task, times in self._tasks.items():
-            tasks.add_metric((task,), times)
-        sources = CounterMetricFamily(
-            "warmroute_workers_reload_failures",
+        yield counter(
+            "workers_reload_failures",
             "Looks at a source of workers that failed: its last list stays.",
-            labels=("source",),
+            self._sources,
+            "source",
         )
-        for kind, times in self._sources.items():
-            sources.add_metric((kind,), times)
-        yield from (tasks, sources)
 
 
 class AuthFigures(Protocol):

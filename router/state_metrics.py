@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.families import counter
 from router.sessions.turns import Turns
 from router.sessions.watch import StoreWatch
 from router.stores import OpenedStore
@@ -71,15 +72,15 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counts = self._turns.counts
-        yield _counter("turns", "Turns that asked a model, by how they ended.", counts.turns, "door", "outcome")
-        yield _counter(
+        yield counter("turns", "Turns that asked a model, by how they ended.", counts.turns, "door", "outcome")
+        yield counter(
             "turn_conflicts", "Turns that met another of their session, by policy.", counts.conflicts, "policy"
         )
-        yield _counter(
+        yield counter(
             "turn_prefixes", "Turns behind others, by whether their prefix was cached.", counts.prefixes, "state"
         )
         breaks = {**counts.breaks, **self._turns.upkeep.views.counts.breaks}
-        yield _counter(
+        yield counter(
             "prefix_breaks", "Turns whose prompt began otherwise, or was in no cache any more.", breaks, "cause"
         )
         yield CounterMetricFamily(
@@ -152,13 +153,3 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "warmroute_max_journal_bytes", "What it may hold.", journaled.journal.max_bytes if journaled else 0
         )
-
-
-def _counter(
-    name: str, text: str, values: Mapping[str, int] | Mapping[tuple[str, str], int], *labels: str
-) -> CounterMetricFamily:
-    """``values``: by the label's value, or by those of two."""
-    family = CounterMetricFamily(f"warmroute_{name}", text, labels=labels)
-    for value, count in values.items():
-        family.add_metric((value,) if isinstance(value, str) else value, count)
-    return family
