@@ -101,7 +101,7 @@ async def test_how_sure_a_write_must_be_is_what_was_asked(
     path: Path, clocks: Clocks, synchronous: Any, level: int
 ) -> None:
     async with opened(path, clocks, synchronous=synchronous) as store:
-        connection = store._writer._connection
+        connection = store._writer._thread.connection
         assert connection is not None
         ask = store._writer._thread.submit
         assert ask(lambda: connection.execute("PRAGMA synchronous").fetchone()).result() == (level,)
@@ -360,7 +360,7 @@ async def test_a_file_that_another_holds_is_unavailable_and_then_well_again(path
 async def test_a_full_disk_is_unavailable_and_leaves_nothing_half(path: Path, clocks: Clocks) -> None:
     async with opened(path, clocks) as store:
         begun = await begun_in(store)
-        connection = store._writer._connection
+        connection = store._writer._thread.connection
         assert connection is not None
         ask = store._writer._thread.submit
         ask(lambda: connection.execute("PRAGMA max_page_count = 40").fetchone()).result()
@@ -374,7 +374,7 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half(path: Path, cl
 async def test_a_file_that_may_not_be_written_is_unavailable(path: Path, clocks: Clocks) -> None:
     async with opened(path, clocks) as store:
         begun = await begun_in(store)
-        connection = store._writer._connection
+        connection = store._writer._thread.connection
         assert connection is not None
         store._writer._thread.submit(lambda: connection.execute("PRAGMA query_only = ON")).result()
         with pytest.raises(StoreUnavailable, match="SQLITE_READONLY"):

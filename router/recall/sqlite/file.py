@@ -5,16 +5,14 @@ The file is a mirror. One of an older release is emptied and built again; one of
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.recall.index import IndexUnavailable
+from router.sqlite_thread import MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +23,6 @@ APPLICATION_ID = 0x77617278
 VERSION = 1
 BUSY_S = 5.0
 """How long a transaction waits for another process."""
-MAX_WAL_BYTES = 64 * 1024 * 1024
 
 # A piece's id is made of its session's and its place there (see rows.py), so a session's are neighbours in each table.
 # "used" grows with each addition. "dropped" names sessions that nobody finds any more, and whose pieces are still to be
@@ -61,14 +58,18 @@ TABLES = ("word", "session", "total", "dropped", "piece", "vector", "model")
 
 
 class IndexFile:
-    """``pending``: calls that wait for the thread, and the one that it is at."""
-
     def __init__(self, path: str, max_pending: int) -> None:
         self.path = path
-        self.pending = 0
-        self.max_pending = max_pending
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recall")
-        self._connection: sqlite3.Connection | None = None
+        self._thread = SqliteThread("recall", max_pending)
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for the thread, and the one that it is at."""
+        return self._thread.pending
+
+    @property
+    def max_pending(self) -> int:
+        return self._thread.max_pending
 
     @classmethod
     async def open(cls, path: str, max_pending: int) -> Self:
@@ -83,44 +84,37 @@ class IndexFile:
 
     async def read(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Raises IndexUnavailable. A call that is cancelled is not begun, or runs to its end; so with ``write``."""
-        return await self._run(self._transact, "BEGIN", lambda connection: work(connection, *args, **kwargs))
+        return await self._run(self._thread.transact, "BEGIN", lambda connection: work(connection, *args, **kwargs))
 
     async def write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As ``read``, but other processes' writes come before or after it. Raises IndexUnavailable."""
-        return await self._run(self._transact, "BEGIN IMMEDIATE", lambda connection: work(connection, *args, **kwargs))
+        return await self._run(
+            self._thread.transact, "BEGIN IMMEDIATE", lambda connection: work(connection, *args, **kwargs)
+        )
 
     async def close(self) -> None:
         """What was asked before is done first. Closing again does nothing."""
-        with suppress(RuntimeError):
-            self._thread.submit(self._disconnect)
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._thread.close()
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.pending >= self.max_pending:
-            raise IndexUnavailable(f"{self.path}: {self.pending} calls wait for it already")
         try:
-            done = self._thread.submit(work, *args, **kwargs)
-        except RuntimeError as error:
-            raise IndexUnavailable(f"{self.path}: closed") from error
-        self.pending += 1
-        try:
-            return await asyncio.wrap_future(done)
+            return await self._thread.run(work, *args, **kwargs)
+        except NotBegun as error:
+            raise IndexUnavailable(f"{self.path}: {error}") from error
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", type(error).__name__)
             raise IndexUnavailable(f"{self.path}: {name}: {error}") from error
         except OSError as error:
             raise IndexUnavailable(f"{self.path}: {error.strerror}") from error
-        finally:
-            self.pending -= 1
 
     # From here on in the thread.
 
     def _connect(self) -> None:
         if self.path != MEMORY:
-            _create(Path(self.path))
-        connection = self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            create_private(Path(self.path))
+        connection = self._thread.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         _check(connection)
         # SQLite refuses this at once where another process is at it, which then does it for both.
         with suppress(sqlite3.OperationalError):
@@ -128,33 +122,7 @@ class IndexFile:
         # What a power failure takes away is indexed anew.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
-        self._transact("BEGIN IMMEDIATE", _migrate)
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        connection = self._connection
-        if connection is None:
-            raise IndexUnavailable(f"{self.path}: closed")
-        connection.execute(begin)
-        try:
-            answer = work(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-        return answer
-
-
-def _create(path: Path) -> None:
-    """For nobody else's eyes, whatever the umask."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        self._thread.transact("BEGIN IMMEDIATE", _migrate)
 
 
 def _check(connection: sqlite3.Connection) -> None:

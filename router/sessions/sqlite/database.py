@@ -9,11 +9,10 @@ and only then reads the clocks. The file must be on a local disk.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from router.sessions.sqlite.schema import check_version, migrate
 from router.sessions.store import Corrupt, StoreUnavailable
+from router.sqlite_thread import MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,8 +37,6 @@ others may be at it."""
 MAX_WAL_PAGES = 8192
 """From this length of the write-ahead log on (32 MiB) the writer itself brings it into the file, which costs a call the
 time of the disk. Before that the reader does, while writing goes on."""
-MAX_WAL_BYTES = 64 * 1024 * 1024
-"""A log that has grown longer all the same is cut to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +73,23 @@ class _Spared(StoreUnavailable):
 
 
 class Database:
-    """``pending``: calls that wait for the thread, and the one that it is at."""
-
     def __init__(self, path: Path, clock: Clock, max_pending: int, timeout_s: float) -> None:
         self.path = path
-        self.pending = 0
-        self.max_pending = max_pending
         self._timeout_s = max(timeout_s, OPENING_S)
         self._clock = clock
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sessions")
+        self._thread = SqliteThread("sessions", max_pending)
         self._begin = "BEGIN"
-        self._connection: sqlite3.Connection | None = None
         self._checkpointing: Future[None] = Future()
         self._checkpointing.set_result(None)
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for the thread, and the one that it is at."""
+        return self._thread.pending
+
+    @property
+    def max_pending(self) -> int:
+        return self._thread.max_pending
 
     @classmethod
     async def open(
@@ -119,29 +121,20 @@ class Database:
 
     async def close(self) -> None:
         """What was asked before is done first. Closing again does nothing."""
-        with suppress(RuntimeError):
-            self._thread.submit(self._disconnect)
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._thread.close()
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.pending >= self.max_pending:
-            raise _Spared(f"{self.path}: {self.pending} calls wait for it already")
-        try:
-            done = self._thread.submit(work, *args, **kwargs)
-        except RuntimeError as error:
-            raise _Spared(f"{self.path}: closed") from error
-        self.pending += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.wrap_future(done)
+                return await self._thread.run(work, *args, **kwargs)
+        except NotBegun as error:
+            raise _Spared(f"{self.path}: {error}") from error
         except TimeoutError as error:
             raise StoreUnavailable(f"{self.path}: no answer within {self._timeout_s} s") from error
         except sqlite3.Error as error:
             raise self._translate(error) from error
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror}") from error
-        finally:
-            self.pending -= 1
 
     def _translate(self, error: sqlite3.Error) -> StoreUnavailable | Corrupt:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -151,19 +144,19 @@ class Database:
     # From here on in the thread.
 
     def _connect(self) -> sqlite3.Connection:
-        self._connection = sqlite3.connect(self.path, timeout=self._timeout_s / 2, isolation_level=None)
-        return self._connection
+        self._thread.connection = sqlite3.connect(self.path, timeout=self._timeout_s / 2, isolation_level=None)
+        return self._thread.connection
 
     def _limit(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        if self._connection is not None:
-            self._connection.execute(f"PRAGMA busy_timeout = {round(timeout_s * 500)}")
+        if self._thread.connection is not None:
+            self._thread.connection.execute(f"PRAGMA busy_timeout = {round(timeout_s * 500)}")
 
     def _connect_reader(self) -> None:
         self._connect().execute("PRAGMA query_only = ON")
 
     def _connect_writer(self, synchronous: Synchronous) -> None:
-        _create(self.path)
+        create_private(self.path)
         connection = self._connect()
         check_version(connection)
         mode = _begin_wal(connection)
@@ -176,34 +169,12 @@ class Database:
         self._begin = "BEGIN IMMEDIATE"
 
     def _checkpoint(self) -> None:
-        if self._connection is not None:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._thread.connection is not None:
+            self._thread.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _transact(self, work: Callable[[Transaction], T]) -> T:
-        connection = self._connection
-        if connection is None:
-            raise StoreUnavailable(f"{self.path}: closed")
-        connection.execute(self._begin)
-        try:
-            clock = self._clock
-            answer = work(Transaction(connection, clock.monotonic(), clock.unix_time(), clock.boot))
-            connection.execute("COMMIT")
-        except BaseException:
-            # Some errors have ended the transaction already.
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-        return answer
-
-
-def _create(path: Path) -> None:
-    """For nobody else's eyes, whatever the umask. A file that is there is not opened: closing it would drop the locks that
-    this process may have on it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        clock = self._clock
+        return self._thread.transact(
+            self._begin,
+            lambda connection: work(Transaction(connection, clock.monotonic(), clock.unix_time(), clock.boot)),
+        )

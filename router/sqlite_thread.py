@@ -1,0 +1,90 @@
+"""A connection to SQLite and the thread that it lives in, so that no file holds the event loop. What the file has, and what its
+errors mean, others say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_WAL_BYTES = 64 * 1024 * 1024
+"""A write-ahead log that has grown longer is cut to this."""
+
+
+class NotBegun(Exception):
+    """The call was not begun: too many wait, or the file is closed. The message says which."""
+
+
+class SqliteThread:
+    """``pending``: calls that wait for the thread, and the one that it is at. ``connection``: the thread's; None: none."""
+
+    def __init__(self, name: str, max_pending: int) -> None:
+        self.pending = 0
+        self.max_pending = max_pending
+        self.connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A call that is cancelled is not begun, or runs to its end. Raises NotBegun, and what ``work`` raises."""
+        if self.pending >= self.max_pending:
+            raise NotBegun(f"{self.pending} calls wait for it already")
+        try:
+            done = self.submit(work, *args, **kwargs)
+        except RuntimeError:
+            raise NotBegun("closed") from None
+        self.pending += 1
+        try:
+            return await asyncio.wrap_future(done)
+        finally:
+            self.pending -= 1
+
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The same, of what nobody waits for. Raises RuntimeError where it is closed."""
+        return self._thread.submit(work, *args, **kwargs)
+
+    async def close(self) -> None:
+        """What was asked before is done first. Closing again does nothing."""
+        with suppress(RuntimeError):
+            self._thread.submit(self._disconnect)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    # From here on in the thread.
+
+    def transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        """A transaction, whole or not at all. ``begin``: the statement. Raises NotBegun, sqlite3.Error, and what ``work``
+        raises."""
+        connection = self.connection
+        if connection is None:
+            raise NotBegun("closed")
+        connection.execute(begin)
+        try:
+            answer = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            # Some errors have ended the transaction already.
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        return answer
+
+    def _disconnect(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def create_private(path: Path) -> None:
+    """For nobody else's eyes, whatever the umask. A file that is there is not opened: closing it would drop the locks that
+    this process may have on it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
