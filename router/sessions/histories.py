@@ -239,10 +239,10 @@ class Histories:
         )
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
-        """False: there is none."""
+        """False: there is none. One that cannot be read, or not in time, is deleted all the same."""
         known = self.hot.get(sid)
         if known is None:
-            with suppress(SessionNotFound, SessionCorrupt):
+            with suppress(SessionNotFound, SessionCorrupt, StateUnavailable):
                 known, _ = await self.load(sid, owner)
         self.hot.forget(sid)
         is_deleted = await self.ask(self.store.delete(sid, owner))

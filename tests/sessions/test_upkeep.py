@@ -13,7 +13,7 @@ from router.context.compaction import Source
 from router.context.history import History
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
-from router.core.errors import WorkerError
+from router.core.errors import SessionNotFound, WorkerError
 from router.core.request import Tenant
 from router.core.tenant import make_caller
 from router.recall.index import IndexUnavailable, Passage
@@ -499,3 +499,13 @@ async def test_what_the_prompt_has_beside_an_earlier_question_is_not_recalled_ag
     assert first
     assert second
     assert not first & second
+
+
+async def test_a_session_that_cannot_be_read_in_time_can_be_deleted() -> None:
+    desk = window_desk()
+    await desk.take(user("one"))
+    other = Desk(desk.store)
+    desk.store.fails["before load"] = 1
+    assert await other.histories.delete(SID, ACME.rules.tenant)
+    with pytest.raises(SessionNotFound):
+        await other.histories.load(SID, ACME.rules.tenant)
