@@ -38,6 +38,12 @@ async def talk(desk: Desk, turns: int, **wishes: Any) -> None:
         await clean(desk)
 
 
+async def pile_up(desk: Desk, turns: int) -> None:
+    """Turns that the janitor has yet to look behind."""
+    for number in range(turns):
+        await desk.take(user(f"{number} {LONG}"))
+
+
 async def clean(desk: Desk) -> None:
     """The janitor's chores, all of them."""
     janitor = desk.turns.upkeep.janitor
@@ -102,8 +108,7 @@ async def test_another_replica_sends_the_same_behind_a_cut() -> None:
 async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_waits_for_notes() -> None:
     writer = FakeWriter()
     desk = summary_desk(writer, window=900, high_tokens=10_000)
-    for number in range(5):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 5)
     assert shown(desk)[0].startswith("[4 earlier messages are left out")
     assert writer.sources == []
     assert desk.turns.upkeep.views.cuts == {"ceiling": 1, "cold": 0}
@@ -249,8 +254,7 @@ def chore(desk: Desk) -> Chore:
 async def test_turns_go_on_while_notes_are_written_and_stay_behind_them() -> None:
     writer = SlowWriter()
     desk = summary_desk(writer)
-    for number in range(6):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 6)
     working = asyncio.create_task(desk.turns.upkeep.janitor.do(chore(desk)))
     await writer.asked.wait()
     for number in range(100):
@@ -267,8 +271,7 @@ async def test_turns_go_on_while_notes_are_written_and_stay_behind_them() -> Non
 async def test_two_janitors_write_notes_once() -> None:
     writer = SlowWriter()
     desk, other_writer = summary_desk(writer), FakeWriter(["double"])
-    for number in range(6):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 6)
     other = Desk(desk.store, strategy="summary", high_tokens=1000, low_tokens=450, writer=other_writer)
     working = asyncio.create_task(desk.turns.upkeep.janitor.do(chore(desk)))
     await writer.asked.wait()
@@ -283,8 +286,7 @@ async def test_two_janitors_write_notes_once() -> None:
 async def test_a_janitor_that_died_is_followed_by_another_and_counts_no_more() -> None:
     writer = SlowWriter()
     desk = summary_desk(writer)
-    for number in range(6):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 6)
     wanted = chore(desk)
     dying = asyncio.create_task(desk.turns.upkeep.janitor.do(wanted))
     await writer.asked.wait()
@@ -301,8 +303,7 @@ async def test_a_janitor_that_died_is_followed_by_another_and_counts_no_more() -
 async def test_a_session_that_is_deleted_meanwhile_takes_no_notes_into_its_next_life() -> None:
     writer = SlowWriter()
     desk = summary_desk(writer)
-    for number in range(6):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 6)
     working = asyncio.create_task(desk.turns.upkeep.janitor.do(chore(desk)))
     await writer.asked.wait()
     await desk.histories.delete(SID, ACME.rules.tenant)
@@ -366,8 +367,7 @@ async def test_janitors_that_run_take_each_session_once_at_a_time() -> None:
     desk = summary_desk(writer)
     janitor = desk.turns.upkeep.janitor
     running = [asyncio.create_task(janitor.run()) for _ in range(3)]
-    for number in range(8):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 8)
     await writer.asked.wait()
     writer.go.set()
     while janitor.waiting or janitor._at_work:
@@ -382,8 +382,7 @@ async def test_janitors_that_run_take_each_session_once_at_a_time() -> None:
 
 async def test_a_store_that_is_away_fails_a_chore_and_nothing_else() -> None:
     desk = window_desk()
-    for number in range(6):
-        await desk.take(user(f"{number} {LONG}"))
+    await pile_up(desk, 6)
     desk.store.fails["before load"] = 1
     await desk.turns.upkeep.janitor.do(chore(desk))
     assert results(desk) == {"failed": 1}
