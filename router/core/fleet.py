@@ -64,7 +64,10 @@ class Member:
 
     def max_model_len(self, model: str) -> int | None:
         """Tokens of a prompt and its answer together, if the worker says."""
-        length = self.models.get(model, {}).get("max_model_len")
+        card = self.models.get(model, {})
+        length = card.get("max_model_len")
+        if length is None:  # an adapter has its base model's
+            length = self.models.get(str(card.get("parent")), {}).get("max_model_len")
         return length if isinstance(length, int) else None
 
 
@@ -158,6 +161,7 @@ class Fleet:
         self._slots: list[Member | None] = []
         self._by_name: dict[WorkerName, Member] = {}
         self._eligible: dict[str, Eligible] = {}
+        self._windows: dict[str, int] = {}
         self._known_models: set[str] = set()
         self._bytes_per_token: dict[str, DecayedRatio] = {}
         self._returning: set[Member] = set()
@@ -198,6 +202,7 @@ class Fleet:
         came = [self._add(address) for name, address in wanted.items() if name not in self._by_name]
         if came or left:
             self._eligible.clear()
+            self._windows.clear()
         return came, left
 
     def members(self) -> Iterator[Member]:
@@ -294,6 +299,7 @@ class Fleet:
             member.models = models
             self._known_models.update(models)
             self._eligible.clear()
+            self._windows.clear()
             self.on_room(member)
 
     def on_room(self, member: Member) -> None:
@@ -367,8 +373,13 @@ class Fleet:
 
     def window(self, model: str) -> int:
         """Tokens of a prompt and its answer together that every worker of the model takes; 0: none says."""
+        if (found := self._windows.get(model)) is not None:
+            return found
         lengths = [member.max_model_len(model) for member in self.members() if model in member.models]
-        return min((length for length in lengths if length), default=0)
+        window = min((length for length in lengths if length), default=0)
+        if lengths:  # names that clients make up are never kept
+            self._windows[model] = window
+        return window
 
     def bytes_per_token(self, model: str) -> float:
         """Prompt bytes per token, as the model's tokenizer was seen to make them."""

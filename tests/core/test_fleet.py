@@ -183,6 +183,34 @@ def test_workers_that_showed_nothing_follow_those_that_did() -> None:
     assert fleet.seconds_per_token[unseen] == pytest.approx(1e-5, rel=0.05)
 
 
+def test_a_models_window_is_what_every_worker_of_it_takes() -> None:
+    fleet, _ = make_fleet("abc")
+    fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 8_192}})
+    fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 4_096}})
+    assert (fleet.window("m"), fleet.window("made up")) == (4_096, 0)
+
+
+def test_a_window_follows_the_fleet() -> None:
+    fleet, _ = make_fleet("ab")
+    fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 8_192}})
+    fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 4_096}})
+    assert fleet.window("m") == 4_096
+    fleet.set_members(addresses("a"))
+    assert fleet.window("m") == 8_192
+    fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 2_048}})
+    assert fleet.window("m") == 2_048
+
+
+def test_an_adapter_has_its_base_models_window() -> None:
+    fleet, _ = make_fleet("a")
+    cards: dict[str, dict[str, Any]] = {
+        "base": {"max_model_len": 8_192, "parent": None},
+        "tuned": {"max_model_len": None, "parent": "base"},
+    }
+    fleet.set_models(of(fleet, "a"), cards)
+    assert fleet.window("tuned") == 8_192
+
+
 def test_bytes_per_token_are_learnt_for_known_models_only() -> None:
     fleet, _ = make_fleet()
     for _ in range(100):
