@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from router.context.entry import BadEntry, Draft, Entry, Kind, decode, first_link
+from router.context.entry import BadEntry, Entry, Kind, decode, first_link
 from router.context.messages import digest
 from router.context.view import START, WHOLE, Place, View, with_text_before
 from router.core.canonical import message_segments
@@ -118,6 +118,8 @@ class History:
         """The newest turn that this replica sent to a worker, and that ended well."""
         self.cut_tokens = 0
         """Of the items that are not sent."""
+        self.indexed = 0
+        """Up to that number this replica is known to have made items searchable."""
         self.preface_tokens = 0
         self.turns = 0
         """The newest turn's number that is known of."""
@@ -380,15 +382,3 @@ def keep_parts(body: bytes, parts: Collection[int], calls: Sequence[int] = ()) -
     for name in dropped:
         message.pop(name, None)
     return msgspec.json.encode(message | ({"tool_calls": left} if left else {}))
-
-
-def drafts_of(items: Sequence[Item], system: Setting, tools: Setting) -> list[Draft]:
-    """What a copy of a history begins with."""
-    drafts = [Draft(Kind.SYSTEM, system.body, system.tokens)] if system.number else []
-    if tools.number:
-        drafts.append(Draft(Kind.TOOLS, tools.body, tools.tokens))
-    for item in items:
-        if item.recall is not None:
-            drafts.append(Draft(Kind.RECALL, item.recall[1]))
-        drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens))
-    return drafts

@@ -59,6 +59,11 @@ class Upkeep:
         due = self.views.wants_cut(ask, history, plan)
         return due is None or not await self.views.cut(history, due)
 
+    def fit_aside(self, ask: Ask, history: History, plan: Plan) -> History:
+        """For a turn that leaves nothing behind, not even a cut: the history, or a copy that is cut."""
+        due = self.views.wants_cut(ask, history, plan)
+        return history if due is None else self.views.cut_aside(history, due)
+
     def on_end(self, sid: Sid, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
         """The turn has ended."""
         if record is not None and record.prompt_tokens:

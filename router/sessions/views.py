@@ -39,8 +39,8 @@ class Due(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and not only are notes
-    missing of what went before."""
+    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and what went before does
+    not only lack notes, or is not only missing from this replica's index."""
 
     low: int
     cuts: bool
@@ -114,6 +114,16 @@ class Views:
         self.cuts[due.why] += await self._histories.commit_view(history, cut_view(history, cut))
         return True
 
+    def cut_aside(self, history: History, due: Due) -> History:
+        """The same of a copy: the session stays as it is. The history itself, where there is nowhere to cut."""
+        cut = find_cut(history, due.low)
+        if cut is None:
+            return history
+        self.cuts[due.why] += 1
+        aside = self._histories.aside(history)
+        aside.use_view(cut_view(aside, cut), aside.epoch + 1)
+        return aside
+
     def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
         """A turn has ended: learn from it. None: the janitor has nothing to do here."""
         self.economy.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
@@ -128,7 +138,8 @@ class Views:
         marks = self._marks(wishes, ask, history, plan.prompt)
         cuts = history.tokens >= marks.high
         tells = traits.tells and history.view.told < history.view.cut
-        return Look(marks.low, cuts) if cuts or tells else None
+        indexes = traits.recalls and history.indexed < history.view.cut.number
+        return Look(marks.low, cuts) if cuts or tells or indexes else None
 
     def _wishes(self, ask: Ask, history: History) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""

@@ -508,3 +508,59 @@ async def test_a_session_that_cannot_be_read_in_time_can_be_deleted() -> None:
     assert await other.histories.delete(SID, ACME.rules.tenant)
     with pytest.raises(SessionNotFound):
         await other.histories.load(SID, ACME.rules.tenant)
+
+
+async def copy_of_a_cut_session(desk: Desk, upto: int | None = None) -> Sid:
+    if upto is None:
+        await talk(desk, 6)
+    copy = Sid("copy")
+    assert await desk.histories.copy(SID, copy, ACME.rules.tenant, 60.0, upto=upto)
+    return copy
+
+
+async def test_a_copy_of_a_cut_session_sends_what_the_session_would_have() -> None:
+    for desk in (window_desk(), summary_desk()):
+        copy = await copy_of_a_cut_session(desk)
+        await desk.take(user("there"), sid=copy)
+        there = shown(desk)
+        await desk.take(user("here"))
+        assert there[:-1] == shown(desk)[:-1]
+        assert len(there) < 13
+        assert len(await desk.texts(copy)) == 14, "its log has everything"
+
+
+async def test_a_copy_of_what_stands_before_the_cut_is_whole() -> None:
+    desk = window_desk()
+    await talk(desk, 6)
+    fourth = (await history_of(desk)).items[3]
+    copy = await copy_of_a_cut_session(desk, upto=fourth.number)
+    await desk.take(user("there"), sid=copy)
+    assert len(shown(desk)) == 5
+
+
+async def test_notes_that_are_being_written_of_a_session_are_no_notes_of_its_copy() -> None:
+    desk = summary_desk(FakeWriter([WorkerError("none")]))
+    copy = await copy_of_a_cut_session(desk)
+    assert (await history_of(desk)).view.work is not None
+    assert (await history_of(desk, copy)).view.work is None
+
+
+async def test_a_replica_that_has_not_indexed_what_left_a_prompt_does_so_behind_the_next_turn() -> None:
+    index = WordIndex()
+    desk = recall_desk(index)
+    copy = await copy_of_a_cut_session(desk)
+    index.kept.clear()
+    for is_indexed in (True, False):
+        await desk.take(user("there"), sid=copy)
+        await clean(desk)
+        assert bool(index.kept) == is_indexed, "once is enough"
+        index.kept.clear()
+
+
+async def test_a_turn_that_leaves_nothing_behind_is_cut_to_fit_and_leaves_no_cut_behind_either() -> None:
+    desk = window_desk(window=900, high_tokens=10_000)
+    await pile_up(desk, 4)
+    before = (await history_of(desk)).view
+    await desk.take_unkept(SID, (await history_of(desk)).last_turn, user(LONG))
+    assert shown(desk)[0].startswith("[4 earlier messages are left out")
+    assert (await history_of(desk)).view == before
