@@ -83,6 +83,12 @@ class InvalidRequest(ClientError):
     pass
 
 
+class ContextTooLong(InvalidRequest):
+    """Clients look for its code, to shorten a conversation and try again."""
+
+    code = "context_length_exceeded"
+
+
 class SessionFull(InvalidRequest):
     code = "session_full"
 

@@ -136,6 +136,7 @@ class Turns:
         plan = self._plan_anew(ask, history, 1)
         if (fitting := self.upkeep.fit_aside(ask, history, plan)) is not history:
             history, plan = fitting, self._plan_anew(ask, fitting, 1)
+        self.upkeep.views.require_window(ask, plan.prompt)
         door.begin(ask.sid, 1, history.head + 1)
         held = HeldClient(client, door)
         if not await self._dispatch_turn(ask, session, plan, held):
@@ -362,6 +363,7 @@ class Turns:
                 if await self.upkeep.fit(ask, history, plan):
                     break
                 plan = self._plan_anew(ask, history, claim.turn)
+            self.upkeep.views.require_window(ask, plan.prompt)
         except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
             await self._append(claim, ask, history, [], ask.first_note())
             raise

@@ -51,8 +51,8 @@ class Upkeep:
         return replace(ask, recalled=await self.recaller.recall(ask, history))
 
     def fits(self, ask: Ask, history: History, plan: Plan) -> bool:
-        """False: cut it first."""
-        return self.views.wants_cut(ask, history, plan) is None
+        """False: cut it first, or refuse it."""
+        return self.views.wants_cut(ask, history, plan) is None and not self.views.is_too_long(ask, plan.prompt)
 
     async def fit(self, ask: Ask, history: History, plan: Plan) -> bool:
         """Cut it, if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""

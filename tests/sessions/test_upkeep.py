@@ -13,7 +13,7 @@ from router.context.compaction import Source
 from router.context.history import History
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
-from router.core.errors import SessionNotFound, WorkerError
+from router.core.errors import ContextTooLong, RouterError, SessionNotFound, WorkerError
 from router.core.request import Tenant
 from router.core.tenant import make_caller
 from router.recall.index import IndexUnavailable, Passage
@@ -149,7 +149,7 @@ async def test_a_replica_that_did_not_send_the_turn_before_knows_nothing_of_cach
 
 
 async def test_without_a_strategy_nothing_is_cut() -> None:
-    desk = Desk(strategy="none", high_tokens=1000, low_tokens=450, window=900)
+    desk = Desk(strategy="none", high_tokens=1000, low_tokens=450, window=1200)
     await talk(desk, 8)
     assert len(shown(desk)) == 15
     assert results(desk) == {}
@@ -564,3 +564,39 @@ async def test_a_turn_that_leaves_nothing_behind_is_cut_to_fit_and_leaves_no_cut
     await desk.take_unkept(SID, (await history_of(desk)).last_turn, user(LONG))
     assert shown(desk)[0].startswith("[4 earlier messages are left out")
     assert (await history_of(desk)).view == before
+
+
+async def refused(desk: Desk, *messages: dict[str, Any], **wishes: Any) -> RouterError:
+    asked = len(desk.dispatch.asked)
+    with pytest.raises(ContextTooLong) as refusal:
+        await desk.take(*messages, **wishes)
+    assert len(desk.dispatch.asked) == asked, "no worker is asked"
+    return refusal.value
+
+
+async def test_a_prompt_that_is_clearly_too_long_for_its_window_is_refused_and_says_by_how_much() -> None:
+    desk = Desk(strategy="none", window=400)
+    await pile_up(desk, 2)
+    error = await refused(desk, user(LONG * 2))
+    assert (error.status, error.code) == (400, "context_length_exceeded")
+    assert error.message.startswith("the model's context has 400 tokens, and the prompt about 6")
+    await desk.take(user("short"))
+    assert len(await desk.texts()) == 6, "what was refused is not part of the session"
+    await desk.require_quiet()
+
+
+async def test_a_prompt_about_as_long_as_its_window_is_left_to_the_worker_which_counts_it_truly() -> None:
+    desk = Desk(strategy="none", window=400)
+    await pile_up(desk, 3)
+    assert len(shown(desk)) == 5
+
+
+async def test_one_message_that_no_cut_makes_fit_is_refused() -> None:
+    await refused(window_desk(window=400), user(LONG * 8))
+
+
+async def test_a_turn_that_leaves_nothing_behind_is_refused_likewise() -> None:
+    desk = Desk(strategy="none", window=400)
+    await pile_up(desk, 1)
+    with pytest.raises(ContextTooLong):
+        await desk.take_unkept(SID, 1, user(LONG * 8))

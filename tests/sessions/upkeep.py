@@ -62,7 +62,12 @@ def upkeep_of(
 ) -> Upkeep:
     """``wishes``: everybody's; without any, histories are sent whole."""
     rules = ContextRules(Wishes(**wishes), answer_tokens=0, idle_s=idle_s, notes_tokens=20, notes_price=0.5)
-    lookups = Lookups(lambda _model: window, lambda _model, counted, _messages: counted, lambda _model, _prompt: cached)
+    lookups = Lookups(
+        window=lambda _model: window,
+        total=lambda _model, counted, _messages: counted,
+        is_exact=lambda _model: True,
+        cached=lambda _model, _prompt: cached,
+    )
     views = Views(rules, histories, lookups, Economy(0.1), clock)
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
     recaller = Recaller(recall, index or NoIndex(), lambda _model: 4.0, clock, lambda _seconds: None)
