@@ -12,11 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from router.context.copies import TURN, Copy, copy_of
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import ITEM_OVERHEAD_BYTES, History, Item
-from router.context.view import WHOLE, BadView, View, decode_view, encode_view
-from router.core.errors import SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
+from router.context.view import WHOLE, BadView, View, Wishes, decode_view, encode_view
+from router.core.errors import SessionBusy, SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
@@ -38,6 +40,9 @@ log = logging.getLogger("warmroute.sessions")
 
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
+
+ATTEMPTS = 4
+"""To change a view that others change, too."""
 
 T = TypeVar("T")
 
@@ -198,6 +203,14 @@ class Histories:
             return True
         await self.load(sid, history.owner)
         return False
+
+    async def wish(self, sid: Sid, owner: Tenant, wishes: Wishes) -> History:
+        """Of the session, from its next turn on. Raises SessionNotFound, SessionBusy."""
+        for _ in range(ATTEMPTS):
+            history, _ = await self.load(sid, owner)
+            if await self.commit_view(history, msgspec.structs.replace(history.view, wishes=wishes)):
+                return history
+        raise SessionBusy("the session's context is being changed by others", retry_after_s=1)
 
     def _observe_fetch(self, found: Begun | Loaded, began_at: float) -> None:
         self.observe_load(_tier_of(found), "fetch", self._clock() - began_at)
