@@ -574,6 +574,16 @@ class ContextConfig(Section, frozen=True):
     recall_timeout_s: Annotated[
         float, Meta(gt=0, le=10, description="Seconds that a search may take; beyond, the question goes alone.")
     ] = 0.1
+    max_recall_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 40,
+            description="Texts and vectors that SQLite's index may have, which takes up to twice that; sessions that were not "
+            "added to for longest go first.",
+        ),
+    ] = 1 << 30
+    max_recall_calls: Annotated[int, Meta(ge=1, le=10_000, description="Calls that may wait for it.")] = 256
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony")

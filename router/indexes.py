@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from router.config import Config, ConfigError, ContextConfig, read_secret
 from router.recall.index import Embedder, IndexUnavailable, RecallIndex
 from router.recall.nothing import NoIndex
-from router.recall.sqlite import SqliteIndex
+from router.recall.sqlite import IndexLimits, SqliteIndex
 from router.stores import NO_STORE, state_dir
 
 INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
@@ -16,10 +17,32 @@ INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
 Close = Callable[[], Awaitable[None]]
 
 
+SEARCH_SHARE, EMBED_SHARE = 0.8, 0.4
+"""Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So it is the index that
+gives up first, and words alone decide where meaning is late."""
+
+
+class MeasuredIndex(RecallIndex, Protocol):
+    """``pending``: calls that it is at, or that wait for it, of ``max_pending``. ``searches_without_meaning``: those that went
+    by words alone, since their query was not embedded in time."""
+
+    @property
+    def pending(self) -> int: ...
+
+    @property
+    def max_pending(self) -> int: ...
+
+    @property
+    def searches_without_meaning(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class OpenedIndex:
-    index: RecallIndex
+    """``sqlite``: the index, where it is one of that kind."""
+
+    index: MeasuredIndex
     closes: tuple[Close, ...] = ()
+    sqlite: SqliteIndex | None = None
 
     async def aclose(self) -> None:
         for close in self.closes:
@@ -41,11 +64,17 @@ async def open_index(config: Config) -> OpenedIndex:
             raise ConfigError(f"sessions.state_dir={str(directory)!r}: {error.strerror}") from None
         path = str(directory / INDEX_FILE)
     embedder, close = await _open_embedder(context)
+    limits = IndexLimits(
+        max_pending=context.max_recall_calls,
+        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
+        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
+        max_bytes=context.max_recall_bytes,
+    )
     try:
-        index = await SqliteIndex.open(path, embedder)
+        index = await SqliteIndex.open(path, embedder, limits)
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
-    return OpenedIndex(index, (index.close, *([close] if close else [])))
+    return OpenedIndex(index, (index.close, *([close] if close else [])), sqlite=index)
 
 
 async def _open_embedder(context: ContextConfig) -> tuple[Embedder | None, Close | None]:
