@@ -28,7 +28,7 @@ def query_words(query: str) -> list[str]:
 
 def plain_words(text: str) -> list[str]:
     """As ``query_words``, but all of them, and without accents: for an index that does not see to these itself. Linear."""
-    plain = normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text.lower())))
+    plain = normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text).lower()))
     return list(dict.fromkeys(word[:MAX_WORD_CHARS] for word in _WORD.findall(spaced(plain))))
 
 

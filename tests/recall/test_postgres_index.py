@@ -264,6 +264,56 @@ async def test_a_server_that_hangs_is_unavailable_within_the_deadline_and_found_
         assert await recovered(index) == [1]
 
 
+@asynccontextmanager
+async def blocked(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Holds what searches need."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("BEGIN")
+        await connection.execute(f"LOCK TABLE {SCHEMA}.session")
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def until_waiting(connection: asyncpg.Connection, calls: int) -> None:
+    async with asyncio.timeout(20):
+        while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < calls:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_server_that_hangs_in_the_middle_of_a_call_holds_nobody_beyond_the_deadline(
+    server: PostgresProcess,
+) -> None:
+    async with opened(server.url, None, PostgresLimits(search_timeout_s=3, call_timeout_s=20)) as index:
+        await index.add(SID, ANN, [Passage(1, "quince")])
+        async with blocked(server.url) as holder:
+            late, left = (asyncio.create_task(find(index, "quince")) for _ in range(2))
+            await until_waiting(holder, 2)
+            server.stop()
+            left.cancel()
+            async with asyncio.timeout(20):
+                with pytest.raises(asyncio.CancelledError):
+                    await left
+                with pytest.raises(IndexUnavailable, match="no answer in time"):
+                    await late
+            assert index.pending == 0
+            server.go_on()
+        assert await recovered(index) == [1]
+
+
+async def test_a_call_that_was_cancelled_takes_its_connection_with_it(url: str) -> None:
+    async with opened(url) as index:
+        await index.add(SID, ANN, [Passage(1, "quince")])
+        async with blocked(url) as holder:
+            call = asyncio.create_task(find(index, "quince"))
+            await until_waiting(holder, 1)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            assert index._pool._idle == []
+        assert await find(index, "quince") == [1]
+
+
 async def test_a_call_that_is_cancelled_leaves_no_reply_to_another(url: str) -> None:
     sids = [Sid(f"sid-{n}") for n in range(8)]
     lots = random.Random(3)

@@ -1,6 +1,6 @@
 """Connections to PostgreSQL: so many at most, each used by one call at a time. A call that did not come to its end, since it
-was cancelled or took too long, takes its connection with it, so that no reply is ever read by another; asyncpg's own pool
-would wait for the server to confirm, and one that hangs does not.
+failed, was cancelled or took too long, takes its connection with it, so that no reply is ever read by another; asyncpg's own
+pool would wait for the server to confirm, and one that hangs does not.
 """
 
 from __future__ import annotations
@@ -99,11 +99,7 @@ class Pool:
     async def _transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         connection = await self._take()
         try:
-            async with connection.transaction():
-                done = await work(connection)
-        except asyncpg.PostgresError:
-            self._give_back(connection)
-            raise
+            done = await _whole(connection, work)
         except BaseException:
             connection.terminate()
             raise
@@ -120,7 +116,7 @@ class Pool:
         try:
             await connection.execute("SELECT set_config('statement_timeout', $1, false)", self._statement_timeout)
             if not self._is_prepared:
-                await self._prepare(connection)
+                await _whole(connection, self._prepare)
                 self._is_prepared = True
         except BaseException:
             connection.terminate()
@@ -143,6 +139,15 @@ class Pool:
     def _drop_idle(self) -> None:
         while self._idle:
             self._idle.pop().terminate()
+
+
+async def _whole(connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """In a transaction. One that fails is not rolled back, which would wait for the server: its connection ends."""
+    transaction = connection.transaction()
+    await transaction.start()
+    done = await work(connection)
+    await transaction.commit()
+    return done
 
 
 def _unavailable(error: BaseException) -> IndexUnavailable:

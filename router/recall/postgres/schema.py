@@ -61,14 +61,14 @@ VECTORS = (
 
 
 async def create(connection: Any, *, has_vectors: bool) -> None:
-    """Where they are missing: who made them needs no right to do so again. Vectors need the extension pgvector (0.7)."""
+    """In a transaction, where they are missing: who made them needs no right to do so again. Vectors need the extension
+    pgvector (0.7)."""
     parts = {f"{SCHEMA}.word": WORDS} | ({f"{SCHEMA}.vector": VECTORS} if has_vectors else {})
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        for last_table, statements in parts.items():
-            if await connection.fetchval("SELECT to_regclass($1)", last_table) is None:
-                for statement in statements:
-                    await connection.execute(statement)
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    for last_table, statements in parts.items():
+        if await connection.fetchval("SELECT to_regclass($1)", last_table) is None:
+            for statement in statements:
+                await connection.execute(statement)
 
 
 async def keep_model(connection: Any, name: str, dimensions: int) -> None:
