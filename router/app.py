@@ -213,7 +213,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(StateCollector(state.turns, state.store, state.watch))
     registry.register(
         ContextCollector(
-            state.turns.upkeep, config.context.max_waiting, lambda: keys.gate.keyring.rules if keys else (EVERYBODY,)
+            state.turns.upkeep,
+            state.index.index,
+            config.context.max_waiting,
+            lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
         )
     )
     registry.register(BackgroundCollector(background.failures, keeper.failures))

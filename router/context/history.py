@@ -283,6 +283,7 @@ class History:
             self._cut[number] = left
         self.items = [_not_recalling(item, number) for item in self.items]
         self._forget_notes()
+        self.indexed = 0
         self._on_rearranged()
 
     def _forget_notes(self) -> None:

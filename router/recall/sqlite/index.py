@@ -15,7 +15,7 @@ from typing import Self
 
 from router.core.request import Sid, Tenant
 from router.recall import rarity
-from router.recall.fusion import fuse
+from router.recall.fusion import DEFAULT_WEIGHTS, Weights, fuse
 from router.recall.index import Embedder, IndexUnavailable, Passage
 from router.recall.sqlite import rows
 from router.recall.sqlite.file import IndexFile
@@ -43,17 +43,7 @@ class IndexLimits:
     that is added to stays in any case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Of the two rankings in what is found; one of weight 0 is not made. They are those that did best in bench/recall.py."""
-
-    words: float = 3.0
-    """Of an item that has all words of the query. One with a share of them gets the share's square of it: who asks in
-    other words shares a few with many items that mean something else."""
-    meaning: float = 1.0
-
-
-DEFAULT_LIMITS, DEFAULT_WEIGHTS = IndexLimits(), Weights()
+DEFAULT_LIMITS = IndexLimits()
 
 
 class SqliteIndex:
