@@ -565,7 +565,7 @@ class ContextConfig(Section, frozen=True):
         Meta(
             ge=0,
             le=10**9,
-            description="Seconds that a session stays in PostgreSQL behind the last that left its prompt; if more leaves it "
+            description="Seconds that a session stays in the index behind the last that left its prompt; if more leaves it "
             "later, all is indexed again; 0: for ever.",
         ),
     ] = 2_592_000.0

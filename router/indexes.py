@@ -9,7 +9,7 @@ from typing import Protocol
 from router.config import Config, ConfigError, ContextConfig, read_secret
 from router.recall.index import Embedder, IndexUnavailable, RecallIndex
 from router.recall.nothing import NoIndex
-from router.recall.sqlite import SqliteIndex
+from router.recall.sqlite import IndexLimits, SqliteIndex
 from router.stores import NO_STORE, state_dir
 
 INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
@@ -18,8 +18,8 @@ Close = Callable[[], Awaitable[None]]
 
 
 SEARCH_SHARE, EMBED_SHARE = 0.8, 0.4
-"""Of the seconds after which a question goes alone: PostgreSQL's answer, and within it the embedder's. So it is the index that
-gives up first, and sees that its server does not answer."""
+"""Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So words alone decide
+where a query is not embedded in time, and it is the index that gives up first, and sees that its server does not answer."""
 
 
 class MeasuredIndex(RecallIndex, Protocol):
@@ -66,10 +66,18 @@ async def open_index(config: Config) -> OpenedIndex:
         path = str(directory / INDEX_FILE)
     embedder, close = await _open_embedder(context)
     try:
-        index = await SqliteIndex.open(path, embedder)
+        index = await SqliteIndex.open(path, embedder, _sqlite_limits(context))
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
-    return OpenedIndex(index, (index.close, *([close] if close else [])))
+    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep)
+
+
+def _sqlite_limits(context: ContextConfig) -> IndexLimits:
+    return IndexLimits(
+        lifetime_s=context.recall_lifetime_s,
+        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
+        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
+    )
 
 
 async def _open_postgres(context: ContextConfig) -> OpenedIndex:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
-from router.context.compaction import Source
+from router.context.compaction import Source, source_of
 from router.context.entry import Draft, Kind
 from router.context.history import History
 from router.context.prompt import Incoming
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
-from router.core.errors import ContextTooLong, RouterError, SessionNotFound, WorkerError
+from router.core.errors import ContextTooLong, RouterError, SessionFull, SessionNotFound, WorkerError
 from router.core.request import Tenant
 from router.core.tenant import make_caller
 from router.recall.index import IndexUnavailable, Passage
-from router.sessions.histories import Histories
+from router.sessions.chat_requests import read_chat
+from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
 from router.sessions.janitor import Chore
-from router.sessions.notes import Written
+from router.sessions.notes import FleetWriter, Written
 from router.sessions.plans import Ask
 from router.sessions.store import NOTHING, Sid
 from router.sessions.views import Look
-from tests.sessions.desk import ACME, SID, Desk, FakeClient, contents, user
+from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, contents, user
 from tests.sessions.upkeep import FakeWriter, upkeep_of
 
 LONG = "x" * 400
@@ -683,3 +685,33 @@ async def stored_view(desk: Desk) -> bytes:
     loaded = await desk.store.load(SID, ACME.rules.tenant, NOTHING)
     assert loaded is not None
     return loaded.view or b""
+
+
+async def test_a_question_is_searched_for_once_though_nothing_is_found() -> None:
+    searches = []
+
+    class Nothing(WordIndex):
+        async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+            searches.append(query)
+            return []
+
+    desk = recall_desk(Nothing(), window=1100)
+    await talk(desk, 6)
+    searches.clear()
+    await desk.take(user(LONG * 5))
+    assert desk.turns.upkeep.views.cuts["ceiling"] == 1, "it could not be guessed"
+    assert len(searches) == 1
+
+
+async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() -> None:
+    desk = Desk()
+    desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
+    await pile_up(desk, 6)
+    history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
+    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0)
+    ask = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
+    source = source_of(history, history.items[5].place)
+    written = await writer.write(ask, history, source, 50)
+    assert written.text.startswith("to ")
+    with pytest.raises(SessionFull):
+        await desk.take(user("more"))
