@@ -159,14 +159,6 @@ async def test_without_a_lifetime_nothing_expires() -> None:
     await index.close()
 
 
-async def test_what_is_deleted_is_overwritten(path: Path) -> None:
-    index = await SqliteIndex.open(str(path))
-    await index.add(SID, ANN, [Passage(1, "Swordfish " * 20)])
-    await index.forget(SID, ANN)
-    await index.close()
-    assert b"Swordfish" not in await asyncio.to_thread(path.read_bytes)
-
-
 async def test_a_query_that_is_not_embedded_in_time_is_found_by_words() -> None:
     class Asleep(LetterEmbedder):
         async def embed(self, texts: Sequence[str]) -> list[list[float]]:
