@@ -20,8 +20,8 @@ Close = Callable[[], Awaitable[None]]
 
 
 SEARCH_SHARE, EMBED_SHARE = 0.8, 0.4
-"""Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So it is the index that
-gives up first, and words alone decide where meaning is late."""
+"""Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So words alone decide
+where a query is not embedded in time, and it is the index that gives up first, and sees that its server does not answer."""
 
 
 class MeasuredIndex(RecallIndex, Protocol):
@@ -44,6 +44,8 @@ class OpenedIndex:
 
     index: MeasuredIndex
     closes: tuple[Close, ...] = ()
+    sweep: Callable[[], Awaitable[None]] | None = None
+    """Deletes what has expired; None where nothing does."""
     sqlite: SqliteIndex | None = None
 
     async def aclose(self) -> None:
@@ -57,6 +59,8 @@ async def open_index(config: Config, dispatch: Dispatch, clock: Callable[[], flo
     sessions, context = config.sessions, config.context
     if sessions.store == NO_STORE or context.recall_index == "none":
         return OpenedIndex(NoIndex())
+    if context.recall_in_postgres:
+        return await _open_postgres(context, dispatch, clock)
     is_sealed = bool(sessions.encryption_secret or sessions.encryption_secret_file)
     path = IN_MEMORY
     if context.recall_index == "sqlite" and not is_sealed and not sessions.store.startswith("memory"):
@@ -67,17 +71,38 @@ async def open_index(config: Config, dispatch: Dispatch, clock: Callable[[], flo
             raise ConfigError(f"sessions.state_dir={str(directory)!r}: {error.strerror}") from None
         path = str(directory / INDEX_FILE)
     embedder, close = await _open_embedder(context, dispatch, clock)
-    limits = IndexLimits(
-        max_pending=context.max_recall_calls,
-        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
-        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
-        max_bytes=context.max_recall_bytes,
-    )
     try:
-        index = await SqliteIndex.open(path, embedder, limits)
+        index = await SqliteIndex.open(path, embedder, _sqlite_limits(context))
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
-    return OpenedIndex(index, (index.close, *([close] if close else [])), sqlite=index)
+    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep, index)
+
+
+def _sqlite_limits(context: ContextConfig) -> IndexLimits:
+    return IndexLimits(
+        max_pending=context.max_recall_calls,
+        max_bytes=context.max_recall_bytes,
+        lifetime_s=context.recall_lifetime_s,
+        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
+        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
+    )
+
+
+async def _open_postgres(context: ContextConfig, dispatch: Dispatch, clock: Callable[[], float]) -> OpenedIndex:
+    """A server that is away is no reason not to start. Raises ConfigError."""
+    try:
+        from router.recall.postgres import PostgresIndex, PostgresLimits
+    except ImportError:
+        raise ConfigError("context.recall_index=***: PostgreSQL needs the package of warmroute[postgres]") from None
+    embedder, close = await _open_embedder(context, dispatch, clock)
+    limits = PostgresLimits(
+        max_connections=context.recall_connections,
+        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
+        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
+        lifetime_s=context.recall_lifetime_s,
+    )
+    index = PostgresIndex(context.recall_index, embedder, limits)
+    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep)
 
 
 async def _open_embedder(

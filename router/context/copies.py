@@ -29,8 +29,8 @@ def copy_of(history: History, end: int) -> Copy:
     places = []
     for item in items:
         if item.recall is not None:
-            drafts.append(Draft(Kind.RECALL, item.recall[1]))
-        drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens))
+            drafts.append(Draft(Kind.RECALL, item.recall[1], item.recall_tokens))
+        drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens - item.recall_tokens))
         places.append(Place(TURN, len(drafts)))
     if history.start > end:  # the cut lies behind it: how the rest would be cut was never asked
         return Copy(drafts, replace(WHOLE, wishes=history.view.wishes))
@@ -44,8 +44,10 @@ def _moved(view: View, before: list[Place], now: list[Place]) -> View:
         at = bisect(before, place)
         return now[at - 1] if at else START
 
+    head = now[-1].number if now else 0
+
     def moved_all(segments: list[Segment]) -> list[Segment]:
-        return [replace(segment, since=moved(segment.since), upto=moved(segment.upto)) for segment in segments]
+        return [replace(each, since=moved(each.since), upto=moved(each.upto), head=head) for each in segments]
 
     return replace(
         view,

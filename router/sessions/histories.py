@@ -102,7 +102,7 @@ class Histories:
         self.observe_load = observe_load
         self.bounds = bounds
         self.on_deleted: Callable[[History], Awaitable[None]] = _nobody_cares
-        """Told of each session that is deleted here."""
+        """Told of each session that is deleted here, or loses an item that its prompt has left behind."""
         self.full = 0
         """Turns and copies that were refused for a log's bound."""
         self.observe_size = observe_size
@@ -203,6 +203,17 @@ class Histories:
             return True
         await self.load(sid, history.owner)
         return False
+
+    async def erase(self, history: History, number: int) -> None:
+        """Of an item that was deleted, what is kept elsewhere: notes that told of it, and what made it searchable. No notes
+        that tell of it are sent in any case, nor is it found."""
+        if number > history.view.cut.number:
+            return
+        await self.on_deleted(history)
+        with suppress(StateUnavailable):
+            for _ in range(ATTEMPTS):
+                if await self.commit_view(history, history.view):
+                    return
 
     async def wish(self, sid: Sid, owner: Tenant, wishes: Wishes) -> History:
         """Of the session, from its next turn on. Raises SessionNotFound, SessionBusy."""

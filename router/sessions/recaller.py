@@ -99,7 +99,8 @@ class Recaller:
             log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
 
     async def forget(self, history: History) -> None:
-        """Of a session that is deleted."""
+        """Of a session that is deleted, or whose items have to be indexed anew."""
+        history.indexed = 0
         try:
             await self._index.forget(_key(history), history.owner)
         except IndexUnavailable as error:

@@ -314,6 +314,7 @@ class Turns:
         history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
             plan = self._planner.plan(ask, history, history.turns + 1)
+            self.histories.require_room(history, plan.drafts)
         except (HistoryDiffers, NothingNew):
             return None  # what is known may be old
         return plan if self.upkeep.fits(ask, history, plan) else None
@@ -364,6 +365,7 @@ class Turns:
                     break
                 plan = self._plan_anew(ask, history, claim.turn)
             self.upkeep.views.require_window(ask, plan.prompt)
+            self.histories.require_room(history, plan.drafts)
         except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
             await self._append(claim, ask, history, [], ask.first_note())
             raise

@@ -44,11 +44,11 @@ class Upkeep:
 
     async def recall(self, ask: Ask, history: History) -> Ask:
         """With what a search finds of what left the prompt, if the session recalls and nobody has searched yet."""
-        if not history.start or ask.recalled is not None:
+        if not history.start or ask.has_searched:
             return ask
         if not self.views.traits(ask, history).recalls:
             return ask
-        return replace(ask, recalled=await self.recaller.recall(ask, history))
+        return replace(ask, recalled=await self.recaller.recall(ask, history), has_searched=True)
 
     def fits(self, ask: Ask, history: History, plan: Plan) -> bool:
         """False: cut it first, or refuse it."""

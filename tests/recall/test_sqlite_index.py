@@ -134,6 +134,32 @@ async def test_the_oldest_sessions_go_when_there_are_too_many_bytes(path: Path) 
     await index.close()
 
 
+async def test_a_session_to_which_nothing_was_added_for_long_is_deleted(path: Path) -> None:
+    now = 1000.0
+    index = await SqliteIndex.open(str(path), None, IndexLimits(lifetime_s=60), wall_clock=lambda: now)
+    old, added_to = Sid("old"), Sid("added to")
+    for sid in (old, added_to):
+        await index.add(sid, ANN, [Passage(1, "apple")])
+    now += 50
+    await index.add(added_to, ANN, [Passage(2, "apple")])
+    now += 50
+    await index.sweep()
+    assert (await index.newest(old, ANN), await index.newest(added_to, ANN)) == (0, 2)
+    assert index.bytes == 2 * len("apple")
+    assert rows_in(path, "piece") == 2
+    await index.close()
+
+
+async def test_without_a_lifetime_nothing_expires() -> None:
+    now = 1000.0
+    index = await SqliteIndex.open(":memory:", wall_clock=lambda: now)
+    await index.add(SID, ANN, [Passage(1, "apple")])
+    now += 10**9
+    await index.sweep()
+    assert await index.newest(SID, ANN) == 1
+    await index.close()
+
+
 async def test_it_says_how_much_it_has_and_what_went(path: Path) -> None:
     index = await SqliteIndex.open(str(path), None, IndexLimits(max_bytes=1000, max_session_pieces=3))
     assert (index.bytes, index.max_bytes, index.evicted) == (0, 1000, {"sessions": 0, "pieces": 0})
@@ -206,6 +232,7 @@ async def test_a_word_that_is_everywhere_is_found_all_the_same_where_there_is_no
     assert (await find(index, "apple"))[:3] == [9, 8, 7]
     await index.add(SID, ANN, [Passage(10, "apple quince")])
     assert await find(index, "apple quince") == [10]
+    assert (await find(index, "apple medlar"))[:3] == [10, 9, 8], "a word that nothing has is as good as none"
     await index.close()
 
 

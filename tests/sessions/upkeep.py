@@ -71,6 +71,7 @@ def upkeep_of(
     views = Views(rules, histories, lookups, Economy(0.1), clock)
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
     recaller = Recaller(recall, index or NoIndex(), lambda _model: 4.0, clock, lambda _seconds: None)
+    histories.on_deleted = recaller.forget
     settings = JanitorSettings(max_waiting=max_waiting, work_s=60.0, retry_s=10.0, notes_tokens=20, tokens_per_day=0)
     janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
     return Upkeep(views, recaller, janitor, Estimates())
