@@ -39,11 +39,10 @@ class Due(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and not only are notes
-    missing of what went before."""
+    """What the janitor is to keep: from ``high`` on the history is cut, down to ``low``."""
 
     low: int
-    cuts: bool
+    high: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +125,8 @@ class Views:
         if not traits.cuts:
             return None
         marks = self._marks(wishes, ask, history, plan.prompt)
-        cuts = history.tokens >= marks.high
         tells = traits.tells and history.view.told < history.view.cut
-        return Look(marks.low, cuts) if cuts or tells else None
+        return Look(marks.low, marks.high) if tells or history.tokens >= marks.high else None
 
     def _wishes(self, ask: Ask, history: History) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""

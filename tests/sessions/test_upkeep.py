@@ -357,7 +357,7 @@ async def test_what_waits_for_the_janitor_is_bounded() -> None:
     desk = window_desk()
     janitor = upkeep_of(desk.histories, lambda: desk.now, max_waiting=2).janitor
     for name in "abca":
-        janitor.want(Sid(name * 32), desk.ask(None), Look(0, cuts=True))
+        janitor.want(Sid(name * 32), desk.ask(None), Look(0, 0))
     assert janitor.waiting == 2
     assert janitor.results["dropped"] == 1
 

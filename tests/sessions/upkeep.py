@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,19 @@ class FakeWriter:
         if isinstance(text, Exception):
             raise text
         return Written(text, max(len(text) // 4, 1), source.tokens)
+
+
+class SlowWriter(FakeWriter):
+    """Writes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+        self.asked.set()
+        await self.go.wait()
+        return await super().write(ask, history, source, max_tokens)
 
 
 class Estimates:
