@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.context.compaction import Source
 from router.context.history import History
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
@@ -20,12 +19,10 @@ from router.recall.index import IndexUnavailable, Passage
 from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
 from router.sessions.janitor import Chore
-from router.sessions.notes import Written
-from router.sessions.plans import Ask
 from router.sessions.store import Sid
 from router.sessions.views import Look
-from tests.sessions.desk import ACME, SID, Desk, FakeClient, contents, user
-from tests.sessions.upkeep import FakeWriter, upkeep_of
+from tests.sessions.desk import ACME, SID, Desk, FakeClient, user
+from tests.sessions.upkeep import FakeWriter, SlowWriter, upkeep_of
 
 LONG = "x" * 400
 """About 100 tokens; so is its answer."""
@@ -94,15 +91,6 @@ async def test_a_history_that_passes_its_mark_is_cut_behind_the_turn_and_the_cut
     assert sent[0][2].startswith("3 x")
     assert sent[1][: len(sent[0])] == sent[0], "between two cuts a prompt only grows at its end"
     assert len(await desk.texts()) == 16, "the log has everything"
-
-
-async def test_another_replica_sends_the_same_behind_a_cut() -> None:
-    desk = window_desk()
-    await talk(desk, 6)
-    other = Desk(desk.store, strategy="window", high_tokens=1000, low_tokens=450)
-    await other.take(user("there"))
-    await desk.take(user("here"))
-    assert shown(other)[:-1] == shown(desk)[:-3]
 
 
 async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_waits_for_notes() -> None:
@@ -233,86 +221,9 @@ async def test_notes_that_fail_again_and_again_are_asked_for_less_and_less_often
     assert 3 <= len(writer.sources) <= 6
 
 
-class SlowWriter(FakeWriter):
-    """Writes when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked, self.go = asyncio.Event(), asyncio.Event()
-
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
-        self.asked.set()
-        await self.go.wait()
-        return await super().write(ask, history, source, max_tokens)
-
-
 def chore(desk: Desk) -> Chore:
     (found,) = desk.turns.upkeep.janitor._waiting.values()
     return found
-
-
-async def test_turns_go_on_while_notes_are_written_and_stay_behind_them() -> None:
-    writer = SlowWriter()
-    desk = summary_desk(writer)
-    await pile_up(desk, 6)
-    working = asyncio.create_task(desk.turns.upkeep.janitor.do(chore(desk)))
-    await writer.asked.wait()
-    for number in range(100):
-        await desk.take(user(f"meanwhile {number}"))
-    writer.go.set()
-    await working
-    assert results(desk) == {"told": 1}
-    history = await history_of(desk)
-    assert len(history.items) == 212
-    assert len(history.bodies) == 204
-    assert [contents(history)[at] for at in (12, 210)] == ["meanwhile 0", "meanwhile 99"]
-
-
-async def test_two_janitors_write_notes_once() -> None:
-    writer = SlowWriter()
-    desk, other_writer = summary_desk(writer), FakeWriter(["double"])
-    await pile_up(desk, 6)
-    other = Desk(desk.store, strategy="summary", high_tokens=1000, low_tokens=450, writer=other_writer)
-    working = asyncio.create_task(desk.turns.upkeep.janitor.do(chore(desk)))
-    await writer.asked.wait()
-    await other.turns.upkeep.janitor.do(chore(desk))
-    assert other.turns.upkeep.janitor.results["raced"] == 1
-    writer.go.set()
-    await working
-    assert other_writer.sources == []
-    assert [segment.text for segment in (await history_of(desk)).view.segments] == ["notes"]
-
-
-async def test_a_janitor_that_died_is_followed_by_another_and_counts_no_more() -> None:
-    writer = SlowWriter()
-    desk = summary_desk(writer)
-    await pile_up(desk, 6)
-    wanted = chore(desk)
-    dying = asyncio.create_task(desk.turns.upkeep.janitor.do(wanted))
-    await writer.asked.wait()
-    other = Desk(desk.store, strategy="summary", high_tokens=1000, low_tokens=450, writer=FakeWriter(["second"]))
-    other.now = desk.now + 61.0
-    await other.turns.upkeep.janitor.do(wanted)
-    assert other.turns.upkeep.janitor.results["told"] == 1
-    writer.go.set()
-    await dying  # it was only slow
-    assert desk.turns.upkeep.janitor.results["stale"] == 1
-    assert [segment.text for segment in (await history_of(desk)).view.segments] == ["second"]
-
-
-async def test_a_session_that_is_deleted_meanwhile_takes_no_notes_into_its_next_life() -> None:
-    writer = SlowWriter()
-    desk = summary_desk(writer)
-    await pile_up(desk, 6)
-    working = asyncio.create_task(desk.turns.upkeep.janitor.do(chore(desk)))
-    await writer.asked.wait()
-    await desk.histories.delete(SID, ACME.rules.tenant)
-    for number in range(6):
-        await desk.take(user(f"new {number}"))
-    writer.go.set()
-    await working
-    history = await history_of(desk)
-    assert (history.view.segments, len(history.bodies)) == ([], 12)
 
 
 async def test_a_client_that_resends_everything_is_recognised_behind_a_cut() -> None:
