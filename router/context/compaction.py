@@ -49,7 +49,7 @@ def cut_view(history: History, cut: Cut) -> View:
         question=cut.question.place if cut.question is not None else START,
         segments=view.ready,
         pending=[],
-        elided=sum(told < item.place <= gone for item in history.items),
+        elided=sum(told < item.place <= gone for item in history.items if not item.is_system),
     )
 
 
@@ -57,7 +57,7 @@ def source_of(history: History, upto: Place) -> Source:
     """For notes of all up to there that no notes tell of."""
     view = history.view
     notes = view.ready if len(view.ready) >= MAX_SEGMENTS else ()
-    items = [item for item in history.items if view.told < item.place <= upto]
+    items = [item for item in history.items if view.told < item.place <= upto and not item.is_system]
     return Source(notes[0].since if notes else view.told, upto, notes, items)
 
 

@@ -161,7 +161,11 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
         fingerprint=grown.fingerprint(),
         anchor=anchor([*first_segments, *_stable(history, messages)], model=incoming.model, tenant=scope.name),
         earlier_bytes=earlier_bytes,
-        tokens=system.tokens + tools.tokens + history.tokens + sum(draft.tokens for draft in drafts),
+        tokens=system.tokens
+        + tools.tokens
+        + history.aside_tokens
+        + history.tokens
+        + sum(draft.tokens for draft in drafts),
         recipe=Recipe(
             system=system.number,
             tools=tools.number,

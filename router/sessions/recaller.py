@@ -87,7 +87,8 @@ class Recaller:
         sid = _key(history)
         try:
             newest = await self._index.newest(sid, history.owner)
-            gone = (item for item in islice(history.items, history.start) if item.number > newest)
+            left = (item for item in islice(history.items, history.start) if not item.is_system)
+            gone = (item for item in left if item.number > newest)
             while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
                 await self._index.add(sid, history.owner, sorted(passages))
         except IndexUnavailable as error:
