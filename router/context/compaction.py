@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from router.context.balance import Cut, choose_cut
 from router.context.history import History, Item
-from router.context.view import START, Place, Segment, View
+from router.context.view import START, Place, Segment, View, notes_tokens
 
 MAX_SEGMENTS = 8
 """Beyond, notes are made of the notes: one segment of all."""
@@ -30,8 +30,8 @@ class Source(NamedTuple):
 
 def find_cut(history: History, low_tokens: int) -> Cut | None:
     """Of what is sent, so that at most about so many tokens are left, notes included. None: nothing can go."""
-    notes = sum(segment.tokens for segment in history.view.ready)
-    return choose_cut(history.items[history.start :], max(low_tokens - notes, 0), history.question())
+    keep_tokens = max(low_tokens - notes_tokens(history.view.ready), 0)
+    return choose_cut(history.items[history.start :], keep_tokens, history.question())
 
 
 def place_of(history: History, cut: Cut) -> Place:

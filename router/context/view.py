@@ -4,11 +4,12 @@ never by itself, since whatever changes before the end of a prompt is computed a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
-from router.context.provenance import ACKNOWLEDGEMENT, notes
+from router.context.provenance import ACKNOWLEDGEMENT, NOTES_FRAME_TOKENS, notes
 from router.core.tenant import ContextStrategy
 
 SCHEMA = 1
@@ -99,8 +100,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tokens(self) -> int:
-        """Of the notes."""
-        return sum(segment.tokens for segment in self.segments)
+        """Of what stands for what is not sent, without a question."""
+        return notes_tokens(self.segments) if self.segments or self.elided else 0
 
     def preface(self, question: bytes | None) -> list[bytes]:
         """The messages that stand for what is not sent: none, one, or two. ``question``: the body of the item of that place."""
@@ -110,6 +111,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         if question is not None:
             return [with_text_before(question, text)]
         return [_message("user", text), _message("assistant", ACKNOWLEDGEMENT)]
+
+
+def notes_tokens(segments: Iterable[Segment]) -> int:
+    return NOTES_FRAME_TOKENS + sum(segment.tokens for segment in segments)
 
 
 def with_text_before(body: bytes, text: str) -> bytes:

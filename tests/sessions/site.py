@@ -93,7 +93,7 @@ class Site:
         store = self.stores[which]
         if points is not None:
             store = cast(Store, PointedCalls(store, points))
-        wishes = {"strategy": "summary", "high_tokens": 1000, "low_tokens": 450, **more}
+        wishes = {"strategy": "summary", "high_tokens": 1000, "low_tokens": 510, **more}
         own = Points()
         return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **wishes)
 

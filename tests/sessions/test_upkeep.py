@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,16 +12,14 @@ from router.context.history import History
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
 from router.core.errors import SessionNotFound, WorkerError
-from router.core.request import Tenant
 from router.core.tenant import make_caller
-from router.recall.index import IndexUnavailable, Passage
 from router.sessions.histories import Histories
 from router.sessions.hot import HotHistories
 from router.sessions.janitor import Chore
 from router.sessions.store import Sid
 from router.sessions.views import Look
 from tests.sessions.desk import ACME, SID, Desk, FakeClient, user
-from tests.sessions.upkeep import FakeWriter, SlowWriter, upkeep_of
+from tests.sessions.upkeep import FakeWriter, SlowWriter, WordIndex, upkeep_of
 
 LONG = "x" * 400
 """About 100 tokens; so is its answer."""
@@ -65,11 +62,11 @@ async def history_of(desk: Desk, sid: Sid = SID) -> History:
 
 
 def window_desk(**more: Any) -> Desk:
-    return Desk(**{"strategy": "window", "high_tokens": 1000, "low_tokens": 450, **more})
+    return Desk(**{"strategy": "window", "high_tokens": 1000, "low_tokens": 510, **more})
 
 
 def summary_desk(writer: FakeWriter | None = None, **more: Any) -> Desk:
-    return Desk(**{"strategy": "summary", "high_tokens": 1000, "low_tokens": 450, "writer": writer, **more})
+    return Desk(**{"strategy": "summary", "high_tokens": 1000, "low_tokens": 510, "writer": writer, **more})
 
 
 async def test_a_history_below_its_mark_is_sent_whole() -> None:
@@ -95,7 +92,7 @@ async def test_a_history_that_passes_its_mark_is_cut_behind_the_turn_and_the_cut
 
 async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_waits_for_notes() -> None:
     writer = FakeWriter()
-    desk = summary_desk(writer, window=900, high_tokens=10_000)
+    desk = summary_desk(writer, window=1000, high_tokens=10_000)
     await pile_up(desk, 5)
     assert shown(desk)[0].startswith("[4 earlier messages are left out")
     assert writer.sources == []
@@ -130,14 +127,14 @@ async def test_a_replica_that_did_not_send_the_turn_before_knows_nothing_of_cach
     desk = window_desk()
     await talk(desk, 4)
     desk.now += 600.0
-    other = Desk(desk.store, strategy="window", high_tokens=1000, low_tokens=450, cached=0.0)
+    other = Desk(desk.store, strategy="window", high_tokens=1000, low_tokens=510, cached=0.0)
     other.now = desk.now
     await other.take(user("there"))
     assert len(shown(other)) == 9
 
 
 async def test_without_a_strategy_nothing_is_cut() -> None:
-    desk = Desk(strategy="none", high_tokens=1000, low_tokens=450, window=900)
+    desk = Desk(strategy="none", high_tokens=1000, low_tokens=510, window=900)
     await talk(desk, 8)
     assert len(shown(desk)) == 15
     assert results(desk) == {}
@@ -301,36 +298,8 @@ async def test_a_store_that_is_away_fails_a_chore_and_nothing_else() -> None:
     assert client.text == "to next"
 
 
-class WordIndex:
-    """Finds items that have a word of the query; newest first."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], dict[int, str]] = {}
-        self.is_away = False
-
-    async def newest(self, sid: Sid, owner: Tenant) -> int:
-        if self.is_away:
-            raise IndexUnavailable("as the test wished")
-        return max(self.kept.get((sid, owner), {0: ""}))
-
-    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
-        self.kept.setdefault((sid, owner), {}).update(passages)
-
-    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
-        if self.is_away:
-            raise IndexUnavailable("as the test wished")
-        texts = self.kept.get((sid, owner), {})
-        found = [at for at, text in texts.items() if at <= upto and set(query.split()) & set(text.split())]
-        return sorted(found, reverse=True)[:limit]
-
-    async def forget(self, sid: Sid, owner: Tenant) -> None:
-        self.kept.pop((sid, owner), None)
-
-    async def close(self) -> None: ...
-
-
 def recall_desk(index: WordIndex, **more: Any) -> Desk:
-    return Desk(**{"strategy": "recall", "high_tokens": 1000, "low_tokens": 450, "index": index, **more})
+    return Desk(**{"strategy": "recall", "high_tokens": 1000, "low_tokens": 510, "index": index, **more})
 
 
 async def test_what_left_the_prompt_is_recalled_beside_the_question_and_stays_there() -> None:
@@ -349,7 +318,7 @@ async def test_what_left_the_prompt_is_recalled_beside_the_question_and_stays_th
 
 async def test_what_was_recalled_is_neither_indexed_nor_told_of_in_notes() -> None:
     index, writer = WordIndex(), FakeWriter()
-    desk = Desk(strategy="hybrid", high_tokens=1000, low_tokens=450, index=index, writer=writer)
+    desk = Desk(strategy="hybrid", high_tokens=1000, low_tokens=510, index=index, writer=writer)
     await desk.take(user(f"my cat is called Mimi {LONG}"))
     await talk(desk, 5)
     await desk.take(user("what was the cat called"))

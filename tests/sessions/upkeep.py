@@ -10,14 +10,16 @@ from router.context.compaction import Source
 from router.context.economy import Economy
 from router.context.history import History
 from router.context.view import Wishes
-from router.recall.index import RecallIndex
+from router.core.request import Tenant
+from router.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.recall.nothing import NoIndex
 from router.sessions.histories import Histories
 from router.sessions.janitor import Janitor, JanitorSettings
 from router.sessions.notes import NoteWriter, Written
 from router.sessions.plans import Ask
 from router.sessions.recaller import Recaller, RecallRules
-from router.sessions.upkeep import Upkeep
+from router.sessions.store import Sid
+from router.sessions.upkeep import Counts, Upkeep
 from router.sessions.views import ContextRules, Lookups, Views
 
 
@@ -49,15 +51,40 @@ class SlowWriter(FakeWriter):
         return await super().write(ask, history, source, max_tokens)
 
 
+class WordIndex:
+    """Finds items that have a word of the query; newest first."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], dict[int, str]] = {}
+        self.is_away = False
+
+    async def newest(self, sid: Sid, owner: Tenant) -> int:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        return max(self.kept.get((sid, owner), {0: ""}))
+
+    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
+        self.kept.setdefault((sid, owner), {}).update(passages)
+
+    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        texts = self.kept.get((sid, owner), {})
+        found = [at for at, text in texts.items() if at <= upto and set(query.split()) & set(text.split())]
+        return sorted(found, reverse=True)[:limit]
+
+    async def forget(self, sid: Sid, owner: Tenant) -> None:
+        self.kept.pop((sid, owner), None)
+
+    async def close(self) -> None: ...
+
+
 class Estimates:
     def is_exact(self, model: str) -> bool:
         return False
 
     async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         raise AssertionError(model)
-
-    def total(self, model: str, counted_tokens: int, messages: int) -> int:
-        return counted_tokens
 
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
@@ -68,6 +95,9 @@ def upkeep_of(
     *,
     writer: NoteWriter | None = None,
     index: RecallIndex | None = None,
+    counts: Counts | None = None,
+    total: Callable[[str, int, int], int] = lambda _model, counted, _messages: counted,
+    bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
     window: int = 0,
     cached: float = 1e9,
     idle_s: float = 60.0,
@@ -76,10 +106,10 @@ def upkeep_of(
 ) -> Upkeep:
     """``wishes``: everybody's; without any, histories are sent whole."""
     rules = ContextRules(Wishes(**wishes), answer_tokens=0, idle_s=idle_s, notes_tokens=20, notes_price=0.5)
-    lookups = Lookups(lambda _model: window, lambda _model, counted, _messages: counted, lambda _model, _prompt: cached)
+    lookups = Lookups(lambda _model: window, total, lambda _model, _prompt: cached)
     views = Views(rules, histories, lookups, Economy(0.1), clock)
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
-    recaller = Recaller(recall, index or NoIndex(), lambda _model: 4.0, clock, lambda _seconds: None)
+    recaller = Recaller(recall, index or NoIndex(), bytes_per_token, clock, lambda _seconds: None)
     settings = JanitorSettings(max_waiting=max_waiting, work_s=60.0, retry_s=10.0, notes_tokens=20, tokens_per_day=0)
     janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
-    return Upkeep(views, recaller, janitor, Estimates())
+    return Upkeep(views, recaller, janitor, counts or Estimates())
