@@ -97,7 +97,7 @@ class Views:
             return None
         marks = self._marks(wishes, ask, history, plan.prompt)
         if history.tokens > marks.ceiling:
-            return Due("ceiling", marks.low)
+            return Due("ceiling", marks.low) if self._can_fit(ask, history, plan.prompt) else None
         freed = history.tokens - marks.low
         prices, further = self.economy.prices(), self.economy.further_turns
         is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
@@ -148,6 +148,13 @@ class Views:
         return set_marks(
             wishes.low_tokens, wishes.high_tokens, ceiling, self.economy.growth, self.economy.prices(notes)
         )
+
+    def _can_fit(self, ask: Ask, history: History, prompt: Prompt) -> bool:
+        """Without any history, at least."""
+        model, window = ask.incoming.model, self._lookups.window(ask.incoming.model)
+        messages = len(prompt.messages) - len(history.preface) - len(history.bodies)
+        beside = self._lookups.total(model, prompt.tokens - history.tokens, messages)
+        return history_ceiling(window, 0, beside, self._answer_tokens(ask, window)) > 0
 
     def _answer_tokens(self, ask: Ask, window: int) -> int:
         params = ask.incoming.params

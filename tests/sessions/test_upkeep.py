@@ -106,6 +106,14 @@ async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_w
     assert shown(desk)[0].startswith("[Notes on the earlier conversation.")
 
 
+async def test_nothing_is_cut_for_a_message_that_fits_no_window() -> None:
+    desk = window_desk(window=1000, high_tokens=10_000)
+    await pile_up(desk, 3)
+    await desk.take(user("y" * 8000))
+    assert len(shown(desk)) == 7, "the worker says that it is too long"
+    assert (await history_of(desk)).view.elided == 0
+
+
 async def test_a_cold_prefix_is_cut_early_and_a_warm_one_is_not() -> None:
     for cached, is_cut in ((0.0, True), (1e9, False)):
         desk = window_desk(cached=cached)
