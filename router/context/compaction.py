@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from router.context.balance import Cut, choose_cut
 from router.context.history import History, Item
-from router.context.view import START, Place, Segment, View
+from router.context.view import START, Place, Segment, View, notes_tokens
 
 MAX_SEGMENTS = 8
 """Beyond, notes are made of the notes: one segment of all."""
@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
 def find_cut(history: History, low_tokens: int) -> Cut | None:
     """Of what is sent, so that at most about so many tokens are left, notes included. None: nothing can go."""
-    notes = sum(segment.tokens for segment in history.view.ready)
-    return choose_cut(history.items[history.start :], max(low_tokens - notes, 0), history.question())
+    keep_tokens = max(low_tokens - notes_tokens(history.view.ready), 0)
+    return choose_cut(history.items[history.start :], keep_tokens, history.question())
 
 
 def place_of(history: History, cut: Cut) -> Place:
@@ -51,7 +51,7 @@ def cut_view(history: History, cut: Cut) -> View:
         question=cut.question.place if cut.question is not None else START,
         segments=view.ready,
         pending=[],
-        elided=sum(told < item.place <= gone for item in history.items),
+        elided=sum(told < item.place <= gone for item in history.items if not item.is_system),
     )
 
 
@@ -59,7 +59,7 @@ def source_of(history: History, upto: Place) -> Source:
     """For notes of all up to there that no notes tell of."""
     view = history.view
     notes = view.ready if len(view.ready) >= MAX_SEGMENTS else ()
-    items = [item for item in history.items if view.told < item.place <= upto]
+    items = [item for item in history.items if view.told < item.place <= upto and not item.is_system]
     return Source(notes[0].since if notes else view.told, upto, history.head, notes, items)
 
 

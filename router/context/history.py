@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
 from router.context.entry import BadEntry, Entry, Kind, decode, first_link
-from router.context.messages import digest
+from router.context.messages import SYSTEM_ROLES, digest
 from router.context.provenance import recalled_numbers
 from router.context.view import START, WHOLE, Deletion, Place, Segment, View, with_text_before
 from router.core.canonical import message_segments
@@ -58,6 +58,11 @@ class Item(NamedTuple):
     @property
     def place(self) -> Place:
         return Place(self.turn, self.number)
+
+    @property
+    def is_system(self) -> bool:
+        """It stays when others are cut."""
+        return self.role in SYSTEM_ROLES
 
 
 class Setting(NamedTuple):
@@ -107,11 +112,11 @@ class History:
         self.start = 0
         """Where among ``items`` those begin that the view sends."""
         self.preface: list[bytes] = []
-        """What the view sends instead of those before."""
+        """What is sent instead of those before: their system messages, and what the view says."""
         self.bodies: list[bytes] = []
         """What is sent of the items."""
         self.tokens = 0
-        """Of these, and of the preface."""
+        """Of these, and of what the view says: all that a cut can make less."""
         self.last_answer = -1
         """Where among ``items`` the last message of an assistant stands; -1: nowhere."""
         self.first_user = -1
@@ -124,7 +129,10 @@ class History:
         """Of the items that are not sent."""
         self.indexed = 0
         """Up to that number this replica is known to have made items searchable."""
+        self.aside_tokens = 0
+        """Of the system messages that were said in the midst of what was cut: they are sent all the same."""
         self.preface_tokens = 0
+        """Of what the view says."""
         self.turns = 0
         """The newest turn's number that is known of."""
         self.bytes = 0
@@ -258,8 +266,7 @@ class History:
             self.item_bytes += len(item.body)
             self._mark(len(self.items) - 1)
             if item.place <= self.view.cut:
-                self.start = len(self.items)
-                self.cut_tokens += item.tokens
+                self._on_rearranged()
                 return
             self._send(item)
             if self._chain is not None:
@@ -267,6 +274,10 @@ class History:
         else:
             self.items.insert(bisect(self.items, item.place, key=_place), item)
             self._on_rearranged()
+
+    def _asides(self) -> list[Item]:
+        """The system messages before the cut, each once, in the order in which they were first said."""
+        return list({item.digest: item for item in reversed(self.items[: self.start]) if item.is_system}.values())[::-1]
 
     def _delete(self, entry: int, number: int, part: int) -> None:
         """With its last part but its reasoning goes the message; and with both what tells of it, or repeats it."""
@@ -299,10 +310,13 @@ class History:
         self.digests = [item.digest for item in self.items]
         self.start = bisect(self.items, self.view.cut, key=_place)
         question = self.question()
-        self.preface = self.view.preface(question.body if question is not None else None)
+        asides = self._asides()
+        self.preface = [aside.sent for aside in asides]
+        self.preface += self.view.preface(question.body if question is not None else None)
+        self.aside_tokens = sum(aside.tokens for aside in asides)
         self.preface_tokens = self.view.tokens + (question.tokens if question is not None else 0)
         self.tokens = self.preface_tokens
-        self.cut_tokens = sum(item.tokens for item in self.items[: self.start])
+        self.cut_tokens = sum(item.tokens for item in self.items[: self.start] if not item.is_system)
         self.bodies, self._runs = [], []
         for item in self.items[self.start :]:
             self._send(item)

@@ -33,6 +33,10 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """Before all messages, in this turn only."""
     turn_tools: list[Any] | None = None
     """Of this turn only; None: the session's."""
+    tools_tokens: int = 0
+    """Of ``tools``; 0: estimated."""
+    turn_tokens: int = 0
+    """Of ``turn_system`` and ``turn_tools``."""
     resends: bool = False
     """System messages that come first hold from now on, and a history that the client sends again is recognised."""
 
@@ -56,9 +60,10 @@ def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> l
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
     if system and list(map(digest, system)) != list(map(digest, history.system.values)):
-        drafts.append(_draft(Kind.SYSTEM, _array(map(message_bytes, system)), bytes_per_token))
+        counted = sum(incoming.counts[: len(system)])
+        drafts.append(_draft(Kind.SYSTEM, _array(map(message_bytes, system)), bytes_per_token, counted))
     if incoming.tools is not None and incoming.tools != history.tools.values:
-        drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token))
+        drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token, incoming.tools_tokens))
     new = messages[_known(history, messages) if incoming.resends else 0 :]
     if not new and (incoming.resends or history.is_empty):
         raise NothingNew
@@ -161,7 +166,10 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
         fingerprint=grown.fingerprint(),
         anchor=anchor([*first_segments, *_stable(history, messages)], model=incoming.model, tenant=scope.name),
         earlier_bytes=earlier_bytes,
-        tokens=system.tokens + tools.tokens + history.tokens + sum(draft.tokens for draft in drafts),
+        tokens=_tokens_beside(incoming, system, tools)
+        + history.aside_tokens
+        + history.tokens
+        + sum(_own_tokens(drafts)),
         recipe=Recipe(
             system=system.number,
             tools=tools.number,
@@ -231,6 +239,15 @@ def _body(body: bytes, parts: tuple[int, ...] | None) -> bytes:
     return body if parts is None else keep_parts(body, parts)
 
 
+def _tokens_beside(incoming: Incoming, system: Setting, tools: Setting) -> int:
+    return system.tokens + incoming.turn_tokens + (tools.tokens if incoming.turn_tools is None else 0)
+
+
+def _own_tokens(drafts: Iterable[Draft]) -> Iterator[int]:
+    """Of what the turn adds to the history."""
+    return (draft.tokens for draft in drafts if draft.kind in (Kind.MESSAGE, Kind.RECALL))
+
+
 def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setting]:
     system, tools = history.system, history.tools
     for draft in drafts:
@@ -241,8 +258,9 @@ def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setti
     return system, tools
 
 
-def _draft(kind: Kind, body: bytes, bytes_per_token: float) -> Draft:
-    return Draft(kind, body, max(1, round(len(body) / bytes_per_token)))
+def _draft(kind: Kind, body: bytes, bytes_per_token: float, counted: int = 0) -> Draft:
+    """``counted``: its tokens; 0: they are estimated."""
+    return Draft(kind, body, counted or max(1, round(len(body) / bytes_per_token)))
 
 
 def _segments(bodies: Iterable[bytes]) -> list[bytes]:

@@ -4,14 +4,14 @@ never by itself, since whatever changes before the end of a prompt is computed a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from router.context.provenance import ACKNOWLEDGEMENT, notes
+from router.context.provenance import ACKNOWLEDGEMENT, NOTES_FRAME_TOKENS, notes
 from router.core.tenant import ContextStrategy
 
 SCHEMA = 1
@@ -115,8 +115,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tokens(self) -> int:
-        """Of the notes."""
-        return sum(segment.tokens for segment in self.segments)
+        """Of what stands for what is not sent, without a question."""
+        return notes_tokens(self.segments) if self.segments or self.elided else 0
 
     def without(self, deletions: Sequence[Deletion]) -> View:
         """Without notes that tell of what was deleted, and those behind them: they are written again. What is elided then, is
@@ -140,6 +140,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         if question is not None:
             return [with_text_before(question, text)]
         return [_message("user", text), _message("assistant", ACKNOWLEDGEMENT)]
+
+
+def notes_tokens(segments: Iterable[Segment]) -> int:
+    return NOTES_FRAME_TOKENS + sum(segment.tokens for segment in segments)
 
 
 def with_text_before(body: bytes, text: str) -> bytes:

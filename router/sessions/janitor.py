@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
+from router.context.balance import Cut
 from router.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_notes
 from router.context.history import History
 from router.context.summaries import reject
@@ -163,7 +164,7 @@ class Janitor:
         result = "nothing"
         if traits.tells:
             result = await self._tell(chore, history)
-        elif chore.look.cuts and (cut := find_cut(history, chore.look.low)) is not None:
+        elif (cut := _due_cut(chore.look, history)) is not None:
             result = "cut" if await self._histories.commit_view(history, cut_view(history, cut)) else "raced"
         if traits.recalls:
             await self._indexer.catch_up(history)
@@ -172,7 +173,7 @@ class Janitor:
     async def _tell(self, chore: Chore, history: History) -> str:
         """Notes of what is to go; of what went without any, if nothing is to go."""
         upto, question = history.view.cut, START
-        if chore.look.cuts and (cut := find_cut(history, chore.look.low)) is not None:
+        if (cut := _due_cut(chore.look, history)) is not None:
             upto = place_of(history, cut)
             question = cut.question.place if cut.question is not None else START
         if upto <= history.view.told:
@@ -239,6 +240,11 @@ class Janitor:
                 return "pending" if view.pending else "told"
             history, _ = await self._histories.load(Sid(history.sid), history.owner)
         return "raced"
+
+
+def _due_cut(look: Look, history: History) -> Cut | None:
+    """Another may have cut it since the turn behind which somebody looks."""
+    return find_cut(history, look.low) if history.tokens >= look.high else None
 
 
 COMMITTED = frozenset(("cut", "told", "pending"))

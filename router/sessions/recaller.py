@@ -80,17 +80,19 @@ class Recaller:
         finally:
             self._observe(self._clock() - began_at)
         bytes_per_token = self._bytes_per_token(ask.incoming.model)
-        max_chars = round(self._rules.max_tokens * bytes_per_token)
-        text = compose(_found(history, numbers), question, max_chars, _shown(history))
+        text = _compose(_found(history, numbers), question, self._rules.max_tokens * bytes_per_token, _shown(history))
         self.results["found" if text else "nothing"] += 1
-        return Draft(Kind.RECALL, msgspec.json.encode(text), round(len(text) / bytes_per_token)) if text else None
+        if not text:
+            return None
+        return Draft(Kind.RECALL, msgspec.json.encode(text), round(len(text.encode()) / bytes_per_token))
 
     async def catch_up(self, history: History) -> None:
         """With what left the prompt."""
         sid = _key(history)
         try:
             newest = await self._index.newest(sid, history.owner)
-            gone = (item for item in islice(history.items, history.start) if item.number > newest)
+            left = (item for item in islice(history.items, history.start) if not item.is_system)
+            gone = (item for item in left if item.number > newest)
             while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
                 await self._index.add(sid, history.owner, sorted(passages))
             history.indexed = history.view.cut.number
@@ -111,6 +113,14 @@ class Recaller:
 def _key(history: History) -> Sid:
     """Other replicas' mirrors are not told of a session that is deleted: one that has its name later has another key."""
     return Sid(f"{history.sid}.{history.generation}")
+
+
+def _compose(found: Sequence[Found], question: str, max_bytes: float, shown: set[int]) -> str:
+    """Many scripts have characters of several bytes: then it is fewer of them."""
+    max_chars = round(max_bytes)
+    while (size := len((text := compose(found, question, max_chars, shown)).encode())) > max_bytes:
+        max_chars = int(max_chars * max_bytes / size)
+    return text
 
 
 def _question(message: Message) -> str:

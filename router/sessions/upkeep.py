@@ -35,12 +35,23 @@ class Upkeep:
     counts: Counts
 
     async def count(self, ask: Ask) -> Ask:
-        """With the tokens of its messages, where they can be told and not only estimated."""
-        model, messages = ask.incoming.model, ask.incoming.messages
-        if not self.counts.is_exact(model):
+        """With the tokens of its messages and tools, where they can be told and not only estimated, and of what is of this turn
+        alone."""
+        incoming, is_exact = ask.incoming, self.counts.is_exact(ask.incoming.model)
+        own = list(incoming.messages) if is_exact else []
+        tools = _as_messages(incoming.tools) if is_exact else []
+        turn = [*incoming.turn_system, *_as_messages(incoming.turn_tools)]
+        if not (own or tools or turn):
             return ask
-        counts = await self.counts.count(model, messages)
-        return replace(ask, incoming=msgspec.structs.replace(ask.incoming, counts=counts))
+        counts = await self.counts.count(incoming.model, [*own, *tools, *turn])
+        behind = len(own) + len(tools)
+        incoming = msgspec.structs.replace(
+            incoming,
+            counts=counts[: len(own)],
+            tools_tokens=sum(counts[len(own) : behind]),
+            turn_tokens=sum(counts[behind:]),
+        )
+        return replace(ask, incoming=incoming)
 
     async def recall(self, ask: Ask, history: History) -> Ask:
         """With what a search finds of what left the prompt, if the session recalls and nobody has searched yet."""
@@ -48,7 +59,12 @@ class Upkeep:
             return ask
         if not self.views.traits(ask, history).recalls:
             return ask
-        return replace(ask, recalled=await self.recaller.recall(ask, history), has_searched=True)
+        recalled = await self.recaller.recall(ask, history)
+        if recalled is not None and self.counts.is_exact(ask.incoming.model):
+            text = msgspec.json.decode(recalled.body, type=str)
+            (tokens,) = await self.counts.count(ask.incoming.model, [{"content": text}])
+            recalled = recalled._replace(tokens=tokens)
+        return replace(ask, recalled=recalled, has_searched=True)
 
     def fits(self, ask: Ask, history: History, plan: Plan) -> bool:
         """False: cut it first, or refuse it."""
@@ -71,3 +87,8 @@ class Upkeep:
             self.counts.learn(ask.incoming.model, prompt.tokens, len(prompt.messages), record.prompt_tokens)
         if (look := self.views.on_end(ask, history, plan, record)) is not None:
             self.janitor.want(sid, ask, look)
+
+
+def _as_messages(tools: Sequence[Any] | None) -> list[Mapping[str, Any]]:
+    """What counts as much as they do: templates write them as JSON."""
+    return [{"content": msgspec.json.encode(tools).decode()}] if tools else []

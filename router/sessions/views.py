@@ -44,11 +44,10 @@ class Due(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and what went before does
-    not only lack notes, or is not only missing from this replica's index."""
+    """What the janitor is to keep: from ``high`` on the history is cut, down to ``low``."""
 
     low: int
-    cuts: bool
+    high: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class Views:
             return None
         marks = self._marks(wishes, ask, history, plan.prompt)
         if history.tokens > marks.ceiling:
-            return Due("ceiling", marks.low)
+            return Due("ceiling", marks.low) if self._can_fit(ask, history, plan.prompt) else None
         freed = history.tokens - marks.low
         prices, further = self.economy.prices(), self.economy.further_turns
         is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
@@ -159,10 +158,10 @@ class Views:
         if not traits.cuts:
             return None
         marks = self._marks(wishes, ask, history, plan.prompt)
-        cuts = history.tokens >= marks.high
         tells = traits.tells and history.view.told < history.view.cut
         indexes = traits.recalls and history.indexed < history.view.cut.number
-        return Look(marks.low, cuts) if cuts or tells or indexes else None
+        is_high = history.tokens >= marks.high
+        return Look(marks.low, marks.high) if is_high or tells or indexes else None
 
     def _wishes(self, ask: Ask, history: History) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""
@@ -188,6 +187,13 @@ class Views:
     def _total(self, ask: Ask, prompt: Prompt) -> int:
         """Its tokens, the template's among them."""
         return self._lookups.total(ask.incoming.model, prompt.tokens, len(prompt.messages))
+
+    def _can_fit(self, ask: Ask, history: History, prompt: Prompt) -> bool:
+        """Without any history, at least."""
+        model, window = ask.incoming.model, self._lookups.window(ask.incoming.model)
+        messages = len(prompt.messages) - len(history.preface) - len(history.bodies)
+        beside = self._lookups.total(model, prompt.tokens - history.tokens, messages)
+        return history_ceiling(window, 0, beside, self._answer_tokens(ask, window)) > 0
 
     def _answer_tokens(self, ask: Ask, window: int) -> int:
         params = ask.incoming.params

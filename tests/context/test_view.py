@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.context.balance import TOOL_ROLES, Cut, balanced_cuts, choose_cut
+from router.context.compaction import cut_view, source_of
 from router.context.entry import Draft, Kind, decode
 from router.context.history import History, Item
 from router.context.messages import message_bytes
 from router.context.prompt import Incoming, Recipe, Scope, find_news, join_body, make_prompt, replay
-from router.context.provenance import ACKNOWLEDGEMENT, defuse, notes, recalled, recalled_numbers
+from router.context.provenance import ACKNOWLEDGEMENT, NOTES_FRAME_TOKENS, defuse, notes, recalled, recalled_numbers
 from router.context.view import WHOLE, BadView, Place, Segment, View, decode_view, encode_view
 from tests.context.logs import history, history_of, message, said, turn, user
 
@@ -147,6 +148,23 @@ def test_what_is_before_the_cut_is_not_sent_and_system_and_tools_are() -> None:
         "next",
     ]
     assert len(read.items) == 6, "the log has them all"
+
+
+def test_a_system_message_in_the_midst_of_what_goes_is_sent_before_the_notes_once_and_uncounted_among_them() -> None:
+    rule = {"role": "system", "content": "answer in verse"}
+    read = history_of([user("a"), said("b")], [rule, user("c"), said("d")], [rule, user("e"), said("f")])
+    (cut,) = (cut for cut in balanced_cuts(read.items) if cut.at == 6)
+    read.use_view(cut_view(read, cut), 1)
+    shown = [each["content"] for each in sent(read, user("next"))]
+    assert shown[:3] == ["answer in verse", "[4 earlier messages are left out here.]", ACKNOWLEDGEMENT]
+    assert shown[3:] == ["e", "f", "next"]
+    assert (read.aside_tokens, read.cut_tokens, read.tokens) == (1, 4, 2 + NOTES_FRAME_TOKENS)
+    assert rule not in [msgspec.json.decode(item.body) for item in source_of(read, read.view.cut).items]
+
+
+def test_what_stands_around_notes_is_counted_with_room_to_spare() -> None:
+    around = notes([""], 1_000_000) + ACKNOWLEDGEMENT
+    assert len(around) / 3.5 < NOTES_FRAME_TOKENS
 
 
 def test_roles_alternate_behind_any_cut_at_a_question() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -258,6 +258,7 @@ class Replica:
         max_waiting: int = 64,
         max_give_backs: int = 100,
         max_hot_bytes: int = 1 << 20,
+        bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
         **upkeep: Any,
     ) -> None:
         self.store = store
@@ -276,8 +277,8 @@ class Replica:
             self.histories,
             dispatch,
             lambda _session, worker: self.workers.append(worker),
-            Planner(self.histories, lambda _model: 4.0, resumes=True),
-            upkeep_of(self.histories, clock, **upkeep),
+            Planner(self.histories, bytes_per_token, resumes=True),
+            upkeep_of(self.histories, clock, bytes_per_token=bytes_per_token, **upkeep),
             clock,
             lambda _seconds: None,
         )
@@ -301,11 +302,13 @@ class Replica:
         context: Wishes = NO_WISHES,
         request_id: str = "r-1",
         on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None,
+        instructions: Sequence[dict[str, Any]] = (),
         **members: Any,
     ) -> FakeClient:
+        """``instructions``: system messages of this turn alone, as the Responses API has them."""
         client = client or FakeClient(self.points)
         body = json.dumps({"model": "m", "messages": messages, "stream": stream, **members}).encode()
-        incoming = read_chat(body, caller, LIMITS)
+        incoming = msgspec.structs.replace(read_chat(body, caller, LIMITS), turn_system=instructions)
         record = Record(
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +10,16 @@ from router.context.compaction import Source
 from router.context.economy import Economy
 from router.context.history import History
 from router.context.view import Wishes
-from router.recall.index import RecallIndex
+from router.core.request import Tenant
+from router.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.recall.nothing import NoIndex
 from router.sessions.histories import Histories
 from router.sessions.janitor import Janitor, JanitorSettings
 from router.sessions.notes import NoteWriter, Written
 from router.sessions.plans import Ask
 from router.sessions.recaller import Recaller, RecallRules
-from router.sessions.upkeep import Upkeep
+from router.sessions.store import Sid
+from router.sessions.upkeep import Counts, Upkeep
 from router.sessions.views import ContextRules, Lookups, Views
 
 
@@ -35,15 +38,53 @@ class FakeWriter:
         return Written(text, max(len(text) // 4, 1), source.tokens)
 
 
+class SlowWriter(FakeWriter):
+    """Writes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+        self.asked.set()
+        await self.go.wait()
+        return await super().write(ask, history, source, max_tokens)
+
+
+class WordIndex:
+    """Finds items that have a word of the query; newest first."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], dict[int, str]] = {}
+        self.is_away = False
+
+    async def newest(self, sid: Sid, owner: Tenant) -> int:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        return max(self.kept.get((sid, owner), {0: ""}))
+
+    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
+        self.kept.setdefault((sid, owner), {}).update(passages)
+
+    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        texts = self.kept.get((sid, owner), {})
+        found = [at for at, text in texts.items() if at <= upto and set(query.split()) & set(text.split())]
+        return sorted(found, reverse=True)[:limit]
+
+    async def forget(self, sid: Sid, owner: Tenant) -> None:
+        self.kept.pop((sid, owner), None)
+
+    async def close(self) -> None: ...
+
+
 class Estimates:
     def is_exact(self, model: str) -> bool:
         return False
 
     async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         raise AssertionError(model)
-
-    def total(self, model: str, counted_tokens: int, messages: int) -> int:
-        return counted_tokens
 
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
@@ -54,6 +95,9 @@ def upkeep_of(
     *,
     writer: NoteWriter | None = None,
     index: RecallIndex | None = None,
+    counts: Counts | None = None,
+    total: Callable[[str, int, int], int] = lambda _model, counted, _messages: counted,
+    bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
     window: int = 0,
     cached: float = 1e9,
     idle_s: float = 60.0,
@@ -64,14 +108,14 @@ def upkeep_of(
     rules = ContextRules(Wishes(**wishes), answer_tokens=0, idle_s=idle_s, notes_tokens=20, notes_price=0.5)
     lookups = Lookups(
         window=lambda _model: window,
-        total=lambda _model, counted, _messages: counted,
+        total=total,
         is_exact=lambda _model: True,
         cached=lambda _model, _prompt: cached,
     )
     views = Views(rules, histories, lookups, Economy(0.1), clock)
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
-    recaller = Recaller(recall, index or NoIndex(), lambda _model: 4.0, clock, lambda _seconds: None)
+    recaller = Recaller(recall, index or NoIndex(), bytes_per_token, clock, lambda _seconds: None)
     histories.on_deleted = recaller.forget
     settings = JanitorSettings(max_waiting=max_waiting, work_s=60.0, retry_s=10.0, notes_tokens=20, tokens_per_day=0)
     janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
-    return Upkeep(views, recaller, janitor, Estimates())
+    return Upkeep(views, recaller, janitor, counts or Estimates())

@@ -1,0 +1,141 @@
+"""Two replicas that have nothing in common but a store, whichever, and a session that both of them serve and keep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, cast
+
+from router.context.compaction import Source
+from router.context.history import History
+from router.context.view import START
+from router.sessions.histories import Histories
+from router.sessions.hot import HotHistories
+from router.sessions.janitor import Chore
+from router.sessions.memory import MemoryStore
+from router.sessions.notes import Written
+from router.sessions.plans import Ask
+from router.sessions.redis import RedisLimits, RedisStore
+from router.sessions.sealed import SealedStore
+from router.sessions.sqlite import SqliteStore
+from router.sessions.store import Sid, Store
+from tests.sessions.contract import Clocks
+from tests.sessions.desk import ACME, FakeDispatch, Points, Replica, contents, user
+from tests.sessions.upkeep import FakeWriter
+
+LONG = "x" * 400
+"""About 100 tokens; so is its answer."""
+
+WORK_S, RETRY_S = 60.0, 10.0
+"""How long notes may take, and when they are tried again; see ``upkeep_of``."""
+
+
+async def two_ways(name: str, directory: Path, redis_url: str) -> tuple[Store, Store]:
+    """To one store of that name, as two processes have them. ``redis_url``: of a server, where one is needed."""
+    clocks = Clocks()
+    if name == "redis":
+        one, two = (RedisStore.from_url(redis_url, RedisLimits(deadline_s=10), clocks.monotonic) for _ in range(2))
+        return one, two
+    if name == "sqlite":
+        path = directory / "sessions.db"
+        first = await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
+        return first, await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
+    memory = MemoryStore(clocks.monotonic, clocks.unix_time)
+    secret = b"a secret of the tests"
+    return (SealedStore(memory, secret), SealedStore(memory, secret)) if name == "sealed" else (memory, memory)
+
+
+class PointedCalls:
+    """All methods of a Store, each of which comes by a point before and behind it."""
+
+    def __init__(self, store: Store, points: Points) -> None:
+        self._store = store
+        self._points = points
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._store, name)
+
+        async def pointed(*args: Any, **named: Any) -> Any:
+            await self._points.come_by(f"before {name}")
+            answer = await call(*args, **named)
+            await self._points.come_by(f"behind {name}")
+            return answer
+
+        return pointed
+
+
+class BusyWriter(FakeWriter):
+    """Lets others go on while it writes."""
+
+    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await super().write(ask, history, source, max_tokens)
+
+
+class Site:
+    """One session that is in two replicas' hands, each with a way of its own to the store."""
+
+    def __init__(self, stores: tuple[Store, Store]) -> None:
+        self.stores = stores
+        self.now = 1_700_000_000.0
+        self.sid = Sid(token_hex(16))
+
+    def again(self) -> Site:
+        """Another session in the same store."""
+        return Site(self.stores)
+
+    def replica(self, which: int, writer: FakeWriter, points: Points | None = None, **more: Any) -> Replica:
+        """``points``: that its calls of the store come by."""
+        store = self.stores[which]
+        if points is not None:
+            store = cast(Store, PointedCalls(store, points))
+        wishes = {"strategy": "summary", "high_tokens": 1000, "low_tokens": 510, **more}
+        own = Points()
+        return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **wishes)
+
+    async def pile_up(self, replica: Replica, turns: int = 6) -> Chore:
+        """Turns, and what the janitor has to do behind them."""
+        for number in range(turns):
+            await replica.take(user(f"{number} {LONG}"), sid=self.sid)
+        return self.chore(replica)
+
+    def chore(self, replica: Replica) -> Chore:
+        return replica.turns.upkeep.janitor._waiting.pop(self.sid)
+
+    async def history(self) -> History:
+        """As a replica reads it that knows nothing."""
+        fresh = Histories(self.stores[0], HotHistories(1 << 20), lambda: self.now)
+        return (await fresh.load(self.sid, ACME.rules.tenant))[0]
+
+    async def require_whole(self, turns: int) -> History:
+        """Everything that was said is in the log, in its order; every item is sent or told of, and none twice."""
+        history = await self.history()
+        assert [item.number for item in history.items] == list(range(1, 2 * turns + 1))
+        said = contents(history)
+        assert said[1::2] == [f"to {text}" for text in said[::2]]
+        assert history.bodies == [item.body for item in history.items if item.place > history.view.cut]
+        since = START
+        for segment in history.view.ready:
+            assert segment.since == since < segment.upto
+            since = segment.upto
+        told = [item.place <= since for item in history.items]
+        assert told.count(False) == len(history.bodies) + history.view.elided
+        return history
+
+
+@asynccontextmanager
+async def opened(name: str, directory: Path, redis_url: str) -> AsyncIterator[Site]:
+    stores = await two_ways(name, directory, redis_url)
+    async with AsyncExitStack() as stack:
+        for store in stores:
+            stack.push_async_callback(store.close)
+        yield Site(stores)
+
+
+def results(replica: Replica) -> dict[str, int]:
+    """What came of its janitor's chores, and how often."""
+    return {result: count for result, count in replica.turns.upkeep.janitor.results.items() if count}
