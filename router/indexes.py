@@ -53,7 +53,9 @@ class OpenedIndex:
             await close()
 
 
-async def open_index(config: Config, dispatch: Dispatch, clock: Callable[[], float]) -> OpenedIndex:
+async def open_index(
+    config: Config, dispatch: Dispatch, clock: Callable[[], float], wall_clock: Callable[[], float]
+) -> OpenedIndex:
     """A mirror of the log: it is never in the clear on a disk where the log is not. ``dispatch``: to the fleet, which may make
     vectors. Raises ConfigError."""
     sessions, context = config.sessions, config.context
@@ -72,7 +74,7 @@ async def open_index(config: Config, dispatch: Dispatch, clock: Callable[[], flo
         path = str(directory / INDEX_FILE)
     embedder, close = await _open_embedder(context, dispatch, clock)
     try:
-        index = await SqliteIndex.open(path, embedder, _sqlite_limits(context))
+        index = await SqliteIndex.open(path, embedder, _sqlite_limits(context), wall_clock=wall_clock)
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
     return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep, index)

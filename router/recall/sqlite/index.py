@@ -7,7 +7,6 @@ is done when something is added to the session again. A search whose query could
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,10 +82,10 @@ class SqliteIndex:
         embedder: Embedder | None = None,
         limits: IndexLimits = DEFAULT_LIMITS,
         weights: Weights = DEFAULT_WEIGHTS,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = lambda: 0.0,
     ) -> Self:
         """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
-        the caller's to close. Raises IndexUnavailable."""
+        the caller's to close. ``wall_clock``: Unix time, by which sessions expire. Raises IndexUnavailable."""
         if embedder is not None and find_spec("numpy") is None:
             raise IndexUnavailable("vectors need the package numpy: warmroute[recall]")
         index = cls(await IndexFile.open(path, limits.max_pending), embedder, limits, weights, wall_clock)
