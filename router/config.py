@@ -533,6 +533,15 @@ class ContextConfig(Section, frozen=True):
             description="What a token costs that notes_model or notes_url reads, over one of the session's.",
         ),
     ] = 0.1
+    notes_source_tokens: Annotated[
+        int,
+        Meta(
+            ge=200,
+            le=10_000_000,
+            description="Most tokens that one request for notes tells of; what is more is told of part by part. Less where the "
+            "window of a model of the fleet is smaller.",
+        ),
+    ] = 32_000
     notes_timeout_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds that notes may take, before another replica may try.")
     ] = 60.0

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
+
 from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
 from router.core.reply import Reply
+from router.core.tenant import EVERYBODY, TenantRules
+
+PATIENT: Final[TenantRules] = msgspec.structs.replace(EVERYBODY, priority=-100)
+"""Of requests that nobody waits for. No tenant's limits count them: its own requests would be refused for it."""
 
 
 class OwnClient:

@@ -60,7 +60,9 @@ class State:
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
         tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
-        tasks += [background.start("janitor", self.turns.upkeep.janitor.run) for _ in range(self.janitors)]
+        janitor = self.turns.upkeep.janitor
+        tasks += [background.start("janitor", janitor.run) for _ in range(self.janitors)]
+        tasks.append(background.start("janitor", partial(janitor.run, writes=False)))
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:

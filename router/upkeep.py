@@ -55,16 +55,23 @@ def build_upkeep(
         work_s=context.notes_timeout_s,
         retry_s=context.notes_retry_s,
         notes_tokens=context.notes_tokens,
+        source_tokens=context.notes_source_tokens,
         tokens_per_day=context.notes_tokens_per_day,
     )
-    writer = _writer(context, planner, dispatch, clock)
+    writer = _writer(context, planner, dispatch, clock, lookups.window)
     janitor = Janitor(settings, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
     return Upkeep(views, recaller, janitor, counts)
 
 
-def _writer(context: ContextConfig, planner: Planner, dispatch: Dispatch, clock: Callable[[], float]) -> NoteWriter:
+def _writer(
+    context: ContextConfig,
+    planner: Planner,
+    dispatch: Dispatch,
+    clock: Callable[[], float],
+    window: Callable[[str], int],
+) -> NoteWriter:
     """Raises ConfigError."""
     if context.notes_url:
         key = read_secret("context.notes_api_key", context.notes_api_key, context.notes_api_key_file)
         return RemoteWriter(context.notes_url, key.decode(), context.notes_model, context.notes_timeout_s)
-    return FleetWriter(planner, dispatch, clock, context.notes_model, context.notes_price, context.carry_price)
+    return FleetWriter(planner, dispatch, clock, context.notes_model, context.notes_price, context.carry_price, window)

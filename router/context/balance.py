@@ -36,14 +36,27 @@ def balanced_cuts(items: Sequence[Item], question: Item | None = None) -> list[C
     return cuts
 
 
+LEAST_KEPT = 0.5
+"""Of what a cut may leave, what one before a question leaves at least, or the nearest is preferred."""
+
+
 def choose_cut(items: Sequence[Item], keep_tokens: int, question: Item | None = None) -> Cut | None:
-    """The earliest that leaves at most so many tokens, before a question where there is such a one; else the latest. None:
-    there is nowhere to cut."""
-    cuts = balanced_cuts(items, question)
+    """The earliest that leaves at most so many tokens, before a question where such a one leaves not much less; else the
+    latest. None: there is nowhere to cut."""
+    cuts = balanced_cuts(items, question) or _between_users(items)
     left = _tokens_behind(items)
     fitting = [cut for cut in cuts if left[cut.at] + (cut.question.tokens if cut.question else 0) <= keep_tokens]
-    at_questions = [cut for cut in fitting if cut.question is None and cut.at < len(items)]
+    at_questions = [
+        cut
+        for cut in fitting
+        if cut.question is None and cut.at < len(items) and left[cut.at] >= LEAST_KEPT * keep_tokens
+    ]
     return next(iter(at_questions or fitting), cuts[-1] if cuts else None)
+
+
+def _between_users(items: Sequence[Item]) -> list[Cut]:
+    """Where nobody answers, messages of users are all that there is to be parted."""
+    return [Cut(at) for at in range(1, len(items)) if items[at].role == items[at - 1].role == "user"]
 
 
 def _may_begin(item: Item, before: Item) -> bool:

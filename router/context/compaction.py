@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -11,8 +12,11 @@ from router.context.balance import Cut, choose_cut
 from router.context.history import History, Item
 from router.context.view import START, Place, Segment, View, notes_tokens
 
-MAX_SEGMENTS = 8
-"""Beyond, notes are made of the notes: one segment of all."""
+MAX_SEGMENTS, MAX_NOTES_SHARE = 8, 0.34
+"""Beyond so many, or such a share of the low mark, notes are made of the notes: one segment of all. They would leave no room
+for what was said last."""
+
+ANY = 1 << 40
 
 
 class Source(NamedTuple):
@@ -55,11 +59,18 @@ def cut_view(history: History, cut: Cut) -> View:
     )
 
 
-def source_of(history: History, upto: Place) -> Source:
-    """For notes of all up to there that no notes tell of."""
+def source_of(history: History, upto: Place, *, low_tokens: int = ANY, max_tokens: int = ANY) -> Source:
+    """For notes of all up to there that no notes tell of; of the first of it, if it has more than ``max_tokens``.
+    ``low_tokens``: what a cut leaves, of which notes may take a share."""
     view = history.view
-    notes = view.ready if len(view.ready) >= MAX_SEGMENTS else ()
+    is_crowded = len(view.ready) >= MAX_SEGMENTS or notes_tokens(view.ready) > MAX_NOTES_SHARE * low_tokens
+    notes = view.ready if is_crowded and len(view.ready) > 1 else ()
     items = [item for item in history.items if view.told < item.place <= upto and not item.is_system]
+    sums = accumulate((item.tokens for item in items), initial=sum(segment.tokens for segment in notes))
+    first = max(sum(total <= max_tokens for total in sums) - 1, 1)
+    if first < len(items):
+        items = items[:first]
+        upto = items[-1].place
     return Source(notes[0].since if notes else view.told, upto, history.head, notes, items)
 
 

@@ -11,6 +11,9 @@ BELIEVED_GROWTH = 300.0
 BELIEVED_HITS = 0.95
 """Share of what earlier turns had that the workers' caches have."""
 
+MAX_GROWTH = 8.0
+"""Times what is believed, the most that one turn teaches: a single one that is huge is no rule."""
+
 BELIEVED_TURNS = 10.0
 """Of a session."""
 
@@ -25,7 +28,7 @@ class Economy:
         self._turns = DecayedRatio(BELIEVED_TURNS, 1.0)
 
     def on_turn(self, added_tokens: float, *, is_first: bool) -> None:
-        self._growth.add(added_tokens, 1.0)
+        self._growth.add(min(added_tokens, MAX_GROWTH * self.growth), 1.0)
         self._turns.add(1.0, 1.0 if is_first else 0.0)
 
     def on_prefix(self, earlier_tokens: float, cached_tokens: float) -> None:

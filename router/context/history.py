@@ -127,6 +127,8 @@ class History:
         """The newest turn that this replica sent to a worker, and that ended well."""
         self.cut_tokens = 0
         """Of the items that are not sent."""
+        self.is_deleted = False
+        """With its session; whoever still has it adds nothing to what is kept elsewhere."""
         self.indexed = 0
         """Up to that number this replica is known to have made items searchable."""
         self.aside_tokens = 0

@@ -23,8 +23,8 @@ from typing import NamedTuple
 MARGIN = 0.03
 """Of the window, for what counting gets wrong."""
 
-LOW_SHARE = 0.25
-"""Of the ceiling, where no low mark is given."""
+LOW_SHARE, LOW_OF_HIGH = 0.25, 0.5
+"""Of the ceiling, and at most of a high mark that is wished alone, where no low mark is given."""
 
 MAX_LOW_SHARE = 0.6
 """Of the ceiling: a cut that frees less is followed by the next at once."""
@@ -65,7 +65,8 @@ def square_root_mark(low: int, growth: float, remade: float, prices: Prices) -> 
 
 def set_marks(low_wish: int, high_wish: int, ceiling: int, growth: float, prices: Prices) -> Marks:
     """Wishes of 0 are none. ``low`` ≤ ``high`` ≤ ``ceiling``."""
-    low = min(low_wish or round(ceiling * LOW_SHARE), round(ceiling * MAX_LOW_SHARE))
+    default = min(round(ceiling * LOW_SHARE), round(high_wish * LOW_OF_HIGH) if high_wish else ceiling)
+    low = min(low_wish or default, round(ceiling * MAX_LOW_SHARE))
     high = high_wish or square_root_mark(low, growth, low, prices)
     return Marks(low, min(max(high, round(low * (1.0 + MIN_STEP_SHARE))), ceiling), ceiling)
 

@@ -37,6 +37,12 @@ def message_bytes(message: Message) -> bytes:
     return _encoder.encode({name: value for name, value in message.items() if value is not None or name == "content"})
 
 
+def has_media(message: Mapping[str, Any]) -> bool:
+    """Parts that are no text, such as images."""
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(part, dict) and "text" not in part for part in content)
+
+
 def digest(message: Mapping[str, Any]) -> int:
     """Equal for messages that say the same: clients that send back an answer leave out what is null or empty, add to it what
     only concerns them, or write a call's arguments anew."""

@@ -5,6 +5,7 @@ comes from, and can pretend neither to be another role nor to have ended before 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 ACKNOWLEDGEMENT = "Noted."
@@ -26,19 +27,29 @@ FRAME_CHARS = len(RECALL_BEGIN) + len(RECALL_END) + 2
 
 _RECALLED = re.compile(r"(?m)^- #(\d+) ")
 _ROLES = "system|developer|assistant|user|human|tool|function|ai"
+_WORDS = r"(?:s|sys|bos|eos|unk|pad|sop|eop|think|turn|gmask|im|start|end|eot|eom|header|message|channel|tool)"
 _ANGLES = re.compile(
-    rf"<(?=[|\uff5c]|<?/?(?:s|sys|bos|eos|unk|pad|think|start_of_turn|end_of_turn|tool_\w+|{_ROLES})\b)", re.IGNORECASE
+    rf"<(?=\s*/?\s*\||\s*/?\s*{_WORDS}(?:_\w+)?\s*[|/]?>|\s*/?\s*(?:\w+_token|{_ROLES})\b)", re.IGNORECASE
 )
 _BRACKETS = re.compile(
-    r"\[(?=/?(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\b|Notes on|End of|From earlier|\d+ earlier)",
+    r"\[(?=\s*/?\s*(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+|g?MASK|Notes\s+on|End\s+of|From\s+earlier|\d+\s+earlier))",
     re.IGNORECASE,
 )
-_LABELS = re.compile(rf"(?im)^([ \t#>*_-]*)({_ROLES})([ \t*_]*:)")
+_LABELS = re.compile(rf"(?im)^([\s>#*_-]*)({_ROLES}|instruction|response)([\s*_]*:)")
+_LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+_LOOK_ALIKES = str.maketrans(
+    "\uff1c\u3008\uff3b\u3010\uff1a\ufe55\ua789\u2236\uff5c",
+    "<<[[::::|",
+)
+"""Full-width and other forms."""
 
 
 def defuse(text: str) -> str:
-    """The same for a reader, without what a chat template, a model or this module takes for the border of a role."""
-    return _LABELS.sub(r"\1\2 said\3", _BRACKETS.sub("(", _ANGLES.sub("(", text)))
+    """The same for a reader, without what a chat template, a model or this module takes for the border of a role. What nobody
+    sees, and what only looks like a border, goes first: a model reads both as the border."""
+    seen = "".join(each for each in _LINE_ENDS.sub("\n", text) if unicodedata.category(each) != "Cf")
+    plain = seen.translate(_LOOK_ALIKES)
+    return _LABELS.sub(r"\1\2 said\3", _BRACKETS.sub("(", _ANGLES.sub("(", plain)))
 
 
 def notes(texts: Sequence[str], elided: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -21,6 +22,7 @@ TASK = (
 )
 REFUSALS = ("i'm sorry", "i am sorry", "i can't", "i cannot", "i won't", "as an ai", "sorry, ")
 WORDS_PER_TOKEN = 0.7
+_THOUGHTS = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 def ask_about(notes: Sequence[Segment], items: Sequence[Item], max_tokens: int) -> list[Message]:
@@ -42,14 +44,22 @@ def ask_behind(left: Sequence[Item], max_tokens: int) -> Message:
     return {"role": "user", "content": TASK.format(where=where, words=words)}
 
 
-def reject(text: str, tokens: int, source_tokens: int) -> str | None:
-    """Why it cannot stand for its source: empty, refusal, longer; None: it can."""
+def reject(text: str, tokens: int, source_tokens: int, *, is_whole: bool = True) -> str | None:
+    """Why it cannot stand for its source: empty, unfinished, refusal, longer; None: it can. ``is_whole``: its model had said
+    all when it ended."""
     said = text.strip().lower()
     if not said:
         return "empty"
+    if not is_whole:
+        return "unfinished"
     if said.startswith(REFUSALS) and len(said) < 400:
         return "refusal"
     return "longer" if tokens >= source_tokens else None
+
+
+def without_thoughts(text: str) -> str:
+    """What some models write before they answer, where nothing takes it out for them."""
+    return _THOUGHTS.sub("", text).strip()
 
 
 def words_of(message: Message) -> str:

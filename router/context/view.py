@@ -21,6 +21,10 @@ class BadView(Exception):
     """The bytes are no view. The message is for the operator."""
 
 
+class NewerView(Exception):
+    """A later release wrote it. The message is for the operator."""
+
+
 class Place(NamedTuple):
     """Behind an item: its turn, and its number in the log. Items stand in the order of places."""
 
@@ -171,7 +175,7 @@ def encode_view(view: View) -> bytes:
 
 
 def decode_view(data: bytes | None) -> View:
-    """None: there never was one, and all is sent. Raises BadView."""
+    """None: there never was one, and all is sent. Raises BadView, NewerView."""
     if data is None:
         return WHOLE
     try:
@@ -179,5 +183,5 @@ def decode_view(data: bytes | None) -> View:
     except msgspec.DecodeError as error:
         raise BadView(f"a view cannot be read: {error}") from None
     if view.schema != SCHEMA:
-        raise BadView(f"a view has schema {view.schema}, newer than {SCHEMA}")
+        raise NewerView(f"a view has schema {view.schema}, newer than {SCHEMA}")
     return view

@@ -17,7 +17,7 @@ import msgspec
 from router.context.copies import TURN, Copy, copy_of
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import ITEM_OVERHEAD_BYTES, History, Item
-from router.context.view import WHOLE, BadView, View, Wishes, decode_view, encode_view
+from router.context.view import WHOLE, BadView, NewerView, View, Wishes, decode_view, encode_view
 from router.core.errors import SessionBusy, SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
@@ -185,13 +185,21 @@ class Histories:
                     await asyncio.sleep(0)
                 history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
             if found.view is not None:
-                history.use_view(decode_view(found.view), found.epoch)
-        except (BadEntry, BadView) as error:
+                history.use_view(self._view_of(found.view, sid), found.epoch)
+        except (BadEntry, NewerView) as error:
             self.hot.forget(sid)
             raise _unreadable(str(error), sid) from None
         self.observe_load(_tier_of(found), "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
         return history
+
+    def _view_of(self, data: bytes, sid: Sid) -> View:
+        """One that cannot be read is as none: all that it says follows from the log. Raises NewerView."""
+        try:
+            return decode_view(data)
+        except BadView as error:
+            log.warning("a session's view cannot be read: it is cut anew", extra={"why": str(error), "sid": sid})
+            return WHOLE
 
     async def commit_view(self, history: History, view: View) -> bool:
         """Instead of the one that the history has. False: another came before, and the history has that now. Raises
@@ -284,6 +292,7 @@ class Histories:
         self.hot.forget(sid)
         is_deleted = await self.ask(self.store.delete(sid, owner))
         if is_deleted and known is not None and known.owner == owner:
+            known.is_deleted = True
             await self.on_deleted(known)
         return is_deleted
 

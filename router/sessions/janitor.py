@@ -50,6 +50,8 @@ class JanitorSettings:
     work_s: float
     retry_s: float
     notes_tokens: int
+    source_tokens: int
+    """Most that one request for notes tells of; the rest is told of by the next."""
     tokens_per_day: int
 
 
@@ -91,7 +93,8 @@ class Budget:
 
 
 class Janitor:
-    """One for the process; ``run`` may run several times at once."""
+    """One for the process; ``run`` may run several times at once, and once for what takes no notes: nothing that is slow holds
+    that up."""
 
     def __init__(
         self,
@@ -130,13 +133,13 @@ class Janitor:
         self._waiting[sid] = Chore(sid, ask, look, self._clock())
         self._news.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, *, writes: bool = True) -> None:
+        """Until cancelled. ``writes``: also those chores that take notes."""
         while True:
-            await self._news.wait()
-            sid = next((sid for sid in self._waiting if sid not in self._at_work), None)
+            sid = next((sid for sid in self._waiting if self._may_begin(sid, writes=writes)), None)
             if sid is None:
                 self._news.clear()
+                await self._news.wait()
                 continue
             chore = self._waiting.pop(sid)
             self._at_work.add(sid)
@@ -145,6 +148,9 @@ class Janitor:
             finally:
                 self._at_work.discard(sid)
                 self._news.set()
+
+    def _may_begin(self, sid: Sid, *, writes: bool) -> bool:
+        return sid not in self._at_work and (writes or not self._waiting[sid].look.writes)
 
     async def do(self, chore: Chore) -> None:
         """One chore, wholly. What goes wrong is counted, and tried again behind another turn."""
@@ -172,24 +178,34 @@ class Janitor:
 
     async def _tell(self, chore: Chore, history: History) -> str:
         """Notes of what is to go; of what went without any, if nothing is to go."""
+        rules, look, settings = chore.ask.caller.rules, chore.look, self._settings
         upto, question = history.view.cut, START
-        if (cut := _due_cut(chore.look, history)) is not None:
+        if (cut := _due_cut(look, history)) is not None:
             upto = place_of(history, cut)
             question = cut.question.place if cut.question is not None else START
         if upto <= history.view.told:
             return "nothing"
-        source = source_of(history, upto)
-        left = self.budget.left(chore.ask.caller.rules)
-        if left is not None and left < source.tokens + self._settings.notes_tokens:
+        notes_tokens = min(settings.notes_tokens, max(look.low // LEAST_SHRINKING, LEAST_NOTES_TOKENS))
+        room = min(settings.source_tokens, self._writer.room(chore.ask, history, notes_tokens))
+        source = source_of(history, upto, low_tokens=look.low, max_tokens=room)
+        if cut is not None and source.upto < upto:  # too much for one request: it is cut now, and told of part by part
+            if not await self._histories.commit_view(history, cut_view(history, cut)):
+                return "raced"
+            source = source_of(history, source.upto, low_tokens=look.low, max_tokens=room)
+        price = source.tokens + notes_tokens
+        left = self.budget.left(rules)
+        if left is not None and left < price:
             return "over_budget"
-        work = await self._begin(history, upto)
+        work = await self._begin(history, source.upto)
         if work is None:
             return "raced"
-        written = await self._write(chore, history, source)
+        self.budget.spend(rules, price)  # before anybody else looks
+        written = await self._write(chore, history, source, notes_tokens)
+        self.budget.spend(rules, (0 if isinstance(written, str) else written.prompt_tokens + written.tokens) - price)
         if isinstance(written, str):
             await self._give_up(chore, history, work)
             return written
-        segment = Segment(source.since, upto, written.text, written.tokens, source.head)
+        segment = Segment(source.since, source.upto, written.text, written.tokens, source.head)
         return await self._commit(history, segment, question)
 
     async def _begin(self, history: History, upto: Place) -> Work | None:
@@ -201,19 +217,18 @@ class Janitor:
         work = Work(secrets.token_hex(8), upto, now + self._settings.work_s, failures)
         return work if await self._histories.commit_view(history, replace(history.view, work=work)) else None
 
-    async def _write(self, chore: Chore, history: History, source: Source) -> Written | str:
+    async def _write(self, chore: Chore, history: History, source: Source, notes_tokens: int) -> Written | str:
         """Or why there are no notes."""
         try:
             async with asyncio.timeout(self._settings.work_s):
-                max_tokens = min(self._settings.notes_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_NOTES_TOKENS))
+                max_tokens = min(notes_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_NOTES_TOKENS))
                 written = await self._writer.write(chore.ask, history, source, max_tokens)
         except (RouterError, TimeoutError) as error:
             log.warning("notes were not written", extra={"why": str(error) or "they took too long"})
             return "failed"
-        self.budget.spend(chore.ask.caller.rules, written.prompt_tokens + written.tokens)
         self.tokens["prompt"] += written.prompt_tokens
         self.tokens["notes"] += written.tokens
-        why = reject(written.text, written.tokens, source.tokens)
+        why = reject(written.text, written.tokens, source.tokens, is_whole=written.is_whole)
         return f"rejected_{why}" if why else written
 
     async def _give_up(self, chore: Chore, history: History, work: Work) -> None:
@@ -261,5 +276,6 @@ RESULTS = (
     "rejected_empty",
     "rejected_refusal",
     "rejected_longer",
+    "rejected_unfinished",
 )
 """What comes of a chore: labels of the compaction counter."""

@@ -11,29 +11,37 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from router.context.compaction import Source
+from router.context.compaction import ANY, Source
 from router.context.history import History
 from router.context.prompt import Incoming
-from router.context.summaries import ask_about, ask_behind, words_of
+from router.context.summaries import ask_about, ask_behind, without_thoughts, words_of
+from router.context.view import Place
 from router.core.errors import WorkerError
-from router.core.tenant import TenantRules
-from router.own_client import OwnClient
+from router.own_client import PATIENT, OwnClient
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Planner, request_of
 from router.sessions.store import Sid
 from router.sides import Dispatch
 from router.wire.answers import Answer, BadAnswer, read_completion
 
-PRIORITY = -100
-"""Nobody waits for notes."""
+FRAME_TOKENS = 300
+"""Of what is asked for, and of templates."""
+
+OF_WINDOW = 0.8
+"""Of a model's window, what a transcript may fill: its tokens were counted by another's tokenizer, or not at all."""
+
+
+LEAST_BYTES_PER_TOKEN = 6
+"""Of notes, more than any tokenizer reaches on average: a model that says they are fewer tokens is not believed."""
 
 
 class Written(NamedTuple):
-    """``prompt_tokens``: read for it."""
+    """``prompt_tokens``: read for it. ``is_whole``: the model had said all when it ended."""
 
     text: str
     tokens: int
     prompt_tokens: int
+    is_whole: bool = True
 
 
 class NoteWriter(Protocol):
@@ -41,11 +49,15 @@ class NoteWriter(Protocol):
         """``ask``: the turn behind which they are written. Raises RouterError."""
         ...
 
+    def room(self, ask: Ask, history: History, max_tokens: int) -> int:
+        """Of a source that one request can tell of, tokens; ``max_tokens``: of the notes."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FleetWriter:
     """``model``: empty for each session's own. ``price``: of one of its tokens, over one of the session's own model;
-    ``cached_price``: of one that is cached."""
+    ``cached_price``: of one that is cached. ``window``: a model's, in tokens; 0: unknown."""
 
     planner: Planner
     dispatch: Dispatch
@@ -53,17 +65,40 @@ class FleetWriter:
     model: str
     price: float
     cached_price: float
+    window: Callable[[str], int]
 
     async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
-        rules = ask.caller.rules
-        model = rules.notes_model or self.model or ask.incoming.model
+        model = self._model(ask)
         price = self.price if model != ask.incoming.model else 1.0
-        if not source.notes and self.cached_price * history.tokens < price * source.tokens:
-            return await self._write_behind(ask, history, source, max_tokens)
+        if not source.notes and self._may_go_behind(ask, history, source.since, max_tokens):
+            is_cheaper = self.cached_price * history.tokens < price * source.tokens
+            if is_cheaper or source.tokens > self._room_for_transcript(model, max_tokens):
+                return await self._write_behind(ask, history, source, max_tokens)
         messages = ask_about(source.notes, source.items, max_tokens)
         incoming = Incoming(model=model, messages=messages, params=note_params(max_tokens))
         apart = History(f"{history.sid}notes", history.owner, "")
         return await self._ask(ask, apart, incoming, "")
+
+    def room(self, ask: Ask, history: History, max_tokens: int) -> int:
+        if self._may_go_behind(ask, history, history.view.told, max_tokens):
+            return ANY
+        return self._room_for_transcript(self._model(ask), max_tokens)
+
+    def _model(self, ask: Ask) -> str:
+        return ask.caller.rules.notes_model or self.model or ask.incoming.model
+
+    def _room_for_transcript(self, model: str, max_tokens: int) -> int:
+        window = self.window(model)
+        return max(round(window * OF_WINDOW) - max_tokens - FRAME_TOKENS, 1) if window else ANY
+
+    def _may_go_behind(self, ask: Ask, history: History, since: Place, max_tokens: int) -> bool:
+        """All that is to be told of stands in the prompt, nothing is open there, and there is room behind it."""
+        last = msgspec.json.decode(history.items[-1].body) if history.items else {}
+        if since < history.view.cut or last.get("role") != "assistant" or last.get("tool_calls"):
+            return False
+        window = self.window(ask.incoming.model)
+        size = history.tokens + history.system.tokens + history.tools.tokens + max_tokens + FRAME_TOKENS
+        return not window or size <= window
 
     async def _write_behind(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
         left = [item for item in history.items if item.place > source.upto]
@@ -89,9 +124,8 @@ class FleetWriter:
         )
         plan = self.planner.plan(own, history, history.turns + 1)
         client = OwnClient()
-        rules: TenantRules = msgspec.structs.replace(ask.caller.rules, priority=PRIORITY)
         request = request_of(own, affinity_key(Sid(sid)) if sid else None, plan)
-        await self.dispatch.dispatch(request, client, own.started_at, rules)
+        await self.dispatch.dispatch(request, client, own.started_at, PATIENT)
         return _written(client)
 
 
@@ -107,8 +141,9 @@ def _written(client: OwnClient) -> Written:
 
 def read_notes(answer: Answer, prompt_tokens: int) -> Written:
     """``prompt_tokens``: what the model read for them."""
-    text = words_of({**answer.message, "tool_calls": None}).strip()
-    return Written(text, answer.completion_tokens or len(text) // 4, prompt_tokens)
+    text = without_thoughts(words_of({**answer.message, "tool_calls": None}))
+    tokens = max(answer.completion_tokens, len(text.encode()) // LEAST_BYTES_PER_TOKEN)
+    return Written(text, tokens, max(prompt_tokens, 0), is_whole=answer.finish_reason != "length")
 
 
 def note_params(max_tokens: int) -> dict[str, object]:

@@ -80,7 +80,8 @@ class Recaller:
         finally:
             self._observe(self._clock() - began_at)
         bytes_per_token = self._bytes_per_token(ask.incoming.model)
-        text = _compose(_found(history, numbers), question, self._rules.max_tokens * bytes_per_token, _shown(history))
+        max_bytes = round(self._rules.max_tokens * bytes_per_token)
+        text = compose(_found(history, numbers), question, max_bytes, _shown(history))
         self.results["found" if text else "nothing"] += 1
         if not text:
             return None
@@ -95,6 +96,9 @@ class Recaller:
             gone = (item for item in left if item.number > newest)
             while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
                 await self._index.add(sid, history.owner, sorted(passages))
+                if history.is_deleted:  # meanwhile: what was added behind its back goes, too
+                    await self._index.forget(sid, history.owner)
+                    return
             history.indexed = history.view.cut.number
         except IndexUnavailable as error:
             self.index_failures += 1
@@ -113,14 +117,6 @@ class Recaller:
 def _key(history: History) -> Sid:
     """Other replicas' mirrors are not told of a session that is deleted: one that has its name later has another key."""
     return Sid(f"{history.sid}.{history.generation}")
-
-
-def _compose(found: Sequence[Found], question: str, max_bytes: float, shown: set[int]) -> str:
-    """Many scripts have characters of several bytes: then it is fewer of them."""
-    max_chars = round(max_bytes)
-    while (size := len((text := compose(found, question, max_chars, shown)).encode())) > max_bytes:
-        max_chars = int(max_chars * max_bytes / size)
-    return text
 
 
 def _question(message: Message) -> str:

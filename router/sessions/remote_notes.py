@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-from router.context.compaction import Source
+from router.context.compaction import ANY, Source
 from router.context.history import History
 from router.context.summaries import ask_about
 from router.core.errors import WorkerError
@@ -17,6 +17,10 @@ from router.sessions.plans import Ask
 from router.wire.answers import BadAnswer, read_completion
 
 MAX_REPLY_BYTES = 1 << 20
+
+
+class _Unusable(Exception):
+    """The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,15 @@ class RemoteWriter:
         }
         try:
             answer = read_completion(await self._post(msgspec.json.encode(body)))
-        except (ClientError, TimeoutError, BadAnswer) as error:
+        except (ClientError, TimeoutError, BadAnswer, _Unusable) as error:
             raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
         usage: dict[str, Any] = answer.usage or {}
         prompt_tokens = usage.get("prompt_tokens")
         return read_notes(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
+
+    def room(self, ask: Ask, history: History, max_tokens: int) -> int:  # noqa: ARG002
+        """What configuration allows: nobody says how long its prompts may be."""
+        return ANY
 
     async def _post(self, body: bytes) -> bytes:
         """One connection for one request: notes are seldom, and nothing is left to be closed."""
@@ -51,7 +59,15 @@ class RemoteWriter:
         timeout = ClientTimeout(total=self.timeout_s)
         async with (
             ClientSession(connector=TCPConnector(limit=1), timeout=timeout) as session,
-            session.post(f"{self.url.rstrip('/')}/chat/completions", data=body, headers=headers) as reply,
+            session.post(
+                f"{self.url.rstrip('/')}/chat/completions", data=body, headers=headers, allow_redirects=False
+            ) as reply,
         ):
-            reply.raise_for_status()
-            return await reply.content.read(MAX_REPLY_BYTES)
+            if reply.status != 200:
+                raise _Unusable(f"it answered {reply.status}")
+            answer = bytearray()
+            async for part in reply.content.iter_any():
+                answer += part
+                if len(answer) > MAX_REPLY_BYTES:
+                    raise _Unusable(f"it answered more than {MAX_REPLY_BYTES} bytes")
+            return bytes(answer)

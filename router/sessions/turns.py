@@ -46,6 +46,9 @@ from router.wire.answers import BadAnswer
 CUTS = 2
 """Of one turn's history: the second where the view was changed by another in between."""
 
+THOUGHTLESS = 2.0
+"""Times what an answer's bytes make, the most tokens that it can be."""
+
 SAVING_S = 0.5
 """How long an answer that is whole may take to be kept when its client has left."""
 
@@ -393,8 +396,7 @@ class Turns:
         kept = _read_answer(door, held)
         bytes_per_token = self._planner.bytes_per_token(ask.incoming.model)
         drafts = [
-            Draft(Kind.MESSAGE, message, kept.tokens or round(len(message) / bytes_per_token))
-            for message in kept.messages
+            Draft(Kind.MESSAGE, message, _tokens_of(message, kept.tokens, bytes_per_token)) for message in kept.messages
         ]
         entries = self.histories.encode(history, drafts, claim.turn, ends=True)
         note = msgspec.structs.replace(plan.note, note=msgspec.Raw(door.note()))
@@ -454,6 +456,12 @@ def _read_answer(door: Door, held: HeldClient) -> Kept:
         return door.kept()
     except BadAnswer:
         raise WorkerError("the worker's answer cannot be understood") from None
+
+
+def _tokens_of(message: bytes, told: int, bytes_per_token: float) -> int:
+    """``told``: by its worker; 0: it did not. Far more than its bytes make are thoughts, which no later prompt has."""
+    estimate = len(message) / bytes_per_token
+    return told if 0 < told <= THOUGHTLESS * estimate else round(estimate)
 
 
 def _require_same(ask: Ask, repeated: Repeated) -> TurnNote:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from router.context.history import History
+from router.context.messages import has_media
 from router.core.record import Record
 from router.sessions.janitor import Janitor
 from router.sessions.plans import Ask, Plan
@@ -35,10 +36,10 @@ class Upkeep:
     counts: Counts
 
     async def count(self, ask: Ask) -> Ask:
-        """With the tokens of its messages and tools, where they can be told and not only estimated, and of what is of this turn
-        alone."""
+        """With the tokens of its messages and tools, where they can be told and not only estimated by their bytes, which says
+        nothing of an image; and of what is of this turn alone."""
         incoming, is_exact = ask.incoming, self.counts.is_exact(ask.incoming.model)
-        own = list(incoming.messages) if is_exact else []
+        own = list(incoming.messages) if is_exact or any(map(has_media, incoming.messages)) else []
         tools = _as_messages(incoming.tools) if is_exact else []
         turn = [*incoming.turn_system, *_as_messages(incoming.turn_tools)]
         if not (own or tools or turn):

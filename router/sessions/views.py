@@ -44,10 +44,11 @@ class Due(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What the janitor is to keep: from ``high`` on the history is cut, down to ``low``."""
+    """What the janitor is to keep: from ``high`` on the history is cut, down to ``low``. ``writes``: notes, which take long."""
 
     low: int
     high: int
+    writes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,8 @@ class Views:
         tells = traits.tells and history.view.told < history.view.cut
         indexes = traits.recalls and history.indexed < history.view.cut.number
         is_high = history.tokens >= marks.high
-        return Look(marks.low, marks.high) if is_high or tells or indexes else None
+        writes = tells or (traits.tells and is_high)
+        return Look(marks.low, marks.high, writes) if is_high or tells or indexes else None
 
     def _wishes(self, ask: Ask, history: History) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""

@@ -72,3 +72,8 @@ def test_a_cold_prefix_is_cut_where_a_warm_one_is_carried_on() -> None:
 
 def test_notes_that_cost_more_than_they_spare_are_not_written() -> None:
     assert not is_worth_it(500, 0, Prices(1.0, 0.1, notes=10_000.0), 5.0, is_warm=False)
+
+
+def test_a_high_mark_that_is_wished_alone_is_kept() -> None:
+    assert set_marks(0, 8_000, 120_000, 340.0, Prices(1.0, 0.1)) == (4_000, 8_000, 120_000)
+    assert set_marks(0, 3_000, 1 << 40, 340.0, Prices(1.0, 0.1))[:2] == (1_500, 3_000)

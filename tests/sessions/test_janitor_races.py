@@ -90,7 +90,7 @@ async def test_two_janitors_that_begin_at_once_write_notes_once(site: Site) -> N
     chore = await site.pile_up(one)
     await asyncio.gather(*(replica.turns.upkeep.janitor.do(chore) for replica in (one, two)))
     assert len(writers[0].sources) + len(writers[1].sources) == 1
-    assert sorted([*results(one), *results(two)]) == ["raced", "told"]
+    assert sorted([*results(one), *results(two)]) in (["raced", "told"], ["nothing", "told"])
     assert len((await site.require_whole(6)).view.segments) == 1
 
 

@@ -709,7 +709,7 @@ async def test_the_answer_weighs_what_the_worker_counted() -> None:
     desk = Desk()
 
     async def count(request: Request, client: Client, record: Record) -> None:
-        choice = {"index": 0, "message": said("yes"), "finish_reason": "stop"}
+        choice = {"index": 0, "message": said("yes " * 60), "finish_reason": "stop"}
         body = json.dumps({"choices": [choice], "usage": {"completion_tokens": 77}}).encode()
         await client.answer(Reply(200, {}, body, is_stream=False), record)
 

@@ -17,8 +17,11 @@ from router.context.prompt import Incoming
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import View, Wishes
 from router.core.errors import ContextTooLong, RouterError, SessionFull, SessionNotFound, WorkerError
-from router.core.request import Tenant
-from router.core.tenant import make_caller
+from router.core.record import Record
+from router.core.reply import Reply
+from router.core.request import Request, Tenant
+from router.core.tenant import TenantRules, make_caller
+from router.own_client import PATIENT
 from router.sessions.chat_requests import read_chat
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
@@ -27,7 +30,8 @@ from router.sessions.notes import FleetWriter, Written
 from router.sessions.plans import Ask
 from router.sessions.store import NOTHING, Sid
 from router.sessions.views import Look
-from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, user
+from router.sides import Client
+from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, FakeDispatch, user
 from tests.sessions.upkeep import FakeWriter, SlowWriter, WordIndex, upkeep_of
 
 LONG = "x" * 400
@@ -615,10 +619,133 @@ async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() ->
     desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
-    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0)
+    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
     ask = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
     source = source_of(history, history.items[5].place)
     written = await writer.write(ask, history, source, 50)
     assert written.text.startswith("to ")
     with pytest.raises(SessionFull):
         await desk.take(user("more"))
+
+
+async def test_notes_on_what_the_prompt_has_no_more_are_made_of_a_transcript() -> None:
+    desk = Desk(window=900, strategy="summary", high_tokens=10_000)
+    await pile_up(desk, 6)
+    history = await history_of(desk)
+    assert history.view.cut > history.view.told, "cut in a turn, and not told of"
+    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    await writer.write(desk.ask(asked("next")), history, source_of(history, history.view.cut), 50)
+    sent = desk.dispatch.sent()
+    assert sent[0]["role"] == "system"
+    assert "user said: 0 x" in str(sent[1]["content"])
+
+
+async def test_notes_are_not_asked_for_behind_a_call_that_is_open() -> None:
+    desk = Desk(strategy="none")
+    await pile_up(desk, 2)
+    history = await history_of(desk)
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    body = msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [call]})
+    history.items[-1] = history.items[-1]._replace(body=body)
+    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
+    assert desk.dispatch.sent()[0]["role"] == "system", "a transcript"
+
+
+def asked(text: str) -> Incoming:
+    return read_chat(json.dumps({"model": "m", "messages": [user(text)]}).encode(), ACME, LIMITS)
+
+
+async def test_notes_count_against_no_limit_of_their_tenant() -> None:
+    told = []
+
+    class Asked(FakeDispatch):
+        async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None:
+            told.append(rules)
+            await super().dispatch(request, client, started_at, rules)
+
+    desk = Desk(strategy="none")
+    await pile_up(desk, 2)
+    history = await history_of(desk)
+    writer = FleetWriter(desk.turns._planner, Asked(desk.points), desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
+    assert told == [PATIENT]
+
+
+async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_by_part() -> None:
+    writer = FakeWriter(["one", "two", "three"])
+    desk = summary_desk(writer, source_tokens=450)
+    await talk(desk, 6)
+    assert all(source.tokens <= 450 for source in writer.sources)
+    assert results(desk)["pending"] == len(writer.sources), "what was cut already"
+    for _ in range(3):
+        await desk.take(user("next"))
+        await clean(desk)
+    history = await history_of(desk)
+    assert history.view.told == history.view.cut
+    numbers = [item.number for source in writer.sources for item in source.items]
+    assert numbers == [item.number for item in history.items[: history.start]], "each once"
+
+
+async def test_notes_that_take_more_than_their_share_are_made_into_one() -> None:
+    writer = FakeWriter(["n" * 70])
+    desk = summary_desk(writer, low_tokens=120, high_tokens=600)
+    await talk(desk, 16)
+    assert any(source.notes for source in writer.sources), "notes of notes"
+    assert len((await history_of(desk)).view.ready) <= 3
+
+
+async def test_a_history_that_takes_no_notes_does_not_wait_for_those_that_do() -> None:
+    writer = SlowWriter()
+    desk = summary_desk(writer, strategy="hybrid")
+    await pile_up(desk, 6)
+    janitor = desk.turns.upkeep.janitor
+    runs = [asyncio.create_task(janitor.run()), asyncio.create_task(janitor.run(writes=False))]
+    await writer.asked.wait()
+    other = Sid("other")
+    for number in range(6):
+        await desk.take(user(f"{number} {LONG}"), sid=other, context=Wishes(strategy="window"))
+    while not results(desk):
+        await asyncio.sleep(0)
+    assert results(desk) == {"cut": 1}
+    writer.go.set()
+    while len(results(desk)) < 2:
+        await asyncio.sleep(0)
+    for run in runs:
+        run.cancel()
+    await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def test_a_view_that_cannot_be_read_is_as_none() -> None:
+    desk = window_desk()
+    await talk(desk, 6)
+    await damage_view(desk, b"[]")
+    fresh = window_desk(store=desk.store)
+    await fresh.take(user("and"))
+    assert len(shown(fresh)) == 13
+
+
+async def damage_view(desk: Desk, view: bytes) -> None:
+    history = await history_of(desk)
+    assert await desk.store.commit_view(SID, ACME.rules.tenant, history.generation, history.epoch, view)
+
+
+async def test_an_image_is_not_counted_by_its_bytes() -> None:
+    desk = window_desk(window=900, high_tokens=10_000)
+    image = {"type": "image_url", "image_url": {"url": "data:," + "x" * 40_000}}
+    await desk.take({"role": "user", "content": [{"type": "text", "text": "see"}, image]})
+    assert (await history_of(desk)).items[0].tokens < 100
+
+
+async def test_thoughts_are_not_counted_since_no_prompt_has_them() -> None:
+    desk = Desk(strategy="none")
+
+    async def think(request: Request, client: Client, record: Record) -> None:
+        message = {"role": "assistant", "content": "yes", "reasoning_content": "hm " * 1000}
+        body = {"id": "c", "created": 1, "model": "m", "choices": [{"index": 0, "message": message}]}
+        usage = {"prompt_tokens": 5, "completion_tokens": 1002}
+        await client.answer(Reply(200, {}, msgspec.json.encode(body | {"usage": usage}), is_stream=False), record)
+
+    desk.dispatch.scripts.append(think)
+    await desk.take(user("so?"), stream=False)
+    assert (await history_of(desk)).items[1].tokens < 20

@@ -21,6 +21,7 @@ from router.sessions.recaller import Recaller, RecallRules
 from router.sessions.store import Sid
 from router.sessions.upkeep import Counts, Upkeep
 from router.sessions.views import ContextRules, Lookups, Views
+from router.tokens.texts import own_text
 
 
 class FakeWriter:
@@ -36,6 +37,9 @@ class FakeWriter:
         if isinstance(text, Exception):
             raise text
         return Written(text, max(len(text) // 4, 1), source.tokens)
+
+    def room(self, ask: Ask, history: History, max_tokens: int) -> int:
+        return 1 << 40
 
 
 class SlowWriter(FakeWriter):
@@ -84,7 +88,7 @@ class Estimates:
         return False
 
     async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-        raise AssertionError(model)
+        return [len(own_text(message).text) // 4 for message in messages]
 
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
@@ -102,6 +106,7 @@ def upkeep_of(
     cached: float = 1e9,
     idle_s: float = 60.0,
     max_waiting: int = 100,
+    source_tokens: int = 1 << 40,
     **wishes: Any,
 ) -> Upkeep:
     """``wishes``: everybody's; without any, histories are sent whole."""
@@ -116,6 +121,13 @@ def upkeep_of(
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
     recaller = Recaller(recall, index or NoIndex(), bytes_per_token, clock, lambda _seconds: None)
     histories.on_deleted = recaller.forget
-    settings = JanitorSettings(max_waiting=max_waiting, work_s=60.0, retry_s=10.0, notes_tokens=20, tokens_per_day=0)
+    settings = JanitorSettings(
+        max_waiting=max_waiting,
+        work_s=60.0,
+        retry_s=10.0,
+        notes_tokens=20,
+        source_tokens=source_tokens,
+        tokens_per_day=0,
+    )
     janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
     return Upkeep(views, recaller, janitor, counts or Estimates())

@@ -13,14 +13,12 @@ import msgspec
 from router.core.errors import RouterError
 from router.core.request import Route
 from router.core.tenant import EVERYBODY, Caller, TenantRules
-from router.own_client import OwnClient
+from router.own_client import PATIENT, OwnClient
 from router.recall.embedders.replies import read_vectors
 from router.recall.index import IndexUnavailable
 from router.sides import Dispatch
 from router.wire.requests import parse_request
 
-PATIENT: TenantRules = msgspec.structs.replace(EVERYBODY, priority=-100)
-"""Of texts that are indexed: nobody waits for them. A client waits for a question's vector."""
 MAX_TEXT_CHARS = 2000
 """What is sent of a text; a model that cannot read so much is told to cut it itself."""
 TIMEOUT_S = 5.0
