@@ -29,7 +29,7 @@ from bench.context_client import (
     system_message,
 )
 from bench.dialogues import Count, Turn
-from bench.scripted_summariser import SUMMARY_TOKENS, summarising
+from bench.scripted_summariser import SUMMARY_TOKENS, Summariser, summarising
 from bench.verdict import ServedRouter, served
 
 KEEPERS: Mapping[str, Keep] = {
@@ -74,6 +74,24 @@ class Found(NamedTuple):
 
 async def run(plan: Plan, way: str, marks: Marks) -> Found:
     """All conversations at once. Raises RuntimeError where something does not start or answers wrongly."""
+    async with standing(plan, way, marks) as (http, router, summariser):
+        setting = setting_of(plan, router)
+        async with asyncio.TaskGroup() as tasks:
+            talks = [
+                tasks.create_task(converse(http, setting, sender_of(plan, way, marks, number), turns))
+                for number, turns in enumerate(plan.conversations)
+            ]
+        series = await series_of(http, router)
+        return Found([talk.result() for talk in talks], summariser.tokens, summariser.calls, series)
+
+
+def setting_of(plan: Plan, router: ServedRouter) -> Setting:
+    return Setting(router.url, plan.model, plan.system, plan.window, plan.count, plan.pause_s)
+
+
+@asynccontextmanager
+async def standing(plan: Plan, way: str, marks: Marks) -> AsyncIterator[tuple[ClientSession, ServedRouter, Summariser]]:
+    """All that a run needs, cold. Raises RuntimeError where something does not start."""
     async with AsyncExitStack() as stack:
         state_dir = stack.enter_context(tempfile.TemporaryDirectory())
         workers = [plan.worker] if plan.worker else await stack.enter_async_context(simulated(plan))
@@ -84,14 +102,7 @@ async def run(plan: Plan, way: str, marks: Marks) -> Found:
             ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout(600), read_bufsize=1 << 22)
         )
         await _all_up(http, router, len(workers))
-        setting = Setting(router.url, plan.model, plan.system, plan.window, plan.count, plan.pause_s)
-        async with asyncio.TaskGroup() as tasks:
-            talks = [
-                tasks.create_task(converse(http, setting, _sender(plan, way, marks, number), turns))
-                for number, turns in enumerate(plan.conversations)
-            ]
-        series = await _series(http, router)
-        return Found([talk.result() for talk in talks], summariser.tokens, summariser.calls, series)
+        yield http, router, summariser
 
 
 def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[str, str]:
@@ -114,11 +125,16 @@ def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[
     }
 
 
-def _sender(plan: Plan, way: str, marks: Marks, number: int) -> Sender:
+def sender_of(plan: Plan, way: str, marks: Marks, number: int) -> Sender:
     system = system_message(plan.system)
     if way.startswith(SESSION):
-        return SessionSender(system, f"conversation-{number}")
+        return SessionSender(system, name_of(number))
     return HistorySender(system, KEEPERS[way], marks)
+
+
+def name_of(number: int) -> str:
+    """Of a conversation's session."""
+    return f"conversation-{number}"
 
 
 @asynccontextmanager
@@ -153,7 +169,7 @@ async def _all_up(http: ClientSession, router: ServedRouter, workers: int) -> No
             await asyncio.sleep(0.05)
 
 
-async def _series(http: ClientSession, router: ServedRouter) -> dict[str, float]:
+async def series_of(http: ClientSession, router: ServedRouter) -> dict[str, float]:
     """What the router says of its contexts, where it says anything."""
     async with http.get(f"{router.admin_url}/metrics") as answer:
         lines = (await answer.text()).splitlines()

@@ -403,6 +403,16 @@ async def test_what_is_recalled_is_no_more_than_its_bound() -> None:
     assert 0 < len(block) <= 100 * 4
 
 
+async def test_what_is_recalled_is_bounded_by_its_tokens_in_any_script() -> None:
+    desk = recall_desk(WordIndex())
+    for number in range(8):
+        await desk.take(user(f"{number} {'窓に収まる' * 30}"))
+        await clean(desk)
+    await desk.take(user("0 1 2 3"))
+    block = shown(desk)[-1].split("\n\n0 1 2 3")[0]
+    assert 50 * 4 < len(block.encode()) <= 100 * 4
+
+
 async def test_what_the_prompt_has_beside_an_earlier_question_is_not_recalled_again() -> None:
     desk = recall_desk(WordIndex())
     await desk.take(user(f"my cat is called Mimi {LONG}"))
