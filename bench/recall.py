@@ -28,8 +28,9 @@ import numpy as np
 from bench.verdict import conclude, percentile
 from router.core.request import Sid, Tenant
 from router.recall.embedders.onnx import OnnxEmbedder
+from router.recall.fusion import Weights
 from router.recall.index import Passage
-from router.recall.sqlite import IndexLimits, SqliteIndex, Weights
+from router.recall.sqlite import IndexLimits, SqliteIndex
 
 SEED = 20
 OWNER = Tenant("ann")

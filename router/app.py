@@ -150,7 +150,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
     state_metrics = StateMetrics(registry)
-    lookups = Lookups(fleet.window, counts.total, routing.cached_tokens)
+    lookups = Lookups(fleet.window, counts.total, counts.is_exact, routing.cached_tokens)
     state = await build_state(
         config,
         dispatcher,
@@ -213,7 +213,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(StateCollector(state.turns, state.store, state.watch))
     registry.register(
         ContextCollector(
-            state.turns.upkeep, config.context.max_waiting, lambda: keys.gate.keyring.rules if keys else (EVERYBODY,)
+            state.turns.upkeep,
+            state.index.index,
+            config.context.max_waiting,
+            lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
         )
     )
     registry.register(BackgroundCollector(background.failures, keeper.failures))

@@ -27,6 +27,7 @@ TASKS = (
     "claims",
     "journal",
     "expiry",
+    "recall_expiry",
     "store",
     "janitor",
 )

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -548,12 +549,26 @@ class ContextConfig(Section, frozen=True):
     )
     janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that it looks at at once.")] = 4
     recall_index: Annotated[
-        Literal["sqlite", "memory", "none"],
+        str,
         Meta(
-            description="Where what left prompts is searched: a file in the state directory, which may be deleted and is made "
-            "again; memory, also where the store is in memory or encrypted; or nowhere."
+            description="Where what left prompts is searched: sqlite, a file in the state directory, which may be deleted and "
+            "is made again; memory, also for sqlite where the store is in memory or encrypted; "
+            "postgresql://USER@HOST:PORT/DATABASE, which routers share; or none.",
+            extra=_SECRET,
         ),
     ] = "sqlite"
+    recall_connections: Annotated[
+        int, Meta(ge=1, le=1000, description="Connections to PostgreSQL, where that is the index; other calls wait.")
+    ] = 8
+    recall_lifetime_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Seconds that a session stays in the index behind the last that left its prompt; if more leaves it "
+            "later, all is indexed again; 0: for ever.",
+        ),
+    ] = 2_592_000.0
     embed_model: Annotated[
         str,
         Meta(
@@ -574,6 +589,10 @@ class ContextConfig(Section, frozen=True):
     recall_timeout_s: Annotated[
         float, Meta(gt=0, le=10, description="Seconds that a search may take; beyond, the question goes alone.")
     ] = 0.1
+
+    @property
+    def recall_in_postgres(self) -> bool:
+        return self.recall_index.startswith(("postgresql://", "postgres://"))
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony")
@@ -865,8 +884,30 @@ def _check_across(config: Config) -> None:
         )
     if not is_loopback(config.admin.host) and not config.admin.token:
         raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+    _check_recall(config)
     _check_tokenizers(config)
     _check_auth(config)
+
+
+def _check_recall(config: Config) -> None:
+    """A database that others reach is no place for what is encrypted elsewhere, nor for sessions that end with a process."""
+    if config.context.recall_index in ("sqlite", "memory", "none"):
+        return
+    try:
+        hosts = urlsplit(config.context.recall_index).netloc.rpartition("@")[2].split(",")
+        has_ports = all(urlsplit(f"//{host}").port != 0 for host in hosts)
+    except ValueError:
+        has_ports = False
+    if not (config.context.recall_in_postgres and has_ports):
+        raise ConfigError(
+            "context.recall_index=***: must be sqlite, memory, none, or postgresql://USER@HOST:PORT/DATABASE"
+        )
+    if config.sessions.encryption_secret or config.sessions.encryption_secret_file:
+        raise ConfigError(
+            "context.recall_index=***: must not be PostgreSQL together with sessions.encryption_secret: it holds texts in clear"
+        )
+    if config.sessions.store.startswith("memory:"):
+        raise ConfigError("context.recall_index=***: must not be PostgreSQL together with sessions.store='memory://'")
 
 
 def _check_tokenizers(config: Config) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from router.core.tenant import TenantRules
 from router.families import counter
+from router.indexes import MeasuredIndex
 from router.sessions.upkeep import Upkeep
 
 RECALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -37,8 +38,11 @@ class ContextMetrics:
 class ContextCollector(Collector):
     """``tenants``: those that are configured."""
 
-    def __init__(self, upkeep: Upkeep, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]) -> None:
+    def __init__(
+        self, upkeep: Upkeep, index: MeasuredIndex, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]
+    ) -> None:
         self._upkeep = upkeep
+        self._index = index
         self._max_waiting = max_waiting
         self._tenants = tenants
 
@@ -61,6 +65,15 @@ class ContextCollector(Collector):
         yield counter(
             "recalls", "Searches for what left a prompt, by outcome.", self._upkeep.recaller.results, "outcome"
         )
+        yield CounterMetricFamily(
+            "warmroute_recalls_by_words_alone",
+            "Searches whose question was not embedded in time.",
+            self._index.searches_without_meaning,
+        )
+        yield GaugeMetricFamily(
+            "warmroute_recall_calls", "Calls that the index is at, or that wait for it.", self._index.pending
+        )
+        yield GaugeMetricFamily("warmroute_max_recall_calls", "How many there may be.", self._index.max_pending)
         yield GaugeMetricFamily(
             "warmroute_context_hit_ratio",
             "Share of what earlier turns had that workers had cached, as the cost of carrying is reckoned.",

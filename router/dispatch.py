@@ -19,6 +19,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.deaths import Deaths
 from router.core.errors import (
@@ -40,6 +42,7 @@ from router.core.tenant import EVERYBODY, TenantRules
 from router.resumption import CAUSES, Resumer, ResumptionRules
 from router.routing import Refusal, Routing
 from router.sides import Admission, Client, Upstream
+from router.wire.refusals import with_known_code
 from router.wire.sse import DIALECTS, EventWatch, read_error, read_usage
 from router.wire.transcript import Kept, Transcript
 
@@ -243,6 +246,8 @@ class Dispatcher:
                 if end in CAUSES:
                     return _Break(member, end, watch)
             else:
+                if reply.status == 400:
+                    reply = msgspec.structs.replace(reply, body=with_known_code(reply.body))
                 end = StreamEnd.DONE
                 usage = read_usage(reply.body) if reply.status == 200 else None
                 await client.answer(reply, record)

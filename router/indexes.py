@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from router.config import Config, ConfigError, ContextConfig, read_secret
 from router.recall.index import Embedder, IndexUnavailable, RecallIndex
 from router.recall.nothing import NoIndex
-from router.recall.sqlite import SqliteIndex
+from router.recall.sqlite import IndexLimits, SqliteIndex
 from router.stores import NO_STORE, state_dir
 
 INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
@@ -16,10 +17,31 @@ INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
 Close = Callable[[], Awaitable[None]]
 
 
+SEARCH_SHARE, EMBED_SHARE = 0.8, 0.4
+"""Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So words alone decide
+where a query is not embedded in time, and it is the index that gives up first, and sees that its server does not answer."""
+
+
+class MeasuredIndex(RecallIndex, Protocol):
+    """``pending``: calls that it is at, or that wait for it, of ``max_pending``. ``searches_without_meaning``: those that went
+    by words alone, since their query was not embedded in time."""
+
+    @property
+    def pending(self) -> int: ...
+
+    @property
+    def max_pending(self) -> int: ...
+
+    @property
+    def searches_without_meaning(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class OpenedIndex:
-    index: RecallIndex
+    index: MeasuredIndex
     closes: tuple[Close, ...] = ()
+    sweep: Callable[[], Awaitable[None]] | None = None
+    """Deletes what has expired; None where nothing does."""
 
     async def aclose(self) -> None:
         for close in self.closes:
@@ -31,6 +53,8 @@ async def open_index(config: Config) -> OpenedIndex:
     sessions, context = config.sessions, config.context
     if sessions.store == NO_STORE or context.recall_index == "none":
         return OpenedIndex(NoIndex())
+    if context.recall_in_postgres:
+        return await _open_postgres(context)
     is_sealed = bool(sessions.encryption_secret or sessions.encryption_secret_file)
     path = IN_MEMORY
     if context.recall_index == "sqlite" and not is_sealed and not sessions.store.startswith("memory"):
@@ -42,10 +66,35 @@ async def open_index(config: Config) -> OpenedIndex:
         path = str(directory / INDEX_FILE)
     embedder, close = await _open_embedder(context)
     try:
-        index = await SqliteIndex.open(path, embedder)
+        index = await SqliteIndex.open(path, embedder, _sqlite_limits(context))
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
-    return OpenedIndex(index, (index.close, *([close] if close else [])))
+    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep)
+
+
+def _sqlite_limits(context: ContextConfig) -> IndexLimits:
+    return IndexLimits(
+        lifetime_s=context.recall_lifetime_s,
+        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
+        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
+    )
+
+
+async def _open_postgres(context: ContextConfig) -> OpenedIndex:
+    """A server that is away is no reason not to start. Raises ConfigError."""
+    try:
+        from router.recall.postgres import PostgresIndex, PostgresLimits
+    except ImportError:
+        raise ConfigError("context.recall_index=***: PostgreSQL needs the package of warmroute[postgres]") from None
+    embedder, close = await _open_embedder(context)
+    limits = PostgresLimits(
+        max_connections=context.recall_connections,
+        search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
+        embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
+        lifetime_s=context.recall_lifetime_s,
+    )
+    index = PostgresIndex(context.recall_index, embedder, limits)
+    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep)
 
 
 async def _open_embedder(context: ContextConfig) -> tuple[Embedder | None, Close | None]:

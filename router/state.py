@@ -16,6 +16,7 @@ from router.context_metrics import ContextMetrics
 from router.core.request import SessionKey
 from router.core.worker import WorkerName
 from router.indexes import OpenedIndex, open_index
+from router.recall.index import IndexUnavailable
 from router.server.conversation_pages import ConversationPages
 from router.server.data import body_limits
 from router.server.response_pages import ResponsePages
@@ -63,7 +64,9 @@ class State:
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:
-            tasks.append(background.start("expiry", partial(_sweep, self.store.sweep)))
+            tasks.append(background.start("expiry", partial(_sweep, partial(self.store.sweep, SWEPT_AT_ONCE))))
+        if self.index.sweep is not None:
+            tasks.append(background.start("recall_expiry", partial(_sweep, self.index.sweep)))
         try:
             yield
         finally:
@@ -75,12 +78,12 @@ class State:
             await self.index.aclose()
 
 
-async def _sweep(sweep: Callable[[int], Awaitable[int]]) -> None:
+async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:
     """Until cancelled."""
     while True:
         try:
-            await sweep(SWEPT_AT_ONCE)
-        except StoreUnavailable as error:
+            await sweep()
+        except (StoreUnavailable, IndexUnavailable) as error:
             log.warning("what has expired was not deleted", extra={"why": str(error)})
         await asyncio.sleep(EXPIRY_S)
 

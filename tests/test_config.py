@@ -125,6 +125,7 @@ def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
         "sessions.secret",
         "sessions.encryption_secret",
         "context.notes_api_key",
+        "context.recall_index",
         "context.embed_api_key",
     ]
     for key in secrets:
@@ -283,3 +284,56 @@ def test_the_environment_names_a_model_as_it_is_written() -> None:
     }
     with pytest.raises(ConfigError, match="WARMROUTE_MODELS__M__TOKENISER: no such setting"):
         load_config(None, {"WARMROUTE_MODELS__M__TOKENISER": "worker"}, {})
+
+
+POSTGRES = "postgresql://router:hunter2@db.internal/recall"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "sqlite",
+        "memory",
+        "none",
+        POSTGRES,
+        POSTGRES.replace("postgresql", "postgres"),
+        "postgresql://one:5432,[::1]:5433/recall",
+        "postgresql:///recall?host=/run/postgresql",
+    ],
+)
+def test_recall_may_be_indexed_in_a_file_in_memory_in_postgresql_or_nowhere(index: str) -> None:
+    context = load_config(None, {}, {"context.recall_index": index}).context
+    assert context.recall_in_postgres == ("://" in index)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "",
+        "file",
+        "mysql://router:hunter2@db/recall",
+        "sqlite:///recall.db",
+        "postgresql://router:hunter2@db:port/recall",
+        "postgresql://router:hunter2@[::1/recall",
+        "postgresql://router:hunter2@one:5432,two:0/recall",
+    ],
+)
+def test_what_is_no_index_of_recall_is_refused_and_not_quoted(index: str) -> None:
+    with pytest.raises(ConfigError, match=r"context\.recall_index=\*\*\*: must be sqlite") as raised:
+        load_config(None, {}, {"context.recall_index": index})
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sessions.encryption_secret", "a secret of some length"),
+        ("sessions.encryption_secret_file", "/secret"),
+        ("sessions.store", "memory://"),
+    ],
+)
+def test_postgresql_indexes_neither_what_is_encrypted_nor_what_ends_with_the_process(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="must not be PostgreSQL together with sessions") as raised:
+        load_config(None, {}, {"context.recall_index": POSTGRES, key: value})
+    assert "hunter2" not in str(raised.value)
+    assert value not in str(raised.value) or value == "memory://"

@@ -16,10 +16,12 @@ MAX_SEGMENTS = 8
 
 
 class Source(NamedTuple):
-    """What notes are to be made of: other notes, which they replace, and items. ``since``: behind which they tell."""
+    """What notes are to be made of: other notes, which they replace, and items. ``since``: behind which they tell; ``head``:
+    the log's, as it was read."""
 
     since: Place
     upto: Place
+    head: int
     notes: Sequence[Segment]
     items: Sequence[Item]
 
@@ -58,15 +60,15 @@ def source_of(history: History, upto: Place) -> Source:
     view = history.view
     notes = view.ready if len(view.ready) >= MAX_SEGMENTS else ()
     items = [item for item in history.items if view.told < item.place <= upto]
-    return Source(notes[0].since if notes else view.told, upto, notes, items)
+    return Source(notes[0].since if notes else view.told, upto, history.head, notes, items)
 
 
 def with_notes(history: History, segment: Segment, question: Place) -> View | None:
     """There are notes now. If the history was not cut meanwhile, it is cut where they end, with that ``question`` kept; if it
     was, they wait for the next cut, since a prompt that changes once more is computed once more. None: others have told of
-    it."""
+    it, or something that they tell of was deleted."""
     view = replace(history.view, work=None)
-    if segment.upto <= view.told:
+    if segment.upto <= view.told or segment.since > view.told or history.is_outdated(segment):
         return None
     waiting = replace(view, pending=[*view.pending, segment])
     if segment.upto <= view.cut:

@@ -13,11 +13,13 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
-from router.context.entry import BadEntry, Draft, Entry, Kind, decode, first_link
+from router.context.entry import BadEntry, Entry, Kind, decode, first_link
 from router.context.messages import digest
-from router.context.view import START, WHOLE, Place, View, with_text_before
+from router.context.provenance import recalled_numbers
+from router.context.view import START, WHOLE, Deletion, Place, Segment, View, with_text_before
 from router.core.canonical import message_segments
 from router.core.fingerprint import Chain
 from router.core.request import Tenant
@@ -44,6 +46,8 @@ class Item(NamedTuple):
     """The body, with what was recalled for it."""
     recall: tuple[int, bytes] | None = None
     """That, and the number of its entry."""
+    recall_tokens: int = 0
+    """Of it, among ``tokens``."""
     parts: tuple[int, ...] = (TEXT,)
     """What it still has: ``REASONING``, ``TEXT``, and tool calls, numbered from 1 as they were written."""
 
@@ -118,6 +122,8 @@ class History:
         """The newest turn that this replica sent to a worker, and that ended well."""
         self.cut_tokens = 0
         """Of the items that are not sent."""
+        self.indexed = 0
+        """Up to that number this replica is known to have made items searchable."""
         self.preface_tokens = 0
         self.turns = 0
         """The newest turn's number that is known of."""
@@ -132,6 +138,7 @@ class History:
         self._chain_key: tuple[object, ...] = ()
         self._runs: list[tuple[int, int]] = []
         self._cut: dict[int, tuple[int, ...]] = {}
+        self._deletions: list[Deletion] = []
 
     def add(self, tail: Iterable[bytes], first_number: int) -> None:
         """Entries in the log's order, the first of them of that number; those that are known already are passed over."""
@@ -175,10 +182,14 @@ class History:
         """From now on that is sent, unless a newer one is. O(what it sends), where it sends something else."""
         if epoch < self.epoch:
             return
-        is_same = (view.cut, view.segments, view.elided) == (self.view.cut, self.view.segments, self.view.elided)
-        self.view, self.epoch = view, epoch
-        if not is_same:
+        before, self.view, self.epoch = self.view, view, epoch
+        self._forget_notes()
+        if _sent_by(self.view) != _sent_by(before):
             self._on_rearranged()
+
+    def is_outdated(self, segment: Segment) -> bool:
+        """What it tells of was deleted since it was read."""
+        return any(map(segment.tells_of, self._deletions))
 
     def question(self) -> Item | None:
         """The item before the cut that is sent all the same."""
@@ -238,7 +249,7 @@ class History:
         elif entry.kind is Kind.TOOLS and entry.turn >= self._tools_turn:
             self.tools, self._tools_turn = Setting(number, bytes(entry.body), entry.tokens), entry.turn
         elif entry.kind is Kind.DELETION:
-            self._delete(*msgspec.json.decode(entry.body, type=tuple[int, int]))
+            self._delete(number, *msgspec.json.decode(entry.body, type=tuple[int, int]))
 
     def _count_message(self, item: Item) -> None:
         if item.turn >= self._newest_turn:
@@ -257,11 +268,12 @@ class History:
             self.items.insert(bisect(self.items, item.place, key=_place), item)
             self._on_rearranged()
 
-    def _delete(self, number: int, part: int) -> None:
-        """With its last part but its reasoning goes the message."""
+    def _delete(self, entry: int, number: int, part: int) -> None:
+        """With its last part but its reasoning goes the message; and with both what tells of it, or repeats it."""
         at = next((at for at, item in enumerate(self.items) if item.number == number), None)
         if at is None or part not in self.items[at].parts:
             return
+        self._deletions.append(Deletion(entry, self.items[at].place))
         left = tuple(other for other in self.items[at].parts if other != part)
         if not left or left == (REASONING,):
             del self.items[at]
@@ -269,7 +281,17 @@ class History:
         else:
             self.items[at] = _with_parts(self.items[at], left)
             self._cut[number] = left
+        self.items = [_not_recalling(item, number) for item in self.items]
+        self._forget_notes()
+        self.indexed = 0
         self._on_rearranged()
+
+    def _forget_notes(self) -> None:
+        """Those that tell of what was deleted."""
+        left = self.view.without(self._deletions)
+        if left is not self.view:
+            elided = sum(left.told < item.place <= left.cut for item in self.items)
+            self.view = replace(left, elided=elided)
 
     def _on_rearranged(self) -> None:
         """Something changed before the last item."""
@@ -327,6 +349,18 @@ def _add_to_runs(runs: list[tuple[int, int]], number: int) -> None:
         runs.append((number, number))
 
 
+def _sent_by(view: View) -> tuple[Place, list[Segment], int]:
+    """What of it makes a difference to the prompt."""
+    return view.cut, view.segments, view.elided
+
+
+def _not_recalling(item: Item, number: int) -> Item:
+    """Without what was recalled for it, where the item of that number is in it."""
+    if item.recall is None or number not in recalled_numbers(msgspec.json.decode(item.recall[1], type=str)):
+        return item
+    return item._replace(sent=item.body, recall=None, tokens=item.tokens - item.recall_tokens, recall_tokens=0)
+
+
 def _place(item: Item) -> Place:
     return item.place
 
@@ -344,6 +378,7 @@ def _item(number: int, entry: Entry, recall: tuple[int, Entry] | None = None) ->
         role=str(message.get("role")),
         sent=body if recall is None else with_recalled(body, bytes(recall[1].body)),
         recall=None if recall is None else (recall[0], bytes(recall[1].body)),
+        recall_tokens=0 if recall is None else recall[1].tokens,
         parts=_parts_of(message),
     )
 
@@ -380,15 +415,3 @@ def keep_parts(body: bytes, parts: Collection[int], calls: Sequence[int] = ()) -
     for name in dropped:
         message.pop(name, None)
     return msgspec.json.encode(message | ({"tool_calls": left} if left else {}))
-
-
-def drafts_of(items: Sequence[Item], system: Setting, tools: Setting) -> list[Draft]:
-    """What a copy of a history begins with."""
-    drafts = [Draft(Kind.SYSTEM, system.body, system.tokens)] if system.number else []
-    if tools.number:
-        drafts.append(Draft(Kind.TOOLS, tools.body, tools.tokens))
-    for item in items:
-        if item.recall is not None:
-            drafts.append(Draft(Kind.RECALL, item.recall[1]))
-        drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens))
-    return drafts

@@ -4,9 +4,12 @@ never by itself, since whatever changes before the end of a prompt is computed a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from router.context.provenance import ACKNOWLEDGEMENT, notes
 from router.core.tenant import ContextStrategy
@@ -28,13 +31,26 @@ class Place(NamedTuple):
 START = Place()
 
 
+class Deletion(NamedTuple):
+    """``number``: of its entry in the log."""
+
+    number: int
+    place: Place
+
+
 class Segment(msgspec.Struct, frozen=True):
-    """Frozen notes of the items behind ``since``, up to ``upto``. ``tokens``: of the text."""
+    """Frozen notes of the items behind ``since``, up to ``upto``. ``tokens``: of the text. ``head``: the log's, when what they
+    tell of was read."""
 
     since: Place
     upto: Place
     text: str
     tokens: int
+    head: int = 0
+
+    def tells_of(self, deletion: Deletion) -> bool:
+        """Of what it took away, since it was still there."""
+        return self.since < deletion.place <= self.upto and self.head < deletion.number
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -101,6 +117,20 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     def tokens(self) -> int:
         """Of the notes."""
         return sum(segment.tokens for segment in self.segments)
+
+    def without(self, deletions: Sequence[Deletion]) -> View:
+        """Without notes that tell of what was deleted, and those behind them: they are written again. What is elided then, is
+        for the history to count."""
+        shown = list(takewhile(lambda segment: not any(map(segment.tells_of, deletions)), self.segments))
+        pending, told = [], max((segment.upto for segment in shown), default=START)
+        for segment in self.pending:
+            if segment.since > told or any(map(segment.tells_of, deletions)):
+                break
+            pending.append(segment)
+            told = segment.upto
+        if (len(shown), len(pending)) == (len(self.segments), len(self.pending)):
+            return self
+        return replace(self, segments=shown, pending=pending)
 
     def preface(self, question: bytes | None) -> list[bytes]:
         """The messages that stand for what is not sent: none, one, or two. ``question``: the body of the item of that place."""

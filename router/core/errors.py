@@ -4,6 +4,7 @@
     ├── ClientError                the request is wrong, and will stay wrong
     │   ├── InvalidJson            400  invalid_json
     │   ├── InvalidRequest         400  invalid_request_error
+    │   │   ├── ContextTooLong     400  context_length_exceeded: the prompt cannot fit the model's window
     │   │   ├── SessionFull        400  session_full: its log is as long as it may be
     │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
@@ -81,6 +82,12 @@ class InvalidJson(ClientError):
 
 class InvalidRequest(ClientError):
     pass
+
+
+class ContextTooLong(InvalidRequest):
+    """Clients look for its code, to shorten a conversation and try again."""
+
+    code = "context_length_exceeded"
 
 
 class SessionFull(InvalidRequest):

@@ -17,7 +17,8 @@ OnBusy = Literal["queue", "reject", "fork"]
 ContextStrategy = Literal["none", "window", "summary", "recall", "hybrid"]
 """How a session's history is kept within its model's window."""
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
-ContextTokens = Annotated[int, Meta(ge=0, le=10**9)]
+MAX_CONTEXT_TOKENS = 10**9
+ContextTokens = Annotated[int, Meta(ge=0, le=MAX_CONTEXT_TOKENS)]
 
 
 class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,6 +9,10 @@ from router.recall.index import Passage
 
 
 class NoIndex:
+    pending = 0
+    max_pending = 0
+    searches_without_meaning = 0
+
     async def newest(self, sid: Sid, owner: Tenant) -> int:  # noqa: ARG002
         return 1 << 62
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from unicodedata import normalize
 
 MAX_QUERY_WORDS = 64
+MAX_WORD_CHARS = 100
+"""What is longer is cut here: a key of an index has a bound."""
 
 _WORD = re.compile(r"[^\W_]+")
+_ACCENTS = re.compile("[\u0300-\u036f]")
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 """Scripts that put no space between words: Han and kana."""
 
@@ -20,6 +24,12 @@ def spaced(text: str) -> str:
 def query_words(query: str) -> list[str]:
     """Letters and digits only; each once, in the order in which they come, MAX_QUERY_WORDS at most."""
     return list(dict.fromkeys(_WORD.findall(spaced(query).lower())))[:MAX_QUERY_WORDS]
+
+
+def plain_words(text: str) -> list[str]:
+    """As ``query_words``, but all of them, and without accents: for an index that does not see to these itself. Linear."""
+    plain = normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text).lower()))
+    return list(dict.fromkeys(word[:MAX_WORD_CHARS] for word in _WORD.findall(spaced(plain))))
 
 
 def _pairs(run: re.Match[str]) -> str:

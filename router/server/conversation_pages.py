@@ -112,7 +112,8 @@ class ConversationPages:
         if place is None or find_item(self._sid(call), history.items, call.names[1]) is None:
             raise _absent_item(call)
         ask = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
-        await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
+        history, _ = await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
+        await self._histories.erase(history, place[0])
         return self._shown(call, loaded)
 
     async def _load(self, call: Call) -> tuple[History, Loaded]:

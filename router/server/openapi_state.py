@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 from router.config import LimitsConfig
+from router.context.strategies import STRATEGIES
+from router.core.tenant import MAX_CONTEXT_TOKENS
 from router.wire.responses.objects import MAX_NEW_ITEMS
 
 Schema = dict[str, Any]
@@ -39,6 +41,8 @@ _TITLES = {
     ("get", "/v1/sessions/{session}/items"): "A session's log",
     ("post", "/v1/sessions/{session}/items"): "Add to a session without asking a model",
     ("post", "/v1/sessions/{session}/fork"): "A copy of a session, whole or up to an item",
+    ("get", "/v1/sessions/{session}/context"): "What of a session's history is sent, and what stands for the rest",
+    ("post", "/v1/sessions/{session}/context"): "How a session's history is kept within its model's window",
     ("get", "/v1/sessions/{session}/turns/{turn}/prompt"): "The body that a turn sent to its worker",
     ("post", "/v1/responses"): "A response, with the history that it follows kept by the router",
     ("get", "/v1/responses/{response}"): "A response that was kept",
@@ -104,12 +108,16 @@ def _bodies(limits: LimitsConfig, chat: Schema) -> dict[tuple[str, str], Schema]
 
     name_or_null: Schema = {"type": ["string", "null"]}
     flag: Schema = {"type": ["boolean", "null"]}
+    tokens: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_CONTEXT_TOKENS}
     changes = body("metadata", metadata=_METADATA)
     conversation = "/v1/conversations/{conversation}"
     return {
         ("post", "/v1/sessions/{session}/chat/completions"): {"schema": chat},
         ("post", "/v1/sessions/{session}/items"): body("items", items=items(limits.max_messages)),
         ("post", "/v1/sessions/{session}/fork"): body("session_id", session_id=_TEXT, after=name_or_null),
+        ("post", "/v1/sessions/{session}/context"): body(
+            strategy={"enum": [*STRATEGIES, None]}, high_tokens=tokens, low_tokens=tokens, max_tokens=tokens
+        ),
         ("post", "/v1/responses"): body(
             "model",
             model={"type": "string", "minLength": 1, "maxLength": 256},

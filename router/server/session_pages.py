@@ -16,6 +16,7 @@ from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, Ses
 from router.server.state import MAX_NAME_CHARS, Call, Page, asking
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.sessions.context_wishes import read_wished, show_context
 from router.sessions.histories import NoSuchItem
 from router.sessions.items import find_item, marked_items, place_of, show
 from router.sessions.listing import list_page, read_paging
@@ -50,6 +51,8 @@ class SessionPages:
             ("GET", f"{session}/items"): self._list,
             ("POST", f"{session}/items"): self._add,
             ("POST", f"{session}/fork"): self._fork,
+            ("GET", f"{session}/context"): self._show_context,
+            ("POST", f"{session}/context"): self._wish,
             ("GET", f"{session}/turns/{{turn}}/prompt"): self._prompt,
         }
 
@@ -149,6 +152,15 @@ class SessionPages:
         if not is_new:
             raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
         return msgspec.json.encode({"id": new, "object": "session"})
+
+    async def _show_context(self, call: Call) -> bytes:
+        history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
+        return show_context(call.names[0], history)
+
+    async def _wish(self, call: Call) -> bytes:
+        wishes = await call.read(lambda body: read_wished(decode_object(body)))
+        history = await self._histories.wish(self._sid(call, call.names[0]), call.caller.rules.tenant, wishes)
+        return show_context(call.names[0], history)
 
     async def _prompt(self, call: Call) -> bytes:
         """The exact bytes that the model saw, but for the cache salt, which only caches see."""

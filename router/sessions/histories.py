@@ -12,10 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
+from router.context.copies import TURN, Copy, copy_of
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.context.history import ITEM_OVERHEAD_BYTES, History, Item, drafts_of
-from router.context.view import BadView, View, decode_view, encode_view
-from router.core.errors import SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
+from router.context.history import ITEM_OVERHEAD_BYTES, History, Item
+from router.context.view import WHOLE, BadView, View, Wishes, decode_view, encode_view
+from router.core.errors import SessionBusy, SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
@@ -37,6 +40,9 @@ log = logging.getLogger("warmroute.sessions")
 
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
+
+ATTEMPTS = 4
+"""To change a view that others change, too."""
 
 T = TypeVar("T")
 
@@ -96,7 +102,7 @@ class Histories:
         self.observe_load = observe_load
         self.bounds = bounds
         self.on_deleted: Callable[[History], Awaitable[None]] = _nobody_cares
-        """Told of each session that is deleted here."""
+        """Told of each session that is deleted here, or loses an item that its prompt has left behind."""
         self.full = 0
         """Turns and copies that were refused for a log's bound."""
         self.observe_size = observe_size
@@ -198,6 +204,25 @@ class Histories:
         await self.load(sid, history.owner)
         return False
 
+    async def erase(self, history: History, number: int) -> None:
+        """Of an item that was deleted, what is kept elsewhere: notes that told of it, and what made it searchable. No notes
+        that tell of it are sent in any case, nor is it found."""
+        if number > history.view.cut.number:
+            return
+        await self.on_deleted(history)
+        with suppress(StateUnavailable):
+            for _ in range(ATTEMPTS):
+                if await self.commit_view(history, history.view):
+                    return
+
+    async def wish(self, sid: Sid, owner: Tenant, wishes: Wishes) -> History:
+        """Of the session, from its next turn on. Raises SessionNotFound, SessionBusy."""
+        for _ in range(ATTEMPTS):
+            history, _ = await self.load(sid, owner)
+            if await self.commit_view(history, msgspec.structs.replace(history.view, wishes=wishes)):
+                return history
+        raise SessionBusy("the session's context is being changed by others", retry_after_s=1)
+
     def _observe_fetch(self, found: Begun | Loaded, began_at: float) -> None:
         self.observe_load(_tier_of(found), "fetch", self._clock() - began_at)
 
@@ -215,24 +240,36 @@ class Histories:
         messages and tools that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises
         SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
-        drafts = _drafts_upto(history, upto) or [Draft(Kind.END, b"null")]
-        return await self.create(new, owner, drafts, lifetime_s, attributes=attributes)
+        drafts, view = _copy_upto(history, upto)
+        if not await self.create(new, owner, drafts or [Draft(Kind.END, b"null")], lifetime_s, attributes=attributes):
+            return False
+        if view != WHOLE:  # without it the copy would begin with all that this one has left behind
+            await self.commit_view((await self.load(new, owner))[0], view)
+        return True
 
     async def as_of(self, sid: Sid, owner: Tenant, behind: Behind) -> History:
         """As it stood behind that turn: to be read, not to be written. Raises SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
         if history.last_turn == behind.turn:
             return history
-        before = History(sid, owner, "")
-        before.add(self.encode(before, _drafts_upto(history, behind), 1, ends=True), 1)
-        return before
+        return self._aside(sid, owner, _copy_upto(history, behind))
+
+    def aside(self, history: History) -> History:
+        """A copy that is no session: to be read and cut, not to be written."""
+        return self._aside(Sid(history.sid), history.owner, copy_of(history, len(history.items)))
+
+    def _aside(self, sid: Sid, owner: Tenant, copy: Copy) -> History:
+        history = History(sid, owner, "")
+        history.add(self.encode(history, copy.drafts, TURN, ends=True), 1)
+        history.use_view(copy.view, 1)
+        return history
 
     async def create(
         self, sid: Sid, owner: Tenant, drafts: Sequence[Draft], lifetime_s: float, *, attributes: bytes = b""
     ) -> bool:
         """False: it exists. Raises SessionFull."""
         self.require_room(History(sid, owner, ""), drafts)
-        entries = self.encode(History(sid, owner, ""), drafts, 1, ends=True)
+        entries = self.encode(History(sid, owner, ""), drafts, TURN, ends=True)
         turns = 1 if entries else 0
         return await self.ask(
             self.store.create(sid, owner, entries=entries, attributes=attributes, turns=turns, lifetime_s=lifetime_s)
@@ -271,14 +308,14 @@ def _tier_of(found: Begun | Loaded) -> str:
     return "store" if found.tail else "memory"
 
 
-def _drafts_upto(history: History, upto: int | Behind | None) -> list[Draft]:
+def _copy_upto(history: History, upto: int | Behind | None) -> Copy:
     """Raises NoSuchItem."""
     end = len(history.items)
     if upto is not None:
         end = next((at for at, item in enumerate(history.items, 1) if _is_at(item, upto)), 0)
         if not end:
             raise NoSuchItem
-    return drafts_of(history.items[:end], history.system, history.tools)
+    return copy_of(history, end)
 
 
 def _is_at(item: Item, place: int | Behind) -> bool:

@@ -188,7 +188,7 @@ class Janitor:
         if isinstance(written, str):
             await self._give_up(chore, history, work)
             return written
-        segment = Segment(source.since, upto, written.text, written.tokens)
+        segment = Segment(source.since, upto, written.text, written.tokens, source.head)
         return await self._commit(history, segment, question)
 
     async def _begin(self, history: History, upto: Place) -> Work | None:

@@ -61,6 +61,7 @@ class Ask:
     """How its history is to be kept within the window."""
     recalled: Draft | None = None
     """What a search found for it."""
+    has_searched: bool = False
     note: bytes = b"null"
     """The door's, of the turn while it is under way."""
     busy: type[SessionBusy] = SessionBusy
@@ -108,7 +109,6 @@ class Planner:
         """Raises HistoryDiffers, NothingNew, InvalidRequest."""
         incoming, caller = ask.incoming, ask.caller
         drafts = _with_recalled(self.news(ask, history), ask.recalled)
-        self._histories.require_room(history, drafts)
         salt = caller.salt_for(incoming.cache_salt)
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)

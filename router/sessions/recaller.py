@@ -90,12 +90,14 @@ class Recaller:
             gone = (item for item in islice(history.items, history.start) if item.number > newest)
             while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
                 await self._index.add(sid, history.owner, sorted(passages))
+            history.indexed = history.view.cut.number
         except IndexUnavailable as error:
             self.results["unavailable"] += 1
             log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
 
     async def forget(self, history: History) -> None:
-        """Of a session that is deleted."""
+        """Of a session that is deleted, or whose items have to be indexed anew."""
+        history.indexed = 0
         try:
             await self._index.forget(_key(history), history.owner)
         except IndexUnavailable as error:

@@ -100,7 +100,7 @@ class Turns:
 
     async def take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> None:
         """The same of a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
-        await self._judge(ask, self._take_unkept(ask, door, client, after))
+        await self._judge(ask, self._take_unkept(await self.upkeep.count(ask), door, client, after))
 
     async def _judge(self, ask: Ask, turn: Awaitable[str]) -> None:
         """Counted, and what went wrong told in the client's words."""
@@ -132,7 +132,11 @@ class Turns:
         else:
             sid, behind = after
             history, session = await self.histories.as_of(sid, owner, behind), affinity_key(sid)
+        ask = await self.upkeep.recall(ask, history)
         plan = self._plan_anew(ask, history, 1)
+        if (fitting := self.upkeep.fit_aside(ask, history, plan)) is not history:
+            history, plan = fitting, self._plan_anew(ask, fitting, 1)
+        self.upkeep.views.require_window(ask, plan.prompt)
         door.begin(ask.sid, 1, history.head + 1)
         held = HeldClient(client, door)
         if not await self._dispatch_turn(ask, session, plan, held):
@@ -310,6 +314,7 @@ class Turns:
         history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
             plan = self._planner.plan(ask, history, history.turns + 1)
+            self.histories.require_room(history, plan.drafts)
         except (HistoryDiffers, NothingNew):
             return None  # what is known may be old
         return plan if self.upkeep.fits(ask, history, plan) else None
@@ -359,6 +364,8 @@ class Turns:
                 if await self.upkeep.fit(ask, history, plan):
                     break
                 plan = self._plan_anew(ask, history, claim.turn)
+            self.upkeep.views.require_window(ask, plan.prompt)
+            self.histories.require_room(history, plan.drafts)
         except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
             await self._append(claim, ask, history, [], ask.first_note())
             raise

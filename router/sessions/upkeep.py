@@ -44,20 +44,25 @@ class Upkeep:
 
     async def recall(self, ask: Ask, history: History) -> Ask:
         """With what a search finds of what left the prompt, if the session recalls and nobody has searched yet."""
-        if not history.start or ask.recalled is not None:
+        if not history.start or ask.has_searched:
             return ask
         if not self.views.traits(ask, history).recalls:
             return ask
-        return replace(ask, recalled=await self.recaller.recall(ask, history))
+        return replace(ask, recalled=await self.recaller.recall(ask, history), has_searched=True)
 
     def fits(self, ask: Ask, history: History, plan: Plan) -> bool:
-        """False: cut it first."""
-        return self.views.wants_cut(ask, history, plan) is None
+        """False: cut it first, or refuse it."""
+        return self.views.wants_cut(ask, history, plan) is None and not self.views.is_too_long(ask, plan.prompt)
 
     async def fit(self, ask: Ask, history: History, plan: Plan) -> bool:
         """Cut it, if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
         due = self.views.wants_cut(ask, history, plan)
         return due is None or not await self.views.cut(history, due)
+
+    def fit_aside(self, ask: Ask, history: History, plan: Plan) -> History:
+        """For a turn that leaves nothing behind, not even a cut: the history, or a copy that is cut."""
+        due = self.views.wants_cut(ask, history, plan)
+        return history if due is None else self.views.cut_aside(history, due)
 
     def on_end(self, sid: Sid, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
         """The turn has ended."""

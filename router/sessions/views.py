@@ -16,6 +16,7 @@ from router.context.marks import Marks, history_ceiling, is_worth_it, set_marks
 from router.context.prompt import Prompt
 from router.context.strategies import STRATEGIES, Traits
 from router.context.view import Wishes
+from router.core.errors import ContextTooLong
 from router.core.fingerprint import Fingerprint
 from router.core.record import Record
 from router.sessions.context_counts import ContextCounts
@@ -24,6 +25,10 @@ from router.sessions.plans import Ask, Plan
 
 ANSWER_SHARE = 0.25
 """Of a window, the most that is left free for an answer whose length nobody bounds."""
+
+CLEARLY, CLEARLY_BY_ESTIMATE = 1.5, 3.0
+"""By how much a prompt passes its window before no worker is asked. What is near it a worker judges, whose count is right: a
+picture's tokens are a guess, and an estimate's error is that of bytes per token."""
 
 COLD_SHARE = 0.2
 """Of what earlier turns had: with less of it cached, the rest is not worth sparing."""
@@ -39,8 +44,8 @@ class Due(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and not only are notes
-    missing of what went before."""
+    """What the janitor is to do. ``low``: what a cut is to leave; ``cuts``: the high mark is passed, and what went before does
+    not only lack notes, or is not only missing from this replica's index."""
 
     low: int
     cuts: bool
@@ -62,10 +67,12 @@ class ContextRules:
 @dataclass(frozen=True, slots=True)
 class Lookups:
     """What is known elsewhere. ``window``: a model's, in tokens, 0: unknown. ``total``: of a prompt of that model, from the
-    tokens counted of so many messages. ``cached``: tokens of a prompt that some worker is believed to have."""
+    tokens counted of so many messages; ``is_exact``: those were counted. ``cached``: tokens of a prompt that some worker is
+    believed to have."""
 
     window: Callable[[str], int]
     total: Callable[[str, int, int], int]
+    is_exact: Callable[[str], bool]
     cached: Callable[[str, Fingerprint], float]
 
 
@@ -105,6 +112,21 @@ class Views:
         is_worth = is_cold and is_worth_it(freed, marks.low, prices, further, is_warm=False)
         return Due("cold", marks.low) if is_worth else None
 
+    def require_window(self, ask: Ask, prompt: Prompt) -> None:
+        """Of what no cut made fit, or of which none was wished. Raises ContextTooLong."""
+        if self.is_too_long(ask, prompt):
+            window, total = self._lookups.window(ask.incoming.model), self._total(ask, prompt)
+            raise ContextTooLong(
+                f"the model's context has {window} tokens, and the prompt about {total}: send less, or let the session be cut",
+                param="messages",
+            )
+
+    def is_too_long(self, ask: Ask, prompt: Prompt) -> bool:
+        """Beyond doubt, for the model's window."""
+        is_exact = self._lookups.is_exact(ask.incoming.model)
+        bound = self._lookups.window(ask.incoming.model) * (CLEARLY if is_exact else CLEARLY_BY_ESTIMATE)
+        return 0 < bound < self._total(ask, prompt)
+
     async def cut(self, history: History, due: Due) -> bool:
         """To the low mark, with word of how much is left out; or as another wished who came before. False: there is nowhere to
         cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
@@ -113,6 +135,16 @@ class Views:
             return False
         self.cuts[due.why] += await self._histories.commit_view(history, cut_view(history, cut))
         return True
+
+    def cut_aside(self, history: History, due: Due) -> History:
+        """The same of a copy: the session stays as it is. The history itself, where there is nowhere to cut."""
+        cut = find_cut(history, due.low)
+        if cut is None:
+            return history
+        self.cuts[due.why] += 1
+        aside = self._histories.aside(history)
+        aside.use_view(cut_view(aside, cut), aside.epoch + 1)
+        return aside
 
     def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
         """A turn has ended: learn from it. None: the janitor has nothing to do here."""
@@ -128,7 +160,8 @@ class Views:
         marks = self._marks(wishes, ask, history, plan.prompt)
         cuts = history.tokens >= marks.high
         tells = traits.tells and history.view.told < history.view.cut
-        return Look(marks.low, cuts) if cuts or tells else None
+        indexes = traits.recalls and history.indexed < history.view.cut.number
+        return Look(marks.low, cuts) if cuts or tells or indexes else None
 
     def _wishes(self, ask: Ask, history: History) -> Wishes:
         """The request's, else the session's, else the tenant's, else everybody's."""
@@ -143,13 +176,17 @@ class Views:
 
     def _marks(self, wishes: Wishes, ask: Ask, history: History, prompt: Prompt) -> Marks:
         model = ask.incoming.model
-        beside = self._lookups.total(model, prompt.tokens, len(prompt.messages)) - history.tokens
+        beside = self._total(ask, prompt) - history.tokens
         window = self._lookups.window(model)
         ceiling = history_ceiling(window, wishes.max_tokens, beside, self._answer_tokens(ask, window))
         notes = self.rules.notes_tokens * self.rules.notes_price if STRATEGIES[wishes.strategy or "none"].tells else 0.0
         return set_marks(
             wishes.low_tokens, wishes.high_tokens, ceiling, self.economy.growth, self.economy.prices(notes)
         )
+
+    def _total(self, ask: Ask, prompt: Prompt) -> int:
+        """Its tokens, the template's among them."""
+        return self._lookups.total(ask.incoming.model, prompt.tokens, len(prompt.messages))
 
     def _answer_tokens(self, ask: Ask, window: int) -> int:
         params = ask.incoming.params

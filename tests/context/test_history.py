@@ -9,8 +9,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.context.copies import copy_of
 from router.context.entry import Draft, Kind, decode
-from router.context.history import History, Setting, drafts_of
+from router.context.history import History, Setting
 from router.context.messages import message_bytes
 from tests.context.logs import deletion, history, history_of, message, said, texts, turn, user
 
@@ -179,7 +180,7 @@ def test_what_is_counted_of_memory_grows_with_what_is_held() -> None:
 
 def test_a_copy_has_what_counts_and_what_stands_before_it() -> None:
     read = history_of([system("be brief"), user("a"), said("b")], [user("c"), said("d")], [deletion(2)])
-    copied = history_of(drafts_of(read.items, read.system, read.tools))
+    copied = history_of(copy_of(read, 4).drafts)
     assert [item.body for item in copied.items] == [item.body for item in read.items]
     assert copied.system.body == read.system.body
     assert copied.tools == read.tools == Setting()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from typing import Any
 
@@ -98,6 +99,20 @@ async def test_a_clients_mistake_is_told_to_it_and_costs_no_worker_its_health(st
             assert "uvicorn" not in found.headers.values()
         assert len(one.asked) + len(other.asked) == 8
         assert await ejections_of(router) == 0
+
+
+async def test_a_prompt_that_a_worker_finds_too_long_is_refused_with_the_code_that_clients_look_for() -> None:
+    told = b'{"error":{"message":"too long","type":"BadRequestError","param":"input_tokens","code":400}}'
+    scripts = (
+        answering(told, status=400),
+        sending(STREAM_HEAD, frame(b"data: " + told + b"\n\n"), frame(DONE), LAST_CHUNK),
+    )
+    for script, body in zip(scripts, (CHAT, STREAMED), strict=True):
+        async with scripted(script) as worker, faulted(worker.url) as router:
+            found = await post(router, CHAT_PATH, body)
+            error = json.loads(found.body)["error"]
+            assert (found.status, error["code"]) == (400, "context_length_exceeded")
+            assert (error["message"], error["type"]) == ("too long", "invalid_request_error")
 
 
 @pytest.mark.parametrize("at_once", [1, 100])

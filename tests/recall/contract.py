@@ -6,8 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from router.recall.index import Embedder, IndexUnavailable, RecallIndex
+from router.recall.postgres import PostgresIndex, PostgresLimits
 from router.recall.sqlite import SqliteIndex
+from tests.postgres_servers import database, shared
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -52,7 +56,19 @@ async def sqlite_in_a_file(directory: Path, embedder: Embedder | None) -> AsyncI
         await index.close()
 
 
+@asynccontextmanager
+async def postgres(_: Path, embedder: Embedder | None) -> AsyncIterator[RecallIndex]:
+    with database(shared()) as url:
+        index = PostgresIndex(url, embedder, PostgresLimits(search_timeout_s=10, embed_timeout_s=5))
+        try:
+            yield index
+        finally:
+            await index.close()
+
+
 OpenIndex = Callable[[Path, Embedder | None], AbstractAsyncContextManager[RecallIndex]]
 """An empty index, with or without an embedder; the directory is the test's own."""
 
-INDEXES: dict[str, OpenIndex] = {"memory": sqlite_in_memory, "file": sqlite_in_a_file}
+INDEXES: dict[str, OpenIndex] = {"memory": sqlite_in_memory, "file": sqlite_in_a_file, "postgres": postgres}
+KINDS = [pytest.param(name, marks=pytest.mark.system if name == "postgres" else ()) for name in INDEXES]
+"""Their names. A server of its own makes a test one of the system's."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.core.request import Sid, Tenant
 from router.recall.index import IndexUnavailable, Passage, RecallIndex
-from tests.recall.contract import INDEXES, LetterEmbedder
+from tests.recall.contract import INDEXES, KINDS, LetterEmbedder
 
 SID, OTHER_SID = Sid("sid"), Sid("other")
 ANN, BOB = Tenant("ann"), Tenant("bob")
@@ -30,16 +30,15 @@ QUERIES = st.one_of(
 )
 
 
-@pytest.fixture(params=[(name, embeds) for name in INDEXES for embeds in (False, True)], ids=str)
-async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RecallIndex]:
-    name, embeds = request.param
-    async with INDEXES[name](tmp_path, LetterEmbedder() if embeds else None) as opened:
-        yield opened
-
-
-@pytest.fixture(params=INDEXES)
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["words", "vectors"])
+async def index(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RecallIndex]:
+    async with INDEXES[kind](tmp_path, LetterEmbedder() if request.param else None) as opened:
+        yield opened
 
 
 async def find(index: RecallIndex, query: str, owner: Tenant = ANN, sid: Sid = SID, upto: int = 1 << 20) -> list[int]:

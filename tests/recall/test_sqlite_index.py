@@ -134,6 +134,31 @@ async def test_the_oldest_sessions_go_when_there_are_too_many_bytes(path: Path) 
     await index.close()
 
 
+async def test_a_session_to_which_nothing_was_added_for_long_is_deleted(path: Path) -> None:
+    now = 1000.0
+    index = await SqliteIndex.open(str(path), None, IndexLimits(lifetime_s=60), wall_clock=lambda: now)
+    old, added_to = Sid("old"), Sid("added to")
+    for sid in (old, added_to):
+        await index.add(sid, ANN, [Passage(1, "apple")])
+    now += 50
+    await index.add(added_to, ANN, [Passage(2, "apple")])
+    now += 50
+    await index.sweep()
+    assert (await index.newest(old, ANN), await index.newest(added_to, ANN)) == (0, 2)
+    assert rows_in(path, "piece") == 2
+    await index.close()
+
+
+async def test_without_a_lifetime_nothing_expires() -> None:
+    now = 1000.0
+    index = await SqliteIndex.open(":memory:", wall_clock=lambda: now)
+    await index.add(SID, ANN, [Passage(1, "apple")])
+    now += 10**9
+    await index.sweep()
+    assert await index.newest(SID, ANN) == 1
+    await index.close()
+
+
 async def test_a_query_that_is_not_embedded_in_time_is_found_by_words() -> None:
     class Asleep(LetterEmbedder):
         async def embed(self, texts: Sequence[str]) -> list[list[float]]:
@@ -178,6 +203,7 @@ async def test_a_word_that_is_everywhere_is_found_all_the_same_where_there_is_no
     assert (await find(index, "apple"))[:3] == [9, 8, 7]
     await index.add(SID, ANN, [Passage(10, "apple quince")])
     assert await find(index, "apple quince") == [10]
+    assert (await find(index, "apple medlar"))[:3] == [10, 9, 8], "a word that nothing has is as good as none"
     await index.close()
 
 

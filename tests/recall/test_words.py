@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.recall import rarity
-from router.recall.words import MAX_QUERY_WORDS, query_words, spaced
+from router.recall.words import MAX_QUERY_WORDS, MAX_WORD_CHARS, plain_words, query_words, spaced
 
 
 def test_words_are_letters_and_digits_once_each_in_order() -> None:
@@ -20,6 +20,18 @@ def test_scripts_without_spaces_are_taken_by_pairs() -> None:
 
 def test_a_query_has_so_many_words_at_most() -> None:
     assert len(query_words(" ".join(str(n) for n in range(1000)))) == MAX_QUERY_WORDS
+
+
+def test_plain_words_have_no_accents_however_these_are_written() -> None:
+    assert plain_words("Zürich, Zu\u0308rich! CAFÉ_x²") == ["zurich", "cafe", "x2"]
+    assert plain_words("がか 한글 берёза") == ["がか", "한글", "береза"]
+
+
+@given(st.text())
+def test_plain_words_are_short_and_stay_as_they_are(text: str) -> None:
+    words = plain_words(text)
+    assert all(0 < len(word) <= MAX_WORD_CHARS and word.isalnum() for word in words)
+    assert plain_words(" ".join(words)) == words
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

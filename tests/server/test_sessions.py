@@ -292,6 +292,7 @@ async def test_other_paths_are_absent(wrong: str) -> None:
         ("POST", ""),
         ("DELETE", "/items"),
         ("GET", "/fork"),
+        ("DELETE", "/context"),
         ("POST", "/turns/1/prompt"),
     ],
 )
@@ -473,6 +474,53 @@ async def test_a_fork_that_cannot_be_is_refused(body: Any) -> None:
         assert (await get(router, path("b"))).status == 404
 
 
+async def context_of(router: Running) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await get(router, path(rest="/context"))).body)
+    return found
+
+
+async def test_what_is_wished_of_a_sessions_context_holds_from_its_next_turn_on() -> None:
+    long = "x" * 4000
+    async with echoing(context__strategy="none") as (worker, router):
+        for number in range(3):
+            await say(router, f"{number} {long}")
+        assert (await context_of(router))["strategy"] is None
+        wished = {"strategy": "window", "max_tokens": 5000, "high_tokens": 4900, "low_tokens": 2500}
+        answered = await post(router, path(rest="/context"), wished)
+        shown = json.loads(answered.body)
+        assert {name: shown[name] for name in wished} == wished
+        assert (shown["items_left_out"], shown["items_sent"]) == (0, 6)
+        await say(router, "next")
+        assert sent(worker)[0].startswith("[4 earlier messages are left out")
+        shown = await context_of(router)
+        assert (shown["items_left_out"], shown["items_sent"]) == (4, 4)
+        assert shown["tokens_left_out"] > 3000 > shown["tokens_sent"]
+        assert (await post(router, path(rest="/context"), {"strategy": None})).status == 200
+        assert (await context_of(router))["max_tokens"] is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"strategy": "oldest-first"},
+        {"strategy": 7},
+        {"high_tokens": -1},
+        {"high_tokens": 1.5},
+        {"max_tokens": 10**10},
+        {"tokens": 5},
+        {"high_tokens": 100, "low_tokens": 100},
+        [],
+        b"{",
+    ],
+)
+async def test_wishes_that_cannot_be_are_refused_and_change_nothing(body: Any) -> None:
+    async with echoing() as (_, router):
+        await say(router, "one")
+        refused = await post(router, path(rest="/context"), body)
+        assert (refused.status, refused.error["type"]) == (400, "invalid_request_error")
+        assert (await context_of(router))["high_tokens"] is None
+
+
 async def test_a_busy_sessions_turn_goes_on_in_a_copy_that_is_named() -> None:
     go_on = asyncio.Event()
 
@@ -570,8 +618,10 @@ async def test_another_tenants_session_is_as_absent_as_one_that_never_was(tmp_pa
         fork = {"session_id": "stolen", "after": item}
 
         async def probe(name: str, *lines: str) -> list[tuple[Any, ...]]:
-            found = [await get(router, path(name, rest), *lines) for rest in ("", "/items", "/turns/1/prompt")]
+            rests = ("", "/items", "/turns/1/prompt", "/context")
+            found = [await get(router, path(name, rest), *lines) for rest in rests]
             found.append(await post(router, path(name, "/fork"), fork, *lines))
+            found.append(await post(router, path(name, "/context"), {}, *lines))
             found.append(await remove(router, name, *lines))
             return [(each.status, each.body, sorted(each.headers.keys() - {"date"})) for each in found]
 

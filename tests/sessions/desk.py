@@ -315,6 +315,17 @@ class Replica:
         await self.turns.take(ask, door, client)
         return client
 
+    async def take_unkept(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
+        """One that leaves nothing behind, after another's answer."""
+        client = FakeClient(self.points)
+        incoming = read_chat(json.dumps({"model": "m", "messages": messages}).encode(), ACME, LIMITS)
+        record = Record(
+            route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="none"
+        )
+        door = ChatDoor(record, stream=False, wants_usage=False)
+        await self.turns.take_unkept(self.ask(incoming, sid), door, client, (sid, Behind(turn, 1)))
+        return client
+
     def ask(
         self,
         incoming: Any,

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
-from router.context.compaction import Source
+from router.context.compaction import Source, source_of
+from router.context.entry import Draft, Kind
 from router.context.history import History
+from router.context.prompt import Incoming
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.context.view import Wishes
-from router.core.errors import SessionNotFound, WorkerError
+from router.core.errors import ContextTooLong, RouterError, SessionFull, SessionNotFound, WorkerError
 from router.core.request import Tenant
 from router.core.tenant import make_caller
 from router.recall.index import IndexUnavailable, Passage
-from router.sessions.histories import Histories
+from router.sessions.chat_requests import read_chat
+from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
 from router.sessions.janitor import Chore
-from router.sessions.notes import Written
+from router.sessions.notes import FleetWriter, Written
 from router.sessions.plans import Ask
-from router.sessions.store import Sid
+from router.sessions.store import NOTHING, Sid
 from router.sessions.views import Look
-from tests.sessions.desk import ACME, SID, Desk, FakeClient, contents, user
+from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, contents, user
 from tests.sessions.upkeep import FakeWriter, upkeep_of
 
 LONG = "x" * 400
@@ -149,7 +153,7 @@ async def test_a_replica_that_did_not_send_the_turn_before_knows_nothing_of_cach
 
 
 async def test_without_a_strategy_nothing_is_cut() -> None:
-    desk = Desk(strategy="none", high_tokens=1000, low_tokens=450, window=900)
+    desk = Desk(strategy="none", high_tokens=1000, low_tokens=450, window=1200)
     await talk(desk, 8)
     assert len(shown(desk)) == 15
     assert results(desk) == {}
@@ -508,3 +512,206 @@ async def test_a_session_that_cannot_be_read_in_time_can_be_deleted() -> None:
     assert await other.histories.delete(SID, ACME.rules.tenant)
     with pytest.raises(SessionNotFound):
         await other.histories.load(SID, ACME.rules.tenant)
+
+
+async def copy_of_a_cut_session(desk: Desk, upto: int | None = None) -> Sid:
+    if upto is None:
+        await talk(desk, 6)
+    copy = Sid("copy")
+    assert await desk.histories.copy(SID, copy, ACME.rules.tenant, 60.0, upto=upto)
+    return copy
+
+
+async def test_a_copy_of_a_cut_session_sends_what_the_session_would_have() -> None:
+    for desk in (window_desk(), summary_desk()):
+        copy = await copy_of_a_cut_session(desk)
+        await desk.take(user("there"), sid=copy)
+        there = shown(desk)
+        await desk.take(user("here"))
+        assert there[:-1] == shown(desk)[:-1]
+        assert len(there) < 13
+        assert len(await desk.texts(copy)) == 14, "its log has everything"
+
+
+async def test_a_copy_of_what_stands_before_the_cut_is_whole() -> None:
+    desk = window_desk()
+    await talk(desk, 6)
+    fourth = (await history_of(desk)).items[3]
+    copy = await copy_of_a_cut_session(desk, upto=fourth.number)
+    await desk.take(user("there"), sid=copy)
+    assert len(shown(desk)) == 5
+
+
+async def test_notes_that_are_being_written_of_a_session_are_no_notes_of_its_copy() -> None:
+    desk = summary_desk(FakeWriter([WorkerError("none")]))
+    copy = await copy_of_a_cut_session(desk)
+    assert (await history_of(desk)).view.work is not None
+    assert (await history_of(desk, copy)).view.work is None
+
+
+async def test_a_replica_that_has_not_indexed_what_left_a_prompt_does_so_behind_the_next_turn() -> None:
+    index = WordIndex()
+    desk = recall_desk(index)
+    copy = await copy_of_a_cut_session(desk)
+    index.kept.clear()
+    for is_indexed in (True, False):
+        await desk.take(user("there"), sid=copy)
+        await clean(desk)
+        assert bool(index.kept) == is_indexed, "once is enough"
+        index.kept.clear()
+
+
+async def test_a_turn_that_leaves_nothing_behind_is_cut_to_fit_and_leaves_no_cut_behind_either() -> None:
+    desk = window_desk(window=900, high_tokens=10_000)
+    await pile_up(desk, 4)
+    before = (await history_of(desk)).view
+    await desk.take_unkept(SID, (await history_of(desk)).last_turn, user(LONG))
+    assert shown(desk)[0].startswith("[4 earlier messages are left out")
+    assert (await history_of(desk)).view == before
+
+
+async def refused(desk: Desk, *messages: dict[str, Any], **wishes: Any) -> RouterError:
+    asked = len(desk.dispatch.asked)
+    with pytest.raises(ContextTooLong) as refusal:
+        await desk.take(*messages, **wishes)
+    assert len(desk.dispatch.asked) == asked, "no worker is asked"
+    return refusal.value
+
+
+async def test_a_prompt_that_is_clearly_too_long_for_its_window_is_refused_and_says_by_how_much() -> None:
+    desk = Desk(strategy="none", window=400)
+    await pile_up(desk, 2)
+    error = await refused(desk, user(LONG * 2))
+    assert (error.status, error.code) == (400, "context_length_exceeded")
+    assert error.message.startswith("the model's context has 400 tokens, and the prompt about 6")
+    await desk.take(user("short"))
+    assert len(await desk.texts()) == 6, "what was refused is not part of the session"
+    await desk.require_quiet()
+
+
+async def test_a_prompt_about_as_long_as_its_window_is_left_to_the_worker_which_counts_it_truly() -> None:
+    desk = Desk(strategy="none", window=400)
+    await pile_up(desk, 3)
+    assert len(shown(desk)) == 5
+
+
+async def test_one_message_that_no_cut_makes_fit_is_refused() -> None:
+    await refused(window_desk(window=400), user(LONG * 8))
+
+
+async def test_a_turn_that_leaves_nothing_behind_is_refused_likewise() -> None:
+    desk = Desk(strategy="none", window=400)
+    await pile_up(desk, 1)
+    with pytest.raises(ContextTooLong):
+        await desk.take_unkept(SID, 1, user(LONG * 8))
+
+
+async def delete(desk: Desk, at: int) -> None:
+    """The item there, as a client does."""
+    number = (await history_of(desk)).items[at].number
+    ask = desk.ask(Incoming(model="", messages=(), params={}))
+    history, _ = await desk.turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
+    await desk.histories.erase(history, number)
+
+
+async def test_notes_that_tell_of_a_deleted_item_are_sent_no_more_and_written_again_without_it() -> None:
+    writer = FakeWriter(["a secret", "harmless"])
+    desk = summary_desk(writer)
+    await talk(desk, 6)
+    assert (await history_of(desk)).view.segments[0].text == "a secret"
+    await delete(desk, 0)
+    assert b"a secret" not in await stored_view(desk)
+    await desk.take(user("next"))
+    assert shown(desk)[0] == "[5 earlier messages are left out here.]"
+    await clean(desk)
+    assert "0 " + LONG not in [msgspec.json.decode(item.body)["content"] for item in writer.sources[-1].items]
+    assert (await history_of(desk)).view.pending[0].text == "harmless"
+
+
+async def test_notes_of_what_was_not_deleted_stay() -> None:
+    desk = summary_desk()
+    await talk(desk, 6)
+    await delete(desk, -1)
+    assert len((await history_of(desk)).view.segments) == 1
+
+
+async def test_notes_that_were_being_written_when_an_item_was_deleted_are_not_used() -> None:
+    writer = FakeWriter()
+    desk = summary_desk(writer)
+    held = asyncio.Event()
+    began = asyncio.Event()
+
+    async def slow(ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+        began.set()
+        await held.wait()
+        return Written("of what is deleted", 5, source.tokens)
+
+    writer.write = slow  # type: ignore[method-assign]
+    await pile_up(desk, 6)
+    cleaning = asyncio.create_task(clean(desk))
+    await began.wait()
+    await delete(desk, 0)
+    held.set()
+    await cleaning
+    assert results(desk) == {"stale": 1}
+    assert not (await history_of(desk)).view.ready
+
+
+async def test_another_replica_sends_no_notes_of_a_deleted_item_though_the_view_still_has_them() -> None:
+    desk = summary_desk()
+    await talk(desk, 6)
+    number = (await history_of(desk)).items[0].number
+    ask = desk.ask(Incoming(model="", messages=(), params={}))
+    await desk.turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
+    assert b"notes" in await stored_view(desk)
+    assert not (await history_of(desk)).view.segments
+
+
+async def test_a_deleted_item_is_recalled_no_more_nor_sent_where_it_was_recalled() -> None:
+    index = WordIndex()
+    desk = recall_desk(index)
+    await desk.take(user(f"the code is swordfish {LONG}"))
+    await talk(desk, 5)
+    await desk.take(user("what was swordfish"))
+    assert "swordfish" in shown(desk)[-1].removesuffix("what was swordfish")
+    await delete(desk, 0)
+    await delete(desk, 0)  # the answer, which repeats it
+    assert not any("swordfish" in text for texts in index.kept.values() for text in texts.values())
+    await desk.take(user("and now"))
+    assert shown(desk)[-3] == "what was swordfish", "without what was recalled for it"
+
+
+async def stored_view(desk: Desk) -> bytes:
+    loaded = await desk.store.load(SID, ACME.rules.tenant, NOTHING)
+    assert loaded is not None
+    return loaded.view or b""
+
+
+async def test_a_question_is_searched_for_once_though_nothing_is_found() -> None:
+    searches = []
+
+    class Nothing(WordIndex):
+        async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+            searches.append(query)
+            return []
+
+    desk = recall_desk(Nothing(), window=1100)
+    await talk(desk, 6)
+    searches.clear()
+    await desk.take(user(LONG * 5))
+    assert desk.turns.upkeep.views.cuts["ceiling"] == 1, "it could not be guessed"
+    assert len(searches) == 1
+
+
+async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() -> None:
+    desk = Desk()
+    desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
+    await pile_up(desk, 6)
+    history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
+    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0)
+    ask = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
+    source = source_of(history, history.items[5].place)
+    written = await writer.write(ask, history, source, 50)
+    assert written.text.startswith("to ")
+    with pytest.raises(SessionFull):
+        await desk.take(user("more"))

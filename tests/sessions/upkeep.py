@@ -62,10 +62,16 @@ def upkeep_of(
 ) -> Upkeep:
     """``wishes``: everybody's; without any, histories are sent whole."""
     rules = ContextRules(Wishes(**wishes), answer_tokens=0, idle_s=idle_s, notes_tokens=20, notes_price=0.5)
-    lookups = Lookups(lambda _model: window, lambda _model, counted, _messages: counted, lambda _model, _prompt: cached)
+    lookups = Lookups(
+        window=lambda _model: window,
+        total=lambda _model, counted, _messages: counted,
+        is_exact=lambda _model: True,
+        cached=lambda _model, _prompt: cached,
+    )
     views = Views(rules, histories, lookups, Economy(0.1), clock)
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
     recaller = Recaller(recall, index or NoIndex(), lambda _model: 4.0, clock, lambda _seconds: None)
+    histories.on_deleted = recaller.forget
     settings = JanitorSettings(max_waiting=max_waiting, work_s=60.0, retry_s=10.0, notes_tokens=20, tokens_per_day=0)
     janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
     return Upkeep(views, recaller, janitor, Estimates())

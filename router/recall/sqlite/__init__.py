@@ -1,3 +1,3 @@
-from router.recall.sqlite.index import IndexLimits, SqliteIndex, Weights
+from router.recall.sqlite.index import IndexLimits, SqliteIndex
 
-__all__ = ["IndexLimits", "SqliteIndex", "Weights"]
+__all__ = ["IndexLimits", "SqliteIndex"]

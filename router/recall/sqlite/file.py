@@ -20,13 +20,14 @@ T = TypeVar("T")
 MEMORY = ":memory:"
 APPLICATION_ID = 0x77617278
 """Tells the file from other programs' databases: the letters "warx"."""
-VERSION = 1
+VERSION = 2
 BUSY_S = 5.0
 """How long a transaction waits for another process."""
 
 # A piece's id is made of its session's and its place there (see rows.py), so a session's are neighbours in each table.
-# "used" grows with each addition. "dropped" names sessions that nobody finds any more, and whose pieces are still to be
-# deleted. A row of "vector" is a block of several, with the id of the first. "total" is the sum of the sessions' bytes.
+# "used" grows with each addition, whose Unix time is "touched_at". "dropped" names sessions that nobody finds any more, and
+# whose pieces are still to be deleted. A row of "vector" is a block of several, with the id of the first. "total" is the sum
+# of the sessions' bytes.
 SCHEMA = (
     """CREATE TABLE session (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -37,9 +38,11 @@ SCHEMA = (
         pieces INTEGER NOT NULL,
         bytes INTEGER NOT NULL,
         used INTEGER NOT NULL,
+        touched_at REAL NOT NULL,
         UNIQUE (sid, owner)
     )""",
     "CREATE INDEX session_use ON session (used)",
+    "CREATE INDEX session_age ON session (touched_at)",
     "CREATE TABLE total (bytes INTEGER NOT NULL)",
     "INSERT INTO total VALUES (0)",
     """CREATE TRIGGER total_of_changed AFTER UPDATE OF bytes ON session
@@ -122,6 +125,8 @@ class IndexFile:
         # What a power failure takes away is indexed anew.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+        # What is deleted is overwritten. Of FTS5's words only from SQLite 3.42 on; before, they go when their segments merge.
+        connection.execute("PRAGMA secure_delete = ON")
         self._thread.transact("BEGIN IMMEDIATE", _migrate)
 
 
@@ -140,5 +145,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in SCHEMA:
         connection.execute(statement)
+    with suppress(sqlite3.OperationalError):
+        connection.execute("INSERT INTO word (word, rank) VALUES ('secure-delete', 1)")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -7,7 +7,8 @@ is done when something is added to the session again. A search whose query could
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from sqlite3 import Connection
@@ -15,7 +16,7 @@ from typing import Self
 
 from router.core.request import Sid, Tenant
 from router.recall import rarity
-from router.recall.fusion import fuse
+from router.recall.fusion import DEFAULT_WEIGHTS, Weights, fuse
 from router.recall.index import Embedder, IndexUnavailable, Passage
 from router.recall.sqlite import rows
 from router.recall.sqlite.file import IndexFile
@@ -33,6 +34,8 @@ FUSED_PIECES = 500
 class IndexLimits:
     max_pending: int = 256
     """Calls that wait for the thread."""
+    lifetime_s: float = 0.0
+    """Of a session to which nothing more is added; 0: for ever."""
     search_timeout_s: float = 0.25
     embed_timeout_s: float = 0.15
     """Of a query. After it, words alone decide."""
@@ -43,27 +46,25 @@ class IndexLimits:
     that is added to stays in any case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Of the two rankings in what is found; one of weight 0 is not made. They are those that did best in bench/recall.py."""
-
-    words: float = 3.0
-    """Of an item that has all words of the query. One with a share of them gets the share's square of it: who asks in
-    other words shares a few with many items that mean something else."""
-    meaning: float = 1.0
-
-
-DEFAULT_LIMITS, DEFAULT_WEIGHTS = IndexLimits(), Weights()
+DEFAULT_LIMITS = IndexLimits()
 
 
 class SqliteIndex:
     """Several processes may share a file, if their embedder is the same."""
 
-    def __init__(self, file: IndexFile, embedder: Embedder | None, limits: IndexLimits, weights: Weights) -> None:
+    def __init__(
+        self,
+        file: IndexFile,
+        embedder: Embedder | None,
+        limits: IndexLimits,
+        weights: Weights,
+        wall_clock: Callable[[], float],
+    ) -> None:
         self._file = file
         self._embedder = embedder
         self._limits = limits
         self._weights = weights
+        self._wall_clock = wall_clock
         self.searches_without_meaning = 0
         """Whose query the embedder could not embed, or not in time. They went by words alone."""
 
@@ -74,6 +75,7 @@ class SqliteIndex:
         embedder: Embedder | None = None,
         limits: IndexLimits = DEFAULT_LIMITS,
         weights: Weights = DEFAULT_WEIGHTS,
+        wall_clock: Callable[[], float] = time.time,
     ) -> Self:
         """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
         the caller's to close. Raises IndexUnavailable."""
@@ -86,7 +88,7 @@ class SqliteIndex:
         except BaseException:
             await file.close()
             raise
-        return cls(file, embedder, limits, weights)
+        return cls(file, embedder, limits, weights, wall_clock)
 
     @property
     def pending(self) -> int:
@@ -103,7 +105,7 @@ class SqliteIndex:
     async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
         for at in range(0, len(passages), ADDED_AT_ONCE):
             some = passages[at : at + ADDED_AT_ONCE]
-            await self._file.write(rows.add, sid, owner, some, self._limits.max_session_pieces)
+            await self._file.write(rows.add, sid, owner, some, self._limits.max_session_pieces, self._wall_clock())
         await self._file.write(rows.forget_oldest, self._limits.max_bytes)
         await self._delete_dropped()
         if self._embedder is not None:
@@ -125,6 +127,13 @@ class SqliteIndex:
     async def forget(self, sid: Sid, owner: Tenant) -> None:
         await self._file.write(rows.forget, sid, owner)
         await self._delete_dropped()
+
+    async def sweep(self) -> None:
+        """Deletes what has expired. Raises IndexUnavailable."""
+        if not self._limits.lifetime_s:
+            return
+        while await self._file.write(rows.forget_expired, self._wall_clock() - self._limits.lifetime_s):
+            await self._delete_dropped()
 
     async def close(self) -> None:
         await self._file.close()

@@ -70,9 +70,14 @@ def newest(connection: sqlite3.Connection, sid: Sid, owner: Tenant) -> int:
 
 
 def add(
-    connection: sqlite3.Connection, sid: Sid, owner: Tenant, passages: Sequence[Passage], max_session_pieces: int
+    connection: sqlite3.Connection,
+    sid: Sid,
+    owner: Tenant,
+    passages: Sequence[Passage],
+    max_session_pieces: int,
+    now: float,
 ) -> None:
-    """Those after the newest; the oldest go where there are too many."""
+    """Those after the newest; the oldest go where there are too many. ``now``: Unix time."""
     session = find(connection, sid, owner) or _begin(connection, sid, owner)
     new = [passage for passage in passages if session.newest < passage.number <= MAX_NUMBER]
     rows = [
@@ -84,11 +89,12 @@ def add(
     connection.executemany("INSERT INTO word (rowid, text) VALUES (?, ?)", rows)
     connection.execute(
         "UPDATE session SET newest = ?, pieces = pieces + ?, bytes = bytes + ?,"
-        " used = (SELECT max(used) + 1 FROM session) WHERE id = ?",
+        " used = (SELECT max(used) + 1 FROM session), touched_at = ? WHERE id = ?",
         (
             max((passage.number for passage in new), default=session.newest),
             len(rows),
             sum(len(text.encode()) for _, text in rows),
+            now,
             session.id,
         ),
     )
@@ -98,7 +104,8 @@ def add(
 
 def _begin(connection: sqlite3.Connection, sid: Sid, owner: Tenant) -> Session:
     added = connection.execute(
-        "INSERT INTO session (sid, owner, newest, embedded, pieces, bytes, used) VALUES (?, ?, 0, 0, 0, 0, 0)",
+        "INSERT INTO session (sid, owner, newest, embedded, pieces, bytes, used, touched_at)"
+        " VALUES (?, ?, 0, 0, 0, 0, 0, 0)",
         (sid, owner),
     )
     return Session(added.lastrowid or 0, 0, 0, 0, 0)
@@ -148,8 +155,8 @@ def postings(
         connection.execute(query, (sid, owner, f'"{word}"', last_place(upto), MAX_POSTINGS + 1)).fetchall()
         for word in words
     ]
-    kept = [places for places in found if len(places) <= MAX_POSTINGS] or found
-    return [[place for (place,) in places] for places in kept]
+    kept = [places for places in found if len(places) <= MAX_POSTINGS]
+    return [[place for (place,) in places] for places in (kept if any(kept) else found)]
 
 
 def vectors(connection: sqlite3.Connection, sid: Sid, owner: Tenant, upto: int) -> tuple[int, list[bytes]]:
@@ -195,6 +202,18 @@ def forget_oldest(connection: sqlite3.Connection, max_bytes: int) -> None:
             return
         connection.execute("INSERT INTO dropped VALUES (?)", oldest[0])
         connection.execute("DELETE FROM session WHERE id = ?", oldest[0])
+
+
+def forget_expired(connection: sqlite3.Connection, before: float) -> bool:
+    """As ``forget``: one to which nothing was added since that Unix time. Whether there was one."""
+    row = connection.execute(
+        "SELECT id FROM session WHERE touched_at < ? ORDER BY touched_at LIMIT 1", (before,)
+    ).fetchone()
+    if row is None:
+        return False
+    connection.execute("INSERT INTO dropped VALUES (?)", row)
+    connection.execute("DELETE FROM session WHERE id = ?", row)
+    return True
 
 
 def delete_dropped(connection: sqlite3.Connection) -> bool:
