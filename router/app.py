@@ -33,7 +33,7 @@ from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
 from router.config import Config, PolicyConfig, read_salt_secret
-from router.context_metrics import ContextCollector, ContextMetrics
+from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.fleet import Fleet, FleetRules, Member
@@ -219,6 +219,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
         )
     )
+    if state.index.sqlite is not None:
+        registry.register(SqliteIndexCollector(state.index.sqlite))
     registry.register(BackgroundCollector(background.failures, keeper.failures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

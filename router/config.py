@@ -468,6 +468,10 @@ class SessionsConfig(Section, frozen=True):
     ] = 256 << 20
 
 
+BUNDLED_MODEL = "all-MiniLM-L6-v2-int8"
+"""Which makes vectors in this process."""
+
+
 class ContextConfig(Section, frozen=True):
     """How a session's history is kept within its model's window. Tenants, sessions and requests may wish otherwise."""
 
@@ -572,14 +576,16 @@ class ContextConfig(Section, frozen=True):
     embed_model: Annotated[
         str,
         Meta(
-            description="Model that searches go by meaning with, beside words: one that embed_url serves, or without that "
-            "all-MiniLM-L6-v2-int8 of the extra recall-onnx; empty: words alone."
+            description=f"Model that searches go by meaning with, beside words: {BUNDLED_MODEL}, of the extra recall-onnx; one "
+            "that embed_url serves; or without that, one of the fleet; empty: words alone."
         ),
     ] = ""
     embed_url: Annotated[
         str, Meta(description="URL of an OpenAI-compatible /embeddings; this router's own /v1/embeddings will do.")
     ] = ""
-    embed_dimensions: Annotated[int, Meta(ge=0, le=65_536, description="Of its vectors; required with embed_url.")] = 0
+    embed_dimensions: Annotated[
+        int, Meta(ge=0, le=65_536, description=f"Of its vectors; required of all but {BUNDLED_MODEL}.")
+    ] = 0
     embed_api_key: Annotated[str, Meta(description="API key for embed_url.", extra=_SECRET)] = ""
     embed_api_key_file: Annotated[str, Meta(description="File that holds embed_api_key instead.")] = ""
     recall_tokens: Annotated[
@@ -589,6 +595,16 @@ class ContextConfig(Section, frozen=True):
     recall_timeout_s: Annotated[
         float, Meta(gt=0, le=10, description="Seconds that a search may take; beyond, the question goes alone.")
     ] = 0.1
+    max_recall_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 40,
+            description="Texts and vectors that SQLite's index may have, which takes up to twice that; sessions that were not "
+            "added to for longest go first.",
+        ),
+    ] = 1 << 30
+    max_recall_calls: Annotated[int, Meta(ge=1, le=10_000, description="Calls that may wait for it.")] = 256
 
     @property
     def recall_in_postgres(self) -> bool:
@@ -884,9 +900,22 @@ def _check_across(config: Config) -> None:
         )
     if not is_loopback(config.admin.host) and not config.admin.token:
         raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+    _check_embedder(config.context)
     _check_recall(config)
     _check_tokenizers(config)
     _check_auth(config)
+
+
+def _check_embedder(context: ContextConfig) -> None:
+    """How long vectors are has to be known before those who make them are asked."""
+    if context.embed_url and not context.embed_model:
+        raise ConfigError("context.embed_model='': required with context.embed_url")
+    makes_vectors_here = not context.embed_url and context.embed_model in ("", BUNDLED_MODEL)
+    if not makes_vectors_here and not context.embed_dimensions:
+        whose = "with context.embed_url" if context.embed_url else f"for context.embed_model={context.embed_model!r}"
+        raise ConfigError(
+            f"context.embed_dimensions=0: required {whose}; only {BUNDLED_MODEL}, without a URL, runs in this process"
+        )
 
 
 def _check_recall(config: Config) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from router.core.tenant import TenantRules
 from router.families import counter
 from router.indexes import MeasuredIndex
+from router.recall.sqlite import SqliteIndex
 from router.sessions.upkeep import Upkeep
 
 RECALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -74,6 +75,11 @@ class ContextCollector(Collector):
             "warmroute_recall_calls", "Calls that the index is at, or that wait for it.", self._index.pending
         )
         yield GaugeMetricFamily("warmroute_max_recall_calls", "How many there may be.", self._index.max_pending)
+        yield CounterMetricFamily(
+            "warmroute_recall_index_failures",
+            "Calls that came to nothing by which the index follows sessions.",
+            self._upkeep.recaller.index_failures,
+        )
         yield GaugeMetricFamily(
             "warmroute_context_hit_ratio",
             "Share of what earlier turns had that workers had cached, as the cost of carrying is reckoned.",
@@ -87,3 +93,23 @@ class ContextCollector(Collector):
             if (tokens := janitor.budget.left(rules)) is not None:
                 left.add_metric((rules.tenant,), tokens)
         yield left
+
+
+class SqliteIndexCollector(Collector):
+    """What only an index with a bound has."""
+
+    def __init__(self, index: SqliteIndex) -> None:
+        self._index = index
+
+    def collect(self) -> Iterator[Metric]:
+        index = self._index
+        yield GaugeMetricFamily(
+            "warmroute_recall_bytes", "Texts and vectors of the index, when this router changed it last.", index.bytes
+        )
+        yield GaugeMetricFamily("warmroute_max_recall_bytes", "How many it may have.", index.max_bytes)
+        yield counter(
+            "recall_evictions",
+            "What went from the index since it, or its session, had too much.",
+            index.evicted,
+            "kind",
+        )

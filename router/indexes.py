@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.config import Config, ConfigError, ContextConfig, read_secret
+from router.config import BUNDLED_MODEL, Config, ConfigError, ContextConfig, read_secret
+from router.recall.embedders.fleet import FleetEmbedder
 from router.recall.index import Embedder, IndexUnavailable, RecallIndex
 from router.recall.nothing import NoIndex
 from router.recall.sqlite import IndexLimits, SqliteIndex
+from router.sides import Dispatch
 from router.stores import NO_STORE, state_dir
 
 INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
@@ -38,23 +40,27 @@ class MeasuredIndex(RecallIndex, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenedIndex:
+    """``sqlite``: the index, where it is one of that kind."""
+
     index: MeasuredIndex
     closes: tuple[Close, ...] = ()
     sweep: Callable[[], Awaitable[None]] | None = None
     """Deletes what has expired; None where nothing does."""
+    sqlite: SqliteIndex | None = None
 
     async def aclose(self) -> None:
         for close in self.closes:
             await close()
 
 
-async def open_index(config: Config) -> OpenedIndex:
-    """A mirror of the log: it is never in the clear on a disk where the log is not. Raises ConfigError."""
+async def open_index(config: Config, dispatch: Dispatch, clock: Callable[[], float]) -> OpenedIndex:
+    """A mirror of the log: it is never in the clear on a disk where the log is not. ``dispatch``: to the fleet, which may make
+    vectors. Raises ConfigError."""
     sessions, context = config.sessions, config.context
     if sessions.store == NO_STORE or context.recall_index == "none":
         return OpenedIndex(NoIndex())
     if context.recall_in_postgres:
-        return await _open_postgres(context)
+        return await _open_postgres(context, dispatch, clock)
     is_sealed = bool(sessions.encryption_secret or sessions.encryption_secret_file)
     path = IN_MEMORY
     if context.recall_index == "sqlite" and not is_sealed and not sessions.store.startswith("memory"):
@@ -64,29 +70,31 @@ async def open_index(config: Config) -> OpenedIndex:
         except OSError as error:
             raise ConfigError(f"sessions.state_dir={str(directory)!r}: {error.strerror}") from None
         path = str(directory / INDEX_FILE)
-    embedder, close = await _open_embedder(context)
+    embedder, close = await _open_embedder(context, dispatch, clock)
     try:
         index = await SqliteIndex.open(path, embedder, _sqlite_limits(context))
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
-    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep)
+    return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep, index)
 
 
 def _sqlite_limits(context: ContextConfig) -> IndexLimits:
     return IndexLimits(
+        max_pending=context.max_recall_calls,
+        max_bytes=context.max_recall_bytes,
         lifetime_s=context.recall_lifetime_s,
         search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
         embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
     )
 
 
-async def _open_postgres(context: ContextConfig) -> OpenedIndex:
+async def _open_postgres(context: ContextConfig, dispatch: Dispatch, clock: Callable[[], float]) -> OpenedIndex:
     """A server that is away is no reason not to start. Raises ConfigError."""
     try:
         from router.recall.postgres import PostgresIndex, PostgresLimits
     except ImportError:
         raise ConfigError("context.recall_index=***: PostgreSQL needs the package of warmroute[postgres]") from None
-    embedder, close = await _open_embedder(context)
+    embedder, close = await _open_embedder(context, dispatch, clock)
     limits = PostgresLimits(
         max_connections=context.recall_connections,
         search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
@@ -97,26 +105,28 @@ async def _open_postgres(context: ContextConfig) -> OpenedIndex:
     return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep)
 
 
-async def _open_embedder(context: ContextConfig) -> tuple[Embedder | None, Close | None]:
-    """Raises ConfigError."""
+async def _open_embedder(
+    context: ContextConfig, dispatch: Dispatch, clock: Callable[[], float]
+) -> tuple[Embedder | None, Close | None]:
+    """By a URL, in this process, or by the fleet. Raises ConfigError."""
+    if not context.embed_model:
+        return None, None
     if context.embed_url:
         from router.recall.embedders.remote import RemoteEmbedder, Service
 
-        if not context.embed_model or not context.embed_dimensions:
-            raise ConfigError("context.embed_model='': required with context.embed_url, and context.embed_dimensions")
         key = read_secret("context.embed_api_key", context.embed_api_key, context.embed_api_key_file).decode()
         service = Service(context.embed_url, context.embed_model, context.embed_dimensions, key)
         remote = await RemoteEmbedder.open(service)
         return remote, remote.close
-    if context.embed_model:
-        try:
-            from router.recall.embedders.onnx import OnnxEmbedder
-        except ImportError:
-            needed = "needs the packages of warmroute[recall-onnx], or context.embed_url"
-            raise ConfigError(f"context.embed_model={context.embed_model!r}: {needed}") from None
-        try:
-            local = await OnnxEmbedder.open(context.embed_model)
-        except IndexUnavailable as error:
-            raise ConfigError(f"context.embed_model={context.embed_model!r}: {error}") from None
-        return local, local.close
-    return None, None
+    if context.embed_model != BUNDLED_MODEL:
+        return FleetEmbedder(dispatch, clock, context.embed_model, context.embed_dimensions), None
+    try:
+        from router.recall.embedders.onnx import OnnxEmbedder
+    except ImportError:
+        needed = "needs the packages of warmroute[recall-onnx]"
+        raise ConfigError(f"context.embed_model={context.embed_model!r}: {needed}") from None
+    try:
+        local = await OnnxEmbedder.open(context.embed_model)
+    except IndexUnavailable as error:
+        raise ConfigError(f"context.embed_model={context.embed_model!r}: {error}") from None
+    return local, local.close

@@ -112,7 +112,7 @@ async def build_state(
         max_give_backs=sessions.max_give_backs,
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
-    index = await open_index(config)
+    index = await open_index(config, dispatch, clock)
     upkeep = build_upkeep(
         config, histories, planner, dispatch, index.index, lookups, counts, clock, time.time, context_metrics
     )

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from router.config import (
+    BUNDLED_MODEL,
     Config,
     ConfigError,
     ModelConfig,
@@ -248,6 +249,32 @@ def test_a_salt_secret_of_a_file_is_the_same_without_its_line_end(tmp_path: Path
     file = tmp_path / "salt"
     file.write_text(SALT + "\n", "utf-8")
     assert read_salt_secret(load_config(None, {}, {"auth.salt_secret_file": str(file)}).auth) == SALT.encode()
+
+
+BUNDLED = {"context.embed_model": BUNDLED_MODEL}
+SERVICE = {"context.embed_url": "http://127.0.0.1:1/v1/embeddings"}
+OF_FLEET = {"context.embed_model": "bge"}
+LENGTH = {"context.embed_dimensions": 768}
+
+
+@pytest.mark.parametrize("flags", [{}, BUNDLED, {**OF_FLEET, **LENGTH}, {**SERVICE, **OF_FLEET, **LENGTH}])
+def test_vectors_are_made_here_by_the_fleet_or_by_a_service(flags: dict[str, object]) -> None:
+    load_config(None, {}, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (SERVICE, "context.embed_model='': required with context.embed_url"),
+        ({**SERVICE, **OF_FLEET}, "context.embed_dimensions=0: required with context.embed_url"),
+        ({**SERVICE, **BUNDLED}, "context.embed_dimensions=0: required with context.embed_url"),
+        (OF_FLEET, "context.embed_dimensions=0: required for context.embed_model='bge'; only all-MiniLM-L6-v2-int8"),
+    ],
+)
+def test_who_makes_vectors_elsewhere_must_be_named_with_their_length(flags: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, {}, flags)
+    assert str(raised.value).startswith(line)
 
 
 def test_a_models_own_tokenizer_goes_before_patterns_and_these_before_the_one_for_all(tmp_path: Path) -> None:

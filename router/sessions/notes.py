@@ -15,10 +15,9 @@ from router.context.compaction import Source
 from router.context.history import History
 from router.context.prompt import Incoming
 from router.context.summaries import ask_about, ask_behind, words_of
-from router.core.errors import RouterError, WorkerError
-from router.core.record import Record
-from router.core.reply import Reply
+from router.core.errors import WorkerError
 from router.core.tenant import TenantRules
+from router.own_client import OwnClient
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Planner, request_of
 from router.sessions.store import Sid
@@ -89,53 +88,21 @@ class FleetWriter:
             lifetime_s=0.0,
         )
         plan = self.planner.plan(own, history, history.turns + 1)
-        reader = _Reader()
+        client = OwnClient()
         rules: TenantRules = msgspec.structs.replace(ask.caller.rules, priority=PRIORITY)
         request = request_of(own, affinity_key(Sid(sid)) if sid else None, plan)
-        await self.dispatch.dispatch(request, reader, own.started_at, rules)
-        return reader.written()
+        await self.dispatch.dispatch(request, client, own.started_at, rules)
+        return _written(client)
 
 
-class _Reader:
-    """Of an answer that is not streamed."""
-
-    is_chunked = False
-
-    def __init__(self) -> None:
-        self._reply: Reply | None = None
-        self._record: Record | None = None
-
-    async def answer(self, reply: Reply, record: Record) -> None:
-        self._reply, self._record = reply, record
-
-    def written(self) -> Written:
-        """Raises WorkerError."""
-        if self._reply is None or self._reply.status != 200 or self._record is None:
-            raise WorkerError("no model wrote notes")
-        try:
-            return read_notes(read_completion(self._reply.body), self._record.prompt_tokens)
-        except BadAnswer:
-            raise WorkerError("the notes cannot be understood") from None
-
-    def stream_head(self, _reply: Reply, _record: Record) -> bytes:
-        raise WorkerError("a worker streamed what was not to be streamed")
-
-    def write(self, data: bytes) -> None: ...
-
-    def is_closing(self) -> bool:
-        return False
-
-    def is_full(self) -> bool:
-        return False
-
-    async def drained(self) -> bool:
-        return True
-
-    def end_stream(self, events: bytes) -> None: ...
-
-    def break_off(self, error: RouterError) -> None: ...
-
-    def break_off_with(self, event: bytes) -> None: ...
+def _written(client: OwnClient) -> Written:
+    """Raises WorkerError."""
+    if client.reply is None or client.reply.status != 200 or client.record is None:
+        raise WorkerError("no model wrote notes")
+    try:
+        return read_notes(read_completion(client.reply.body), client.record.prompt_tokens)
+    except BadAnswer:
+        raise WorkerError("the notes cannot be understood") from None
 
 
 def read_notes(answer: Answer, prompt_tokens: int) -> Written:

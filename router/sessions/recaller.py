@@ -54,6 +54,9 @@ class Recaller:
         self._clock = clock
         self._observe = observe
         self.results: Counter[str] = Counter({"found": 0, "nothing": 0, "unavailable": 0})
+        """Of searches."""
+        self.index_failures = 0
+        """What left a prompt was not indexed, or of a session that was deleted not forgotten."""
 
     async def recall(self, ask: Ask, history: History) -> Draft | None:
         """For the newest message, if that is a user's. None: nothing, or nothing in time."""
@@ -92,7 +95,7 @@ class Recaller:
                 await self._index.add(sid, history.owner, sorted(passages))
             history.indexed = history.view.cut.number
         except IndexUnavailable as error:
-            self.results["unavailable"] += 1
+            self.index_failures += 1
             log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
 
     async def forget(self, history: History) -> None:
@@ -101,6 +104,7 @@ class Recaller:
         try:
             await self._index.forget(_key(history), history.owner)
         except IndexUnavailable as error:
+            self.index_failures += 1
             log.warning("a deleted session stays in the index", extra={"why": str(error), "sid": history.sid})
 
 

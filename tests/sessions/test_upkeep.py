@@ -15,7 +15,7 @@ from router.context.entry import Draft, Kind
 from router.context.history import History
 from router.context.prompt import Incoming
 from router.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
-from router.context.view import Wishes
+from router.context.view import View, Wishes
 from router.core.errors import ContextTooLong, RouterError, SessionFull, SessionNotFound, WorkerError
 from router.core.request import Tenant
 from router.core.tenant import make_caller
@@ -123,6 +123,20 @@ async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_w
     await desk.take(user(LONG))
     await desk.take(user(LONG))
     assert shown(desk)[0].startswith("[Notes on the earlier conversation.")
+
+
+async def test_cuts_at_the_same_time_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = window_desk(window=900, high_tokens=10_000)
+    commit, both = desk.histories.commit_view, asyncio.Barrier(2)
+
+    async def commit_together(history: History, view: View) -> bool:
+        await both.wait()
+        return await commit(history, view)
+
+    monkeypatch.setattr(desk.histories, "commit_view", commit_together)
+    for number in range(5):
+        await asyncio.gather(*(desk.take(user(f"{number} {LONG}"), sid=sid) for sid in (SID, Sid("b" * 32))))
+    assert desk.turns.upkeep.views.cuts["ceiling"] == 2
 
 
 async def test_a_cold_prefix_is_cut_early_and_a_warm_one_is_not() -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+from router.config import BUNDLED_MODEL
 from router.recall.index import IndexUnavailable
 
-BUNDLED = "all-MiniLM-L6-v2-int8"
 BUNDLED_TOKENIZER = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
 MAX_TOKENS = 256
 """What all-MiniLM-L6-v2 reads of a text (its model card); what comes behind says nothing."""
@@ -58,7 +58,12 @@ class OnnxEmbedder:
 
     @classmethod
     async def open(
-        cls, name: str = BUNDLED, files: tuple[Path, Path] | None = None, *, threads: int = 1, max_pending: int = 1024
+        cls,
+        name: str = BUNDLED_MODEL,
+        files: tuple[Path, Path] | None = None,
+        *,
+        threads: int = 1,
+        max_pending: int = 1024,
     ) -> Self:
         """``files``: the model as ONNX, of which the first output is a vector a token, and its ``tokenizer.json``; by default
         the extra's. ``threads``: of a run of the model. Raises IndexUnavailable where the extra's are missing, and what the

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from sqlite3 import Connection
-from typing import Self
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.core.request import Sid, Tenant
 from router.recall import rarity
@@ -21,6 +22,9 @@ from router.recall.index import Embedder, IndexUnavailable, Passage
 from router.recall.sqlite import rows
 from router.recall.sqlite.file import IndexFile
 from router.recall.words import query_words
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ADDED_AT_ONCE, EMBEDDED_AT_ONCE = 50, 32
 """Items and pieces, that searches need not wait long for the thread."""
@@ -67,6 +71,10 @@ class SqliteIndex:
         self._wall_clock = wall_clock
         self.searches_without_meaning = 0
         """Whose query the embedder could not embed, or not in time. They went by words alone."""
+        self.bytes = 0
+        """Of texts and vectors, when this process changed something last."""
+        self.evicted: Counter[str] = Counter({"sessions": 0, "pieces": 0})
+        """Sessions that went for others, and pieces that went for their own session's."""
 
     @classmethod
     async def open(
@@ -81,14 +89,15 @@ class SqliteIndex:
         the caller's to close. Raises IndexUnavailable."""
         if embedder is not None and find_spec("numpy") is None:
             raise IndexUnavailable("vectors need the package numpy: warmroute[recall]")
-        file = await IndexFile.open(path, limits.max_pending)
+        index = cls(await IndexFile.open(path, limits.max_pending), embedder, limits, weights, wall_clock)
         try:
             if embedder is not None:
-                await file.write(rows.keep_model, f"{embedder.name} {embedder.dimensions}")
+                await index._file.write(rows.keep_model, f"{embedder.name} {embedder.dimensions}")
+            index.bytes = await index._file.read(rows.total_bytes)
         except BaseException:
-            await file.close()
+            await index.close()
             raise
-        return cls(file, embedder, limits, weights, wall_clock)
+        return index
 
     @property
     def pending(self) -> int:
@@ -99,14 +108,20 @@ class SqliteIndex:
     def max_pending(self) -> int:
         return self._file.max_pending
 
+    @property
+    def max_bytes(self) -> int:
+        return self._limits.max_bytes
+
     async def newest(self, sid: Sid, owner: Tenant) -> int:
         return await self._file.read(rows.newest, sid, owner)
 
     async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
         for at in range(0, len(passages), ADDED_AT_ONCE):
             some = passages[at : at + ADDED_AT_ONCE]
-            await self._file.write(rows.add, sid, owner, some, self._limits.max_session_pieces, self._wall_clock())
-        await self._file.write(rows.forget_oldest, self._limits.max_bytes)
+            pieces = await self._change(rows.add, sid, owner, some, self._limits.max_session_pieces, self._wall_clock())
+            self.evicted["pieces"] += pieces
+        sessions = await self._change(rows.forget_oldest, self._limits.max_bytes)
+        self.evicted["sessions"] += sessions
         await self._delete_dropped()
         if self._embedder is not None:
             await self._embed(sid, owner, self._embedder)
@@ -125,18 +140,27 @@ class SqliteIndex:
         return fuse((by_words, by_meaning), limit)
 
     async def forget(self, sid: Sid, owner: Tenant) -> None:
-        await self._file.write(rows.forget, sid, owner)
+        await self._change(rows.forget, sid, owner)
         await self._delete_dropped()
 
     async def sweep(self) -> None:
         """Deletes what has expired. Raises IndexUnavailable."""
         if not self._limits.lifetime_s:
             return
-        while await self._file.write(rows.forget_expired, self._wall_clock() - self._limits.lifetime_s):
+        while await self._change(rows.forget_expired, self._wall_clock() - self._limits.lifetime_s):
             await self._delete_dropped()
 
     async def close(self) -> None:
         await self._file.close()
+
+    async def _change(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As the file's ``write``; and how much there is then is noted."""
+
+        def change(connection: Connection) -> tuple[T, int]:
+            return work(connection, *args, **kwargs), rows.total_bytes(connection)
+
+        answer, self.bytes = await self._file.write(change)
+        return answer
 
     async def _delete_dropped(self) -> None:
         while await self._file.write(rows.delete_dropped):
@@ -148,7 +172,7 @@ class SqliteIndex:
         while found := await self._file.read(rows.without_vector, sid, owner, EMBEDDED_AT_ONCE):
             vectors = await embedder.embed([piece.text for piece in found])
             block = pack([rows.place_of(piece.id) for piece in found], vectors)
-            await self._file.write(rows.add_vectors, sid, owner, found, block)
+            await self._change(rows.add_vectors, sid, owner, found, block)
 
     async def _search_words(self, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[tuple[int, float]]:
         """``(number, weight)``, best first; so below."""

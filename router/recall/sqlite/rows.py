@@ -76,8 +76,8 @@ def add(
     passages: Sequence[Passage],
     max_session_pieces: int,
     now: float,
-) -> None:
-    """Those after the newest; the oldest go where there are too many. ``now``: Unix time."""
+) -> int:
+    """Those after the newest; the oldest go where there are too many: how many pieces. ``now``: Unix time."""
     session = find(connection, sid, owner) or _begin(connection, sid, owner)
     new = [passage for passage in passages if session.newest < passage.number <= MAX_NUMBER]
     rows = [
@@ -98,8 +98,8 @@ def add(
             session.id,
         ),
     )
-    if (excess := session.pieces + len(rows) - max_session_pieces) > 0:
-        _delete_oldest(connection, session.id, excess)
+    excess = session.pieces + len(rows) - max_session_pieces
+    return _delete_oldest(connection, session.id, excess) if excess > 0 else 0
 
 
 def _begin(connection: sqlite3.Connection, sid: Sid, owner: Tenant) -> Session:
@@ -192,16 +192,24 @@ def forget(connection: sqlite3.Connection, sid: Sid, owner: Tenant) -> None:
     connection.execute("DELETE FROM session AS s WHERE s.sid = ? AND s.owner = ?", (sid, owner))
 
 
-def forget_oldest(connection: sqlite3.Connection, max_bytes: int) -> None:
+def total_bytes(connection: sqlite3.Connection) -> int:
+    """Of all sessions' texts and vectors."""
+    (total,) = connection.execute("SELECT bytes FROM total").fetchone()
+    return int(total)
+
+
+def forget_oldest(connection: sqlite3.Connection, max_bytes: int) -> int:
     """As ``forget``: those that were not added to for longest, until the others have ``max_bytes`` at most. The one that was
-    added to last stays in any case."""
-    while True:
-        (excess,) = connection.execute("SELECT bytes - ? FROM total", (max_bytes,)).fetchone()
+    added to last stays in any case. How many."""
+    forgotten = 0
+    while total_bytes(connection) > max_bytes:
         oldest = connection.execute("SELECT id FROM session ORDER BY used LIMIT 2").fetchall()
-        if excess <= 0 or len(oldest) < 2:
-            return
+        if len(oldest) < 2:
+            break
         connection.execute("INSERT INTO dropped VALUES (?)", oldest[0])
         connection.execute("DELETE FROM session WHERE id = ?", oldest[0])
+        forgotten += 1
+    return forgotten
 
 
 def forget_expired(connection: sqlite3.Connection, before: float) -> bool:
@@ -229,11 +237,13 @@ def delete_dropped(connection: sqlite3.Connection) -> bool:
     return True
 
 
-def _delete_oldest(connection: sqlite3.Connection, session: int, pieces: int) -> None:
+def _delete_oldest(connection: sqlite3.Connection, session: int, pieces: int) -> int:
+    """How many."""
     gone, bytes_ = _delete(connection, session, pieces)
     connection.execute(
         "UPDATE session SET pieces = pieces - ?, bytes = bytes - ? WHERE id = ?", (gone, bytes_, session)
     )
+    return gone
 
 
 def _delete(connection: sqlite3.Connection, session: int, limit: int) -> tuple[int, int]:
