@@ -265,6 +265,44 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
+                    title="The index of what left prompts",
+                    description="Calls that fail leave items unindexed till the session's next turn. Evictions: its bounds are "
+                    "reached, and what is oldest is found no more.",
+                    unit="cps",
+                    queries=(
+                        Query(rate("recall_index_failures_total"), "failures"),
+                        Query(rate("recall_evictions_total", by="kind"), "evicted {{kind}}"),
+                    ),
+                ),
+                Panel(
+                    title="The index's bounds",
+                    description="Its calls and its bytes, of those that there may be.",
+                    unit="percentunit",
+                    maximum=1,
+                    queries=(
+                        Query(
+                            f"{now('recall_calls', by='instance')} / {now('max_recall_calls', by='instance')}", "calls"
+                        ),
+                        Query(
+                            f"{now('recall_bytes', by='instance')} / {now('max_recall_bytes', by='instance')}", "bytes"
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="What compaction goes by",
+                    description="The share of a prefix that is found in caches, as learnt. High marks follow from it, and from "
+                    "what a turn adds.",
+                    unit="percentunit",
+                    maximum=1,
+                    queries=(Query(worst("context_hit_ratio", by="instance"), "{{instance}}"),),
+                ),
+                Panel(
+                    title="What a turn adds",
+                    description="Tokens, as learnt.",
+                    unit="short",
+                    queries=(Query(worst("context_growth_tokens", by="instance"), "{{instance}}"),),
+                ),
+                Panel(
                     title="Error of counted prompts",
                     description="Share of a prompt's tokens by which the router's count was off from the worker's.",
                     unit="percentunit",
@@ -275,7 +313,10 @@ BOARD = Board(
                     description="Of sessions' messages, by what counted them.",
                     unit="cps",
                     kind="stack",
-                    queries=(Query(rate("counted_tokens_total", by="counter"), "{{counter}}"),),
+                    queries=(
+                        Query(rate("counted_tokens_total", by="counter"), "{{counter}}"),
+                        Query(rate("token_count_fallbacks_total", by="cause"), "texts estimated: {{cause}}"),
+                    ),
                 ),
             ),
         ),

@@ -205,3 +205,8 @@ def test_a_page_names_its_alerts_and_settings_that_there_are(page: Path) -> None
         assert part in text
     for link in re.findall(r"\]\((\w+\.md)\)", text):
         assert (RUNBOOKS / link).exists()
+
+
+def test_the_reference_lists_every_alert() -> None:
+    listed = re.findall(r"(?m)^\| (Warmroute\w+) \| (\w+) \|", (ROOT / "docs" / "dashboards.md").read_text())
+    assert listed == [(alert.name, alert.severity) for alert in ALERTS]
