@@ -57,6 +57,9 @@ class AdmissionCollector(Collector):
             "Of the tenant's budget, what is left until midnight UTC.",
             labels=("tenant", "kind"),
         )
+        budget = GaugeMetricFamily(
+            "warmroute_tenant_day_tokens", "The tenant's budget of a day.", labels=("tenant", "kind")
+        )
         wall_s = self._wall_clock()
         for tenant, account in self._ledger.accounts.items():
             in_flight.add_metric((tenant,), account.in_flight)
@@ -69,6 +72,7 @@ class AdmissionCollector(Collector):
                 ("completion", totals.completion_tokens),
             ):
                 tokens.add_metric((tenant, kind), count)
-            for kind, amount in account.day_tokens_left(wall_s):
+            for kind, amount, limit in account.day_tokens(wall_s):
                 left.add_metric((tenant, kind), amount)
-        yield from (in_flight, queued, requests, tokens, left)
+                budget.add_metric((tenant, kind), limit)
+        yield from (in_flight, queued, requests, tokens, left, budget)

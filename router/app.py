@@ -207,7 +207,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "body_bytes", "Their bodies.", data.bodies.bytes
         yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
-    registry.register(FleetCollector(fleet, index, dispatcher.budget, sizes))
+    registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(StateCollector(state.turns, state.store, state.watch))

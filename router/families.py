@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily
 
 
 def counter(
-    name: str, text: str, values: Mapping[str, int] | Mapping[tuple[str, str], int], *labels: str
+    name: str, text: str, values: Mapping[str, float] | Mapping[tuple[str, str], int], *labels: str
 ) -> CounterMetricFamily:
     """``values``: by the label's value, or by those of two."""
     family = CounterMetricFamily(f"warmroute_{name}", text, labels=labels)

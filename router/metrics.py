@@ -23,6 +23,7 @@ from router.core.keyring import Refusal
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.retry import RetryBudget
+from router.core.reuse import Misses
 from router.families import counter
 
 TTFT_BUCKETS = (
@@ -259,11 +260,13 @@ class FleetCollector(Collector):
         self,
         fleet: Fleet,
         index: PrefixIndex,
+        misses: Misses,
         budget: RetryBudget,
         sizes: Callable[[], Iterable[tuple[str, str, float]]],
     ) -> None:
         self._fleet = fleet
         self._index = index
+        self._misses = misses
         self._budget = budget
         self._sizes = sizes
 
@@ -275,6 +278,14 @@ class FleetCollector(Collector):
         rate = _gauge("worker_prefill_rate", "Learnt prefill rate, tokens per second.", "worker")
         held = _gauge("prefix_index_blocks", "Blocks of the index that the worker is believed to hold.", "worker")
         room = _gauge("prefix_index_max_blocks", "Blocks that the index will remember of the worker.", "worker")
+        requests = _worker_counter("requests", "Attempts that were sent to the worker.")
+        prompts = _worker_counter(
+            "prompt_tokens", "Prompt tokens of the worker's requests, where it told what was cached."
+        )
+        cached = _worker_counter("cached_tokens", "Of those, tokens that were cached.")
+        saved = _worker_counter(
+            "saved_prefill_seconds", "Seconds of prefill that they spared, at the worker's learnt rate."
+        )
         ejections = CounterMetricFamily(
             "warmroute_worker_ejections", "Times that the worker was taken out.", labels=("worker", "cause")
         )
@@ -287,9 +298,20 @@ class FleetCollector(Collector):
             rate.add_metric((name,), 1.0 / fleet.seconds_per_token[position])
             held.add_metric((name,), index.blocks(position))
             room.add_metric((name,), index.limit(position))
+            reuse = member.reuse
+            requests.add_metric((name,), reuse.requests)
+            prompts.add_metric((name,), reuse.prompt_tokens)
+            cached.add_metric((name,), reuse.cached_tokens)
+            saved.add_metric((name,), reuse.saved_s)
             for cause, times in member.health.ejections.items():
                 ejections.add_metric((name, cause.value), times)
-        yield from (state, in_flight, queued, rate, held, room, ejections)
+        yield from (state, in_flight, queued, rate, held, room, requests, prompts, cached, saved, ejections)
+        yield counter(
+            "uncached_tokens",
+            "Prompt tokens that were computed, by why: new, cached elsewhere, or gone from the chosen worker's cache.",
+            self._misses.tokens,
+            "reason",
+        )
         retrying = _gauge("retries_in_flight", "Retries under way that the budget governs.")
         retrying.add_metric((), self._budget.retrying)
         left = _gauge("retry_budget", "Retries that may be made now.")
@@ -352,6 +374,10 @@ class AuthCollector(Collector):
         loaded = _gauge("keys_loaded", "API keys that are listed.")
         loaded.add_metric((), figures.loaded_keys if figures else 0)
         yield from (refusals, failures, loaded)
+
+
+def _worker_counter(name: str, description: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"warmroute_worker_{name}", description, labels=("worker",))
 
 
 def _gauge(name: str, description: str, *labels: str) -> GaugeMetricFamily:

@@ -18,6 +18,7 @@ from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request import Request
+from router.core.reuse import Misses
 from router.core.ring import Ring
 from router.policies.base import Policy, Ranking
 from router.wire.sse import Usage, read_error, says_engine_died
@@ -69,6 +70,7 @@ class Routing:
         self._clock = clock
         self._min_first_event_s = min_first_event_s
         self._ring = Ring({})
+        self.misses = Misses()
 
     def use_ring(self, ring: Ring) -> None:
         """The membership changed; a ring is replaced as a whole."""
@@ -189,15 +191,28 @@ class Routing:
         if usage.prompt_tokens > 0 and request.fingerprint.hashes:
             fleet.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
         # The share of the prompt that was predicted is compared, not the tokens: how many those are was an estimate, too.
-        predicted = record.predicted_cached_tokens * usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
+        per_estimate = usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
+        predicted = record.predicted_cached_tokens * per_estimate
         cached = predicted if usage.cached_tokens is None else usage.cached_tokens
         if cached < predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS:
             index.forget_older(member.position, facts.matches.last_used(member.position))
+        if usage.cached_tokens is not None:
+            self._account(
+                member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, usage.cached_tokens
+            )
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
         output_bytes = int(usage.output_tokens * fleet.bytes_per_token(request.model))
         if output_bytes >= BLOCK_BYTES:
             index.record(member.position, NO_PROMPT, output_bytes)
+
+    def _account(self, member: Member, prompt: int, best: float, predicted: float, actual: int) -> None:
+        """Of what the cache spared, and why it did not spare the rest. In the worker's own tokens."""
+        self.misses.add(prompt, best, predicted, actual)
+        reuse = member.reuse
+        reuse.prompt_tokens += prompt
+        reuse.cached_tokens += actual
+        reuse.saved_s += actual * self.fleet.seconds_per_token[member.position]
 
     def remember(self, request: Request, member: Member, record: Record, usage: Usage | None) -> None:
         """The session ended there on another's behalf. What was cached of its prompt, and how long it took, says nothing of

@@ -11,6 +11,7 @@ from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.request import Route
 from router.core.retry import RetryBudget
+from router.core.reuse import Misses
 from router.core.worker import WorkerAddress
 from router.metrics import BATCH, GAP_BUCKETS, MAX_LABEL_VALUES, TTFT_BUCKETS, FleetCollector, Metrics
 
@@ -188,8 +189,11 @@ def test_the_fleet_is_read_when_prometheus_asks() -> None:
     metrics = Metrics(registry, lambda _model: True)
     index = PrefixIndex(10_000, 1_000)
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    budget = RetryBudget(0.2, 3)
-    registry.register(FleetCollector(fleet, index, budget, lambda: [("live_requests", "Requests under way.", 5)]))
+    budget, misses = RetryBudget(0.2, 3), Misses()
+    misses.add(1000, 800, 500, 400)
+    registry.register(
+        FleetCollector(fleet, index, misses, budget, lambda: [("live_requests", "Requests under way.", 5)])
+    )
     fleet.set_members([WorkerAddress("http", host, 80) for host in "ab"])
     well, ill = fleet.members()
     for member in (well, ill):
@@ -202,12 +206,14 @@ def test_the_fleet_is_read_when_prometheus_asks() -> None:
         states = {each: labelled(worker=member.name, state=each) for each in ("starting", "up", "ejected")}
         assert [each for each in states if found["warmroute_worker_state", states[each]]] == [state]
     name = labelled(worker=well.name)
-    assert found["warmroute_worker_in_flight", name] == 1
+    assert found["warmroute_worker_in_flight", name] == found["warmroute_worker_requests_total", name] == 1
     assert found["warmroute_worker_queued_prefill_tokens", name] == 300
     assert found["warmroute_worker_prefill_rate", name] == 10_000
     assert found["warmroute_prefix_index_blocks", name] == 0
     assert found["warmroute_prefix_index_max_blocks", name] == 390
     assert found["warmroute_worker_ejections_total", labelled(worker=ill.name, cause="died")] == 1
+    for reason, tokens in {"new": 200, "elsewhere": 300, "gone": 100}.items():
+        assert found["warmroute_uncached_tokens_total", labelled(reason=reason)] == tokens
     assert found["warmroute_retries_in_flight", ()] == 1
     assert found["warmroute_retry_budget", ()] == 2
     assert found["warmroute_retry_budget_max", ()] == 100
@@ -219,7 +225,7 @@ def test_a_worker_that_left_is_no_series_any_more() -> None:
     metrics = Metrics(registry, lambda _model: True)
     index = PrefixIndex(10_000, 1_000)
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    registry.register(FleetCollector(fleet, index, RetryBudget(0.2, 3), list))
+    registry.register(FleetCollector(fleet, index, Misses(), RetryBudget(0.2, 3), list))
     fleet.set_members([WorkerAddress("http", "a", 80)])
     assert any("worker" in dict(labels) for _name, labels in samples(metrics))
     fleet.set_members([])

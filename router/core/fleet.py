@@ -17,6 +17,7 @@ from router.core.fingerprint import BLOCK_BYTES
 from router.core.health import Health, HealthRules, State
 from router.core.load import LoadReport
 from router.core.rates import DecayedRatio, PrefillTimes, believed
+from router.core.reuse import Reuse
 from router.core.worker import WorkerAddress, WorkerName
 
 OWN_SAMPLES = 10.0
@@ -57,6 +58,7 @@ class Member:
     """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
     load: LoadReport | None = None
     load_at: float = 0.0
+    reuse: Reuse = field(default_factory=Reuse)
     last_answer_at: float = 0.0
     """When the worker last gave a first token: the prefill after it began no earlier."""
     removed: bool = False
@@ -336,6 +338,7 @@ class Fleet:
         member = self.member(position)
         lease = Lease(self, member, uncached_tokens, now, shows_first_token)
         member.leases.add(lease)
+        member.reuse.requests += 1
         self.in_flight[position] += 1
         self.queued_prefill_tokens[position] += uncached_tokens
         return lease

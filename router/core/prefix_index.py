@@ -55,6 +55,11 @@ class Matches(msgspec.Struct, frozen=True):
             for position in positions_of(workers):
                 yield position, tokens
 
+    @property
+    def most(self) -> float:
+        """Tokens cached on the worker that holds most, 0.0 where none holds any."""
+        return self.groups[0][1] if self.groups else 0.0
+
     def tokens(self, position: int) -> float:
         """Tokens cached on one worker, 0.0 where nothing is."""
         return self._held_by(position)[0]

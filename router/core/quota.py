@@ -179,8 +179,8 @@ class Account:
         if record.completion_tokens:
             self.mean_completion_tokens += NEWEST * (record.completion_tokens - self.mean_completion_tokens)
 
-    def day_tokens_left(self, wall_s: float) -> Iterator[tuple[str, float]]:
-        """Kind and tokens, of each budget that there is."""
+    def day_tokens(self, wall_s: float) -> Iterator[tuple[str, float, int]]:
+        """Kind, what is left of it, and the day's, of each budget that there is."""
         number = int(wall_s // DAY_S)
         for kind, day, limit in (
             ("prompt", self.prompt_day, self.rules.prompt_tokens_per_day),
@@ -188,7 +188,7 @@ class Account:
         ):
             if limit is not None:
                 day.begin(number)
-                yield kind, max(0.0, limit - day.used)
+                yield kind, max(0.0, limit - day.used), limit
 
 
 class Ledger:

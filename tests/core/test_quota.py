@@ -192,7 +192,7 @@ def test_what_began_yesterday_takes_nothing_from_today() -> None:
     tenancy.wait(DAY_S)
     tenancy.end(tenancy.ask(), make_record(1, 0, 100))
     tenancy.end(late, make_record(1, 0, 9000))
-    assert dict(tenancy.account.day_tokens_left(tenancy.wall_s)) == {"completion": 9900}
+    assert [left for _, left, _ in tenancy.account.day_tokens(tenancy.wall_s)] == [9900]
 
 
 def test_new_limits_hold_at_once_and_forget_nothing() -> None:
@@ -221,7 +221,7 @@ def test_a_stream_that_broke_is_charged_as_expected_or_for_what_was_seen_of_it()
     tenancy = Tenancy(prompt_tokens_per_day=1000, completion_tokens_per_day=10_000)
     tenancy.end(tenancy.ask(100), make_record(chunks=500))
     tenancy.end(tenancy.ask(100), make_record(chunks=1))
-    left = dict(tenancy.account.day_tokens_left(tenancy.wall_s))
+    left = {kind: left for kind, left, _ in tenancy.account.day_tokens(tenancy.wall_s)}
     assert left == {"prompt": 800, "completion": 10_000 - 500 - INITIAL_COMPLETION_TOKENS}
 
 

@@ -62,6 +62,7 @@ async def test_a_tenant_is_charged_what_its_worker_counted() -> None:
         await post(router, PATH, CHAT)
         found = await samples(router)
         assert found["tenant_day_tokens_left", "acme", "prompt"] == 1000 - 10 - 30 * 0.5
+        assert found["tenant_day_tokens", "acme", "prompt"] == 1000
         assert found["tenant_tokens_total", "acme", "cached"] == 30
         assert found["tenant_tokens_total", "acme", "completion"] == 5
         assert found["tenant_requests_total", "acme"] == 1

@@ -1,0 +1,1 @@
+"""One dashboard a module, from top to bottom as it is read."""

@@ -1,0 +1,223 @@
+"""Who is there, who is busy, who is ill, and what clients see of it."""
+
+from __future__ import annotations
+
+from grafana.panels import Board, Limit, Panel, Query
+from grafana.queries import now, quantile, rate, total, worst
+
+_UP = now("worker_state", 'state="up"', by="instance")
+_EJECTED = now("worker_state", 'state="ejected"', by="instance")
+_BY_WORKER = rate("worker_requests_total", by="worker")
+_SERVER_ERRORS = rate("requests_total", 'status=~"5.."')
+
+BOARD = Board(
+    name="fleet",
+    title="Warmroute / Fleet",
+    description="Workers' health and load, and how failures were dealt with.",
+    rows=(
+        (
+            "At a glance",
+            (
+                Panel(
+                    title="Workers up",
+                    description="As the router with the fewest sees it.",
+                    unit="short",
+                    kind="stat",
+                    width=6,
+                    base="red",
+                    limits=(Limit(1, "green"),),
+                    queries=(Query(f"min({_UP})", "up"),),
+                ),
+                Panel(
+                    title="Workers ejected",
+                    description="Taken out since they failed; they are tried again by themselves. A worker that stays out has "
+                    "a reason in its own log.",
+                    unit="short",
+                    kind="stat",
+                    width=6,
+                    base="green",
+                    limits=(Limit(1, "yellow"),),
+                    queries=(Query(f"max({_EJECTED})", "ejected"),),
+                ),
+                Panel(
+                    title="Requests a second",
+                    description="All that ended, refused ones among them.",
+                    unit="reqps",
+                    kind="stat",
+                    width=6,
+                    queries=(Query(rate("requests_total"), "requests"),),
+                ),
+                Panel(
+                    title="Server errors",
+                    description="Share of requests that ended with a 5xx. The objective that the alerts guard is 0.1 %.",
+                    unit="percentunit",
+                    kind="stat",
+                    width=6,
+                    base="green",
+                    limits=(Limit(0.001, "yellow"), Limit(0.01, "red")),
+                    queries=(Query(f"({_SERVER_ERRORS} or vector(0)) / ({rate('requests_total')} > 0)", "errors"),),
+                ),
+            ),
+        ),
+        (
+            "Workers",
+            (
+                Panel(
+                    title="Workers by state",
+                    description="starting: not yet answered a probe. ejected: failing.",
+                    unit="short",
+                    kind="stack",
+                    queries=(Query(total(worst("worker_state", by="state, worker"), "state"), "{{state}}"),),
+                ),
+                Panel(
+                    title="Ejections",
+                    description="By cause: died, errors, timeout, probe. Many of one worker: drain and look at it.",
+                    unit="cps",
+                    queries=(Query(rate("worker_ejections_total", by="worker, cause"), "{{worker}} {{cause}}"),),
+                ),
+                Panel(
+                    title="Requests under way",
+                    description="Of these routers, on each worker.",
+                    unit="short",
+                    queries=(Query(now("worker_in_flight", by="worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    title="Share of requests",
+                    description="Equal shares are no aim: warm workers get more. One far above the others with a first token "
+                    "that suffers is too hot; see docs/policies.md for policy.ring_bound and leave_weight.",
+                    unit="percentunit",
+                    maximum=1,
+                    queries=(
+                        Query(f"{_BY_WORKER} / ignoring(worker) group_left() (sum({_BY_WORKER}) > 0)", "{{worker}}"),
+                    ),
+                ),
+                Panel(
+                    title="Prefill that waits",
+                    description="Prompt tokens sent whose first token is not back.",
+                    unit="short",
+                    queries=(Query(now("worker_queued_prefill_tokens", by="worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    title="Prefill rate",
+                    description="Learnt, tokens a second. A worker that is slower than its equals shares its GPU, or is ill.",
+                    unit="cps",
+                    queries=(Query(worst("worker_prefill_rate", by="worker"), "{{worker}}"),),
+                ),
+            ),
+        ),
+        (
+            "Failures, as they were dealt with",
+            (
+                Panel(
+                    title="Retries",
+                    description="Before the first byte; clients see none of it. By cause.",
+                    unit="cps",
+                    kind="stack",
+                    queries=(Query(rate("retries_total", by="cause"), "{{cause}}"),),
+                ),
+                Panel(
+                    title="Retry budget",
+                    description="Retries that may be made now, and are under way. Empty: failures are passed on to clients, so "
+                    "that a fleet that fails is not asked more than clients ask.",
+                    unit="short",
+                    queries=(
+                        Query(now("retry_budget"), "left"),
+                        Query(now("retries_in_flight"), "under way"),
+                        Query(now("retry_budget_max"), "most"),
+                    ),
+                ),
+                Panel(
+                    title="Streams that broke",
+                    description="exact, text and finished went on with another worker; unsafe and failed left half an answer.",
+                    unit="cps",
+                    kind="stack",
+                    queries=(Query(rate("resumptions_total", by="outcome"), "{{outcome}}"),),
+                ),
+                Panel(
+                    title="Pause of a stream that went on",
+                    description="From the break to the next event.",
+                    unit="s",
+                    queries=(
+                        Query(quantile(0.5, "resumption_gap_seconds"), "p50"),
+                        Query(quantile(0.99, "resumption_gap_seconds"), "p99"),
+                    ),
+                ),
+                Panel(
+                    title="Requests given up",
+                    description="Workers died under them, one after another: look for the request that kills them, by its id "
+                    "in the log.",
+                    unit="cps",
+                    queries=(Query(rate("given_up_requests_total"), "given up"),),
+                ),
+                Panel(
+                    title="Refused before a worker was asked",
+                    description="By why: limits of tenants, a full queue, no worker.",
+                    unit="cps",
+                    kind="stack",
+                    queries=(Query(rate("admission_refusals_total", by="reason"), "{{reason}}"),),
+                ),
+            ),
+        ),
+        (
+            "Routers",
+            (
+                Panel(
+                    title="Requests by status",
+                    description="499: the client left first.",
+                    unit="reqps",
+                    kind="stack",
+                    queries=(Query(rate("requests_total", by="status"), "{{status}}"),),
+                ),
+                Panel(
+                    title="Live requests",
+                    description="Of each router. What the autoscaler goes by.",
+                    unit="short",
+                    queries=(Query(now("live_requests", by="instance"), "{{instance}}"),),
+                ),
+                Panel(
+                    title="Clients' connections",
+                    description="Of those that there may be.",
+                    unit="percentunit",
+                    maximum=1,
+                    limits=(Limit(0.8, "orange"),),
+                    queries=(
+                        Query(
+                            f"{now('client_connections', by='instance')} / {now('max_client_connections', by='instance')}",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Bodies in memory",
+                    description="Of requests under way, of what they may take.",
+                    unit="percentunit",
+                    maximum=1,
+                    limits=(Limit(0.8, "orange"),),
+                    queries=(
+                        Query(
+                            f"{now('body_bytes', by='instance')} / {now('max_body_bytes', by='instance')}",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Connections cut",
+                    description="By why: clients that send too slowly, or do not read.",
+                    unit="cps",
+                    queries=(Query(rate("cut_connections_total", by="cause"), "{{cause}}"),),
+                ),
+                Panel(
+                    title="What failed beside the requests",
+                    description="Tasks that began again, and sources of workers that could not be read. Should be nothing.",
+                    unit="cps",
+                    limits=(Limit(0.01, "orange"),),
+                    queries=(
+                        Query(rate("background_failures_total", by="task"), "{{task}}"),
+                        Query(rate("workers_reload_failures_total", by="source"), "workers from {{source}}"),
+                        Query(rate("keys_reload_failures_total"), "keys"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+)

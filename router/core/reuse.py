@@ -1,0 +1,51 @@
+"""What of prompts was in caches, what was not, and why not: of each worker since it joined, and of all requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+NEW: Final = "new"
+ELSEWHERE: Final = "elsewhere"
+GONE: Final = "gone"
+"""Why a token was computed: no worker was believed to have it, another worker than the chosen one was, or the chosen one was
+and had it no more."""
+
+
+def missed_tokens(prompt: float, best: float, predicted: float, actual: float) -> dict[str, float]:
+    """By reason, the tokens of a prompt that were computed; together ``prompt - actual``. ``best`` and ``predicted``: tokens
+    that the worker which holds most of it, and the chosen one, were believed to have. All in tokens, as the worker counts.
+
+    >>> missed_tokens(prompt=1000, best=800, predicted=500, actual=400)
+    {'new': 200, 'elsewhere': 300, 'gone': 100}
+    """
+    actual = min(actual, prompt)
+    predicted = min(predicted, prompt)
+    best = min(max(best, predicted), prompt)
+    return {
+        NEW: prompt - max(best, actual),
+        ELSEWHERE: max(best - max(predicted, actual), 0),
+        GONE: max(predicted - actual, 0),
+    }
+
+
+@dataclass(slots=True)
+class Reuse:
+    """Of one worker. ``requests``: attempts that were sent there; tokens: of those whose worker told what was cached.
+    ``saved_s``: seconds of prefill that its cache spared, at the rate that was learnt of it."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    saved_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Misses:
+    """Of all requests, by reason."""
+
+    tokens: dict[str, float] = field(default_factory=lambda: dict.fromkeys((NEW, ELSEWHERE, GONE), 0.0))
+
+    def add(self, prompt: float, best: float, predicted: float, actual: float) -> None:
+        for reason, tokens in missed_tokens(prompt, best, predicted, actual).items():
+            self.tokens[reason] += tokens
