@@ -32,7 +32,7 @@ from prometheus_client import (
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
-from router.config import Config, PolicyConfig, read_salt_secret
+from router.config import Config, ConfigError, FleetConfig, PolicyConfig, read_salt_secret
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -177,7 +177,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
     background = Background(clock)
     keeper = FleetKeeper(
-        _sources(config),
+        _sources(config, lambda: keeper.wake(), clock),
         fleet,
         pool,
         upstream,
@@ -221,7 +221,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     if state.index.sqlite is not None:
         registry.register(SqliteIndexCollector(state.index.sqlite))
-    registry.register(BackgroundCollector(background.failures, keeper.failures))
+    registry.register(BackgroundCollector(background.failures, keeper))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(
@@ -334,7 +334,7 @@ def make_policy(config: PolicyConfig) -> Policy:
     return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
 
 
-def _sources(config: Config) -> list[Source]:
+def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:
     fleet = config.fleet
     sources: list[Source] = []
     if fleet.workers:
@@ -343,7 +343,31 @@ def _sources(config: Config) -> list[Source]:
         sources.append(FileSource(Path(fleet.workers_file)))
     if fleet.workers_dns:
         sources.append(DnsSource(fleet.workers_dns))
+    if fleet.workers_kubernetes:
+        sources.append(_kubernetes(fleet, on_change, clock))
     return sources
+
+
+def _kubernetes(fleet: FleetConfig, on_change: Callable[[], None], clock: Callable[[], float]) -> Source:
+    """Raises ConfigError."""
+    try:
+        from router.upstream.discovery.kubernetes import KubernetesSettings, KubernetesSource
+    except ImportError:
+        raise ConfigError(
+            f"fleet.workers_kubernetes={fleet.workers_kubernetes!r}: needs the package of warmroute[kubernetes]"
+        ) from None
+    namespace, _, rest = fleet.workers_kubernetes.partition("/")
+    service, _, port = rest.partition(":")
+    settings = KubernetesSettings(
+        namespace=namespace,
+        service=service,
+        port=port,
+        kubeconfig=fleet.kubeconfig,
+        watch_s=fleet.kubernetes_watch_s,
+        resync_s=fleet.kubernetes_resync_s,
+        timeout_s=fleet.kubernetes_timeout_s,
+    )
+    return KubernetesSource(settings, on_change, clock, random.Random())  # noqa: S311  # pauses, not secrets
 
 
 def _default_blocks(config: Config) -> int:

@@ -21,6 +21,7 @@ TASKS = (
     "sweep",
     "client_sweep",
     "keeper",
+    "source",
     "watch",
     "keys",
     "audit",

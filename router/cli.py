@@ -49,6 +49,7 @@ def cli() -> None:
 @click.option("--worker", "workers", multiple=True, help="URL of a worker; repeatable.")
 @click.option("--workers-file", help="File with a worker URL a line.")
 @click.option("--workers-dns", help="NAME:PORT whose every address is a worker.")
+@click.option("--workers-kubernetes", help="NAMESPACE/SERVICE[:PORT] whose pods are the workers.")
 @click.option("--policy", help="How workers are ranked.")
 @click.option("--session-store", help="Where sessions are kept: sqlite:///PATH, redis://…, none.")
 @click.option("--state-dir", help="Directory of what the router keeps itself.")
@@ -67,6 +68,7 @@ def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> No
             "fleet.workers": list(workers) or None,
             "fleet.workers_file": flags["workers_file"],
             "fleet.workers_dns": flags["workers_dns"],
+            "fleet.workers_kubernetes": flags["workers_kubernetes"],
             "fleet.simulate": flags["simulate"],
             "policy.name": flags["policy"],
             "sessions.store": flags["session_store"],
@@ -76,9 +78,9 @@ def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> No
     if not (config.server.insecure_no_auth or config.auth.asks_for_keys):
         raise click.ClickException(_NO_AUTH)
     fleet = config.fleet
-    if not (fleet.workers or fleet.workers_file or fleet.workers_dns or fleet.simulate):
+    if not (fleet.workers or fleet.workers_file or fleet.workers_dns or fleet.workers_kubernetes or fleet.simulate):
         raise click.ClickException(
-            "fleet.workers=[]: no worker is named: give --worker, --workers-file or --workers-dns"
+            "fleet.workers=[]: no worker is named: give --worker, --workers-file, --workers-dns or --workers-kubernetes"
         )
     _set_up_logging(config.log)
     _run(_serve(config))

@@ -41,6 +41,10 @@ _SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT\w*=.*|PORT_\d+
 """What Kubernetes puts into every container's environment for a service called ``warmroute``, behind the prefix."""
 
 
+_SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(?::[a-z0-9-]{1,15})?")
+"""As Kubernetes names them."""
+
+
 class ConfigError(Exception):
     """One line that names the key, its value and its bound."""
 
@@ -200,6 +204,25 @@ class FleetConfig(Section, frozen=True):
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
+    workers_kubernetes: Annotated[
+        str,
+        Meta(
+            description="NAMESPACE/SERVICE[:PORT], whose pods are the workers; PORT is a port's name or number, by default the "
+            "only one or http. Needs the extra kubernetes."
+        ),
+    ] = ""
+    kubeconfig: Annotated[
+        str, Meta(description="File that says how to reach Kubernetes; empty: as a pod of the cluster does.")
+    ] = ""
+    kubernetes_watch_s: Annotated[
+        float, Meta(ge=1, le=3600, description="Seconds of one watch of the Service; the next goes on where it ended.")
+    ] = 60.0
+    kubernetes_resync_s: Annotated[
+        float, Meta(ge=1, le=86_400, description="Seconds after which all of its pods are listed anew.")
+    ] = 600.0
+    kubernetes_timeout_s: Annotated[
+        float, Meta(gt=0, le=600, description="Seconds for a list, and for a watch to begin.")
+    ] = 10.0
     discovery_interval_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds between looks at file and DNS.")
     ] = 2.0
@@ -877,16 +900,25 @@ def _explain(error: str, tree: Any, model: str) -> str:
     return f"{'.'.join(filter(None, (prefix, path)))}={shown}: must be {rule}"
 
 
-def _check_across(config: Config) -> None:
-    """What no single key can say."""
-    for url in config.fleet.workers:
+def _check_sources(fleet: FleetConfig) -> None:
+    for url in fleet.workers:
         try:
             parse_address(url)
         except ValueError as error:
             raise ConfigError(f"fleet.workers={url!r}: {error}") from None
-    dns = config.fleet.workers_dns
+    dns = fleet.workers_dns
     if dns and not (re.fullmatch(r"[^:\s]+:[0-9]{1,5}", dns) and 0 < int(dns.rpartition(":")[2]) <= 65535):
         raise ConfigError(f"fleet.workers_dns={dns!r}: must be NAME:PORT with a port from 1 to 65535")
+    kubernetes = fleet.workers_kubernetes
+    if kubernetes and not _SERVICE.fullmatch(kubernetes):
+        raise ConfigError(
+            f"fleet.workers_kubernetes={kubernetes!r}: must be NAMESPACE/SERVICE, or NAMESPACE/SERVICE:PORT"
+        )
+
+
+def _check_across(config: Config) -> None:
+    """What no single key can say."""
+    _check_sources(config.fleet)
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
     for host in config.limits.allowed_media_domains:

@@ -325,10 +325,23 @@ class FleetCollector(Collector):
             yield size
 
 
-class BackgroundCollector(Collector):
-    """What failed beside the requests: tasks, by name, and looks at the sources of workers, by kind."""
+class SourceFigures(Protocol):
+    """By kind of source: looks that failed, workers that were found, watches that broke."""
 
-    def __init__(self, tasks: Mapping[str, int], sources: Mapping[str, int]) -> None:
+    @property
+    def failures(self) -> Mapping[str, int]: ...
+
+    @property
+    def found(self) -> Mapping[str, int]: ...
+
+    @property
+    def restarts(self) -> Mapping[str, int]: ...
+
+
+class BackgroundCollector(Collector):
+    """What goes on beside the requests: tasks that failed, by name, and sources of workers, by kind."""
+
+    def __init__(self, tasks: Mapping[str, int], sources: SourceFigures) -> None:
         self._tasks = tasks
         self._sources = sources
 
@@ -339,9 +352,16 @@ class BackgroundCollector(Collector):
         yield counter(
             "workers_reload_failures",
             "Looks at a source of workers that failed: its last list stays.",
-            self._sources,
+            self._sources.failures,
             "source",
         )
+        yield counter(
+            "workers_watch_breaks", "Watches of a source of workers that broke.", self._sources.restarts, "source"
+        )
+        found = _gauge("discovered_workers", "Workers that a source named last.", "source")
+        for source, workers in self._sources.found.items():
+            found.add_metric((source,), workers)
+        yield found
 
 
 class AuthFigures(Protocol):

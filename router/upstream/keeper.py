@@ -12,7 +12,7 @@ from router.background import Background
 from router.core.fleet import Fleet, Member
 from router.core.ring import Ring
 from router.core.worker import WorkerAddress
-from router.upstream.discovery import Source, Unreadable
+from router.upstream.discovery import LiveSource, Source, Unreadable
 from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
 from router.upstream.watch import WatchSettings, WorkerWatch
@@ -39,8 +39,13 @@ class FleetKeeper:
         self._complaints: dict[int, str] = {}
         """By source, why it could not be read the last time."""
         self._is_ring_old = False
+        self._news = asyncio.Event()
+        self._ring_due = asyncio.Event()
+        self._live: list[asyncio.Task[None]] = []
         self.failures: Counter[str] = Counter(dict.fromkeys(sorted({source.kind for source in sources}), 0))
         """Looks at sources that failed, by the kind of source."""
+        self.found: dict[str, int] = dict.fromkeys(self.failures, 0)
+        """Workers that each kind of source last named."""
         self._sources = sources
         self._fleet = fleet
         self._pool = pool
@@ -54,6 +59,9 @@ class FleetKeeper:
 
     async def start(self, at_most_s: float) -> None:
         """Find the workers and look at each once, so that the first request does not come before the first answer."""
+        for source in self._sources:
+            if isinstance(source, LiveSource):
+                self._live.append(self._background.start("source", source.run, source.kind))
         await self.refresh()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most_s):
@@ -61,20 +69,42 @@ class FleetKeeper:
                     await watch.has_looked.wait()
 
     async def run(self) -> None:
-        """Look at the sources again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(self._interval_s)
-            await self.refresh()
+        """Look at the sources again and again, and at once when one has news, until cancelled. Rings are built beside that: a
+        worker that has left is sent nothing from then on, however long a ring takes."""
+        building = asyncio.create_task(self._renew_rings())
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await self._news.wait()
+                self._news.clear()
+                await self._follow()
+                if self._is_ring_old:
+                    self._ring_due.set()
+                if building.done():
+                    await building  # to fail with it
+        finally:
+            building.cancel()
+            await asyncio.gather(building, return_exceptions=True)
+
+    def wake(self) -> None:
+        """A source has news."""
+        self._news.set()
 
     async def close(self) -> None:
         """Leave no task behind."""
-        tasks = [task for _watch, task in self._watched.values()]
+        tasks = [*self._live, *(task for _watch, task in self._watched.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
         """Read the sources once and act on what changed. What an earlier call left undone, having failed, is made up for."""
+        await self._follow()
+        if self._is_ring_old:
+            await self._renew_ring()
+
+    async def _follow(self) -> None:
         came, left = self._fleet.set_members(await self._read())
         self._is_ring_old |= bool(came or left)
         for member in left:
@@ -85,10 +115,21 @@ class FleetKeeper:
         for member in self._fleet.members():
             if member not in self._watched:
                 self._watched[member] = self._watch(member)
-        if self._is_ring_old:
+
+    async def _renew_rings(self) -> None:
+        while True:
+            await self._ring_due.wait()
+            self._ring_due.clear()
+            await self._renew_ring()
+
+    async def _renew_ring(self) -> None:
+        self._is_ring_old = False
+        try:
             positions = {member.name: member.position for member in self._fleet.members()}
             self._use_ring(await asyncio.to_thread(Ring, positions))
-            self._is_ring_old = False
+        except BaseException:
+            self._is_ring_old = True
+            raise
 
     def _watch(self, member: Member) -> tuple[WorkerWatch, asyncio.Task[None]]:
         log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
@@ -109,4 +150,13 @@ class FleetKeeper:
                 log.warning("workers unreadable: the last known ones stay", extra={"error": complaint})
             self._complaints[number] = complaint
             addresses.extend(self._last.get(number, ()))
+        named: Counter[str] = Counter()
+        for number, source in enumerate(self._sources):
+            named[source.kind] += len(self._last.get(number, ()))
+        self.found |= named
         return addresses
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """Watches that broke, by the kind of source."""
+        return {source.kind: source.restarts for source in self._sources if isinstance(source, LiveSource)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from router.core.worker import WorkerAddress
 
@@ -18,4 +18,15 @@ class Source(Protocol):
 
     async def read(self) -> Sequence[WorkerAddress]:
         """The present addresses. Raises Unreadable."""
+        ...
+
+
+@runtime_checkable
+class LiveSource(Source, Protocol):
+    """One that is told of changes, and wakes the keeper; ``run`` must be running. ``restarts``: watches that broke."""
+
+    restarts: int
+
+    async def run(self) -> None:
+        """Until cancelled."""
         ...

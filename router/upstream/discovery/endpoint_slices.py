@@ -1,0 +1,153 @@
+"""What Kubernetes' EndpointSlices of one Service say of its pods. Pure: bytes in, addresses out.
+
+A pod is named as long as its endpoint is ready and does not terminate (``discovery.k8s.io/v1``: conditions that are absent
+count as ready, and as not terminating). Whether its model is loaded is for the worker itself to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from router.core.address import is_forbidden
+from router.core.worker import WorkerAddress
+
+MAX_ADDRESSES = 10_000
+"""Beyond, the Service is not one of workers."""
+
+
+T = TypeVar("T")
+
+
+class BadSlices(Exception):
+    """The API's answer cannot be understood, or names what cannot be workers. The message is for the operator."""
+
+
+class Gone(Exception):
+    """The version from which was to be watched is not kept any more: list again."""
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    name: str = ""
+    resource_version: str = ""
+
+
+class _ListMetadata(msgspec.Struct, rename="camel"):
+    resource_version: str
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _Conditions(msgspec.Struct, frozen=True):
+    ready: bool | None = None
+    terminating: bool | None = None
+
+
+class _Endpoint(msgspec.Struct, frozen=True):
+    addresses: list[str]
+    conditions: _Conditions = _Conditions()
+
+    @property
+    def is_routed_to(self) -> bool:
+        return self.conditions.ready is not False and not self.conditions.terminating
+
+
+class _Port(msgspec.Struct):
+    name: str | None = None
+    port: int | None = None
+
+
+class Slice(msgspec.Struct, rename="camel"):
+    metadata: _Metadata
+    address_type: str = "IPv4"
+    endpoints: list[_Endpoint] | None = None
+    ports: list[_Port] | None = None
+
+
+class SliceList(msgspec.Struct):
+    metadata: _ListMetadata
+    items: list[Slice] | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _Status(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+
+
+def read_list(data: bytes) -> SliceList:
+    """Raises BadSlices."""
+    return _decode(data, SliceList)
+
+
+class EndpointSlices:
+    """Those of one Service, kept by events. ``port``: its name or number; empty: the only one, else the one named http.
+    ``version``: what is known, and from which is watched on."""
+
+    def __init__(self, scheme: str, port: str) -> None:
+        self._scheme = scheme
+        self._port = port
+        self._slices: dict[str, Slice] = {}
+        self.version = ""
+
+    def replace(self, slices: Sequence[Slice], version: str) -> None:
+        """By a whole list."""
+        self._slices = {each.metadata.name: each for each in slices}
+        self.version = version
+
+    def apply(self, line: bytes) -> bool:
+        """One event of a watch. True: the slices are others now. Raises Gone, BadSlices."""
+        event = _decode(line, _Event)
+        if event.type == "ERROR":
+            status = _decode(event.object, _Status)
+            if status.code == 410:
+                raise Gone
+            raise BadSlices(f"the API ended the watch: {status.code} {status.message}")
+        changed = _decode(event.object, Slice)
+        self.version = changed.metadata.resource_version or self.version
+        if event.type == "BOOKMARK":
+            return False
+        if event.type == "DELETED":
+            return self._slices.pop(changed.metadata.name, None) is not None
+        self._slices[changed.metadata.name] = changed
+        return True
+
+    def addresses(self) -> list[WorkerAddress]:
+        """Of the pods that may be sent requests, in order. Of a Service with two families of addresses only one is taken, so
+        that no pod is two workers. Raises BadSlices."""
+        families = {each.address_type for each in self._slices.values()}
+        family = next((name for name in ("IPv4", "IPv6", "FQDN") if name in families), "")
+        found: dict[str, WorkerAddress] = {}
+        for each in self._slices.values():
+            if each.address_type != family:
+                continue
+            routed_to = [endpoint.addresses[0] for endpoint in each.endpoints or () if endpoint.is_routed_to]
+            port = self._port_of(each) if routed_to else 0
+            for host in routed_to:
+                if is_forbidden(host):
+                    raise BadSlices(f"an endpoint is {host}, where no worker may be")
+                found[host] = WorkerAddress(self._scheme, host, port)
+        if len(found) > MAX_ADDRESSES:
+            raise BadSlices(f"the Service has more than {MAX_ADDRESSES} endpoints")
+        return [found[host] for host in sorted(found)]
+
+    def _port_of(self, each: Slice) -> int:
+        ports = {port.name or "": port.port for port in each.ports or () if port.port}
+        if self._port.isdigit() and int(self._port) in ports.values():
+            return int(self._port)
+        wanted = ports.get(self._port or "http") or (next(iter(ports.values())) if len(ports) == 1 else None)
+        if wanted is None or (self._port and self._port not in ports):
+            raise BadSlices(f"the Service has no port {self._port or 'http'!r}, but {sorted(ports) or 'none'}")
+        return wanted
+
+
+def _decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise BadSlices(f"the API's answer cannot be understood: {error}") from None
