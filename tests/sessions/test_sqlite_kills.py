@@ -30,7 +30,7 @@ def kill(child: subprocess.Popen[str]) -> list[str]:
     """What it still said."""
     child.kill()
     said, _ = child.communicate(timeout=20)
-    return said.splitlines()
+    return said.splitlines(keepends=True)
 
 
 def kill_in_turn(path: Path, chance: random.Random) -> set[tuple[str, int]]:
@@ -47,7 +47,7 @@ def kill_in_turn(path: Path, chance: random.Random) -> set[tuple[str, int]]:
         children[place] = start(path)
     for child in children:
         lines += kill(child)
-    pairs = [line.split() for line in lines if line.endswith("\n") or line]
+    pairs = [line.split() for line in lines if line.endswith("\n")]  # the last may be torn
     return {(sid, int(turn)) for sid, turn in pairs}
 
 
