@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.panels import Board, Limit, Panel, Query
-from grafana.queries import now, quantile, rate, total, worst
+from grafana.queries import now, quantile, rate, series, total, worst
 
 _UP = now("worker_state", 'state="up"', by="instance")
 _EJECTED = now("worker_state", 'state="ejected"', by="instance")
@@ -68,6 +68,19 @@ BOARD = Board(
                     unit="short",
                     kind="stack",
                     queries=(Query(total(worst("worker_state", by="state, worker"), "state"), "{{state}}"),),
+                ),
+                Panel(
+                    title="Workers found",
+                    description="By each source, as the router with the fewest found. Fewer than there are: look whether the "
+                    "source names them, and can be read.",
+                    unit="short",
+                    queries=(Query(f"min by (source) ({series('discovered_workers')})", "{{source}}"),),
+                ),
+                Panel(
+                    title="Requests not asked of a worker yet",
+                    description="They wait in the routers; see Latency.",
+                    unit="short",
+                    queries=(Query(now("queue_depth", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
                     title="Ejections",
@@ -215,6 +228,7 @@ BOARD = Board(
                         Query(rate("background_failures_total", by="task"), "{{task}}"),
                         Query(rate("workers_reload_failures_total", by="source"), "workers from {{source}}"),
                         Query(rate("keys_reload_failures_total"), "keys"),
+                        Query(f"{rate('workers_watch_breaks_total', by='source')} or vector(0)", "watch of {{source}}"),
                     ),
                 ),
             ),
