@@ -105,6 +105,7 @@ def _print_curl(router: Running) -> None:
 
 @cli.command("simulate")
 @click.option("--workers", default=8, show_default=True, help="Workers, each on a port of its own.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that they listen on.")
 @click.option("--base-port", default=9500, show_default=True, help="First port; 0 takes free ones.")
 @click.option("--cache-blocks", default=3000, show_default=True, help="KV blocks of each worker.")
 @click.option("--block-tokens", default=512, show_default=True, help="Tokens of a block.")
@@ -129,21 +130,21 @@ def _print_curl(router: Running) -> None:
 @click.option("--vocabulary", default="", help="File that fleets in several processes share, for prompts of token ids.")
 @click.option("--poison", default="", help="A request with this text in it crashes its worker; empty: none does.")
 @click.option("--model", "models", multiple=True, default=("sim",), show_default=True, help="Model name; repeatable.")
-def simulate_command(**options: Any) -> None:
+def simulate_command(host: str, **options: Any) -> None:
     """Run simulated workers that behave as vLLM does."""
     set_up_logging("info")
     try:
         fleet = SimulatorSettings(**options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    _run(_simulate(fleet))
+    _run(_simulate(fleet, host))
 
 
-async def _simulate(fleet_settings: SimulatorSettings) -> None:
+async def _simulate(fleet_settings: SimulatorSettings, host: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with await start_fleet(fleet_settings) as fleet:
+    async with await start_fleet(fleet_settings, host=host) as fleet:
         for url in fleet.urls:
             click.echo(url)
         await stop.wait()

@@ -1,0 +1,99 @@
+{{- define "warmroute.name" -}}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{- end }}
+
+{{- define "warmroute.labels" -}}
+app.kubernetes.io/name: warmroute
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "warmroute.selector" -}}
+app.kubernetes.io/name: warmroute
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "warmroute.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{- /* What cannot be right together, said before anything is made. */ -}}
+{{- define "warmroute.check" -}}
+{{- $state := .Values.state -}}
+{{- if and (ne $state.store "none") (not $state.volume.enabled) (not $state.disposable) -}}
+{{- fail "state.volume.enabled=false: without a disk, acknowledged turns are lost with a pod; set state.disposable=true if that may be" -}}
+{{- end -}}
+{{- if and (eq $state.store "sqlite") (or (gt (int .Values.replicas) 1) .Values.autoscaling.enabled) -}}
+{{- fail "state.store=sqlite: each replica would have sessions of its own; use one replica without autoscaling, or redis" -}}
+{{- end -}}
+{{- if and (eq $state.store "redis") (not (and .Values.secrets.storeUrl.name .Values.secrets.sessions.name)) -}}
+{{- fail "state.store=redis: secrets.storeUrl.name and secrets.sessions.name are required" -}}
+{{- end -}}
+{{- if not .Values.secrets.adminToken.name -}}
+{{- fail "secrets.adminToken.name: required, since the admin port is reached over the network" -}}
+{{- end -}}
+{{- if eq (ternary 1 0 .Values.insecureNoAuth) (ternary 1 0 (ne .Values.secrets.keys.name "")) -}}
+{{- fail "secrets.keys.name: either a Secret with API keys, or insecureNoAuth=true" -}}
+{{- end -}}
+{{- if and .Values.secrets.keys.name (not .Values.secrets.salt.name) -}}
+{{- fail "secrets.salt.name: required with API keys" -}}
+{{- end -}}
+{{- $source := .Values.workers.source -}}
+{{- if and (eq $source "dns") (not .Values.workers.dns) -}}
+{{- fail "workers.dns: required with workers.source=dns" -}}
+{{- end -}}
+{{- if and (eq $source "kubernetes") (not .Values.workers.kubernetes.service) -}}
+{{- fail "workers.kubernetes.service: required with workers.source=kubernetes" -}}
+{{- end -}}
+{{- if and (eq $source "list") (not .Values.workers.list) -}}
+{{- fail "workers.list: required with workers.source=list" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.workers.peers) -}}
+{{- fail "networkPolicy.workers.peers: required, or routers reach no worker; or set networkPolicy.enabled=false" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (eq $state.store "redis") (not .Values.networkPolicy.redis.peers) -}}
+{{- fail "networkPolicy.redis.peers: required with state.store=redis" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (eq $source "kubernetes") (not .Values.networkPolicy.kubernetesApi.peers) -}}
+{{- fail "networkPolicy.kubernetesApi.peers: required with workers.source=kubernetes, such as an ipBlock of the API server" -}}
+{{- end -}}
+{{- end }}
+
+{{- /* What the chart knows of the router's configuration; `config` goes before it. */ -}}
+{{- define "warmroute.config" -}}
+{{- $namespace := .Values.workers.kubernetes.namespace | default .Release.Namespace -}}
+{{- $port := .Values.workers.kubernetes.port | toString -}}
+{{- $fleet := dict -}}
+{{- if eq .Values.workers.source "dns" -}}{{- $_ := set $fleet "workers_dns" .Values.workers.dns -}}{{- end -}}
+{{- if eq .Values.workers.source "list" -}}{{- $_ := set $fleet "workers" .Values.workers.list -}}{{- end -}}
+{{- if eq .Values.workers.source "kubernetes" -}}
+{{- $service := printf "%s/%s%s" $namespace .Values.workers.kubernetes.service (ternary (printf ":%s" $port) "" (ne $port "")) -}}
+{{- $_ := set $fleet "workers_kubernetes" $service -}}
+{{- end -}}
+{{- $server := dict "host" "0.0.0.0" "port" 8080 "leave_s" .Values.shutdown.leave "drain_s" .Values.shutdown.drain -}}
+{{- if .Values.insecureNoAuth -}}{{- $_ := set $server "insecure_no_auth" true -}}{{- end -}}
+{{- if .Values.secrets.tls.name -}}
+{{- $_ := set $server "tls_cert" "/etc/warmroute/tls/tls.crt" -}}{{- $_ := set $server "tls_key" "/etc/warmroute/tls/tls.key" -}}
+{{- end -}}
+{{- $sessions := dict "state_dir" "/var/lib/warmroute" -}}
+{{- if eq .Values.state.store "none" -}}{{- $_ := set $sessions "store" "none" -}}{{- end -}}
+{{- if .Values.secrets.sessions.name -}}{{- $_ := set $sessions "secret_file" "/etc/warmroute/sessions/secret" -}}{{- end -}}
+{{- if .Values.secrets.encryption.name -}}{{- $_ := set $sessions "encryption_secret_file" "/etc/warmroute/encryption/secret" -}}{{- end -}}
+{{- $auth := dict -}}
+{{- if .Values.secrets.keys.name -}}{{- $_ := set $auth "keys_file" "/etc/warmroute/keys/keys.toml" -}}{{- end -}}
+{{- if .Values.secrets.salt.name -}}{{- $_ := set $auth "salt_secret_file" "/etc/warmroute/salt/salt" -}}{{- end -}}
+{{- $known := dict "server" $server "admin" (dict "host" "0.0.0.0" "port" 8081) "fleet" $fleet "sessions" $sessions "auth" $auth -}}
+{{- mergeOverwrite $known (deepCopy .Values.config) | toToml -}}
+{{- end }}
+
+{{- define "warmroute.peers" -}}
+{{- $rule := dict -}}
+{{- if .peers -}}{{- $_ := set $rule .direction .peers -}}{{- end -}}
+{{- $ports := list -}}
+{{- range .ports -}}{{- $ports = append $ports (dict "protocol" "TCP" "port" (int .)) -}}{{- end -}}
+{{- $_ := set $rule "ports" $ports -}}
+{{- list $rule | toYaml -}}
+{{- end }}

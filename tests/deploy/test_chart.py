@@ -1,0 +1,230 @@
+"""The chart in every documented variant: what it renders is as agreed, is valid, starts a router, and lets through what must
+pass and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from router.config import load_config
+from tests.deploy import helm
+from tests.deploy.policies import Peer, allows
+from tests.deploy.variants import BASE, DNS, VARIANTS
+
+pytestmark = pytest.mark.system
+
+GOLDEN = Path(__file__).parent / "golden"
+KUBERNETES = "1.33"
+OF_OPERATORS = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+"""Their schemas are Prometheus' operator's."""
+
+Object = dict[str, Any]
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def rendered(variant: str, directory: Path) -> list[Object]:
+    found = helm.template(VARIANTS[variant], directory)
+    assert found.returncode == 0, found.stderr
+    return [dict(each) for each in helm.objects(found.stdout)]
+
+
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def workload(objects: list[Object]) -> Object:
+    (found,) = of_kind(objects, "Deployment", "StatefulSet")
+    return found
+
+
+def pod(objects: list[Object]) -> Object:
+    spec: Object = workload(objects)["spec"]["template"]["spec"]
+    return spec
+
+
+def without_dashboards(objects: list[Object]) -> list[Object]:
+    """Their text is grafana/dashboards' own."""
+    for each in objects:
+        if each["kind"] == "ConfigMap" and "dashboard" in each["metadata"]["name"]:
+            each["data"] = dict.fromkeys(each["data"], "…")
+        if each["kind"] == "PrometheusRule":
+            each["spec"] = {"groups": [group["name"] for group in each["spec"]["groups"]]}
+    return objects
+
+
+def test_what_is_rendered_is_as_agreed(variant: str, tmp_path: Path) -> None:
+    """``GOLDEN=1`` writes what is rendered now."""
+    objects = without_dashboards(rendered(variant, tmp_path))
+    text = yaml.safe_dump_all(sorted(objects, key=lambda each: (each["kind"], each["metadata"]["name"])), width=120)
+    path = GOLDEN / f"{variant}.yaml"
+    if os.environ.get("GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_what_is_rendered_is_valid(variant: str, tmp_path: Path) -> None:
+    for each in rendered(variant, tmp_path):
+        if each["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(each, KUBERNETES, strict=True)
+
+
+def test_the_configuration_is_one_that_a_router_takes(variant: str, tmp_path: Path) -> None:
+    objects = rendered(variant, tmp_path)
+    (config,) = [each for each in of_kind(objects, "ConfigMap") if "config.toml" in each["data"]]
+    for name in ("tls/tls.crt", "tls/tls.key", "keys/keys.toml", "salt/salt", "sessions/secret"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a secret of the tests")
+    file = tmp_path / "config.toml"
+    file.write_text(config["data"]["config.toml"].replace("/etc/warmroute", str(tmp_path)))
+    env = {
+        each["name"]: "redis://x" if "STORE" in each["name"] else "t" * 20
+        for each in pod(objects)["containers"][0]["env"]
+    }
+    loaded = load_config(file, env, {})
+    grace = pod(objects)["terminationGracePeriodSeconds"]
+    assert grace > loaded.server.leave_s + loaded.server.drain_s
+    assert loaded.admin.token
+
+
+def test_pods_may_do_as_little_as_can_be(variant: str, tmp_path: Path) -> None:
+    spec = pod(rendered(variant, tmp_path))
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] == (variant == "kubernetes")
+    assert container["resources"]["limits"]["memory"]
+    names = {volume["name"] for volume in spec["volumes"]} | {"state"}
+    assert {mount["name"] for mount in container["volumeMounts"]} <= names
+
+
+def test_no_secret_is_in_what_is_rendered(variant: str, tmp_path: Path) -> None:
+    assert not of_kind(rendered(variant, tmp_path), "Secret")
+
+
+def test_rights_are_given_where_workers_are_watched_and_only_these(tmp_path: Path) -> None:
+    for variant in VARIANTS:
+        roles = of_kind(rendered(variant, tmp_path), "Role", "ClusterRole")
+        if variant != "kubernetes":
+            assert not roles
+            continue
+        (role,) = roles
+        assert role["metadata"]["namespace"] == "models"
+        assert role["rules"] == [
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        pytest.param(BASE + DNS + "replica: 3\n", "replica", id="misspelt"),
+        pytest.param(BASE + DNS + "replicas: 0\n", "replicas", id="no replica"),
+        pytest.param(BASE + DNS + "config: {server: 5}\n", "config", id="no section"),
+        pytest.param(BASE + DNS + "image: {digest: 'sha256:latest'}\n", "digest", id="no digest"),
+        pytest.param(BASE, "workers.dns: required", id="no workers"),
+        pytest.param(BASE + DNS + "state: {store: redis}\n", "state.volume.enabled=false", id="journal without a disk"),
+        pytest.param(
+            BASE + DNS + "state: {store: sqlite, volume: {enabled: true}}\n",
+            "each replica would have",
+            id="sqlite twice",
+        ),
+        pytest.param(
+            BASE + DNS + "state: {store: redis, volume: {enabled: true}}\n", "secrets.storeUrl.name", id="redis where"
+        ),
+        pytest.param(DNS, "secrets.adminToken.name", id="no admin token"),
+        pytest.param(BASE + DNS + "insecureNoAuth: true\n", "either a Secret", id="keys and none"),
+        pytest.param(
+            BASE + "workers: {source: kubernetes, kubernetes: {service: vllm}}\n",
+            "kubernetesApi.peers",
+            id="blocked API",
+        ),
+        pytest.param(
+            "secrets: {adminToken: {name: a}}\ninsecureNoAuth: true\n" + DNS, "workers.peers", id="blocked workers"
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_and_named(values: str, said: str, tmp_path: Path) -> None:
+    found = helm.template(values, tmp_path)
+    assert found.returncode != 0
+    assert said in found.stderr
+
+
+ROUTER = {"app.kubernetes.io/name": "warmroute", "app.kubernetes.io/instance": "router"}
+CLIENT, ELSEWHERE = Peer("inference", {"app": "gateway"}), Peer("default", {"app": "gateway"})
+PROMETHEUS, REDIS = Peer("monitoring", {"app": "prometheus"}), Peer("inference", {"app": "redis"})
+WORKER, DNS_POD = Peer("models", {"app": "vllm"}), Peer("kube-system", {"k8s-app": "kube-dns"})
+API, WORLD = Peer(ip="10.96.0.1"), Peer(ip="203.0.113.7")
+
+RULES = [
+    # variant, direction, peer, port, is allowed, why
+    ("watched", "Ingress", CLIENT, 8080, True, "clients of the namespace"),
+    ("watched", "Ingress", ELSEWHERE, 8080, False, "other namespaces are not clients unless they are named"),
+    ("watched", "Ingress", PROMETHEUS, 8081, True, "it scrapes"),
+    ("watched", "Ingress", PROMETHEUS, 8080, False, "it asks no model"),
+    ("watched", "Ingress", CLIENT, 8081, False, "the admin port tells what other tenants ask"),
+    ("stateless", "Ingress", PROMETHEUS, 8081, False, "nobody was named"),
+    ("stateless", "Ingress", WORLD, 8080, False, "what is outside comes through a gateway"),
+    ("stateless", "Egress", WORKER, 8000, True, "that is what it is for"),
+    ("stateless", "Egress", WORKER, 22, False, "only where they serve"),
+    ("stateless", "Egress", DNS_POD, 53, True, "names"),
+    ("stateless", "Egress", WORLD, 443, False, "what would be carried out would go there"),
+    ("stateless", "Egress", API, 443, False, "it has no business there"),
+    ("stateless", "Egress", REDIS, 6379, False, "it keeps no sessions"),
+    ("redis", "Egress", REDIS, 6379, True, "sessions"),
+    ("redis", "Egress", REDIS, 22, False, "only where it serves"),
+    ("kubernetes", "Egress", API, 443, True, "it watches pods"),
+    ("kubernetes", "Egress", Peer(ip="10.96.0.2"), 443, False, "only the API server"),
+]
+
+
+@pytest.mark.parametrize(("variant", "direction", "peer", "port", "is_allowed", "why"), RULES)
+def test_policies_let_through_what_must_pass_and_nothing_else(
+    variant: str, direction: str, peer: Peer, port: int, is_allowed: bool, why: str, tmp_path: Path
+) -> None:
+    policies = of_kind(rendered(variant, tmp_path), "NetworkPolicy")
+    assert allows(policies, "inference", ROUTER, direction, peer, port) == is_allowed, why
+
+
+def test_dashboards_and_rules_are_those_of_the_project(tmp_path: Path) -> None:
+    objects = rendered("watched", tmp_path)
+    boards = {name: text for each in of_kind(objects, "ConfigMap") for name, text in each["data"].items()}
+    for path in (helm.ROOT / "grafana" / "dashboards").glob("*.json"):
+        assert boards[path.name] == path.read_text()
+    (rule,) = of_kind(objects, "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((helm.ROOT / "grafana" / "rules" / "warmroute.yaml").read_text())
+
+
+def test_the_chart_can_be_packed_with_what_it_links_to(tmp_path: Path) -> None:
+    found = helm.run("package", str(helm.CHART), "--destination", str(tmp_path))
+    assert found.returncode == 0, found.stderr
+    (packed,) = tmp_path.glob("*.tgz")
+    again = helm.run("template", "router", str(packed), "--values", str(_written(tmp_path, VARIANTS["watched"])))
+    assert "warmroute-errors" in again.stdout or "ErrorsBurn" in again.stdout
+
+
+def _written(directory: Path, values: str) -> Path:
+    path = directory / "values.yaml"
+    path.write_text(values)
+    return path
+
+
+def test_every_value_is_explained() -> None:
+    text = (helm.ROOT / "docs" / "kubernetes.md").read_text()
+    values = yaml.safe_load((helm.CHART / "values.yaml").read_text())
+    assert not [name for name in values if not re.search(rf"`{name}\b", text)]
+    assert not [name for name in VARIANTS if f"**{name}**" not in text]
