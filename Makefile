@@ -26,8 +26,8 @@ run: $(VENV)/run.stamp  ## serve on 127.0.0.1:8080 with four simulated workers
 # As root on Debian the servers that tests start are installed; elsewhere tests whose server is missing say so, and in CI they
 # fail.
 servers:
-	@{ command -v redis-server && command -v redis-sentinel && command -v prometheus && command -v promtool; } > /dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends redis-server redis-sentinel prometheus > /dev/null; fi
+	@{ command -v redis-server && command -v redis-sentinel && command -v prometheus && command -v promtool && command -v chromium; } > /dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends redis-server redis-sentinel prometheus chromium > /dev/null; fi
 
 test: check servers  ## every check and every test
 	$(BIN)/pytest -q tests

@@ -56,9 +56,11 @@ from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
+from router.server.status.feed import StatusFeed
 from router.sessions.views import Lookups
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
+from router.status_snapshot import describe, describe_workers
 from router.token_metrics import TokenMetrics
 from router.tokens.opening import open_counts
 from router.upstream.connection import Limits
@@ -174,7 +176,18 @@ async def running(config: Config) -> AsyncIterator[Running]:
         state.routes,
         resumes=config.resumption.max_attempts > 0,
     )
-    admin = AdminPort(config.admin.token, metrics.exposition, lambda: _workers(fleet, index), decisions, audit)
+    about = {"version": version("warmroute"), "policy": config.policy.name}
+
+    def snapshot() -> dict[str, Any]:
+        return about | describe(fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue))
+
+    def sums() -> tuple[float, float, float]:
+        return routing.misses.prompt_tokens, routing.misses.predicted_tokens, routing.misses.cached_tokens
+
+    feed = StatusFeed(snapshot, sums, config.admin.max_viewers, clock, time.time)
+    admin = AdminPort(
+        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit
+    )
     background = Background(clock)
     keeper = FleetKeeper(
         _sources(config, lambda: keeper.wake(), clock),
@@ -204,7 +217,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "live_requests", "Requests under way.", data.live
         yield "known_token_counts", "Texts whose tokens are remembered.", len(counts.known)
         yield "max_known_token_counts", "How many may be.", counts.known.max_size
-        yield "body_bytes", "Their bodies.", data.bodies.bytes
+        yield "status_viewers", "Who look at the status page.", feed.viewers
+        yield "max_status_viewers", "How many may.", feed.max_viewers
+        yield "body_bytes", "Bodies of requests under way.", data.bodies.bytes
         yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
     registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
@@ -224,13 +239,12 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(BackgroundCollector(background.failures, keeper))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    Info("warmroute_build", "What is running.", registry=registry).info(
-        {"version": version("warmroute"), "policy": config.policy.name}
-    )
+    Info("warmroute_build", "What is running.", registry=registry).info(about)
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
         contextlib.aclosing(counts),
         state.working(background),
+        _task(background, "status", feed.run),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
         _listening(background, clients, config, config.server.host, config.server.port, tls) as site,
@@ -246,6 +260,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
             stop_accepting=site.stop,
             keys=keys,
         )
+
+
+@asynccontextmanager
+async def _task(background: Background, name: str, run: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    task = background.start(name, run)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -441,27 +465,6 @@ def _watch_settings(config: Config) -> WatchSettings:
         load_interval_s=load.poll_interval_s,
         load_timeout_s=load.timeout_s,
     )
-
-
-def _workers(fleet: Fleet, index: PrefixIndex) -> list[dict[str, Any]]:
-    """For the admin port, which alone may show URLs."""
-    return [
-        {
-            "name": member.name,
-            "url": member.address.url,
-            "state": member.health.state.value,
-            "models": sorted(member.models),
-            "in_flight": fleet.in_flight[member.position],
-            "queued_prefill_tokens": round(fleet.queued_prefill_tokens[member.position]),
-            "prefill_rate": round(1.0 / fleet.seconds_per_token[member.position], 1),
-            "running": member.load.running if member.load else None,
-            "waiting": member.load.waiting if member.load else None,
-            "kv_cache_usage": member.load.kv_cache_usage if member.load else None,
-            "cache_tokens": member.load.cache_tokens if member.load else None,
-            "index_blocks": index.blocks(member.position),
-        }
-        for member in fleet.members()
-    ]
 
 
 def _log_health(member: Member) -> None:

@@ -31,6 +31,7 @@ TASKS = (
     "recall_expiry",
     "store",
     "janitor",
+    "status",
 )
 """What there is: labels of the failure counter."""
 

@@ -124,6 +124,7 @@ class AdminConfig(Section, frozen=True):
     decisions: Annotated[int, Meta(ge=0, le=100_000, description="How many recent decisions /decisions remembers.")] = (
         200
     )
+    max_viewers: Annotated[int, Meta(ge=0, le=1000, description="Who may look at the status page at once.")] = 16
 
 
 class LimitsConfig(Section, frozen=True):

@@ -42,10 +42,16 @@ class Reuse:
 
 @dataclass(slots=True)
 class Misses:
-    """Of all requests, by reason."""
+    """Of all requests whose worker told what was cached; ``tokens``: those that were computed, by reason."""
 
+    prompt_tokens: float = 0.0
+    predicted_tokens: float = 0.0
+    cached_tokens: float = 0.0
     tokens: dict[str, float] = field(default_factory=lambda: dict.fromkeys((NEW, ELSEWHERE, GONE), 0.0))
 
     def add(self, prompt: float, best: float, predicted: float, actual: float) -> None:
+        self.prompt_tokens += prompt
+        self.predicted_tokens += min(predicted, prompt)
+        self.cached_tokens += actual
         for reason, tokens in missed_tokens(prompt, best, predicted, actual).items():
             self.tokens[reason] += tokens

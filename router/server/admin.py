@@ -1,10 +1,13 @@
-"""The admin port: metrics, workers, decisions. For people who run the router; never for clients."""
+"""The admin port: the status page, metrics, workers, decisions. For people who run the router; never for clients."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections import deque
 from collections.abc import Callable
+from contextlib import aclosing
+from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -12,10 +15,30 @@ from aiohttp import web
 
 from router.core.record import Record
 from router.logs import redact
+from router.server import status
 from router.server.audit import Audit
 from router.server.auth import bearer_token
+from router.server.status.feed import StatusFeed, TooManyViewers
 
-_PAGES = ("/metrics", "/workers", "/decisions", "/health")
+_PAGES = ("/metrics", "/workers", "/decisions", "/health", "/", "/events")
+_STATUS = {
+    path: (files(status).joinpath(name).read_bytes(), kind)
+    for path, name, kind in (
+        ("/", "page.html", "text/html"),
+        ("/style.css", "style.css", "text/css"),
+        ("/script.js", "script.js", "text/javascript"),
+    )
+}
+"""Without any figure in them, so that a browser may have them before it has a token."""
+_STATUS_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+WRITE_S = 10.0
+"""For a viewer to take an event, before it is left."""
 
 
 class AdminPort:
@@ -27,6 +50,7 @@ class AdminPort:
         metrics: Callable[[], tuple[bytes, str]],
         workers: Callable[[], list[dict[str, Any]]],
         decisions: deque[Record],
+        feed: StatusFeed,
         audit: Audit,
     ) -> None:
         self._token = token.encode()
@@ -34,14 +58,38 @@ class AdminPort:
         self._metrics = metrics
         self._workers = workers
         self._decisions = decisions
+        self._feed = feed
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = self._answer(request)
+        answer: web.StreamResponse = self._answer(request)
+        if request.path == "/events" and answer.status == 200:
+            answer = await self._stream(request)
         page = request.path if request.path in _PAGES else "other"
         self._audit.count("admin call", request.remote, page=page, status=answer.status)
         return answer
 
+    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Snapshots, until the viewer leaves or does not read."""
+        events = self._feed.watch()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    async with asyncio.timeout(WRITE_S):
+                        await response.write(event)
+        except TooManyViewers:
+            return web.Response(status=503, text=f"{self._feed.max_viewers} look already (admin.max_viewers)\n")
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
     def _answer(self, request: web.BaseRequest) -> web.Response:
+        if request.path in _STATUS and request.method in ("GET", "HEAD"):
+            body, content_type = _STATUS[request.path]
+            return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_STATUS_HEADERS)
         if self._token and not self._knows_token(request):
             return web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
         if request.method not in ("GET", "HEAD"):
@@ -52,7 +100,9 @@ class AdminPort:
         if request.path == "/workers":
             return _json({"workers": self._workers()})
         if request.path == "/decisions":
-            return _json({"decisions": [_decision(record) for record in reversed(self._decisions)]})
+            return _json({"decisions": [show_decision(record) for record in reversed(self._decisions)]})
+        if request.path == "/events":
+            return web.Response()
         if request.path == "/health":
             return web.Response(text="ok\n")
         return web.Response(status=404, text="not found\n")
@@ -67,7 +117,7 @@ def _json(value: object) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), content_type="application/json")
 
 
-def _decision(record: Record) -> dict[str, Any]:
+def show_decision(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "route": record.route.value,

@@ -37,9 +37,10 @@ QUICK = {
 @asynccontextmanager
 async def routed(*workers: str, **settings: Any) -> AsyncIterator[Running]:
     """``a__b=value`` sets ``a.b``. Behind the block nothing is under way any more, or the test fails."""
+    timeout_s = settings.pop("timeout_s", 25.0)
     named = {key.replace("__", "."): value for key, value in settings.items()}
     flags = {**QUICK, "fleet.workers": list(workers), **named}
-    async with asyncio.timeout(25), running(load_config(None, {}, flags)) as router:
+    async with asyncio.timeout(timeout_s), running(load_config(None, {}, flags)) as router:
         yield router
         await until(lambda: is_quiet(router))
 

@@ -30,12 +30,14 @@ SHOWN_NOWHERE = {
     "warmroute_max_session_bytes": BOUND,
     "warmroute_max_session_items": BOUND,
     "warmroute_open_worker_connections": DETAIL,
+    "warmroute_max_status_viewers": BOUND,
     "warmroute_queue_bytes": BOUND,
     "warmroute_queue_max_bytes": BOUND,
     "warmroute_resent_messages_total": DETAIL,
     "warmroute_resumption_kept_bytes": BOUND,
     "warmroute_resumption_max_kept_bytes": BOUND,
     "warmroute_session_bytes": "as session_items, which is shown",
+    "warmroute_status_viewers": BOUND,
     "warmroute_token_count_seconds": DETAIL,
 }
 

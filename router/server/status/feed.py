@@ -1,0 +1,76 @@
+"""Snapshots of the router for those who look, made at most once a second however many look, and not at all when nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+EVERY_S = 1.0
+SAMPLE_EVERY_S, SAMPLES = 10.0, 360
+"""Of the hit ratio over time: an hour."""
+
+
+class TooManyViewers(Exception):
+    pass
+
+
+class Sample(NamedTuple):
+    """Sums since the start, of tokens of prompts."""
+
+    at: float
+    """Unix time."""
+    prompt: float
+    predicted: float
+    cached: float
+
+
+class StatusFeed:
+    """``snapshot``: what is shown, without the past. ``sums``: tokens of prompts, predicted and found in caches."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], dict[str, Any]],
+        sums: Callable[[], tuple[float, float, float]],
+        max_viewers: int,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._snapshot = snapshot
+        self._sums = sums
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._event = b""
+        self._made_at = -EVERY_S
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self.max_viewers = max_viewers
+        self.viewers = 0
+
+    async def run(self) -> None:
+        """The past is kept whether anybody looks or not. Until cancelled."""
+        while True:
+            self._samples.append(Sample(self._wall_clock(), *self._sums()))
+            await asyncio.sleep(SAMPLE_EVERY_S)
+
+    async def watch(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, one a second. Raises TooManyViewers."""
+        if self.viewers >= self.max_viewers:
+            raise TooManyViewers
+        self.viewers += 1
+        try:
+            while True:
+                yield self.event()
+                await asyncio.sleep(EVERY_S)
+        finally:
+            self.viewers -= 1
+
+    def event(self) -> bytes:
+        """The newest; all who look within one second see the same."""
+        if self._clock() - self._made_at >= EVERY_S * 0.9:
+            self._made_at = self._clock()
+            shown = {**self._snapshot(), "now": self._wall_clock(), "history": list(self._samples)}
+            self._event = b"data: %b\n\n" % msgspec.json.encode(shown)
+        return self._event

@@ -1,0 +1,107 @@
+"""The status page: anybody may have the page, and only who knows the token what it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from router.app import Running
+from router.server.status.feed import StatusFeed, TooManyViewers
+from tests.e2e.faults import metric
+from tests.e2e.routed import RawClient, get_admin, post, routed
+from tests.upstream.scripted import scripted
+
+TOKEN = "t" * 20
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def look(router: Running, *lines: str) -> tuple[RawClient, int, dict[str, str]]:
+    url = urlsplit(router.admin_url)
+    client = RawClient(*await asyncio.open_connection(url.hostname, url.port))
+    await client.send("\r\n".join(["GET /events HTTP/1.1", "Host: r", *lines, "", ""]).encode())
+    return client, *await client.head()
+
+
+async def snapshot_of(client: RawClient) -> Any:
+    text = b""
+    while not text.endswith(b"\n\n"):
+        text += await client.reader.readuntil(b"\n")
+        text = text[text.find(b"data:") :] if b"data:" in text else b""
+    return json.loads(text[5:])
+
+
+@pytest.mark.parametrize("path", ["/", "/style.css", "/script.js"])
+async def test_the_page_needs_no_token_and_lets_nothing_in_from_elsewhere(path: str) -> None:
+    async with scripted() as worker, routed(worker.url, admin__token=TOKEN) as router:
+        page = await get_admin(router, path)
+        assert page.status == 200
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert b"http://" not in page.body.replace(b"http://www.w3.org/2000/svg", b"")
+        assert b"https://" not in page.body
+        assert b"innerHTML" not in page.body
+        assert b"style=" not in page.body
+
+
+async def test_what_it_shows_needs_the_token() -> None:
+    async with scripted() as worker, routed(worker.url, admin__token=TOKEN) as router:
+        client, status, _ = await look(router)
+        client.leave()
+        assert status == 401
+        client, status, headers = await look(router, f"Authorization: Bearer {TOKEN}")
+        assert (status, headers["content-type"]) == (200, "text/event-stream")
+        client.leave()
+
+
+async def test_it_shows_the_fleet_the_last_decisions_and_the_sessions() -> None:
+    async with scripted() as worker, routed(worker.url) as router:
+        assert (await post(router, "/v1/chat/completions", CHAT)).status == 200
+        client, *_ = await look(router)
+        shown = await snapshot_of(client)
+        client.leave()
+        (seen,) = shown["workers"]
+        assert (seen["url"], seen["state"], seen["requests"]) == (worker.url, "up", 1)
+        (decision,) = shown["decisions"]
+        assert (decision["worker"], decision["status"]) == (seen["name"], 200)
+        assert shown["sessions"]["store_up"]
+        assert shown["live_requests"] == 0
+        assert shown["history"]
+
+
+async def test_no_more_look_than_may_and_who_left_makes_room() -> None:
+    async with scripted() as worker, routed(worker.url, admin__max_viewers=1) as router:
+        first, status, _ = await look(router)
+        assert status == 200
+        assert await metric(router, "warmroute_status_viewers") == 1
+        second, status, _ = await look(router)
+        assert status == 503
+        second.leave()
+        first.leave()
+        async with asyncio.timeout(5):
+            while await metric(router, "warmroute_status_viewers"):
+                await asyncio.sleep(0.01)
+
+
+async def test_it_is_made_once_a_second_however_many_look_and_not_without_anybody() -> None:
+    made: list[int] = []
+    now = 100.0
+    feed = StatusFeed(lambda: _count(made), lambda: (1, 1, 1), 2, lambda: now, lambda: now)
+    assert not made
+    async with aclosing(feed.watch()) as one, aclosing(feed.watch()) as two:
+        assert await anext(one) == await anext(two)
+        assert len(made) == 1
+        with pytest.raises(TooManyViewers):
+            await anext(feed.watch())
+        now += 1.0
+        feed.event()
+        assert len(made) == 2
+    assert feed.viewers == 0
+
+
+def _count(made: list[int]) -> dict[str, Any]:
+    made.append(1)
+    return {"n": len(made)}
