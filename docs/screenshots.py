@@ -42,15 +42,18 @@ async def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     settings = SimulatorSettings(workers=WORKERS, base_port=0, cache_blocks=60, time_scale=2.0)
     flags = {"server.port": 0, "admin.port": 0, "server.insecure_no_auth": True, "sessions.store": "memory://"}
-    async with await start_fleet(settings) as fleet, aiohttp.ClientSession() as http:
-        async with running(load_config(None, {}, {**flags, "fleet.workers": fleet.urls})) as router:
-            clients = [asyncio.create_task(talk(http, router.url, client)) for client in range(CLIENTS)]
-            await asyncio.sleep(SECONDS)
-            await draw(router.admin_url)
-            for client in clients:
-                client.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*clients)
+    async with (
+        await start_fleet(settings) as fleet,
+        aiohttp.ClientSession() as http,
+        running(load_config(None, {}, {**flags, "fleet.workers": fleet.urls})) as router,
+    ):
+        clients = [asyncio.create_task(talk(http, router.url, client)) for client in range(CLIENTS)]
+        await asyncio.sleep(SECONDS)
+        await draw(router.admin_url)
+        for client in clients:
+            client.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*clients)
 
 
 async def draw(url: str) -> None:
