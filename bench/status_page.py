@@ -3,7 +3,8 @@ turns of a few seconds within one run.
 
     python -m bench.status_page [--rate 500]
 
-Each request is sent when it is due, whatever became of those before it; what is measured is the time from then to its first event.
+Each request is sent when it is due, whatever became of those before it; what is measured is the time from then to its first
+event. The browser runs on the same machine, so it takes of the router's CPU what it never would elsewhere.
 """
 
 from __future__ import annotations
