@@ -62,7 +62,7 @@ async def draw(url: str) -> None:
         for scheme in ("light", "dark"):
             page = await browser.new_page(color_scheme=scheme, viewport={"width": 1180, "height": 900})  # type: ignore[arg-type]
             await page.goto(url)
-            await page.wait_for_function("document.querySelectorAll('#workers tbody tr').length > 0")
+            await page.locator("#workers tbody tr").first.wait_for()
             await asyncio.sleep(2.0)
             await page.screenshot(path=IMAGES / f"status-{scheme}.png")
         await browser.close()
