@@ -1,7 +1,8 @@
 """Spans as OpenTelemetry's SDK has them, and their way to a collector: OTLP over HTTP, in protobuf. The only module that knows
 its packages, which the extra ``otel`` installs.
 
-All of it is called in the thread of the queue. The environment's proxies and credentials are not asked.
+All of it is called in the thread of the queue. Of the environment it heeds the certificates and headers that
+OpenTelemetry names (``OTEL_EXPORTER_OTLP_…``), and no proxy.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class OtlpSender:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # its words hold URLs; the queue says what fails
         session = requests.Session()
         session.trust_env = False
+        session.max_redirects = 0  # an answer that leads elsewhere is a failure: the headers are for this collector
         self._exporter = OTLPSpanExporter(
             endpoint, headers=headers, timeout=timeout_s, compression=Compression.Gzip, session=session
         )

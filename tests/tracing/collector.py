@@ -35,6 +35,7 @@ class Collector:
 
     url: str = ""
     status: int = 200
+    location: str = ""
     hangs: asyncio.Event | None = None
     spans: list[Got] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
@@ -49,7 +50,8 @@ class Collector:
             await self.hangs.wait()
         if self.status == 200:
             self._read(body)
-        return web.Response(status=self.status)
+        headers = {"Location": self.location} if self.location else None
+        return web.Response(status=self.status, headers=headers)
 
     def _read(self, body: bytes) -> None:
         message = ExportTraceServiceRequest.FromString(body)
