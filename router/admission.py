@@ -202,7 +202,7 @@ class Admission:
         finally:
             self.pausing -= 1
             self._pausing_bytes -= len(request.body)
-            record.queued_s += self._clock() - began_at
+            _note_wait(record, began_at, self._clock())
 
     def _may_pause(self, body_bytes: int) -> bool:
         """A pause displaces nobody."""
@@ -240,7 +240,7 @@ class Admission:
             if error is not None:
                 raise error
         finally:
-            record.queued_s += self._clock() - began_at
+            _note_wait(record, began_at, self._clock())
             if waiter.seat is not None:
                 self._release(waiter.seat)
 
@@ -303,3 +303,9 @@ class Admission:
             return not self._fleet.eligible(model).panic
         except Unavailable:
             return False
+
+
+def _note_wait(record: Record, began_at: float, now: float) -> None:
+    record.queued_s += now - began_at
+    if record.trace is not None:
+        record.trace.reach("wait", now)

@@ -13,6 +13,7 @@ import signal
 import ssl
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -32,7 +33,7 @@ from prometheus_client import (
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
-from router.config import Config, ConfigError, FleetConfig, PolicyConfig, read_salt_secret
+from router.config import Config, ConfigError, FleetConfig, PolicyConfig, TracingConfig, read_salt_secret
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -57,12 +58,15 @@ from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
 from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
+from router.server.traced import traced
 from router.sessions.views import Lookups
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
 from router.status_snapshot import describe, describe_workers
 from router.token_metrics import TokenMetrics
 from router.tokens.opening import open_counts
+from router.tracing.opening import Tracing, open_tracing, sending
+from router.tracing_metrics import TracingCollector
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -202,7 +206,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
 
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    clients = ClientServer(data.handle, config.limits, observers, data.key_connections)
+    tracing = _open_tracing(config.tracing, fleet, clock)
+    handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
+    clients = ClientServer(handle, config.limits, observers, data.key_connections)
     admins = ClientServer(admin.handle, config.limits, observers, KeyConnections(0))
 
     def sizes() -> Iterable[tuple[str, str, float]]:
@@ -237,11 +243,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     if state.index.sqlite is not None:
         registry.register(SqliteIndexCollector(state.index.sqlite))
     registry.register(BackgroundCollector(background.failures, keeper))
+    registry.register(TracingCollector(tracing.queue if tracing is not None else None))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(about)
     tls = tls_context(config.server.tls_cert, config.server.tls_key)
     async with (
+        sending(tracing, config.tracing.flush_s),
         contextlib.aclosing(counts),
         state.working(background),
         _task(background, "status", feed.run),
@@ -356,6 +364,12 @@ def make_policy(config: PolicyConfig) -> Policy:
         alone=config.alone,
     )
     return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
+
+
+def _open_tracing(config: TracingConfig, fleet: Fleet, clock: Callable[[], float]) -> Tracing | None:
+    resource = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
+    lots = random.Random()  # noqa: S311  # ids have to differ, and need not be secret
+    return open_tracing(config, resource, fleet.knows, clock, time.time, lots.getrandbits)
 
 
 def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:

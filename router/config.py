@@ -734,6 +734,44 @@ class LogConfig(Section, frozen=True):
     audit_file: Annotated[str, Meta(description="File that the audit log goes to as well; empty: none.")] = ""
 
 
+class TracingConfig(Section, frozen=True):
+    """Spans of requests, for a collector of OpenTelemetry; with the extra otel."""
+
+    endpoint: Annotated[
+        str,
+        Meta(
+            description="URL that spans are sent to by OTLP over HTTP, such as http://HOST:4318/v1/traces; empty: none are."
+        ),
+    ] = ""
+    headers: Annotated[
+        list[str], Meta(description="Headers that the collector asks for, NAME=VALUE each.", extra=_SECRET)
+    ] = []
+    sample_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of the traces that begin here whose spans are sent; of others their clients have decided.",
+        ),
+    ] = 1.0
+    service_name: Annotated[str, Meta(min_length=1, description="What the router is called there, service.name.")] = (
+        "warmroute"
+    )
+    max_queue: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="Requests whose spans may wait to be sent; those of others are dropped."),
+    ] = 2048
+    interval_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that spans wait for others to be sent with.")
+    ] = 1.0
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds that the collector may take for what is sent at once.")
+    ] = 5.0
+    flush_s: Annotated[
+        float, Meta(ge=0, le=60, description="Seconds that a router which stops waits for its last spans to be sent.")
+    ] = 2.0
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -755,6 +793,7 @@ class Config(Section, frozen=True):
     models: dict[str, ModelConfig] = {}
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
 
     def tokenizer_of(self, model: str) -> str:
         """As ``tokens.tokenizer`` has it, and never empty."""
@@ -946,6 +985,17 @@ def _check_across(config: Config) -> None:
     _check_recall(config)
     _check_tokenizers(config)
     _check_auth(config)
+    _check_tracing(config.tracing)
+
+
+def _check_tracing(tracing: TracingConfig) -> None:
+    if tracing.endpoint and not re.fullmatch(r"https?://[^/\s]+/\S*", tracing.endpoint):
+        raise ConfigError(
+            f"tracing.endpoint={tracing.endpoint!r}: must be a whole URL, such as http://HOST:4318/v1/traces"
+        )
+    for header in tracing.headers:
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+=[ -~]*", header):
+            raise ConfigError("tracing.headers=***: must be NAME=VALUE each")
 
 
 def _check_embedder(context: ContextConfig) -> None:

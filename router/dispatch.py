@@ -39,6 +39,7 @@ from router.core.reply import StreamEnd, Verdict, judge
 from router.core.request import Request
 from router.core.retry import RetryBudget
 from router.core.tenant import EVERYBODY, TenantRules
+from router.core.trace import Trace, trace_of
 from router.resumption import CAUSES, Resumer, ResumptionRules
 from router.routing import Refusal, Routing
 from router.sides import Admission, Client, Upstream
@@ -124,6 +125,8 @@ class Dispatcher:
             stream=request.stream,
             started_at=started_at,
         )
+        if (trace := trace_of(request.request_id)) is not None:
+            request = _begin_trace(trace, record, request, self._clock())
         transcript = Transcript(self._settings.max_kept_bytes, self.kept) if request.is_resumable else None
         self.budget.on_request()
         reservation: Reservation | None = None
@@ -167,6 +170,8 @@ class Dispatcher:
                     order = admission.seated_first(order)
                 record.reason = ranking.reason
                 record.decided_at = self._clock()
+                if record.trace is not None:
+                    record.trace.reach("decide", record.decided_at)
                 return await self._attempt(flight, facts, order)
             except (NoWorkerAvailable, ModelUnavailable) as error:
                 await admission.wait_for_worker(request, rules, record, error)
@@ -199,7 +204,12 @@ class Dispatcher:
                             break
                         retries += 1
                     flight.record.retries.append(refusal.cause)
-                outcome = await self._try(flight, facts, member)
+                trace = flight.record.trace
+                outcome = await (
+                    self._try(flight, flight.request, facts, member)
+                    if trace is None
+                    else self._try_traced(flight, trace, facts, member)
+                )
                 if not isinstance(outcome, Refusal):
                     return outcome
                 refusal = outcome.or_sooner(refusal)
@@ -213,9 +223,27 @@ class Dispatcher:
         """As many as may be tried. Their positions can be others' when one of them has left."""
         return [self._routing.fleet.member(position) for position in order[: self._settings.max_attempts]]
 
-    async def _try(self, flight: _Flight, facts: Facts, member: Member) -> Refusal | _Break | None:
+    async def _try_traced(self, flight: _Flight, trace: Trace, facts: Facts, member: Member) -> Refusal | _Break | None:
+        """The same, noted; the worker is told the attempt's span as its parent."""
+        record = flight.record
+        attempt = trace.attempt(member.address, self._clock())
+        request = msgspec.structs.replace(flight.request, traceparent=trace.traceparent(attempt.span_id))
+        attempt.outcome = "cancelled"
+        try:
+            found = await self._try(flight, request, facts, member)
+            attempt.outcome = found.cause if isinstance(found, Refusal) else record.outcome
+            return found
+        except RouterError as error:
+            attempt.outcome = error.code
+            raise
+        finally:
+            attempt.ended_at = trace.phase_began_at = self._clock()
+            if record.stream and record.first_byte_at > attempt.began_at:
+                attempt.first_event_at = record.first_byte_at
+
+    async def _try(self, flight: _Flight, request: Request, facts: Facts, member: Member) -> Refusal | _Break | None:
         """One worker. None: the client has its answer, or is gone."""
-        request, client, record = flight.request, flight.client, flight.record
+        client, record = flight.client, flight.record
         routing = self._routing
         watch = _watch(flight) if request.stream else None
         record.attempts += 1
@@ -275,6 +303,15 @@ class Dispatcher:
             _note_given_up(record, given_up)
             error = given_up
         client.break_off(error)
+
+
+def _begin_trace(trace: Trace, record: Record, request: Request, now: float) -> Request:
+    """What lies behind it; and the request with its place in the trace, of which a worker gets to know in any case."""
+    trace.record = record
+    trace.reach("prompt" if trace.phases else "receive", now)
+    if trace.is_sampled:
+        record.trace = trace
+    return msgspec.structs.replace(request, traceparent=trace.traceparent(trace.span_id))
 
 
 def _note_given_up(record: Record, error: GivenUp) -> None:

@@ -12,6 +12,7 @@ import logging.handlers
 import re
 import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,9 @@ MAX_FRAMES = 24
 MAX_CAUSES = 4
 
 AUDIT = "warmroute.audit"
+
+ABOUT: ContextVar[tuple[str, str]] = ContextVar("about", default=("", ""))
+"""Ids of the request that this task serves, and of its trace if that is sampled: fields of each line that it writes."""
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
@@ -86,7 +90,13 @@ def _audit_handler(file: str) -> logging.Handler:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: _plain(value, MAX_DEPTH) for key, value in vars(record).items() if key not in _STANDARD}
+    fields = {key: _plain(value, MAX_DEPTH) for key, value in vars(record).items() if key not in _STANDARD}
+    request_id, trace_id = ABOUT.get()
+    if request_id:
+        fields.setdefault("request_id", request_id)
+    if trace_id and fields.get("request_id") == request_id:
+        fields.setdefault("trace_id", trace_id)
+    return fields
 
 
 def _plain(value: object, depth: int) -> Any:

@@ -28,6 +28,7 @@ from router.core.record import Record, Resumption
 from router.core.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request import Request, Route
 from router.core.retry import RetryBudget
+from router.core.trace import Trace
 from router.core.worker import WorkerName
 from router.routing import Refusal, Routing
 from router.sides import Client, Exchange, Upstream
@@ -159,7 +160,12 @@ class Resumer:
                         raise Overloaded("too many retries are under way", retry_after_s=1)
                     retries += 1
                 try:
-                    end = await self._try(stream, member, facts)
+                    trace = stream.record.trace
+                    end = await (
+                        self._try(stream, stream.request, member, facts)
+                        if trace is None
+                        else self._try_traced(stream, trace, member, facts)
+                    )
                 except (WorkerDied, WorkerErred, WorkerSilent) as error:
                     is_free = self._heed(stream, member, self._routing.on_failed(member, error))
                     attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
@@ -200,13 +206,38 @@ class Resumer:
             pause_s = min(2.0 * pause_s, MAX_LOOK_AGAIN_S)
             stream.failed.clear()  # whoever failed may be back: better than nobody
 
-    async def _try(self, stream: _Stream, member: Member, facts: Facts) -> StreamEnd:
-        """Raises AttemptFailed, _Refused, Unsafe: until the relay begins the client has seen nothing of it."""
+    async def _try_traced(self, stream: _Stream, trace: Trace, member: Member, facts: Facts) -> StreamEnd:
+        """The same, noted; the worker is told the attempt's span as its parent."""
+        attempt = trace.attempt(member.address, self._clock(), is_resumption=True)
+        request = msgspec.structs.replace(stream.request, traceparent=trace.traceparent(attempt.span_id))
+        times_before = len(stream.record.resumptions)
+        attempt.outcome = "cancelled"
+        try:
+            end = await self._try(stream, request, member, facts)
+            attempt.outcome = end.value
+            return end
+        except AttemptFailed as error:
+            attempt.outcome = error.cause
+            raise
+        except _Refused as refused:
+            attempt.outcome = refused.refusal.cause
+            raise
+        except Unsafe:
+            attempt.outcome = "unsafe"
+            raise
+        finally:
+            attempt.ended_at = trace.phase_began_at = self._clock()
+            if len(stream.record.resumptions) > times_before:
+                attempt.first_event_at = stream.broke_at + stream.record.resumptions[times_before].gap_s
+
+    async def _try(self, stream: _Stream, given: Request, member: Member, facts: Facts) -> StreamEnd:
+        """``given``: the stream's, as this worker shall have it. Raises AttemptFailed, _Refused, Unsafe: until the relay begins
+        the client has seen nothing of it."""
         stream.record.attempts += 1
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         if member.removed:  # while it was asked for the seam: its position may be another's
             raise _Refused(Refusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
-        request = self._rest_of(stream, member, seam)
+        request = self._rest_of(stream, given, member, seam)
         watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
         lease, cached = self._routing.send_to(member, stream.request, facts)
         with lease, self._upstream.exchange(member.address) as exchange:
@@ -254,15 +285,15 @@ class Resumer:
             self._routing.remember(stream.request, member, record, watch.usage)
         return end
 
-    def _rest_of(self, stream: _Stream, member: Member, seam: Seam | None) -> Request:
+    def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
         """Raises Unsafe. An answer of which no text was seen is asked for anew, so that its worker's parsers run as usual."""
         asked, delivered = stream.asked, stream.delivered
         if not delivered.text:
-            return stream.request
+            return request
         if seam is None:
-            return msgspec.structs.replace(stream.request, body=text_body(asked, delivered))
-        body = exact_body(asked, delivered, seam, member.max_model_len(stream.request.model))
-        return msgspec.structs.replace(stream.request, route=Route.COMPLETIONS, body=body)
+            return msgspec.structs.replace(request, body=text_body(asked, delivered))
+        body = exact_body(asked, delivered, seam, member.max_model_len(request.model))
+        return msgspec.structs.replace(request, route=Route.COMPLETIONS, body=body)
 
     async def _find_seam(self, stream: _Stream, member: Member) -> Seam:
         if not stream.delivered.text:

@@ -6,12 +6,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from router.logs import AUDIT, MAX_ITEMS, MAX_VALUE_LENGTH, JsonFormatter, TextFormatter, redact, set_up_logging
+from router.logs import ABOUT, AUDIT, MAX_ITEMS, MAX_VALUE_LENGTH, JsonFormatter, TextFormatter, redact, set_up_logging
 
 KEY = "wr-" + "aB3_" * 10
 
@@ -127,6 +128,25 @@ def test_of_an_exception_its_kind_and_place_are_told_and_not_its_words() -> None
     assert "test_logs.py" in outer
     assert "prompt" not in outer + inner + text("unexpected error", raised.value)
     assert "RuntimeError < " in text("unexpected error", raised.value)
+
+
+def test_a_line_says_which_request_and_trace_its_task_serves() -> None:
+    def served() -> dict[str, Any]:
+        ABOUT.set(("r1", "0af7"))
+        return line("the session store failed", why="x")
+
+    assert copy_context().run(served).items() >= {"request_id": "r1", "trace_id": "0af7", "why": "x"}.items()
+    assert "request_id" not in line("serving")
+
+
+def test_a_line_about_another_request_keeps_its_id_and_gets_no_trace_that_is_not_its_own() -> None:
+    def served() -> dict[str, Any]:
+        ABOUT.set(("r1", "0af7"))
+        return line("request given up", request_id="notes_2")
+
+    found = copy_context().run(served)
+    assert found["request_id"] == "notes_2"
+    assert "trace_id" not in found
 
 
 def test_nothing_below_the_level_is_written_and_setting_up_twice_writes_once(

@@ -220,6 +220,24 @@ BOARD = Board(
                     queries=(Query(rate("cut_connections_total", by="cause"), "{{cause}}"),),
                 ),
                 Panel(
+                    title="Traces",
+                    description="Requests whose spans were sent to the collector, or dropped since it takes them too slowly.",
+                    unit="cps",
+                    queries=(
+                        Query(rate("sent_traces_total"), "sent"),
+                        Query(rate("dropped_traces_total"), "dropped"),
+                    ),
+                ),
+                Panel(
+                    title="Traces that wait",
+                    description="For the collector, and how many may.",
+                    unit="short",
+                    queries=(
+                        Query(now("waiting_traces"), "wait"),
+                        Query(now("max_waiting_traces"), "may wait"),
+                    ),
+                ),
+                Panel(
                     title="What failed beside the requests",
                     description="Tasks that began again, and sources of workers that could not be read. Should be nothing.",
                     unit="cps",

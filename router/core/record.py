@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from router.core.request import Route
+from router.core.trace import Trace
 
 
 class Resumption(NamedTuple):
@@ -48,5 +49,7 @@ class Record(msgspec.Struct, kw_only=True):
     predicted_cached_tokens: float = 0.0
     actual_cached_tokens: int | None = None
     """None when the worker did not say: unknown is not zero."""
+    trace: Trace | None = None
+    """Where the request's spans are noted, while it is under way; None: nobody wants to see them."""
     chunks: int = 0
     bytes_out: int = 0

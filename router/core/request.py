@@ -58,5 +58,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     traceparent: str = ""
     """W3C trace context to pass on; empty where the client sent none."""
+    tracestate: str = ""
+    """What goes with it."""
     hidden_salt: str = ""
     """The cache salt in the body that the client did not write, and must not read; empty: none was put there."""

@@ -36,7 +36,8 @@ from router.core.errors import (
 )
 from router.core.request import Request, Route
 from router.core.tenant import Caller, TenantRules
-from router.logs import redact
+from router.core.trace import TRACE
+from router.logs import ABOUT, redact
 from router.server.auth import Gate
 from router.server.bodies import LARGE_BODY_BYTES, BodyBudget, answer_unread, read_slow_body
 from router.server.client import ClientConnection
@@ -132,6 +133,9 @@ class DataPort:
         path = request.raw_path
         route = _INFERENCE.get(path) or _INFERENCE.get(request.path)
         request_id = self._request_id(request)
+        if (trace := TRACE.get()) is not None:
+            trace.request_id, trace.route = request_id, route.value if route else ""
+        ABOUT.set((request_id, trace.trace_id if trace is not None and trace.is_sampled else ""))
         body_bytes = 0
         self.live += 1
         try:
@@ -183,6 +187,8 @@ class DataPort:
         self, request: web.BaseRequest, match: Match, request_id: str, started_at: float
     ) -> web.StreamResponse:
         """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
+        if (trace := TRACE.get()) is not None:
+            trace.route = match.template
         caller = self._gate.admit(request, None)
         page = match.by_method.get(request.method)
         if page is None:

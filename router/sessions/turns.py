@@ -31,6 +31,7 @@ from router.core.errors import (
 )
 from router.core.request import SessionKey, Tenant
 from router.core.tenant import Caller
+from router.core.trace import TRACE
 from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
@@ -93,6 +94,7 @@ class Turns:
 
     async def take(self, ask: Ask, door: Door, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
+        self._reach("receive")
         ask = await self.upkeep.count(ask)
 
         async def take() -> str:
@@ -163,7 +165,7 @@ class Turns:
                 claim.sid = ask.fork()
             if (known := self.histories.hot.get(claim.sid)) is not None:
                 ask = await self.upkeep.recall(ask, known)
-            begun = await self._claim(claim, ask, may_guess=True)
+            begun = await self._claim_noted(claim, ask)
         except StateUnavailable:
             if ask.on_lost is None:
                 raise
@@ -191,6 +193,8 @@ class Turns:
         except (RouterError, Fenced) as error:
             held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
             return "failed"
+        finally:
+            self._reach("save")
         self.counts.count_prefix(plan, held.record)
         self.upkeep.on_end(claim.sid, ask, history, plan, held.record)
         await held.finish()
@@ -206,6 +210,10 @@ class Turns:
             await held.refuse()
             return False
         return True
+
+    def _reach(self, phase: str) -> None:
+        if (trace := TRACE.get()) is not None:
+            trace.reach(phase, self._clock())
 
     async def _take_lost(self, claim: Claim, ask: Ask, on_lost: Callable[[], None], client: Client) -> str:
         """Without history, and without keeping anything, as was asked for. Raises InvalidRequest."""
@@ -255,6 +263,12 @@ class Turns:
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 
     # 1  Claim
+
+    async def _claim_noted(self, claim: Claim, ask: Ask) -> tuple[History, Plan | None] | Repeated:
+        try:
+            return await self._claim(claim, ask, may_guess=True)
+        finally:
+            self._reach("claim")
 
     async def _claim(self, claim: Claim, ask: Ask, *, may_guess: bool) -> tuple[History, Plan | None] | Repeated:
         """The history, and what the turn is to do if that is in the log already. Whoever waited for another replica's turn,

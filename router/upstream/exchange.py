@@ -58,6 +58,8 @@ class Exchange:
         headers = f"X-Request-Id: {request.request_id}\r\n"
         if request.traceparent:
             headers += f"traceparent: {request.traceparent}\r\n"
+            if request.tracestate:
+                headers += f"tracestate: {request.tracestate}\r\n"
         return await self._send("POST", request.route.value, request.body, headers, watch, first_event_s)
 
     async def get(self, path: str) -> Reply:

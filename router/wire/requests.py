@@ -5,7 +5,6 @@ Only what routing needs is typed. Everything else is the worker's to judge, and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -23,12 +22,12 @@ from router.wire.media import check_everywhere, forbid_names
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
 from router.wire.strict_json import decode_object, set_members
+from router.wire.trace_context import passed_on
 
 JsonObject = dict[str, Any]
 Shape = TypeVar("Shape", bound="Body")
 
 _POOLING = frozenset({Route.EMBEDDINGS, Route.RERANK, Route.SCORE})
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class StreamOptions(Struct):
@@ -108,6 +107,7 @@ def parse_request(
     if wish.ours:
         body = set_members(body, members, wish.ours)
     segments, tenant = prompt.segments, caller.rules.tenant
+    traceparent, tracestate = passed_on(headers)
     return Request(
         route=route,
         model=typed.model,
@@ -124,7 +124,8 @@ def parse_request(
         hides_ids=wish.hides_ids,
         is_resumable=wish.is_resumable,
         request_id=request_id,
-        traceparent=_traceparent(headers),
+        traceparent=traceparent,
+        tracestate=tracestate,
         hidden_salt=wish.salt if caller.salt_key else "",
     )
 
@@ -162,6 +163,7 @@ def turn_request(
 ) -> Request:
     """A session's, whose prompt was fingerprinted as it grew."""
     wish = turn.wish
+    traceparent, tracestate = passed_on(headers)
     return Request(
         route=Route.CHAT,
         model=model,
@@ -176,7 +178,8 @@ def turn_request(
         hides_ids=wish.hides_ids,
         is_resumable=wish.is_resumable,
         request_id=request_id,
-        traceparent=_traceparent(headers),
+        traceparent=traceparent,
+        tracestate=tracestate,
         hidden_salt=wish.salt if caller.salt_key else "",
     )
 
@@ -210,12 +213,6 @@ def _usage_request(body: Body, members: Mapping[str, Any]) -> bytes | None:
     if not isinstance(body, ChatBody | CompletionBody) or (body.stream_options and body.stream_options.include_usage):
         return None
     return msgspec.json.encode({**(members.get("stream_options") or {}), "include_usage": True})
-
-
-def _traceparent(headers: Mapping[str, str]) -> str:
-    """Checked, since it becomes a line of the request to the worker."""
-    text = headers.get("traceparent", "")
-    return text if text and _TRACEPARENT.fullmatch(text) else ""
 
 
 def _chat(body: ChatBody | MessagesBody) -> Prompt:

@@ -60,7 +60,8 @@ async def test_of_a_clients_headers_only_a_checked_trace_and_request_id_reach_th
         found = await post(router, PATH, CHAT, *lines)
         assert found.status == 200
         (asked,) = worker.asked
-        assert set(asked.headers) == OWN | {"traceparent"}
+        assert set(asked.headers) == OWN | {"traceparent", "tracestate"}
+        assert asked.headers["tracestate"] == "a=b"
         assert asked.headers["traceparent"] == TRACE
         assert asked.headers["x-request-id"] == "mine"
         assert asked.headers["accept-encoding"] == "identity"

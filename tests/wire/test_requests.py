@@ -218,7 +218,8 @@ def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
     ],
 )
 def test_a_trace_context_is_passed_on_only_when_it_is_one(given: str, passed: bool) -> None:
-    assert parse(messages=[], headers={"traceparent": given}).traceparent == (given if passed else "")
+    parsed = parse(messages=[], headers={"traceparent": given, "tracestate": "a=b"})
+    assert (parsed.traceparent, parsed.tracestate) == ((given, "a=b") if passed else ("", ""))
 
 
 @pytest.mark.parametrize("route", [Route.EMBEDDINGS, Route.RERANK, Route.SCORE, Route.COUNT_TOKENS])

@@ -1,0 +1,49 @@
+"""A client's place in a trace, as its headers tell it: W3C Trace Context (https://www.w3.org/TR/trace-context/). Pure.
+
+What is not in order is left out, and a trace begins here: a bad header is no reason to refuse a request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_PARENT = re.compile(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]{0,200})?"
+)
+"""Versions after 00 may say more behind the flags."""
+
+_MEMBER = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ !-+\--<>-~]{0,255}[!-+\--<>-~]")
+MAX_MEMBERS, MAX_STATE_CHARS = 32, 512
+"""Of tracestate; the second is what everybody has to pass on at the least."""
+
+SAMPLED = 1
+
+
+class TraceContext(NamedTuple):
+    trace_id: str
+    parent_id: str
+    is_sampled: bool
+
+
+def read_traceparent(text: str) -> TraceContext | None:
+    found = _PARENT.fullmatch(text)
+    if found is None or (found[1] == "00" and found[5] is not None):
+        return None
+    return TraceContext(found[2], found[3], bool(int(found[4], 16) & SAMPLED))
+
+
+def passed_on(headers: Mapping[str, str]) -> tuple[str, str]:
+    """``traceparent`` and ``tracestate`` for a worker; empty where there is none. They become lines of a request."""
+    parent = headers.get("traceparent", "")
+    if not parent or read_traceparent(parent) is None:
+        return "", ""
+    state = headers.get("tracestate", "")
+    return parent, state if state and _is_state(state) else ""
+
+
+def _is_state(text: str) -> bool:
+    members = [member.strip(" \t") for member in text.split(",")]
+    is_short = len(text) <= MAX_STATE_CHARS and len(members) <= MAX_MEMBERS
+    return is_short and text.isprintable() and all(not member or _MEMBER.fullmatch(member) for member in members)

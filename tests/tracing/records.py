@@ -1,0 +1,11 @@
+"""Records that tests need."""
+
+from __future__ import annotations
+
+from router.core.record import Record
+from router.core.request import Route
+from router.core.trace import Trace
+
+
+def a_record(trace: Trace) -> Record:
+    return Record(route=Route.CHAT, model="m", policy="p", request_id="r", stream=False, started_at=1.0, trace=trace)
