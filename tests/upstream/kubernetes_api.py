@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ class KubernetesApi:
         self.port = 0
         self.token = TOKEN
         self.lists = self.watches = 0
+        self.watched_at: list[float] = []
+        self.ends_watches = False
         self.fails = 0
         """Answer 500 so often."""
         self._slice_of: dict[str, int] = {}
@@ -126,6 +129,9 @@ class KubernetesApi:
         if version + 1 < oldest and version < self.version:
             status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
+            return response
+        self.watched_at.append(time.monotonic())
+        if self.ends_watches:
             return response
         self._watching.add(response)
         try:

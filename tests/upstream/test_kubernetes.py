@@ -229,6 +229,32 @@ async def test_whoever_may_not_list_is_told_so(tmp_path: Path) -> None:
                 await followed.source.read()
 
 
+async def test_a_service_that_names_what_is_no_worker_is_said_to_be_unreadable_until_it_does_not(
+    tmp_path: Path,
+) -> None:
+    async with kubernetes_api() as api:
+        api.put("s", [endpoint(A)])
+        async with following(api, tmp_path) as followed:
+            await followed.has(A)
+            await until(lambda: api.watches == 1)
+            api.put("s", [endpoint("169.254.169.254")])
+            await until(lambda: followed.source.restarts >= 2)
+            with pytest.raises(Unreadable, match="where no worker may be"):
+                await followed.source.read()
+            api.put("s", [endpoint(B)])
+            await followed.has(B)
+
+
+async def test_an_api_that_ends_watches_at_once_is_not_asked_in_a_loop(tmp_path: Path) -> None:
+    async with kubernetes_api() as api:
+        api.put("s", [endpoint(A)])
+        api.ends_watches = True
+        async with following(api, tmp_path) as followed:
+            await followed.has(A)
+            await until(lambda: api.watches >= 3)
+            assert api.watched_at[2] - api.watched_at[0] > 0.35
+
+
 async def test_a_service_without_pods_is_a_fleet_of_none(tmp_path: Path) -> None:
     async with kubernetes_api() as api, following(api, tmp_path) as followed:
         assert await followed.hosts() == []

@@ -33,7 +33,12 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 15.0
 GRACE_S = 10.0
 """How much later than it was asked to the API may end a watch, before it is given up."""
 
-LEAST_BETWEEN_LISTS_S = 1.0
+LEAST_BETWEEN_LISTS_S, LEAST_BETWEEN_WATCHES_S = 1.0, 0.2
+"""An API that ends watches at once is not asked in a loop."""
+
+
+class _Refused(Exception):
+    """The message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +100,18 @@ class KubernetesSource:
                 try:
                     if not self._slices.version or self._clock() - self._listed_at > self._settings.resync_s:
                         await self._list(api)
+                    began_at = self._clock()
                     await self._watch(api)
+                    await asyncio.sleep(max(LEAST_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
                     continue
                 except Gone:
                     self._slices.version = ""
                     await asyncio.sleep(max(LEAST_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
                     continue
-                except (ClientError, OSError, TimeoutError, ApiException, ConfigException, BadSlices) as error:
+                except BadSlices as error:  # what was understood of it is not what there is: list again
+                    self._slices.version = ""
+                    self._complain(error)
+                except (ClientError, OSError, TimeoutError, ApiException, ConfigException, _Refused) as error:
                     self._complain(error)
                 pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2.0, MAX_PAUSE_S)
                 await asyncio.sleep(pause_s * (0.5 + self._chance.random()))
@@ -119,12 +129,15 @@ class KubernetesSource:
 
     async def _list(self, api: DiscoveryV1Api) -> None:
         found: list[Slice] = []
+        left = MAX_LIST_BYTES
         self._listed_at = self._clock()
         page = ""
         async with asyncio.timeout(self._settings.timeout_s):
             while True:
                 reply = await self._ask(api, limit=PAGE, **({"_continue": page} if page else {}))
-                listed = read_list(await _read(reply))
+                data = await _read(reply, left)
+                left -= len(data)
+                listed = read_list(data)
                 found += listed.items or ()
                 page = listed.metadata.continue_
                 if not page:
@@ -155,7 +168,7 @@ class KubernetesSource:
             reply.close()
 
     async def _ask(self, api: DiscoveryV1Api, **query: Any) -> ClientResponse:
-        """Raises Gone, ApiException."""
+        """Raises Gone, ApiException, _Refused."""
         settings = self._settings
         asking: Awaitable[ClientResponse] = api.list_namespaced_endpoint_slice(
             settings.namespace,
@@ -170,7 +183,7 @@ class KubernetesSource:
             raise Gone
         if reply.status != 200:
             reply.close()
-            raise BadSlices(f"the API answered {reply.status} {reply.reason}")
+            raise _Refused(f"the API answered {reply.status} {reply.reason}")
         return reply
 
     def _tell(self) -> None:
@@ -193,12 +206,12 @@ class KubernetesSource:
         log.info("a watch broke", extra={"service": self._settings.service, "error": self._complaint})
 
 
-async def _read(reply: ClientResponse) -> bytes:
+async def _read(reply: ClientResponse, max_bytes: int) -> bytes:
     body = bytearray()
     try:
         async for part in reply.content.iter_any():
             body += part
-            if len(body) > MAX_LIST_BYTES:
+            if len(body) > max_bytes:
                 raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
     finally:
         reply.close()
