@@ -128,11 +128,12 @@ def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
         "context.notes_api_key",
         "context.recall_index",
         "context.embed_api_key",
+        "tracing.headers",
     ]
     for key in secrets:
         with pytest.raises(ConfigError) as raised:
             load_config(None, {}, {key: {"hush-hush": 1}})
-        kind = "list of str" if key == "auth.keys" else "str"
+        kind = "list of str" if key in ("auth.keys", "tracing.headers") else "str"
         assert str(raised.value) == f"{key}=***: must be {kind}"
     with pytest.raises(ConfigError) as raised:
         load_config(None, {"WARMROUTE_ADMIN__TOKN": "hush-hush"}, {})

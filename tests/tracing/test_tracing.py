@@ -27,7 +27,8 @@ ID = "X-Request-Id: r1"
 
 
 def tracing(collector: Collector, **settings: Any) -> dict[str, Any]:
-    return {"tracing__endpoint": collector.url, "tracing__interval_s": 0.01, **settings}
+    quick = {"tracing__interval_s": 0.01, "tracing__sample_ratio": 1.0}
+    return {"tracing__endpoint": collector.url, **quick, **settings}
 
 
 def parents_at(*workers: ScriptedWorker) -> list[str]:
