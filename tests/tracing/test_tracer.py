@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 
 import pytest
 
 from router.config import ConfigError, TracingConfig, load_config
-from router.core.trace import MAX_PHASES, Trace
+from router.core.trace import MAX_PHASES, TRACE, Trace, trace_of
 from router.tracing.opening import open_tracing
 from router.tracing.queue import TraceQueue
 from router.tracing.tracer import Tracer
@@ -53,6 +54,18 @@ def test_a_trace_and_its_record_do_not_keep_each_other() -> None:
     trace.record = record = a_record(trace)
     tracer(1.0).end(trace, 200)
     assert record.trace is None
+
+
+def test_what_the_router_asks_for_itself_is_no_part_of_the_clients_trace() -> None:
+    def served() -> tuple[Trace | None, Trace | None]:
+        trace = a_trace()
+        trace.request_id = "r1"
+        TRACE.set(trace)
+        return trace_of("r1"), trace_of("embed_2")
+
+    theirs, ours = copy_context().run(served)
+    assert theirs is not None
+    assert ours is None
 
 
 async def test_what_finds_the_queue_full_is_dropped_and_what_waits_at_the_end_is_sent() -> None:
