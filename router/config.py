@@ -753,7 +753,7 @@ class TracingConfig(Section, frozen=True):
             le=1,
             description="Share of the traces that begin here whose spans are sent; of others their clients have decided.",
         ),
-    ] = 1.0
+    ] = 0.1
     service_name: Annotated[str, Meta(min_length=1, description="What the router is called there, service.name.")] = (
         "warmroute"
     )
@@ -989,9 +989,9 @@ def _check_across(config: Config) -> None:
 
 
 def _check_tracing(tracing: TracingConfig) -> None:
-    if tracing.endpoint and not re.fullmatch(r"https?://[^/\s]+/\S*", tracing.endpoint):
+    if tracing.endpoint and not re.fullmatch(r"https?://[^/\s@?#]+/[^\s@?#]*", tracing.endpoint):
         raise ConfigError(
-            f"tracing.endpoint={tracing.endpoint!r}: must be a whole URL, such as http://HOST:4318/v1/traces"
+            "tracing.endpoint=***: must be a whole URL without user and query, such as http://HOST:4318/v1/traces"
         )
     for header in tracing.headers:
         if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+=[ -~]*", header):

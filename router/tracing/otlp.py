@@ -44,7 +44,7 @@ class OtlpSender:
         session.trust_env = False
         session.max_redirects = 0  # an answer that leads elsewhere is a failure: the headers are for this collector
         self._exporter = OTLPSpanExporter(
-            endpoint, headers=headers, timeout=timeout_s, compression=Compression.Gzip, session=session
+            endpoint, headers=headers, timeout=timeout_s, compression=Compression.NoCompression, session=session
         )
         self._resource = Resource(resource)
         self._scope = InstrumentationScope("warmroute", resource["service.version"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 
 import pytest
 
 from router.config import ConfigError, TracingConfig, load_config
-from router.core.trace import MAX_PHASES, Trace
+from router.core.trace import MAX_PHASES, TRACE, Trace, trace_of
 from router.tracing.opening import open_tracing
 from router.tracing.queue import TraceQueue
 from router.tracing.tracer import Tracer
@@ -55,6 +56,18 @@ def test_a_trace_and_its_record_do_not_keep_each_other() -> None:
     assert record.trace is None
 
 
+def test_what_the_router_asks_for_itself_is_no_part_of_the_clients_trace() -> None:
+    def served() -> tuple[Trace | None, Trace | None]:
+        trace = a_trace()
+        trace.request_id = "r1"
+        TRACE.set(trace)
+        return trace_of("r1"), trace_of("embed_2")
+
+    theirs, ours = copy_context().run(served)
+    assert theirs is not None
+    assert ours is None
+
+
 async def test_what_finds_the_queue_full_is_dropped_and_what_waits_at_the_end_is_sent() -> None:
     sent: list[Trace] = []
 
@@ -94,10 +107,21 @@ def test_nothing_of_opentelemetry_is_needed_while_tracing_is_off(monkeypatch: py
     assert open_tracing(TracingConfig(), {}, bool, float, float, random.Random(1).getrandbits) is None
 
 
-@pytest.mark.parametrize("endpoint", ["collector:4318", "http://collector:4318", "ftp://c/v1/traces", "http://c/a b"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "collector:4318",
+        "http://collector:4318",
+        "ftp://c/v1/traces",
+        "http://c/a b",
+        "http://u:hush-hush@c/v1/traces",
+        "http://c/v1/traces?key=hush-hush",
+    ],
+)
 def test_an_endpoint_that_is_no_whole_url_is_refused(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match=r"tracing\.endpoint"):
+    with pytest.raises(ConfigError, match=r"tracing\.endpoint") as raised:
         load_config(None, {}, {"tracing.endpoint": endpoint})
+    assert "hush-hush" not in str(raised.value)
 
 
 def test_headers_that_are_none_are_refused_without_being_shown() -> None:

@@ -27,7 +27,8 @@ ID = "X-Request-Id: r1"
 
 
 def tracing(collector: Collector, **settings: Any) -> dict[str, Any]:
-    return {"tracing__endpoint": collector.url, "tracing__interval_s": 0.01, **settings}
+    quick = {"tracing__interval_s": 0.01, "tracing__sample_ratio": 1.0}
+    return {"tracing__endpoint": collector.url, **quick, **settings}
 
 
 def parents_at(*workers: ScriptedWorker) -> list[str]:
@@ -201,6 +202,28 @@ async def test_a_sessions_turn_shows_claim_prompt_and_save() -> None:
         save = next(span for span in tree.below() if span.name == "save")
         assert attempt.ended_ns <= save.began_ns
         assert parents_at(worker) == [attempt.span_id]
+
+
+async def test_a_workers_refusal_is_the_requests_status_and_the_attempts_failure() -> None:
+    async with (
+        collecting() as collector,
+        scripted(answering(b'{"error":{}}', 400)) as worker,
+        routed(worker.url, **tracing(collector)) as router,
+    ):
+        assert (await post(router, PATH, CHAT, ID)).status == 400
+        tree = await collector.tree("r1")
+        assert tree.root.attributes["http.response.status_code"] == 400
+        assert not tree.root.is_error
+        assert tree.attempts()[0].attributes["error.type"] == "client_error"
+
+
+async def test_a_method_that_is_not_well_known_is_not_named() -> None:
+    async with collecting() as collector, scripted() as worker, routed(worker.url, **tracing(collector)) as router:
+        async with connected(router) as client:
+            await client.send(f"PROPFIND {PATH} HTTP/1.1\r\nHost: r\r\n{ID}\r\n\r\n".encode())
+            assert (await client.answer()).status == 405
+        tree = await collector.tree("r1")
+        assert (tree.root.name, tree.root.attributes["http.request.method"]) == (f"HTTP {PATH}", "_OTHER")
 
 
 async def test_a_clients_trace_goes_on_and_its_state_reaches_the_worker() -> None:
