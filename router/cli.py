@@ -25,6 +25,7 @@ from router.logs import set_up_logging
 from router.replay import ReplayError, ReplaySettings, replay
 from router.server.key_watch import load_keys
 from router.simulator import SimulatorSettings, start_fleet
+from router.terminal.commands import explain_command, top_command, workers_command
 
 T = TypeVar("T")
 
@@ -218,7 +219,8 @@ def check_config_command(file: Path) -> None:
     click.echo(json.dumps(shown, indent=2))
 
 
-cli.add_command(keys)
+for command in (keys, top_command, workers_command, explain_command):
+    cli.add_command(command)
 
 
 def with_workers(config: Config, urls: list[str]) -> Config:
