@@ -32,8 +32,13 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def rendered(variant: str, directory: Path) -> list[Object]:
-    found = helm.template(VARIANTS[variant], directory)
+def rendered(variant: str, directory: Path, **more: str) -> list[Object]:
+    """``more``: the release's name and namespace."""
+    return rendered_of(VARIANTS[variant], directory, **more)
+
+
+def rendered_of(values: str, directory: Path, **more: str) -> list[Object]:
+    found = helm.template(values, directory, **more)
     assert found.returncode == 0, found.stderr
     return [dict(each) for each in helm.objects(found.stdout)]
 
@@ -127,6 +132,43 @@ def test_rights_are_given_where_workers_are_watched_and_only_these(tmp_path: Pat
         assert role["rules"] == [
             {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
         ]
+
+
+def test_releases_in_two_namespaces_may_watch_the_same_workers(tmp_path: Path) -> None:
+    here, there = (rendered("kubernetes", tmp_path, namespace=each) for each in ("here", "there"))
+    rights = [
+        {
+            (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"])
+            for each in of_kind(objects, "Role", "RoleBinding")
+        }
+        for objects in (here, there)
+    ]
+    assert not rights[0] & rights[1]
+
+
+@pytest.mark.parametrize("release", ["2024", "2-routers", "my.router", "1e3", "true", "no", "r" * 53])
+def test_whatever_a_release_is_called_what_it_makes_may_be_called(release: str, tmp_path: Path) -> None:
+    for each in rendered("watched", tmp_path, release=release):
+        if each["kind"] not in OF_OPERATORS:
+            kubernetes_validate.validate(each, KUBERNETES, strict=True)
+        name = each["metadata"]["name"]
+        assert isinstance(name, str)
+        assert each["kind"] != "Service" or re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name), name
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == release
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
+    values = VARIANTS["redis"].replace("warmroute-keys", "'123'").replace("warmroute-admin", "'1e3'")
+    values = values.replace("warmroute-redis", "'0'").replace("storageClass: fast", "storageClass: '1'")
+    for each in rendered_of(values + "priorityClassName: '1000'\n", tmp_path):
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+
+
+def test_dashboards_need_no_labels(tmp_path: Path) -> None:
+    values = VARIANTS["watched"].replace(
+        "dashboards: {enabled: true}", "dashboards: {enabled: true, labels: {grafana_dashboard: null}}"
+    )
+    assert of_kind(rendered_of(values, tmp_path), "ConfigMap")
 
 
 @pytest.mark.parametrize(

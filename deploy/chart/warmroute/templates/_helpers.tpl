@@ -1,15 +1,20 @@
-{{- define "warmroute.name" -}}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{- end }}
+{{- /* A release may be called what a Service may not, and what YAML takes for something else than a name. */ -}}
+{{- define "warmroute.name" -}}
+{{- $name := .Release.Name | replace "." "-" -}}
+{{- if regexMatch "^([0-9].*|true|false|null|yes|no|on|off|y|n)$" $name -}}{{- $name = printf "warmroute-%s" $name -}}{{- end -}}
+{{ $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
 
 {{- define "warmroute.labels" -}}
 app.kubernetes.io/name: warmroute
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "warmroute.selector" -}}
 app.kubernetes.io/name: warmroute
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "warmroute.image" -}}
