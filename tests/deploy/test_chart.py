@@ -3,6 +3,7 @@ pass and nothing else."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -196,6 +197,12 @@ def test_dashboards_need_no_labels(tmp_path: Path) -> None:
             id="blocked API",
         ),
         pytest.param(
+            BASE + DNS + "monitoring: {kind: PodMonitor}\n", "networkPolicy.prometheus: required", id="blocked scrapes"
+        ),
+        pytest.param(
+            BASE + DNS + "autoscaling: {enabled: true}\n", "networkPolicy.prometheus: required", id="scaled by nothing"
+        ),
+        pytest.param(
             "secrets: {adminToken: {name: a}}\ninsecureNoAuth: true\n" + DNS, "workers.peers", id="blocked workers"
         ),
     ],
@@ -249,6 +256,25 @@ def test_dashboards_and_rules_are_those_of_the_project(tmp_path: Path) -> None:
         assert boards[path.name] == path.read_text()
     (rule,) = of_kind(objects, "PrometheusRule")
     assert rule["spec"] == yaml.safe_load((helm.ROOT / "grafana" / "rules" / "warmroute.yaml").read_text())
+
+
+@pytest.mark.parametrize("kind", ["PodMonitor", "ServiceMonitor"])
+def test_what_is_scraped_has_the_name_that_alerts_look_for(kind: str, tmp_path: Path) -> None:
+    objects = rendered_of(VARIANTS["watched"].replace("kind: PodMonitor", f"kind: {kind}"), tmp_path)
+    (monitor,), (rules,) = of_kind(objects, kind), of_kind(objects, "PrometheusRule")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints" if kind == "PodMonitor" else "endpoints"]
+    (job,) = [each["replacement"] for each in endpoint["relabelings"] if each["targetLabel"] == "job"]
+    looked_for = re.findall(r'job=~"([^"]+)"', json.dumps(rules["spec"]).replace('\\"', '"'))
+    assert looked_for
+    assert all(re.fullmatch(pattern, job) for pattern in looked_for)
+
+
+@pytest.mark.parametrize("region", ["east", "west"])
+def test_a_regions_routers_may_be_scraped_and_reach_its_store(region: str, tmp_path: Path) -> None:
+    objects = rendered_of((helm.ROOT / "deploy" / "regions" / f"{region}.yaml").read_text(), tmp_path)
+    policies = of_kind(objects, "NetworkPolicy")
+    assert allows(policies, "inference", ROUTER, "Ingress", PROMETHEUS, 8081)
+    assert allows(policies, "inference", ROUTER, "Egress", Peer("redis", {}), 6379)
 
 
 def test_the_chart_can_be_packed_with_what_it_links_to(tmp_path: Path) -> None:

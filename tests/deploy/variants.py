@@ -13,6 +13,7 @@ networkPolicy:
   workers: {peers: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: models}}}]}
 """
 DNS = "workers: {source: dns, dns: 'vllm.models.svc.cluster.local:8000'}\n"
+PROMETHEUS = "  prometheus: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]\n"
 REDIS = """
   storeUrl: {name: warmroute-redis}
   sessions: {name: warmroute-sessions}
@@ -35,9 +36,9 @@ VARIANTS = MappingProxyType(
         + "state: {store: redis, disposable: true}\n",
         "sqlite": BASE + DNS + "replicas: 1\nstate: {store: sqlite, volume: {enabled: true}}\n",
         "tls": BASE.replace("  adminToken", "  tls: {name: warmroute-tls}\n  adminToken") + DNS,
-        "autoscaled": BASE + DNS + "autoscaling: {enabled: true, min: 2, max: 6}\n",
+        "autoscaled": BASE + PROMETHEUS + DNS + "autoscaling: {enabled: true, min: 2, max: 6}\n",
         "watched": BASE
-        + "  prometheus: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]\n"
+        + PROMETHEUS
         + DNS
         + "monitoring: {kind: PodMonitor, rules: {enabled: true}, dashboards: {enabled: true}}\n",
         "open": "insecureNoAuth: true\nsecrets: {adminToken: {name: warmroute-admin}}\nnetworkPolicy: {enabled: false}\n"

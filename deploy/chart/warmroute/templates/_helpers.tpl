@@ -46,6 +46,13 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- if and .Values.secrets.keys.name (not .Values.secrets.salt.name) -}}
 {{- fail "secrets.salt.name: required with API keys" -}}
 {{- end -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- if and $policy.enabled (not $policy.prometheus) (ne .Values.monitoring.kind "none") -}}
+{{- fail (printf "networkPolicy.prometheus: required with monitoring.kind=%s, or nobody can scrape" .Values.monitoring.kind) -}}
+{{- end -}}
+{{- if and $policy.enabled (not $policy.prometheus) .Values.autoscaling.enabled -}}
+{{- fail "networkPolicy.prometheus: required with autoscaling.enabled, since live requests are known by scraping" -}}
+{{- end -}}
 {{- $source := .Values.workers.source -}}
 {{- if and (eq $source "dns") (not .Values.workers.dns) -}}
 {{- fail "workers.dns: required with workers.source=dns" -}}
