@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from router.config import load_config
+from router.config import load_config, settings
 from tests.deploy import helm
 from tests.deploy.policies import Peer, allows
 from tests.deploy.variants import BASE, DNS, VARIANTS
@@ -205,12 +207,73 @@ def test_dashboards_need_no_labels(tmp_path: Path) -> None:
         pytest.param(
             "secrets: {adminToken: {name: a}}\ninsecureNoAuth: true\n" + DNS, "workers.peers", id="blocked workers"
         ),
+        pytest.param(
+            BASE + DNS + "service: {type: LoadBalancer}\n", "networkPolicy.clients: required", id="blocked clients"
+        ),
+        pytest.param(BASE + DNS.replace("8000", "9000"), "networkPolicy.workers.ports: 9000", id="blocked port by DNS"),
+        pytest.param(
+            VARIANTS["kubernetes"].replace("port: http", "port: 9000"),
+            "networkPolicy.workers.ports: 9000",
+            id="blocked port of pods",
+        ),
+        pytest.param(
+            VARIANTS["redis"].replace("storeUrl", "recallUrl: {name: a}\n  storeUrl"),
+            "networkPolicy.postgres.peers: required",
+            id="blocked index",
+        ),
+        pytest.param(
+            VARIANTS["redis"].replace("storeUrl", "recallUrl: {name: a}\n  encryption: {name: b}\n  storeUrl"),
+            "not together with secrets.encryption",
+            id="encrypted and in clear",
+        ),
+        pytest.param(BASE + DNS + "state: {volume: {enabled: true}}\n", "state.volume.enabled", id="disk for nothing"),
+        pytest.param(
+            VARIANTS["stateless"].replace("salt:", "storeUrl: {name: a}\n  salt:"),
+            "secrets.storeUrl",
+            id="store unused",
+        ),
+        pytest.param(
+            VARIANTS["autoscaled"].replace("max: 6", "max: 1"), "autoscaling.min", id="fewer at the most than the least"
+        ),
+        pytest.param(
+            BASE + DNS + "config: {context: {recall_index: 'postgresql://u:p@h:5432/d'}}\n",
+            "secrets.recallUrl",
+            id="a password in the configuration",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_and_named(values: str, said: str, tmp_path: Path) -> None:
     found = helm.template(values, tmp_path)
     assert found.returncode != 0
     assert said in found.stderr
+
+
+MAY_BE_SAID_ANEW = {"server.host", "admin.host"}
+"""What the chart sets and nothing else of it depends on: addresses of another family."""
+
+
+def settings_of_the_chart(directory: Path) -> Iterator[str]:
+    for variant in VARIANTS:
+        (config,) = [each for each in rendered(variant, directory) if "config.toml" in each.get("data", ())]
+        for section, keys in tomllib.loads(config["data"]["config.toml"]).items():
+            yield from (f"{section}.{key}" for key in keys)
+
+
+def test_what_the_chart_says_or_is_secret_cannot_be_said_by_config(tmp_path: Path) -> None:
+    secret = {setting.key for setting in settings() if setting.is_secret} - {"context.recall_index"}
+    for setting in sorted((secret | set(settings_of_the_chart(tmp_path))) - MAY_BE_SAID_ANEW):
+        section, key = setting.split(".")
+        found = helm.template(f"{VARIANTS['stateless']}config: {{{section}: {{{key}: 600}}}}\n", tmp_path)
+        assert f"config.{setting}: is said by" in found.stderr, setting
+
+
+def test_each_secret_reaches_the_router_by_reference(tmp_path: Path) -> None:
+    secrets = yaml.safe_load((helm.CHART / "values.yaml").read_text())["secrets"]
+    for name in secrets:
+        values = yaml.safe_load(VARIANTS["redis"])
+        values["networkPolicy"]["postgres"] = {"peers": [{"podSelector": {}}]}
+        values["secrets"][name] = {"name": f"of-{name}".lower()}
+        assert f"of-{name}".lower() in json.dumps(pod(rendered_of(yaml.safe_dump(values), tmp_path))), name
 
 
 ROUTER = {"app.kubernetes.io/name": "warmroute", "app.kubernetes.io/instance": "router"}
