@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def test_the_last_stage_runs_as_nobody_and_builds_nothing() -> None:
     assert "apt" not in DOCKERFILE
     assert 'ENTRYPOINT ["warmroute"]' in last, "as process 1, which SIGTERM reaches"
     assert "STOPSIGNAL SIGTERM" in last
+
+
+LEFT_OUT = {"recall-onnx", "vllm", "dev"}
+"""A model of its own, another machine's, and what is developed with."""
+
+
+def test_the_image_has_every_extra_that_settings_ask_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {
+        line for extra, lines in project["optional-dependencies"].items() if extra not in LEFT_OUT for line in lines
+    }
+    locked = set(re.findall(r"(?m)^([a-z0-9-]+)==", (IMAGE / "requirements.lock").read_text()))
+    names = {re.split(r"[\[<>=]", line)[0].replace("_", "-") for line in {*needed, *project["dependencies"]}}
+    assert names <= locked
 
 
 def test_what_is_copied_is_let_through_to_the_build() -> None:
