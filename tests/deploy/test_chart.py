@@ -167,6 +167,18 @@ def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
 
 
+def test_routers_without_workers_keep_no_node_from_being_emptied(tmp_path: Path) -> None:
+    (budget,) = of_kind(rendered("stateless", tmp_path), "PodDisruptionBudget")
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_names_may_be_asked_for_at_other_ports(tmp_path: Path) -> None:
+    values = BASE + "  dns: {peers: [{ipBlock: {cidr: 192.0.2.53/32}}], ports: [5353]}\n" + DNS
+    policies = of_kind(rendered_of(values, tmp_path), "NetworkPolicy")
+    assert allows(policies, "inference", ROUTER, "Egress", Peer(ip="192.0.2.53"), 5353)
+    assert not allows(policies, "inference", ROUTER, "Egress", DNS_POD, 53)
+
+
 def test_dashboards_need_no_labels(tmp_path: Path) -> None:
     values = VARIANTS["watched"].replace(
         "dashboards: {enabled: true}", "dashboards: {enabled: true, labels: {grafana_dashboard: null}}"
@@ -181,6 +193,8 @@ def test_dashboards_need_no_labels(tmp_path: Path) -> None:
         pytest.param(BASE + DNS + "replicas: 0\n", "replicas", id="no replica"),
         pytest.param(BASE + DNS + "config: {server: 5}\n", "config", id="no section"),
         pytest.param(BASE + DNS + "image: {digest: 'sha256:latest'}\n", "digest", id="no digest"),
+        pytest.param(BASE + "  dns: {peers: []}\n" + DNS, "peers", id="no peer, which would be all"),
+        pytest.param(BASE + "  redis: {ports: []}\n" + DNS, "ports", id="no port, which would be all"),
         pytest.param(BASE, "workers.dns: required", id="no workers"),
         pytest.param(BASE + DNS + "state: {store: redis}\n", "state.volume.enabled=false", id="journal without a disk"),
         pytest.param(
@@ -280,7 +294,7 @@ ROUTER = {"app.kubernetes.io/name": "warmroute", "app.kubernetes.io/instance": "
 CLIENT, ELSEWHERE = Peer("inference", {"app": "gateway"}), Peer("default", {"app": "gateway"})
 PROMETHEUS, REDIS = Peer("monitoring", {"app": "prometheus"}), Peer("inference", {"app": "redis"})
 WORKER, DNS_POD = Peer("models", {"app": "vllm"}), Peer("kube-system", {"k8s-app": "kube-dns"})
-API, WORLD = Peer(ip="10.96.0.1"), Peer(ip="203.0.113.7")
+API, WORLD = Peer(ip="192.0.2.10"), Peer(ip="203.0.113.7")
 
 RULES = [
     # variant, direction, peer, port, is allowed, why
@@ -299,8 +313,8 @@ RULES = [
     ("stateless", "Egress", REDIS, 6379, False, "it keeps no sessions"),
     ("redis", "Egress", REDIS, 6379, True, "sessions"),
     ("redis", "Egress", REDIS, 22, False, "only where it serves"),
-    ("kubernetes", "Egress", API, 443, True, "it watches pods"),
-    ("kubernetes", "Egress", Peer(ip="10.96.0.2"), 443, False, "only the API server"),
+    ("kubernetes", "Egress", API, 6443, True, "it watches pods"),
+    ("kubernetes", "Egress", Peer(ip="192.0.2.11"), 6443, False, "only the API server"),
 ]
 
 

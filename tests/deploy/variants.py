@@ -24,7 +24,7 @@ VARIANTS = MappingProxyType(
         "stateless": BASE + DNS,
         "list": BASE + "workers: {source: list, list: ['http://10.0.0.1:8000', 'http://10.0.0.2:8000']}\n",
         "kubernetes": BASE
-        + "  kubernetesApi: {peers: [{ipBlock: {cidr: 10.96.0.1/32}}]}\n"
+        + "  kubernetesApi: {peers: [{ipBlock: {cidr: 192.0.2.10/32}}]}\n"
         + "workers: {source: kubernetes, kubernetes: {namespace: models, service: vllm, port: http}}\n",
         "redis": BASE.replace("networkPolicy:", REDIS.strip("\n") + "\nnetworkPolicy:")
         + "  redis: {peers: [{podSelector: {matchLabels: {app: redis}}}]}\n"
