@@ -120,6 +120,14 @@ def test_pods_may_do_as_little_as_can_be(variant: str, tmp_path: Path) -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} <= names
 
 
+def test_a_router_is_not_begun_anew_because_clients_fill_its_data_port(variant: str, tmp_path: Path) -> None:
+    (container,) = pod(rendered(variant, tmp_path))["containers"]
+    assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "admin"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "admin"}
+    scheme = "HTTPS" if variant == "tls" else "HTTP"
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http", "scheme": scheme}
+
+
 def test_no_secret_is_in_what_is_rendered(variant: str, tmp_path: Path) -> None:
     assert not of_kind(rendered(variant, tmp_path), "Secret")
 
