@@ -388,7 +388,7 @@ def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], 
     if fleet.workers_file:
         sources.append(FileSource(Path(fleet.workers_file)))
     if fleet.workers_dns:
-        sources.append(DnsSource(fleet.workers_dns))
+        sources.append(DnsSource(fleet.workers_dns, fleet.dns_timeout_s))
     if fleet.workers_kubernetes:
         sources.append(_kubernetes(fleet, on_change, clock))
     return sources

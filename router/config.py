@@ -208,6 +208,10 @@ class FleetConfig(Section, frozen=True):
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
+    dns_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=600, description="Seconds that resolving it is waited for; its last answer holds meanwhile."),
+    ] = 5.0
     workers_kubernetes: Annotated[
         str,
         Meta(
