@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.grafana.prometheus import program
 from tests.guides.page import Block, blocks, is_as_shown, outputs, script, with_ports
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GUIDES: tuple[str, ...] = ("tuning.md",)
+GUIDES = ("operations.md", "tuning.md")
 """Pages that run in seconds, in an empty directory, with this environment's commands."""
 ROUTER_PORTS = ("8080", "8081", "8082", "8083", "9090")
 WORKER_PORTS = ("9500", "9501", "9502", "9503")
 GUIDE_S = 90.0
+QUICK_START_S = 600.0
+"""Packages are fetched, maybe slowly."""
 
 
 def free_ports() -> dict[str, int]:
@@ -43,15 +47,24 @@ def _free(held: ExitStack) -> int:
 
 
 def environment(home: Path, ports: dict[str, int], programs: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("LANG", "PIP_INDEX_URL", "PIP_CACHE_DIR") if name in os.environ}
+    kept = {name: value for name, value in os.environ.items() if name == "LANG" or name.startswith("PIP_")}
     return kept | {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(home),
         "XDG_STATE_HOME": str(home / "state"),
         "WARMROUTE_SERVER__PORT": str(ports["8080"]),
         "WARMROUTE_ADMIN__PORT": str(ports["8081"]),
-        "PYTHONWARNINGS": "error",
     }
+
+
+def fresh_copy(directory: Path) -> None:
+    """Of what a clone would have, changes that are not committed included."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, directory / name, follow_symlinks=False)
 
 
 def run(page: Path, directory: Path, home: Path, programs: Path, limit_s: float = GUIDE_S) -> None:
@@ -97,3 +110,14 @@ def test_a_guide_does_what_it_says(name: str, tmp_path: Path) -> None:
     home.mkdir()
     directory.mkdir()
     run(DOCS / name, directory, home, Path(sys.executable).parent)
+
+
+@pytest.mark.system
+def test_the_quick_start_leads_from_a_clone_to_dashboards_with_data(tmp_path: Path) -> None:
+    """Of this environment it has the interpreter alone."""
+    program("prometheus")
+    home, clone = tmp_path / "home", tmp_path / "clone"
+    for directory in (home, clone):
+        directory.mkdir()
+    fresh_copy(clone)
+    run(DOCS / "quick-start.md", clone, home, Path(sys.base_prefix) / "bin", QUICK_START_S)

@@ -71,6 +71,7 @@ class StatusFeed:
         """The newest; all who look within one second see the same."""
         if self._clock() - self._made_at >= EVERY_S * 0.9:
             self._made_at = self._clock()
-            shown = {**self._snapshot(), "now": self._wall_clock(), "history": list(self._samples)}
+            now = Sample(self._wall_clock(), *self._sums())
+            shown = {**self._snapshot(), "now": now.at, "history": [*self._samples, now]}
             self._event = b"data: %b\n\n" % msgspec.json.encode(shown)
         return self._event
