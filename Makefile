@@ -1,6 +1,7 @@
 # The two commands of the README are `make run` and `make test`; the others are named in CONTRIBUTING.md.
 PYTHON ?= python3
 FUZZ_S ?= 30
+IMAGE_EXTRAS := encryption tiktoken tokenizers postgres recall kubernetes otel
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
@@ -45,10 +46,11 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/dev.stamp  ## renew both lock files
+lock: $(VENV)/dev.stamp  ## renew the lock files
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes $(IMAGE_EXTRAS:%=--extra %) -c requirements-dev.lock pyproject.toml -o deploy/image/requirements.lock
 
 test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.5 GB, minutes)
 	$(BIN)/python -m tests.vllm.setup

@@ -171,10 +171,11 @@ ALERTS = (
     Alert(
         name="WarmrouteSourcesUnreadable",
         expr="sum by (job, instance, source) (rate(warmroute_workers_reload_failures_total[10m])) > 0"
-        " or sum by (job, instance) (rate(warmroute_keys_reload_failures_total[10m])) > 0",
+        " or sum by (job, instance) (rate(warmroute_keys_reload_failures_total[10m])) > 0"
+        " or sum by (job, instance) (rate(warmroute_certificate_reload_failures_total[10m])) > 0",
         waits="10m",
         severity="ticket",
-        summary="{{ $labels.instance }} cannot read its list of workers, or of keys: the last one holds.",
+        summary="{{ $labels.instance }} cannot read its list of workers, its keys or its certificate: the last one holds.",
     ),
     Alert(
         name="WarmrouteNotesFail",

@@ -33,7 +33,7 @@ from prometheus_client import (
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
-from router.config import Config, ConfigError, FleetConfig, PolicyConfig, TracingConfig, read_salt_secret
+from router.config import Config, ConfigError, FleetConfig, PolicyConfig, ServerConfig, TracingConfig, read_salt_secret
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -44,18 +44,19 @@ from router.core.record import Record
 from router.core.tenant import EVERYBODY, make_caller
 from router.dispatch import Dispatcher, DispatchSettings
 from router.logs import AUDIT
-from router.metrics import AuthCollector, BackgroundCollector, FleetCollector, Metrics
+from router.metrics import AuthCollector, BackgroundCollector, CertificateCollector, FleetCollector, Metrics
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 from router.routing import Routing
 from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
+from router.server.certificate import Certificate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
-from router.server.listen import BACKLOG, listen, require_c_parser, tls_context
+from router.server.listen import BACKLOG, listen, require_c_parser
 from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
@@ -247,12 +248,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(about)
-    tls = tls_context(config.server.tls_cert, config.server.tls_key)
+    certificate = _certificate(config.server)
+    registry.register(CertificateCollector(lambda: certificate.failures if certificate else 0))
+    tls = certificate.context if certificate else None
     async with (
         sending(tracing, config.tracing.flush_s),
         contextlib.aclosing(counts),
         state.working(background),
         _task(background, "status", feed.run),
+        _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(data),
         _listening(background, clients, config, config.server.host, config.server.port, tls) as site,
@@ -268,6 +272,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
             stop_accepting=site.stop,
             keys=keys,
         )
+
+
+def _certificate(server: ServerConfig) -> Certificate | None:
+    return Certificate(server.tls_cert, server.tls_key, server.tls_reload_s) if server.tls_cert else None
 
 
 @asynccontextmanager
@@ -380,7 +388,7 @@ def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], 
     if fleet.workers_file:
         sources.append(FileSource(Path(fleet.workers_file)))
     if fleet.workers_dns:
-        sources.append(DnsSource(fleet.workers_dns))
+        sources.append(DnsSource(fleet.workers_dns, fleet.dns_timeout_s))
     if fleet.workers_kubernetes:
         sources.append(_kubernetes(fleet, on_change, clock))
     return sources

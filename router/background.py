@@ -24,6 +24,7 @@ TASKS = (
     "source",
     "watch",
     "keys",
+    "certificate",
     "audit",
     "claims",
     "journal",

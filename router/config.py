@@ -60,6 +60,9 @@ class ServerConfig(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535, description="Data port; 0 takes any free one.")] = 8080
     tls_cert: Annotated[str, Meta(description="PEM certificate chain of the data port; empty: no TLS.")] = ""
     tls_key: Annotated[str, Meta(description="PEM private key that belongs to tls_cert.")] = ""
+    tls_reload_s: Annotated[
+        float, Meta(ge=0.05, le=3600, description="Seconds between looks whether these two files were renewed.")
+    ] = 10.0
     cors_origins: Annotated[
         list[str], Meta(description="Origins that browsers may call from; empty: CORS is off.")
     ] = []
@@ -205,6 +208,10 @@ class FleetConfig(Section, frozen=True):
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
+    dns_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=600, description="Seconds that resolving it is waited for; its last answer holds meanwhile."),
+    ] = 5.0
     workers_kubernetes: Annotated[
         str,
         Meta(

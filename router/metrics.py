@@ -396,6 +396,21 @@ class AuthCollector(Collector):
         yield from (refusals, failures, loaded)
 
 
+class CertificateCollector(Collector):
+    """Whether the data port's certificate could be renewed."""
+
+    def __init__(self, failures: Callable[[], int]) -> None:
+        self._failures = failures
+
+    def collect(self) -> Iterator[Metric]:
+        failures = CounterMetricFamily(
+            "warmroute_certificate_reload_failures",
+            "Looks at the data port's certificate that failed: the old one is shown.",
+        )
+        failures.add_metric((), self._failures())
+        yield failures
+
+
 def _worker_counter(name: str, description: str) -> CounterMetricFamily:
     return CounterMetricFamily(f"warmroute_worker_{name}", description, labels=("worker",))
 

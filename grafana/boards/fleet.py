@@ -246,6 +246,7 @@ BOARD = Board(
                         Query(rate("background_failures_total", by="task"), "{{task}}"),
                         Query(rate("workers_reload_failures_total", by="source"), "workers from {{source}}"),
                         Query(rate("keys_reload_failures_total"), "keys"),
+                        Query(rate("certificate_reload_failures_total"), "certificate"),
                         Query(f"{rate('workers_watch_breaks_total', by='source')} or vector(0)", "watch of {{source}}"),
                     ),
                 ),

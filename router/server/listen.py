@@ -39,9 +39,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
-    if not cert:
-        return None
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(cert, key)

@@ -67,11 +67,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([helm(), *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
-def template(values: str, directory: Path) -> subprocess.CompletedProcess[str]:
+def template(
+    values: str, directory: Path, release: str = "router", namespace: str = "inference"
+) -> subprocess.CompletedProcess[str]:
     """``values``: YAML."""
     file = directory / "values.yaml"
     file.write_text(values)
-    return run("template", "router", str(CHART), "--namespace", "inference", "--values", str(file))
+    return run("template", release, str(CHART), "--namespace", namespace, "--values", str(file))
 
 
 def objects(rendered: str) -> list[dict[str, object]]:

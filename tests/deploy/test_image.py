@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def test_the_last_stage_runs_as_nobody_and_builds_nothing() -> None:
     assert "apt" not in DOCKERFILE
     assert 'ENTRYPOINT ["warmroute"]' in last, "as process 1, which SIGTERM reaches"
     assert "STOPSIGNAL SIGTERM" in last
+
+
+LEFT_OUT = {"recall-onnx", "vllm", "dev"}
+"""A model of its own, another machine's, and what is developed with."""
+
+
+def test_the_image_has_every_extra_that_settings_ask_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {
+        line for extra, lines in project["optional-dependencies"].items() if extra not in LEFT_OUT for line in lines
+    }
+    locked = set(re.findall(r"(?m)^([a-z0-9-]+)==", (IMAGE / "requirements.lock").read_text()))
+    names = {re.split(r"[\[<>=]", line)[0].replace("_", "-") for line in {*needed, *project["dependencies"]}}
+    assert names <= locked
 
 
 def test_what_is_copied_is_let_through_to_the_build() -> None:
@@ -90,16 +105,20 @@ def test_the_recipe_is_as_it_should_be() -> None:
     assert found.returncode == 0, found.stdout
 
 
-def test_a_router_takes_composes_configuration() -> None:
-    env = {
-        "WARMROUTE_SESSIONS__STORE": "redis://redis",
-        "WARMROUTE_SESSIONS__SECRET": "s" * 16,
-        "WARMROUTE_ADMIN__TOKEN": "t" * 16,
-    }
+def test_a_router_takes_composes_configuration_and_knows_the_whole_fleet() -> None:
+    compose = yaml.safe_load((COMPOSE / "docker-compose.yaml").read_text())
+    env = {name: _without_variables(value) for name, value in compose["x-router"]["environment"].items()}
     loaded = load_config(COMPOSE / "router.toml", env, {})
-    grace = yaml.safe_load((COMPOSE / "docker-compose.yaml").read_text())["x-router"]["stop_grace_period"]
-    assert grace == "2m30s"
+    assert compose["x-router"]["stop_grace_period"] == "2m30s"
+    _, _, workers, _, first, *_ = compose["services"]["fleet"]["command"]
+    assert workers == str(len(loaded.fleet.workers))
+    assert loaded.fleet.workers == [f"http://fleet:{int(first) + number}" for number in range(int(workers))]
     assert loaded.server.leave_s + loaded.server.drain_s < 150
+
+
+def _without_variables(value: str) -> str:
+    """As if nobody had set any; those without a default are long secrets."""
+    return re.sub(r"\$\{\w+(?::-([^}]*)|:\?[^}]*)\}", lambda found: found[1] or "s" * 16, value)
 
 
 def test_compose_names_files_that_there_are_and_opens_no_port_to_the_world() -> None:

@@ -13,6 +13,7 @@ networkPolicy:
   workers: {peers: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: models}}}]}
 """
 DNS = "workers: {source: dns, dns: 'vllm.models.svc.cluster.local:8000'}\n"
+PROMETHEUS = "  prometheus: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]\n"
 REDIS = """
   storeUrl: {name: warmroute-redis}
   sessions: {name: warmroute-sessions}
@@ -23,7 +24,7 @@ VARIANTS = MappingProxyType(
         "stateless": BASE + DNS,
         "list": BASE + "workers: {source: list, list: ['http://10.0.0.1:8000', 'http://10.0.0.2:8000']}\n",
         "kubernetes": BASE
-        + "  kubernetesApi: {peers: [{ipBlock: {cidr: 10.96.0.1/32}}]}\n"
+        + "  kubernetesApi: {peers: [{ipBlock: {cidr: 192.0.2.10/32}}]}\n"
         + "workers: {source: kubernetes, kubernetes: {namespace: models, service: vllm, port: http}}\n",
         "redis": BASE.replace("networkPolicy:", REDIS.strip("\n") + "\nnetworkPolicy:")
         + "  redis: {peers: [{podSelector: {matchLabels: {app: redis}}}]}\n"
@@ -35,9 +36,9 @@ VARIANTS = MappingProxyType(
         + "state: {store: redis, disposable: true}\n",
         "sqlite": BASE + DNS + "replicas: 1\nstate: {store: sqlite, volume: {enabled: true}}\n",
         "tls": BASE.replace("  adminToken", "  tls: {name: warmroute-tls}\n  adminToken") + DNS,
-        "autoscaled": BASE + DNS + "autoscaling: {enabled: true, min: 2, max: 6}\n",
+        "autoscaled": BASE + PROMETHEUS + DNS + "autoscaling: {enabled: true, min: 2, max: 6}\n",
         "watched": BASE
-        + "  prometheus: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]\n"
+        + PROMETHEUS
         + DNS
         + "monitoring: {kind: PodMonitor, rules: {enabled: true}, dashboards: {enabled: true}}\n",
         "open": "insecureNoAuth: true\nsecrets: {adminToken: {name: warmroute-admin}}\nnetworkPolicy: {enabled: false}\n"

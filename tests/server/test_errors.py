@@ -233,10 +233,18 @@ HOSTS: list[tuple[str, bool]] = [
 async def test_only_listed_hosts_are_served_where_any_is_listed(host: str, is_allowed: bool) -> None:
     async with scripted() as worker, routed(worker.url, server__allowed_hosts=["router", "::1"]) as router:
         async with connected(router) as client:
-            await client.send(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            await client.send(f"GET /openapi.json HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             answer = await client.answer()
         assert (answer.status == 200) == is_allowed
         assert is_allowed or answer.status in (400, 421)
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_probes_that_come_by_address_are_answered_whatever_hosts_are_listed(path: str) -> None:
+    listed = {"server__allowed_hosts": ["router"]}
+    async with scripted() as worker, routed(worker.url, **listed) as router, connected(router) as client:
+        await client.send(f"GET {path} HTTP/1.1\r\nHost: 10.1.2.3:8080\r\n\r\n".encode())
+        assert (await client.answer()).status == 200
 
 
 async def test_a_worker_error_of_the_clients_making_is_passed_on_word_for_word() -> None:

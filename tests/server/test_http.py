@@ -320,11 +320,21 @@ class TestAdmin:
             ("X: y", False),
         ],
     )
-    async def test_a_token_that_is_set_is_asked_for_everywhere(self, line: str, is_known: bool) -> None:
+    async def test_a_token_that_is_set_is_asked_for_wherever_something_is_told(self, line: str, is_known: bool) -> None:
         async with scripted() as worker, routed(worker.url, admin__token="s3cret") as router:
-            for path in ("/metrics", "/workers", "/decisions", "/health", "/nothing"):
+            for path in ("/metrics", "/workers", "/decisions", "/nothing"):
                 status = (await get_admin(router, path, line)).status
                 assert (status == 401) != is_known
+
+
+async def test_whether_the_process_lives_can_be_asked_without_a_token_and_while_the_data_port_is_full() -> None:
+    settings = {"admin__token": "s3cret", "limits__max_connections": 1}
+    async with scripted() as worker, routed(worker.url, **settings) as router, connected(router) as client:
+        await client.send(b"GET /health HTTP/1.1\r\nHost: r\r\n\r\n")
+        assert (await client.answer()).status == 200
+        async with connected(router) as other:
+            assert (await other.answer()).status == 503
+        assert (await get_admin(router, "/health")).status == 200
 
 
 async def get_admin_text(router: Any) -> bytes:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from router.core.worker import WorkerAddress, parse_address
 from router.upstream.discovery import Unreadable
-from router.upstream.discovery.dns import DnsSource
+from router.upstream.discovery.dns import DnsSource, resolve
 from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 
@@ -79,44 +79,69 @@ async def test_a_file_with_one_bad_line_is_not_read_in_part(tmp_path: Path, cont
 
 
 class Resolver:
-    """In the loop's place, for a source that asks it for addresses only."""
+    """``hosts``: what a name resolves to; ``speaks``: whether it answers."""
 
     def __init__(self) -> None:
         self.hosts: Sequence[str] | OSError = ()
         self.asked: list[tuple[str, int]] = []
+        self.speaks = asyncio.Event()
+        self.speaks.set()
 
-    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
         self.asked.append((host, port))
+        await self.speaks.wait()
         if isinstance(self.hosts, OSError):
             raise self.hosts
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in self.hosts]
+        return self.hosts
 
 
-@pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
-    found = Resolver()
-    monkeypatch.setattr("router.upstream.discovery.dns.asyncio.get_running_loop", lambda: found)
-    return found
+def source_of(resolver: Resolver, timeout_s: float = 5.0) -> DnsSource:
+    return DnsSource("vllm.example:8000", timeout_s, resolver)
 
 
-def read(source: DnsSource) -> Sequence[WorkerAddress]:
-    """Without a loop, since the resolver stands in its place."""
-    reading = source.read()
-    with pytest.raises(StopIteration) as ended:
-        reading.send(None)
-    found: Sequence[WorkerAddress] = ended.value.value
-    return found
-
-
-def test_every_address_of_a_name_is_a_worker(resolver: Resolver) -> None:
+async def test_every_address_of_a_name_is_a_worker() -> None:
+    resolver = Resolver()
     resolver.hosts = ("10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1")
-    found = read(DnsSource("vllm.example:8000"))
+    found = await source_of(resolver).read()
     assert found == [WorkerAddress("http", host, 8000) for host in ("10.0.0.1", "10.0.0.2", "fd00::1")]
     assert resolver.asked == [("vllm.example", 8000)]
 
 
 @pytest.mark.parametrize("failure", [socket.gaierror(-2, "unknown"), OSError("no network")])
-def test_a_name_that_does_not_resolve_is_unreadable(resolver: Resolver, failure: OSError) -> None:
+async def test_a_name_that_does_not_resolve_is_unreadable(failure: OSError) -> None:
+    resolver = Resolver()
     resolver.hosts = failure
     with pytest.raises(Unreadable, match=r"vllm\.example"):
-        DnsSource("vllm.example:8000").read().send(None)
+        await source_of(resolver).read()
+
+
+async def test_a_resolver_that_does_not_answer_is_not_waited_for_nor_asked_again_until_it_does() -> None:
+    resolver = Resolver()
+    resolver.hosts = ("10.0.0.1",)
+    resolver.speaks.clear()
+    source = source_of(resolver, timeout_s=0.001)
+    for _ in range(3):
+        with pytest.raises(Unreadable, match="no answer within"):
+            await source.read()
+    resolver.speaks.set()
+    await asyncio.sleep(0)
+    for _ in range(2):
+        assert [address.host for address in await source.read()] == ["10.0.0.1"]
+    assert len(resolver.asked) == 2
+
+
+async def test_whoever_no_longer_wants_to_know_leaves_no_question_behind() -> None:
+    resolver = Resolver()
+    resolver.speaks.clear()
+    before = asyncio.all_tasks()
+    reading = asyncio.create_task(source_of(resolver).read())
+    while not resolver.asked:
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_name_really_resolves() -> None:
+    assert "127.0.0.1" in await resolve("localhost", 80)

@@ -61,6 +61,22 @@ def test_slices_of_two_families_are_one_pod_each() -> None:
     assert hosts(found) == [A]
 
 
+def test_pods_that_share_a_nodes_address_are_a_worker_each() -> None:
+    found = slices("", endpoint(A), ports=[{"name": "http", "port": 8000}])
+    found.apply(event("ADDED", "second", endpoints=[endpoint(A)], ports=[{"name": "http", "port": 8001}]))
+    assert [(address.host, address.port) for address in found.addresses()] == [(A, 8000), (A, 8001)]
+
+
+def test_a_pod_that_two_slices_name_is_one_worker() -> None:
+    found = slices("", endpoint(A))
+    found.apply(event("ADDED", "second", endpoints=[endpoint(A), endpoint(B)], ports=[{"port": 8000}]))
+    assert hosts(found) == [A, B]
+
+
+def test_an_endpoint_without_an_address_is_none() -> None:
+    assert hosts(slices("", {"addresses": []}, endpoint(A))) == [A]
+
+
 @pytest.mark.parametrize(
     ("port", "ports", "expected"),
     [
@@ -218,6 +234,22 @@ async def test_all_is_listed_anew_from_time_to_time(tmp_path: Path) -> None:
         async with following(api, tmp_path, watch_s=1.0, resync_s=1.0) as followed:
             await followed.has(A)
             await until(lambda: api.lists >= 2)
+
+
+def move(folder: Path, old: str, new: str) -> None:
+    (folder / old).rename(folder / new)
+
+
+async def test_a_router_that_is_told_nothing_of_the_api_says_so_until_it_is(tmp_path: Path) -> None:
+    async with kubernetes_api() as api:
+        api.put("s", [endpoint(A)])
+        async with following(api, tmp_path, timeout_s=0.3) as followed:
+            move(tmp_path, "kubeconfig", "hidden")
+            await until(lambda: followed.source.restarts)
+            with pytest.raises(Unreadable, match="kube-config"):
+                await followed.source.read()
+            move(tmp_path, "hidden", "kubeconfig")
+            await followed.has(A)
 
 
 async def test_whoever_may_not_list_is_told_so(tmp_path: Path) -> None:

@@ -1,33 +1,61 @@
-"""Workers behind one DNS name, such as a headless service: every address that it resolves to is a worker."""
+"""Workers behind one DNS name, such as a headless service: every address that it resolves to is a worker.
+
+A resolver that nobody answers may think for a minute. It is not waited for so long, and not asked again meanwhile, since each
+question holds a thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ClassVar
 
 from router.core.address import is_forbidden
 from router.core.worker import WorkerAddress
 from router.upstream.discovery import Unreadable
 
+Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
+"""A name and a port → the name's addresses, of which some may be the same. Raises OSError, UnicodeError."""
+
+
+async def resolve(name: str, port: int) -> Sequence[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
 
 class DnsSource:
-    """``name_and_port`` is ``NAME:PORT``; workers are reached over plain HTTP."""
+    """``name_and_port`` is ``NAME:PORT``; workers are reached over plain HTTP. ``timeout_s``: of one look."""
 
     kind: ClassVar[str] = "dns"
 
-    def __init__(self, name_and_port: str) -> None:
+    def __init__(self, name_and_port: str, timeout_s: float, resolve: Resolve = resolve) -> None:
         self._name, _, port = name_and_port.rpartition(":")
         self._port = int(port)
+        self._timeout_s = timeout_s
+        self._resolve = resolve
+        self._asking: asyncio.Task[Sequence[str]] | None = None
+        """A question without an answer yet, maybe of an earlier look."""
 
     async def read(self) -> Sequence[WorkerAddress]:
-        loop = asyncio.get_running_loop()
+        """Raises Unreadable."""
         try:
-            found = await loop.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
+            hosts = sorted(set(await self._answer()))
         except (OSError, UnicodeError) as error:
             raise Unreadable(f"{self._name}: {error}") from None
-        hosts = sorted({str(entry[4][0]) for entry in found})
         if forbidden := list(filter(is_forbidden, hosts)):
             raise Unreadable(f"{self._name}: resolves to {forbidden[0]}, where no worker may be")
         return [WorkerAddress("http", host, self._port) for host in hosts]
+
+    async def _answer(self) -> Sequence[str]:
+        """Raises OSError, UnicodeError."""
+        asking = self._asking = self._asking or asyncio.create_task(self._resolve(self._name, self._port))
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=self._timeout_s)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
+        if not done:
+            raise TimeoutError(f"no answer within {self._timeout_s:g} s")
+        self._asking = None
+        return asking.result()

@@ -119,22 +119,22 @@ class EndpointSlices:
 
     def addresses(self) -> list[WorkerAddress]:
         """Of the pods that may be sent requests, in order. Of a Service with two families of addresses only one is taken, so
-        that no pod is two workers. Raises BadSlices."""
+        that no pod is two workers; pods that share their node's address differ by their ports. Raises BadSlices."""
         families = {each.address_type for each in self._slices.values()}
         family = next((name for name in ("IPv4", "IPv6", "FQDN") if name in families), "")
-        found: dict[str, WorkerAddress] = {}
+        found: set[tuple[str, int]] = set()
         for each in self._slices.values():
             if each.address_type != family:
                 continue
-            routed_to = [endpoint.addresses[0] for endpoint in each.endpoints or () if endpoint.is_routed_to]
+            routed_to = [host for one in each.endpoints or () if one.is_routed_to for host in one.addresses[:1]]
             port = self._port_of(each) if routed_to else 0
             for host in routed_to:
                 if is_forbidden(host):
                     raise BadSlices(f"an endpoint is {host}, where no worker may be")
-                found[host] = WorkerAddress(self._scheme, host, port)
+                found.add((host, port))
         if len(found) > MAX_ADDRESSES:
             raise BadSlices(f"the Service has more than {MAX_ADDRESSES} endpoints")
-        return [found[host] for host in sorted(found)]
+        return [WorkerAddress(self._scheme, host, port) for host, port in sorted(found)]
 
     def _port_of(self, each: Slice) -> int:
         ports = {port.name or "": port.port for port in each.ports or () if port.port}

@@ -95,26 +95,38 @@ class KubernetesSource:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with self._api() as api:
-            while True:
-                try:
-                    if not self._slices.version or self._clock() - self._listed_at > self._settings.resync_s:
-                        await self._list(api)
-                    began_at = self._clock()
-                    await self._watch(api)
-                    await asyncio.sleep(max(LEAST_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
-                    continue
-                except Gone:
-                    self._slices.version = ""
-                    await asyncio.sleep(max(LEAST_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
-                    continue
-                except BadSlices as error:  # what was understood of it is not what there is: list again
-                    self._slices.version = ""
-                    self._complain(error)
-                except (ClientError, OSError, TimeoutError, ApiException, ConfigException, _Refused) as error:
-                    self._complain(error)
-                pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2.0, MAX_PAUSE_S)
-                await asyncio.sleep(pause_s * (0.5 + self._chance.random()))
+        while True:
+            try:
+                async with self._api() as api:
+                    await self._follow(api)
+            except (ConfigException, OSError) as error:  # nobody says where the API is, or who is asking
+                self._complain(error)
+                await self._pause()
+
+    async def _follow(self, api: DiscoveryV1Api) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                if not self._slices.version or self._clock() - self._listed_at > self._settings.resync_s:
+                    await self._list(api)
+                began_at = self._clock()
+                await self._watch(api)
+                await asyncio.sleep(max(LEAST_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
+                continue
+            except Gone:
+                self._slices.version = ""
+                await asyncio.sleep(max(LEAST_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
+                continue
+            except BadSlices as error:  # what was understood of it is not what there is: list again
+                self._slices.version = ""
+                self._complain(error)
+            except (ClientError, OSError, TimeoutError, ApiException, ConfigException, _Refused) as error:
+                self._complain(error)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2.0, MAX_PAUSE_S)
+        await asyncio.sleep(pause_s * (0.5 + self._chance.random()))
 
     @asynccontextmanager
     async def _api(self) -> AsyncIterator[DiscoveryV1Api]:

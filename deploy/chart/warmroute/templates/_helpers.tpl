@@ -1,15 +1,20 @@
-{{- define "warmroute.name" -}}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{- end }}
+{{- /* A release may be called what a Service may not, and what YAML takes for something else than a name. */ -}}
+{{- define "warmroute.name" -}}
+{{- $name := .Release.Name | replace "." "-" -}}
+{{- if regexMatch "^([0-9].*|true|false|null|yes|no|on|off|y|n)$" $name -}}{{- $name = printf "warmroute-%s" $name -}}{{- end -}}
+{{ $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
 
 {{- define "warmroute.labels" -}}
 app.kubernetes.io/name: warmroute
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "warmroute.selector" -}}
 app.kubernetes.io/name: warmroute
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "warmroute.image" -}}
@@ -17,48 +22,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
 {{- else -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
-{{- end -}}
-{{- end }}
-
-{{- /* What cannot be right together, said before anything is made. */ -}}
-{{- define "warmroute.check" -}}
-{{- $state := .Values.state -}}
-{{- if and (ne $state.store "none") (not $state.volume.enabled) (not $state.disposable) -}}
-{{- fail "state.volume.enabled=false: without a disk, acknowledged turns are lost with a pod; set state.disposable=true if that may be" -}}
-{{- end -}}
-{{- if and (eq $state.store "sqlite") (or (gt (int .Values.replicas) 1) .Values.autoscaling.enabled) -}}
-{{- fail "state.store=sqlite: each replica would have sessions of its own; use one replica without autoscaling, or redis" -}}
-{{- end -}}
-{{- if and (eq $state.store "redis") (not (and .Values.secrets.storeUrl.name .Values.secrets.sessions.name)) -}}
-{{- fail "state.store=redis: secrets.storeUrl.name and secrets.sessions.name are required" -}}
-{{- end -}}
-{{- if not .Values.secrets.adminToken.name -}}
-{{- fail "secrets.adminToken.name: required, since the admin port is reached over the network" -}}
-{{- end -}}
-{{- if eq (ternary 1 0 .Values.insecureNoAuth) (ternary 1 0 (ne .Values.secrets.keys.name "")) -}}
-{{- fail "secrets.keys.name: either a Secret with API keys, or insecureNoAuth=true" -}}
-{{- end -}}
-{{- if and .Values.secrets.keys.name (not .Values.secrets.salt.name) -}}
-{{- fail "secrets.salt.name: required with API keys" -}}
-{{- end -}}
-{{- $source := .Values.workers.source -}}
-{{- if and (eq $source "dns") (not .Values.workers.dns) -}}
-{{- fail "workers.dns: required with workers.source=dns" -}}
-{{- end -}}
-{{- if and (eq $source "kubernetes") (not .Values.workers.kubernetes.service) -}}
-{{- fail "workers.kubernetes.service: required with workers.source=kubernetes" -}}
-{{- end -}}
-{{- if and (eq $source "list") (not .Values.workers.list) -}}
-{{- fail "workers.list: required with workers.source=list" -}}
-{{- end -}}
-{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.workers.peers) -}}
-{{- fail "networkPolicy.workers.peers: required, or routers reach no worker; or set networkPolicy.enabled=false" -}}
-{{- end -}}
-{{- if and .Values.networkPolicy.enabled (eq $state.store "redis") (not .Values.networkPolicy.redis.peers) -}}
-{{- fail "networkPolicy.redis.peers: required with state.store=redis" -}}
-{{- end -}}
-{{- if and .Values.networkPolicy.enabled (eq $source "kubernetes") (not .Values.networkPolicy.kubernetesApi.peers) -}}
-{{- fail "networkPolicy.kubernetesApi.peers: required with workers.source=kubernetes, such as an ipBlock of the API server" -}}
 {{- end -}}
 {{- end }}
 
