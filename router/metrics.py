@@ -18,10 +18,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from router.core.fleet import Fleet
-from router.core.health import State
+from router.core.health import Cause, State
 from router.core.keyring import Refusal
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
+from router.core.request import Route
 from router.core.retry import RetryBudget
 from router.core.reuse import Misses
 from router.families import counter
@@ -42,6 +43,11 @@ BATCH = 100
 """Records counted at once: about a millisecond."""
 
 CUT_CAUSES = ("head_timeout", "body_timeout", "too_many", "write_stall")
+RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy")
+RESUMPTION_CAUSES = ("died", "timeout", "error")
+RESUMPTION_OUTCOMES = ("exact", "text", "finished", "unsafe", "failed")
+FAILURES = ("500", "502", "503", "504")
+"""Statuses that are there, at zero, before the first of them: Prometheus sees no rise in a series that begins with one."""
 
 OTHER = "other"
 
@@ -154,9 +160,23 @@ class Metrics:
             ("cause",),
             registry=registry,
         )
+        self._begin_failures()
+        registry.register(_GapCollector(self._gaps))
+
+    def _begin_failures(self) -> None:
         for cause in CUT_CAUSES:
             self._cuts.labels(cause)
-        registry.register(_GapCollector(self._gaps))
+        for cause in RETRY_CAUSES:
+            self._retries.labels(cause)
+        for cause in RESUMPTION_CAUSES:
+            for outcome in RESUMPTION_OUTCOMES:
+                self._resumptions.labels(cause, outcome)
+        for route in (*Route, None):
+            self._begin_requests(route.value if route else OTHER, OTHER)
+
+    def _begin_requests(self, route: str, model: str) -> None:
+        for status in FAILURES:
+            self._requests.labels(route, model, status)
 
     def observe(self, record: Record) -> None:
         """Counted a little later, many at once: in one go they cost half of what they cost one by one."""
@@ -222,6 +242,7 @@ class Metrics:
         model = self._model_label(given)
         if len(self._children) >= MAX_LABEL_VALUES:
             model = OTHER
+        self._begin_requests(route, model)
         children = _Children(
             requests=self._requests.labels(route, model, str(status)),
             duration=self._duration.labels(route, model),
@@ -303,8 +324,8 @@ class FleetCollector(Collector):
             prompts.add_metric((name,), reuse.prompt_tokens)
             cached.add_metric((name,), reuse.cached_tokens)
             saved.add_metric((name,), reuse.saved_s)
-            for cause, times in member.health.ejections.items():
-                ejections.add_metric((name, cause.value), times)
+            for cause in Cause:
+                ejections.add_metric((name, cause.value), member.health.ejections[cause])
         yield from (state, in_flight, queued, rate, held, room, requests, prompts, cached, saved, ejections)
         yield counter(
             "uncached_tokens",

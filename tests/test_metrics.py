@@ -61,6 +61,20 @@ def test_a_request_is_counted_by_route_model_and_status() -> None:
     assert found["warmroute_routing_decisions_total", decisions] == BATCH + 7
 
 
+def test_failures_are_there_at_zero_before_the_first_so_that_prometheus_sees_it_rise() -> None:
+    metrics = make_metrics()
+    before = samples(metrics)
+    for cause in ("connect", "died", "timeout", "error", "busy"):
+        assert before["warmroute_retries_total", (("cause", cause),)] == 0
+    for outcome in ("unsafe", "failed"):
+        assert before["warmroute_resumptions_total", (("cause", "died"), ("outcome", outcome))] == 0
+    refused = (("model", "other"), ("route", "other"), ("status", "503"))
+    assert before["warmroute_requests_total", refused] == 0
+    metrics.observe(make_record())
+    failed = (("model", "known"), ("route", "/v1/chat/completions"), ("status", "502"))
+    assert samples(metrics)["warmroute_requests_total", failed] == 0
+
+
 def test_predicted_and_actual_hits_stand_beside_the_prompts() -> None:
     metrics = make_metrics()
     metrics.observe(make_record())
@@ -212,6 +226,7 @@ def test_the_fleet_is_read_when_prometheus_asks() -> None:
     assert found["warmroute_prefix_index_blocks", name] == 0
     assert found["warmroute_prefix_index_max_blocks", name] == 390
     assert found["warmroute_worker_ejections_total", labelled(worker=ill.name, cause="died")] == 1
+    assert found["warmroute_worker_ejections_total", labelled(worker=well.name, cause="died")] == 0
     for reason, tokens in {"new": 200, "elsewhere": 300, "gone": 100}.items():
         assert found["warmroute_uncached_tokens_total", labelled(reason=reason)] == tokens
     assert found["warmroute_retries_in_flight", ()] == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from grafana.panels import Board, Limit, Panel, Query
-from grafana.queries import now, quantile, rate, series, total, worst
+from grafana.queries import now, quantile, rate, series, share, total, worst
 
-_UP = now("worker_state", 'state="up"', by="instance")
+_UP = now("worker_state", 'state="up"', by="instance") + " or 0 * " + now("build_info", by="instance")
+"""A router that has found no worker has no series of one."""
 _EJECTED = now("worker_state", 'state="ejected"', by="instance")
 _BY_WORKER = rate("worker_requests_total", by="worker")
 _SERVER_ERRORS = rate("requests_total", 'status=~"5.."')
+_CUT_OFF = rate("resumptions_total", 'outcome=~"unsafe|failed"')
 
 BOARD = Board(
     name="fleet",
@@ -48,14 +50,15 @@ BOARD = Board(
                     queries=(Query(rate("requests_total"), "requests"),),
                 ),
                 Panel(
-                    title="Server errors",
-                    description="Share of requests that ended with a 5xx. The objective that the alerts guard is 0.1 %.",
+                    title="Failed",
+                    description="Share of requests that ended with a 5xx, or as half a stream. The objective that the alerts "
+                    "guard is 0.1 %.",
                     unit="percentunit",
                     kind="stat",
                     width=6,
                     base="green",
                     limits=(Limit(0.001, "yellow"), Limit(0.01, "red")),
-                    queries=(Query(f"({_SERVER_ERRORS} or vector(0)) / ({rate('requests_total')} > 0)", "errors"),),
+                    queries=(Query(share(f"({_SERVER_ERRORS} + {_CUT_OFF})", rate("requests_total")), "failed"),),
                 ),
             ),
         ),
@@ -64,7 +67,8 @@ BOARD = Board(
             (
                 Panel(
                     title="Workers by state",
-                    description="starting: not yet answered a probe. ejected: failing.",
+                    description="starting: not yet answered a probe. ejected: failing. One that routers see differently "
+                    "counts in each state.",
                     unit="short",
                     kind="stack",
                     queries=(Query(total(worst("worker_state", by="state, worker"), "state"), "{{state}}"),),
@@ -130,13 +134,13 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Retry budget",
-                    description="Retries that may be made now, and are under way. Empty: failures are passed on to clients, so "
-                    "that a fleet that fails is not asked more than clients ask.",
+                    description="Each router's: retries that it may make now, and are under way. Empty: failures go on to "
+                    "clients, so that a fleet that fails is not asked more than clients ask.",
                     unit="short",
                     queries=(
-                        Query(now("retry_budget"), "left"),
-                        Query(now("retries_in_flight"), "under way"),
-                        Query(now("retry_budget_max"), "most"),
+                        Query(now("retry_budget", by="instance"), "left {{instance}}"),
+                        Query(now("retries_in_flight", by="instance"), "under way {{instance}}"),
+                        Query(worst("retry_budget_max"), "most"),
                     ),
                 ),
                 Panel(
@@ -247,7 +251,7 @@ BOARD = Board(
                         Query(rate("workers_reload_failures_total", by="source"), "workers from {{source}}"),
                         Query(rate("keys_reload_failures_total"), "keys"),
                         Query(rate("certificate_reload_failures_total"), "certificate"),
-                        Query(f"{rate('workers_watch_breaks_total', by='source')} or vector(0)", "watch of {{source}}"),
+                        Query(rate("workers_watch_breaks_total", by="source"), "watch of {{source}}"),
                     ),
                 ),
             ),

@@ -281,10 +281,12 @@ BOARD = Board(
                     maximum=1,
                     queries=(
                         Query(
-                            f"{now('recall_calls', by='instance')} / {now('max_recall_calls', by='instance')}", "calls"
+                            f"{now('recall_calls', by='instance')} / {now('max_recall_calls', by='instance')}",
+                            "calls {{instance}}",
                         ),
                         Query(
-                            f"{now('recall_bytes', by='instance')} / {now('max_recall_bytes', by='instance')}", "bytes"
+                            f"{now('recall_bytes', by='instance')} / {now('max_recall_bytes', by='instance')}",
+                            "bytes {{instance}}",
                         ),
                     ),
                 ),

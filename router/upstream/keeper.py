@@ -158,5 +158,5 @@ class FleetKeeper:
 
     @property
     def restarts(self) -> dict[str, int]:
-        """Watches that broke, by the kind of source."""
-        return {source.kind: source.restarts for source in self._sources if isinstance(source, LiveSource)}
+        """Watches that broke, by the kind of source; none of one that is not watched."""
+        return {source.kind: source.restarts if isinstance(source, LiveSource) else 0 for source in self._sources}

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from grafana.alerts import ALERTS, RECORDED, Alert
+from grafana.alerts import ALERTS, Alert
+from grafana.shares import RECORDED
 from tests.grafana.prometheus import program
 
 ROOT = Path(__file__).parents[2]
@@ -47,15 +48,16 @@ def streams(soon: float) -> Series:
 
 
 def hits(before: int, now: int) -> Series:
-    """A day with so many of a thousand tokens cached, and the next."""
+    """A day with so many of a thousand tokens cached, and the next; ten requests a minute."""
     return {
+        'warmroute_requests_total{job="w",status="200"}': "0+10x3000",
         'warmroute_prompt_tokens_total{job="w"}': "0+1000x3000",
         'warmroute_actual_cached_tokens_total{job="w"}': f"0+{before}x1440 {before * 1440}+{now}x1500",
     }
 
 
 def shares(hot: int) -> Series:
-    """Four workers, of which three have ten requests a minute."""
+    """Six workers, of which five have ten requests a minute."""
     return {
         f'warmroute_worker_requests_total{{job="w",worker="{worker}"}}': f"0+{rate}x500"
         for worker, rate in {"a": hot, "b": 10, "c": 10, "d": 10, "e": 10, "f": 10}.items()
@@ -66,6 +68,14 @@ def gauge(metric: str, labels: str, value: str) -> Series:
     return {f'warmroute_{metric}{{job="w",{labels}}}': f"{value}x500"}
 
 
+def retries_left(value: str) -> Series:
+    return gauge("retry_budget", 'instance="r1"', value) | gauge("retry_budget_max", 'instance="r1"', "100")
+
+
+def failing(value: str) -> Series:
+    return gauge("requests_total", 'instance="r1",status="502"', value)
+
+
 W = {"job": "w"}
 R1 = {"job": "w", "instance": "r1"}
 CASES = {
@@ -74,6 +84,12 @@ CASES = {
         {'up{job="warmroute",instance="r1"}': "1x500", 'up{job="other",instance="r1"}': "0x500"},
         "5m",
         {"job": "warmroute", "instance": "r1"},
+    ),
+    "WarmrouteAbsent": Case(
+        gauge("build_info", 'instance="r1"', "1x10 stale _"),
+        gauge("build_info", 'instance="r1"', "1x10 stale _") | gauge("build_info", 'instance="r2"', "1"),
+        "30m",
+        W,
     ),
     "WarmrouteErrorsBurnFast": Case(requests(20), requests(10), "70m", W),
     "WarmrouteErrorsBurnSlow": Case(requests(8), requests(4), "400m", W),
@@ -87,7 +103,12 @@ CASES = {
         R1,
     ),
     "WarmrouteHitRatioFell": Case(hits(600, 300), hits(600, 500), "1600m", W),
-    "WarmrouteWorkerTooHot": Case(shares(100) | streams(900), shares(20) | streams(900), "60m", W | {"worker": "a"}),
+    "WarmrouteWorkerTooHot": Case(
+        shares(100) | streams(900) | requests(0),
+        shares(20) | streams(900) | requests(0),
+        "60m",
+        W | {"worker": "a"},
+    ),
     "WarmrouteStoreDown": Case(
         gauge("store_up", 'instance="r1"', "0"), gauge("store_up", 'instance="r1"', "1"), "5m", R1
     ),
@@ -107,12 +128,10 @@ CASES = {
         "5m",
         W | {"tenant": "acme", "kind": "prompt"},
     ),
-    "WarmrouteRetriesSpent": Case(
-        gauge("retry_budget", 'instance="r1"', "0"), gauge("retry_budget", 'instance="r1"', "3"), "5m", R1
-    ),
+    "WarmrouteRetriesSpent": Case(retries_left("0.8") | failing("0+6"), retries_left("3") | failing("0+6"), "20m", R1),
     "WarmrouteStreamsCutOff": Case(
-        gauge("resumptions_total", 'outcome="failed"', "0+10"),
-        gauge("resumptions_total", 'outcome="exact"', "0+10"),
+        requests(0) | gauge("resumptions_total", 'outcome="failed"', "0+10"),
+        requests(0) | gauge("resumptions_total", 'outcome="exact"', "0+10"),
         "30m",
         W,
     ),
@@ -140,24 +159,165 @@ CASES = {
 }
 
 
+class Night(NamedTuple):
+    """What is not plain of an alert: ``labels`` of the one that fires ``at``; None: it does not."""
+
+    alert: str
+    series: Series
+    at: str
+    labels: dict[str, str] | None
+
+
+def at_night(of: Series) -> Series:
+    """One an hour of what were a thousand a minute, and one more at the end."""
+    return {name: "0+0x400 1 1x60" if "200" in name or "count" in name else "0x400 1 1x60" for name in of}
+
+
+UP = 'instance="r1",worker="a",state="up"'
+TWO_NAMESPACES = {
+    f'warmroute_requests_total{{namespace="{namespace}",job="w",status="{status}"}}': f"0+{each}x100"
+    for namespace, status, each in (("live", "502", 30), ("live", "200", 970), ("trial", "200", 100_000))
+}
+NIGHTS = {
+    "no traffic, no errors": Night("WarmrouteErrorsBurnFast", dict.fromkeys(requests(1), "7x500"), "400m", None),
+    "one failure of a quiet night": Night("WarmrouteErrorsBurnFast", at_night(requests(1)), "404m", None),
+    "one slow answer of a quiet night": Night(
+        "WarmrouteSlowFirstTokensBurnFast",
+        {name: "0x400 0x60" if "le=" in name else "0x400 1x60" for name in streams(1)},
+        "404m",
+        None,
+    ),
+    "routers that began again": Night(
+        "WarmrouteErrorsBurnFast",
+        {'warmroute_requests_total{job="w",status="502"}': "500x60 0x60"}
+        | gauge("requests_total", 'status="200"', "0+9"),
+        "63m",
+        None,
+    ),
+    "everything fails": Night(
+        "WarmrouteErrorsBurnFast", {'warmroute_requests_total{job="w",status="503"}': "0+100x100"}, "70m", W
+    ),
+    "every stream is cut off": Night(
+        "WarmrouteErrorsBurnFast",
+        {
+            'warmroute_requests_total{job="w",status="200"}': "0+100x100",
+            'warmroute_resumptions_total{job="w",cause="died",outcome="failed"}': "0+50x100",
+        },
+        "70m",
+        W,
+    ),
+    "one of two deployments of one name fails": Night(
+        "WarmrouteErrorsBurnFast", TWO_NAMESPACES, "70m", W | {"namespace": "live"}
+    ),
+    "a router that found no worker": Night(
+        "WarmrouteAllWorkersOut",
+        gauge("build_info", 'instance="r1"', "1")
+        | gauge("build_info", 'instance="r2"', "1")
+        | gauge("worker_state", 'instance="r2",worker="a",state="up"', "1"),
+        "5m",
+        R1,
+    ),
+    "a router that has gone": Night(
+        "WarmrouteAllWorkersOut",
+        {f'warmroute_build_info{{job="w",{UP}}}': "1x3 stale", f'warmroute_worker_state{{job="w",{UP}}}': "0x3 stale"},
+        "9m",
+        None,
+    ),
+    "a job that is not called after what it runs": Night(
+        "WarmrouteDown",
+        {'up{job="edge",instance="r1"}': "1x9 0x9", 'warmroute_build_info{job="edge",instance="r1"}': "1x9 stale"},
+        "15m",
+        {"job": "edge", "instance": "r1"},
+    ),
+    "somebody else's job is down": Night("WarmrouteDown", {'up{job="edge",instance="r1"}': "0x30"}, "15m", None),
+    "a pod that has gone": Night(
+        "WarmrouteDown",
+        {
+            'up{job="warmroute",instance="r1"}': "1x9 stale",
+            'warmroute_build_info{job="warmroute",instance="r1"}': "1x9 stale",
+        },
+        "15m",
+        None,
+    ),
+    "never a router": Night("WarmrouteAbsent", {"up": "1x30"}, "15m", {}),
+    "few prompts, and other ones than yesterday": Night(
+        "WarmrouteHitRatioFell",
+        {name: values if "tokens" in name else "0+1x3000" for name, values in hits(600, 300).items()},
+        "1600m",
+        None,
+    ),
+    "one conversation at one worker": Night(
+        "WarmrouteWorkerTooHot",
+        {name: values if "requests" not in name else "0+1x500" for name, values in (streams(900) | requests(0)).items()}
+        | {name: "0+1x500" if 'worker="a"' in name else "0x500" for name in shares(1)},
+        "60m",
+        None,
+    ),
+    "retries spent, and then nothing": Night(
+        "WarmrouteRetriesSpent", retries_left("0.5") | failing("0+6x5 30"), "60m", None
+    ),
+    "no retries wanted": Night(
+        "WarmrouteRetriesSpent",
+        gauge("retry_budget", 'instance="r1"', "0") | gauge("retry_budget_max", 'instance="r1"', "0") | failing("0+6"),
+        "20m",
+        None,
+    ),
+    "retries come back one by one, and are spent at once": Night(
+        "WarmrouteRetriesSpent",
+        {
+            'warmroute_retry_budget{job="w",instance="r1"}': " ".join(["0.2 0.4 0.6 1.0"] * 20),
+            'warmroute_retry_budget_max{job="w",instance="r1"}': "100x80",
+        }
+        | failing("0+60"),
+        "40m",
+        R1,
+    ),
+    "few of very many streams are cut off": Night(
+        "WarmrouteStreamsCutOff",
+        {'warmroute_requests_total{job="w",status="200"}': "0+60000x100"}
+        | gauge("resumptions_total", 'outcome="failed"', "0+3"),
+        "60m",
+        None,
+    ),
+    "notes fail, and most histories need none": Night(
+        "WarmrouteNotesFail",
+        gauge("compactions_total", 'result="failed"', "0+2") | gauge("compactions_total", 'result="nothing"', "0+20"),
+        "90m",
+        W,
+    ),
+}
+
+
 def promtool(directory: Path, alert: Alert, case: Case) -> subprocess.CompletedProcess[str]:
-    fires = {"exp_labels": case.labels | {"severity": alert.severity}}
+    return check(directory, alert, case.at, (case.fires, case.labels), (case.quiet, None))
+
+
+def check(
+    directory: Path, alert: Alert, at: str, *nights: tuple[Series, dict[str, str] | None]
+) -> subprocess.CompletedProcess[str]:
+    """Of each: series, and the labels of the alert that fires."""
     tests: list[dict[str, Any]] = [
         {
             "interval": "1m",
             "input_series": [{"series": name, "values": values} for name, values in series.items()],
-            "alert_rule_test": [{"alertname": alert.name, "eval_time": case.at, "exp_alerts": expected}],
+            "alert_rule_test": [
+                {
+                    "alertname": alert.name,
+                    "eval_time": at,
+                    "exp_alerts": [{"exp_labels": labels | {"severity": alert.severity}}] if labels is not None else [],
+                }
+            ],
         }
-        for series, expected in ((case.fires, [fires]), (case.quiet, []))
+        for series, labels in nights
     ]
     rules = yaml.safe_load(RULES.read_text())
     for group in rules["groups"]:  # what they say in words is not what is tested
         for rule in group["rules"]:
             rule.pop("annotations", None)
     (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
-    test = directory / "test.yaml"
-    test.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
-    command = [program("promtool"), "test", "rules", str(test)]
+    path = directory / "test.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
+    command = [program("promtool"), "test", "rules", str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -165,6 +325,15 @@ def promtool(directory: Path, alert: Alert, case: Case) -> subprocess.CompletedP
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert.name))
 def test_an_alert_fires_when_it_should_and_not_when_it_need_not(alert: Alert, tmp_path: Path) -> None:
     found = promtool(tmp_path, alert, CASES[alert.name])
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", NIGHTS)
+def test_an_alert_wakes_nobody_for_nothing_and_is_not_asleep(name: str, tmp_path: Path) -> None:
+    night = NIGHTS[name]
+    alert = next(alert for alert in ALERTS if alert.name == night.alert)
+    found = check(tmp_path, alert, night.at, (night.series, night.labels))
     assert found.returncode == 0, found.stdout + found.stderr
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import pytest
 
 from docs.generate import DOCS
-from grafana.alerts import ALERTS, RECORDED
+from grafana.alerts import ALERTS
 from grafana.boards.latency import GOOD_S
 from grafana.generate import BOARDS, files, main
 from grafana.panels import COLUMNS, Board, Panel
+from grafana.shares import RECORDED
 from router.metrics import TTFT_BUCKETS
 
 PANELS = [pytest.param(panel, id=f"{board.name}-{panel.title}") for board in BOARDS for panel in board.panels]
@@ -20,7 +21,6 @@ PANELS = [pytest.param(panel, id=f"{board.name}-{panel.title}") for board in BOA
 BOUND = "a bound that is rarely near; docs/metrics.md"
 DETAIL = "for a question at hand; docs/metrics.md"
 SHOWN_NOWHERE = {
-    "warmroute_build_info": "which versions run: the variables ask for it",
     "warmroute_give_backs": BOUND,
     "warmroute_hot_sessions": DETAIL,
     "warmroute_known_token_counts": BOUND,
@@ -83,9 +83,31 @@ def exported() -> dict[str, set[str]]:
     }
 
 
-def asked_for() -> set[str]:
+def asked() -> list[str]:
     by_boards = [query.expr for board in BOARDS for panel in board.panels for query in panel.queries]
-    return metrics_in([*by_boards, *RECORDED.values(), *(alert.expr for alert in ALERTS)])
+    return [*by_boards, *RECORDED.values(), *(alert.expr for alert in ALERTS)]
+
+
+def asked_for() -> set[str]:
+    return metrics_in(asked())
+
+
+def labels_of(series: str) -> set[str]:
+    """Of a series of the reference, and those that Prometheus gives it."""
+    name = re.sub("_(bucket|count|sum)$", "", series)
+    (shown,) = re.findall(rf"(?m)^\| `(?:{series}|{name})` \| \w+ \| ([^|]*) \|", (DOCS / "metrics.md").read_text())
+    return {"namespace", "job", "instance", *(["le"] if series.endswith("_bucket") else []), *re.findall(r"\w+", shown)}
+
+
+@pytest.mark.parametrize("expr", sorted(set(asked())))
+def test_every_label_that_is_asked_for_is_exported(expr: str) -> None:
+    for series, matchers in re.findall(r"(warmroute_\w+)\{([^}]*)\}", expr):
+        assert set(re.findall(r'(\w+)=~?"', matchers)) <= labels_of(series), series
+    known = {label for series in metrics_in([expr]) for label in labels_of(series)}
+    recorded = RECORDED["warmroute:worker_requests:rate15m"] if "warmroute:" in expr else ""
+    known |= {label for series in metrics_in([recorded]) for label in labels_of(series)}
+    for labels in re.findall(r"(?:by|on|ignoring) \(([^)]*)\)", expr):
+        assert set(re.findall(r"\w+", labels)) <= known
 
 
 def test_every_metric_that_is_asked_for_is_exported() -> None:

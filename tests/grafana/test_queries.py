@@ -4,6 +4,7 @@ asks for a metric or a label that was renamed."""
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from grafana.alerts import RECORDED
+from grafana.alerts import ALERTS
 from grafana.generate import BOARDS
 from grafana.panels import RATE
+from grafana.shares import RECORDED
 from router.app import Running
 from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fleet
 from tests.e2e.routed import Broken, post, routed, until
@@ -167,6 +169,16 @@ def test_a_panels_query_returns_data(run: Run, expr: str) -> None:
     assert run.prometheus.values(filled_in(expr), run.began_at, run.ended_at)
 
 
+SELECTORS = sorted({found for alert in ALERTS for found in re.findall(r"warmroute_\w+(?:\{[^}]*\})?", alert.expr)})
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_what_an_alert_goes_by_is_there(run: Run, selector: str) -> None:
+    assert run.prometheus.values(selector, run.began_at, run.ended_at)
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recorded_share_returns_data(run: Run, name: str) -> None:
     assert run.prometheus.values(RECORDED[name], run.began_at, run.ended_at)
+    for part in re.findall(r"warmroute_\w+\{[^}]*\}", RECORDED[name]):
+        assert run.prometheus.values(part, run.began_at, run.ended_at), part
