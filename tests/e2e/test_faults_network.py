@@ -100,9 +100,8 @@ async def test_workers_whose_name_does_not_resolve_any_more_are_served_from_as_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resolver = Resolver(["127.0.0.1"])
-    monkeypatch.setattr(
-        "router.upstream.discovery.dns.asyncio", SimpleNamespace(get_running_loop=lambda: resolver), raising=True
-    )
+    asks_it = SimpleNamespace(**{**vars(asyncio), "get_running_loop": lambda: resolver})
+    monkeypatch.setattr("router.upstream.discovery.dns.asyncio", asks_it, raising=True)
     async with scripted(answering()) as worker:
         port = urlsplit(worker.url).port
         async with faulted(fleet__workers_dns=f"vllm.example:{port}", fleet__discovery_interval_s=0.01) as router:
