@@ -13,7 +13,7 @@ import pytest
 from router.app import Running
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import metric
-from tests.e2e.routed import connected, post, routed, until
+from tests.e2e.routed import Broken, connected, post, routed, until
 from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, USAGE, answering, drop, hang, stream
 from tests.server.keys import ACME, bearer, keyed
 from tests.tracing.collector import CLIENT, INTERNAL, SERVER, Collector, Tree, collecting
@@ -247,6 +247,27 @@ async def test_a_sessions_turn_shows_claim_prompt_and_save() -> None:
         save = next(span for span in tree.below() if span.name == "save")
         assert attempt.ended_ns <= save.began_ns
         assert parents_at(worker) == [attempt.span_id]
+
+
+async def test_a_streamed_turn_whose_worker_was_well_and_whose_client_got_an_error_has_failed() -> None:
+    async def answer_nonsense(_asked: Asked, peer: Peer) -> None:
+        nonsense = b'data: {"choices":[{"index":0,"delta":{"content":5}}]}\n\n'
+        await peer.send(STREAM_HEAD, *map(frame, (nonsense, LAST, USAGE, DONE)), LAST_CHUNK)
+
+    async with (
+        collecting() as collector,
+        scripted(answer_nonsense) as worker,
+        routed(worker.url, **tracing(collector)) as router,
+        connected(router) as client,
+    ):
+        await client.post("/v1/sessions/s/chat/completions", STREAMED, ID)
+        with pytest.raises(Broken, match="cannot be understood"):
+            await client.answer()
+        tree = await collector.tree("r1")
+        require_whole(tree)
+        assert tree.root.is_error
+        assert tree.root.attributes["error.type"] == "worker_error"
+        assert not tree.attempts()[0].is_error
 
 
 async def test_a_turn_that_is_answered_again_from_the_log_asks_no_worker_and_has_its_status() -> None:
