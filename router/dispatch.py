@@ -180,7 +180,7 @@ class Dispatcher:
                 times_busy += 1
 
     async def _attempt(self, flight: _Flight, facts: Facts, order: Sequence[int]) -> _Break | None:
-        """Walk the ranking until a worker answers. Raises WorkerError, WorkersBusy, NoWorkerAvailable."""
+        """Walk the ranking until a worker answers. Raises WorkerError, GivenUp, WorkersBusy, NoWorkerAvailable."""
         fleet = self._routing.fleet
         retries = 0
         refusal: Refusal | None = None
@@ -212,6 +212,9 @@ class Dispatcher:
                 )
                 if not isinstance(outcome, Refusal):
                     return outcome
+                if outcome.is_death:
+                    flight.deaths.add(member.name, flight.record.chunks)
+                    flight.deaths.require_fewer()
                 refusal = outcome.or_sooner(refusal)
         finally:
             self.budget.retrying -= retries
@@ -233,8 +236,8 @@ class Dispatcher:
             found = await self._try(flight, request, facts, member)
             attempt.outcome = found.cause if isinstance(found, Refusal) else record.outcome
             return found
-        except RouterError as error:
-            attempt.outcome = error.code
+        except WorkerError:
+            attempt.outcome = ReplyTooLarge.cause
             raise
         finally:
             attempt.ended_at = trace.phase_began_at = self._clock()
@@ -242,7 +245,7 @@ class Dispatcher:
                 attempt.first_event_at = record.first_byte_at
 
     async def _try(self, flight: _Flight, request: Request, facts: Facts, member: Member) -> Refusal | _Break | None:
-        """One worker. None: the client has its answer, or is gone."""
+        """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large."""
         client, record = flight.client, flight.record
         routing = self._routing
         watch = _watch(flight) if request.stream else None
@@ -262,9 +265,6 @@ class Dispatcher:
                 refusal = routing.on_failed(member, error)
             if refusal is not None:
                 routing.on_unanswered(member, request, facts, cached)
-                if refusal.is_death:
-                    flight.deaths.add(member.name, record.chunks)
-                    flight.deaths.require_fewer()
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
             if reply.is_stream and watch is not None:

@@ -37,6 +37,11 @@ _STATUS_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_EVENTS_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
 WRITE_S = 10.0
 """For a viewer to take an event, before it is left."""
 
@@ -62,7 +67,7 @@ class AdminPort:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         answer: web.StreamResponse = self._answer(request)
-        if request.path == "/events" and answer.status == 200:
+        if request.path == "/events" and answer.status == 200 and request.method == "GET":
             answer = await self._stream(request)
         page = request.path if request.path in _PAGES else "other"
         if page != "/health":  # asked for every few seconds, and tells nothing
@@ -72,7 +77,7 @@ class AdminPort:
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         """Snapshots, until the viewer leaves or does not read."""
         events = self._feed.watch()
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        response = web.StreamResponse(headers=_EVENTS_HEADERS)
         try:
             async with aclosing(events):
                 async for event in events:
@@ -105,7 +110,7 @@ class AdminPort:
         if request.path == "/decisions":
             return _json({"decisions": [show_decision(record) for record in reversed(self._decisions)]})
         if request.path == "/events":
-            return web.Response()
+            return web.Response(headers=_EVENTS_HEADERS)
         return web.Response(status=404, text="not found\n")
 
     def _knows_token(self, request: web.BaseRequest) -> bool:

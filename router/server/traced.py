@@ -10,6 +10,9 @@ from aiohttp import web
 from router.core.trace import TRACE, Trace
 from router.server.client import SENT, SENT_AND_CLOSE
 
+TOLD_AGAIN = 200
+"""The status of an answer that no worker was asked for: one that was kept."""
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -28,7 +31,9 @@ def traced(handle: Handler, tracer: Tracer) -> Handler:
         status = 0
         try:
             response = await handle(request)
-            status = 0 if response is SENT or response is SENT_AND_CLOSE else response.status
+            status = response.status
+            if response is SENT or response is SENT_AND_CLOSE:  # it says nothing of what was sent
+                status = TOLD_AGAIN if trace.record is None else 0
             return response
         finally:
             TRACE.set(None)

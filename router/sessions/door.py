@@ -11,7 +11,7 @@ import msgspec
 
 from router.core.errors import RouterError, WorkerError
 from router.core.record import Record
-from router.core.reply import Reply
+from router.core.reply import Reply, StreamEnd
 from router.sessions.store import Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
@@ -142,6 +142,8 @@ class HeldClient:
         """A stream that has begun ends here; nothing else has been said yet, and the error can be the answer."""
         if not self.has_begun:
             raise error
+        if self.record is not None and self.record.outcome == StreamEnd.DONE.value:
+            self.record.outcome = error.code  # the worker's part was well, and the client was not told so
         if self._head and not self._client.is_closing():
             self._client.write(self._take_head())
         if events := self._door.failure(error):

@@ -9,12 +9,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from router.app import Running
 from router.simulator import SimulatedFleet, SimulatorSettings, start_fleet
+from tests.browser.relay import Relay, relaying
 from tests.e2e.routed import post, routed, until
 
 pytestmark = pytest.mark.system
@@ -38,11 +40,13 @@ class Serving(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="router")
-        self.is_up, self.router, self.fleet = threading.Event(), None, None
+        self.is_up, self.router, self.fleet, self.relay = threading.Event(), None, None, None
         self.failure: BaseException | None = None
 
     router: Running | None
     fleet: SimulatedFleet | None
+    relay: Relay | None
+    """To the admin port."""
 
     def run(self) -> None:
         try:
@@ -57,11 +61,13 @@ class Serving(threading.Thread):
         self.loop, self.ended = asyncio.get_running_loop(), asyncio.Event()
         async with await start_fleet(settings) as fleet, routed(*fleet.urls, **quiet, timeout_s=120) as router:
             self.fleet, self.router = fleet, router
+            admin = urlsplit(router.admin_url)
             await until(lambda: len(router.fleet.eligible("sim").positions) == WORKERS, 30)
             for number in range(30):
                 await post(router, "/v1/chat/completions", chat(f"{number % 3} " + "words " * 400))
-            self.is_up.set()
-            await self.ended.wait()
+            async with relaying(str(admin.hostname), int(admin.port or 0)) as self.relay:
+                self.is_up.set()
+                await self.ended.wait()
 
     def call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
@@ -103,15 +109,15 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
-def opened(browser: Browser, serving: Serving, **options: Any) -> tuple[Page, Seen]:
-    """The page, behind its token."""
+def opened(browser: Browser, serving: Serving, url: str = "", **options: Any) -> tuple[Page, Seen]:
+    """The page, behind its token. ``url``: of the admin port, if it is another's."""
     assert serving.router is not None
     seen = Seen()
     page = browser.new_page(**options)
     page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.on("request", lambda request: seen.urls.append(request.url))
-    page.goto(serving.router.admin_url)
+    page.goto(url or serving.router.admin_url)
     expect(page.get_by_label("Admin token")).to_be_focused()
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
@@ -182,8 +188,10 @@ def test_what_comes_from_outside_is_text(browser: Browser, serving: Serving) -> 
     page, seen = opened(browser, serving)
     assert serving.router is not None
     serving.call(post(serving.router, "/v1/chat/completions", chat("hi"), "X-Request-Id: plain"))
-    page.evaluate(f"newest.decisions[0].model = {EVIL!r}; newest.workers[0].name = {EVIL!r}; show(newest)")
+    assert serving.call(post(serving.router, "/v1/chat/completions", chat("hi", EVIL))).status == 404
     expect(page.locator("#decisions")).to_contain_text(EVIL)
+    page.evaluate(f"for (const name of ['name', 'url', 'state']) newest.workers[0][name] = {EVIL!r}; showWorkers()")
+    expect(page.locator("#workers")).to_contain_text(EVIL)
     assert page.locator("main img").count() == 0
     assert seen.errors == []
     page.close()
@@ -196,4 +204,46 @@ def test_a_wrong_token_is_told(browser: Browser, serving: Serving) -> None:
     page.get_by_label("Admin token").fill("wrong")
     page.get_by_role("button", name="Show").click()
     expect(page.get_by_role("alert")).to_have_text("This is not the token.")
+    page.close()
+
+
+def test_a_router_that_is_silent_is_not_shown_as_live_and_is_again_when_it_speaks(
+    browser: Browser, serving: Serving
+) -> None:
+    assert serving.relay is not None
+    page, _ = opened(browser, serving, serving.relay.url)
+    serving.call(serving.relay.hold())
+    expect(page.locator("#link")).to_contain_text("not connected", timeout=10_000)
+    expect(page.locator("#link")).to_contain_text("figures are of")
+    expect(page.locator("body")).to_have_class("old")
+    serving.call(serving.relay.go_on())
+    expect(page.locator("#link")).to_have_text("live", timeout=20_000)
+    expect(page.locator("body")).not_to_have_class("old")
+    page.close()
+
+
+def test_however_often_a_token_is_tried_the_page_looks_once(browser: Browser, serving: Serving) -> None:
+    assert serving.router is not None
+    page, looks = browser.new_page(), []
+    page.on(
+        "response", lambda answer: looks.append(answer.url) if answer.url.endswith("/events") and answer.ok else None
+    )
+    page.goto(serving.router.admin_url)
+    for token in ("wr\u00f6ng \u2192", "wrong", TOKEN):
+        page.get_by_label("Admin token").fill(token)
+        page.get_by_role("button", name="Show").click()
+    expect(page.locator("#link")).to_have_text("live", timeout=10_000)
+    page.wait_for_timeout(3000)  # for whatever else would try again in two seconds
+    assert len(looks) == 1
+    page.close()
+
+
+def test_what_did_not_change_is_not_read_out_again(browser: Browser, serving: Serving) -> None:
+    page, _ = opened(browser, serving)
+    page.evaluate(
+        "window.said = 0; for (const each of document.querySelectorAll('[role=status]'))"
+        " new MutationObserver(() => said++).observe(each, { childList: true, characterData: true, subtree: true });"
+        " for (let times = 0; times < 5; times++) show(newest)"
+    )
+    assert page.evaluate("said") == 0
     page.close()

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from grafana.alerts import ALERTS, Alert
+from grafana.generate import BOARDS
 from grafana.shares import RECORDED
 from tests.grafana.prometheus import program
 
@@ -359,6 +360,18 @@ def test_every_alert_is_tested() -> None:
 
 def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
     assert {alert.page for alert in ALERTS} == {f"docs/runbooks/{page.name}" for page in RUNBOOKS.glob("*.md")}
+
+
+@pytest.mark.parametrize("page", sorted(RUNBOOKS.glob("*.md")), ids=lambda page: str(page.stem))
+def test_a_page_sends_whoever_reads_it_to_panels_lines_and_ports_that_there_are(page: Path) -> None:
+    text = " ".join(page.read_text().replace("**", "").split())
+    titles = {panel.title for board in BOARDS for panel in board.panels} | {"Targets"}  # Prometheus' own page
+    assert set(re.findall(r"\*([^*]+)\*", text)) <= titles
+    code = "".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+    for line in re.findall(r'`"?((?!kubectl)[a-z]+(?: [a-z]+)+)"?`', text):
+        assert f'"{line}' in code, line
+    for command in re.findall("`(curl [^`]*:8081[^`]*)`", text):
+        assert "Authorization: Bearer" in command  # the port asks for a token wherever it is not on loopback
 
 
 @pytest.mark.parametrize("page", sorted(RUNBOOKS.glob("*.md")), ids=lambda page: str(page.stem))

@@ -86,6 +86,19 @@ async def test_no_more_look_than_may_and_who_left_makes_room() -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_who_asks_for_the_head_alone_gets_it_and_takes_nobodys_place() -> None:
+    async with scripted() as worker, routed(worker.url, admin__max_viewers=1) as router:
+        url = urlsplit(router.admin_url)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.write(b"HEAD /events HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(5):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert b"text/event-stream" in head
+        assert body == b""
+        assert await metric(router, "warmroute_status_viewers") == 0
+
+
 async def test_it_is_made_once_a_second_however_many_look_and_not_without_anybody() -> None:
     made: list[int] = []
     now = 100.0

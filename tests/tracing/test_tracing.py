@@ -13,7 +13,7 @@ import pytest
 from router.app import Running
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import metric
-from tests.e2e.routed import connected, post, routed, until
+from tests.e2e.routed import Broken, connected, post, routed, until
 from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, USAGE, answering, drop, hang, stream
 from tests.server.keys import ACME, bearer, keyed
 from tests.tracing.collector import CLIENT, INTERNAL, SERVER, Collector, Tree, collecting
@@ -133,6 +133,51 @@ async def test_a_request_that_went_to_another_worker_shows_both_and_each_worker_
         assert set(parents_at(one, two)) == {failed.span_id, answered.span_id}
 
 
+@pytest.mark.parametrize(("script", "why"), [(drop, "died"), (answering(b" " * 5000), "too_large")])
+async def test_an_attempt_says_how_it_failed_also_where_the_request_ended_with_it(script: Any, why: str) -> None:
+    bounds = {"retries__max_deaths": 1, "timeouts__max_reply_bytes": 4096}
+    async with (
+        collecting() as collector,
+        scripted(script) as worker,
+        routed(worker.url, **tracing(collector, **bounds)) as router,
+    ):
+        assert (await post(router, PATH, CHAT, ID)).status == 502
+        (attempt,) = (await collector.tree("r1")).attempts()
+        assert attempt.attributes["error.type"] == why
+
+
+async def leave_unanswered(_asked: Asked, _peer: Peer) -> None:
+    await asyncio.Event().wait()
+
+
+async def leave_midway(_asked: Asked, peer: Peer) -> None:
+    await peer.send(STREAM_HEAD, frame(TEXT))
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/sessions/s/chat/completions"])
+@pytest.mark.parametrize(("script", "status"), [(leave_unanswered, 499), (leave_midway, 200)])
+async def test_a_request_whose_client_left_is_one_whole_trace(path: str, script: Any, status: int) -> None:
+    async with (
+        collecting() as collector,
+        scripted(script) as worker,
+        routed(worker.url, **tracing(collector)) as router,
+        connected(router) as client,
+    ):
+        await client.post(path, STREAMED, ID)
+        await until(lambda: worker.asked)
+        if status == 200:
+            await client.head()
+        client.leave()
+        tree = await collector.tree("r1")
+        require_whole(tree)
+        (attempt,) = tree.attempts()
+        assert tree.root.attributes["http.response.status_code"] == status
+        assert tree.names(attempt) == (["first token", "relay"] if status == 200 else [])
+        assert not any(span.is_error for span in tree.spans)
+        assert collector.spans == tree.spans
+
+
 async def test_a_resumed_stream_shows_the_attempt_that_broke_and_the_one_that_went_on() -> None:
     async with (
         collecting() as collector,
@@ -202,6 +247,43 @@ async def test_a_sessions_turn_shows_claim_prompt_and_save() -> None:
         save = next(span for span in tree.below() if span.name == "save")
         assert attempt.ended_ns <= save.began_ns
         assert parents_at(worker) == [attempt.span_id]
+
+
+async def test_a_streamed_turn_whose_worker_was_well_and_whose_client_got_an_error_has_failed() -> None:
+    async def answer_nonsense(_asked: Asked, peer: Peer) -> None:
+        nonsense = b'data: {"choices":[{"index":0,"delta":{"content":5}}]}\n\n'
+        await peer.send(STREAM_HEAD, *map(frame, (nonsense, LAST, USAGE, DONE)), LAST_CHUNK)
+
+    async with (
+        collecting() as collector,
+        scripted(answer_nonsense) as worker,
+        routed(worker.url, **tracing(collector)) as router,
+        connected(router) as client,
+    ):
+        await client.post("/v1/sessions/s/chat/completions", STREAMED, ID)
+        with pytest.raises(Broken, match="cannot be understood"):
+            await client.answer()
+        tree = await collector.tree("r1")
+        require_whole(tree)
+        assert tree.root.is_error
+        assert tree.root.attributes["error.type"] == "worker_error"
+        assert not tree.attempts()[0].is_error
+
+
+async def test_a_turn_that_is_answered_again_from_the_log_asks_no_worker_and_has_its_status() -> None:
+    reply = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
+    async with (
+        collecting() as collector,
+        scripted(answering(reply)) as worker,
+        routed(worker.url, **tracing(collector)) as router,
+    ):
+        for request_id in ("r1", "r2"):
+            lines = (f"X-Request-Id: {request_id}", "Idempotency-Key: k")
+            assert (await post(router, "/v1/sessions/s/chat/completions", CHAT, *lines)).status == 200
+        tree = await collector.tree("r2")
+        require_whole(tree)
+        assert tree.names() == ["receive", "claim"]
+        assert tree.root.attributes["http.response.status_code"] == 200
 
 
 async def test_a_workers_refusal_is_the_requests_status_and_the_attempts_failure() -> None:

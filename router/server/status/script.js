@@ -25,6 +25,8 @@ const WORKERS = [
 ];
 const DECISIONS = ["Request", "Model", "Worker", "Why", "Status", "Prompt", "Predicted", "Cached", "First token"];
 
+const SILENT_MS = 5000;
+
 let newest = null;
 let order = [0, 1];
 
@@ -103,7 +105,7 @@ function showWorkers() {
     cell(row, 7, w.url);
   });
   while (body.rows.length > shown.length) body.deleteRow(-1);
-  $("count").textContent = shown.length + " of " + newest.workers.length;
+  say("count", shown.length + " of " + newest.workers.length);
 }
 
 function showDecisions() {
@@ -181,39 +183,79 @@ function show(event) {
   showDecisions();
 }
 
-async function follow() {
-  const token = sessionStorage.getItem("token");
-  const answer = await fetch("events", { headers: token ? { Authorization: "Bearer " + token } : {} });
+// Read out by screen readers whenever it is set: so only what is new is.
+function say(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
+function tell(text, isLive) {
+  document.body.classList.toggle("old", !isLive && newest !== null);
+  say("link", isLive || !newest ? text : text + "; figures are of " + new Date(1000 * newest.now).toLocaleTimeString());
+}
+
+function askForToken(why) {
+  sessionStorage.removeItem("token");
+  say("refused", why);
+  $("login").hidden = false;
+  $("token").focus();
+  tell("a token is asked for", false);
+}
+
+// Ends what it is given to when the router says nothing for a while, as it does behind a network that swallows everything.
+function patience(given) {
+  const gone = new AbortController();
+  given.addEventListener("abort", () => gone.abort(given.reason), { signal: gone.signal });
+  let timer;
+  const heard = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => gone.abort(new Error("the router is silent")), SILENT_MS);
+  };
+  const end = () => {
+    clearTimeout(timer);
+    gone.abort();
+  };
+  heard();
+  return { signal: gone.signal, heard, end };
+}
+
+// False: nobody may look without a token.
+async function follow(token, { signal, heard }) {
+  const answer = await fetch("events", { signal, headers: token ? { Authorization: "Bearer " + token } : {} });
   if (answer.status === 401) {
-    $("refused").textContent = token ? "This is not the token." : "";
-    sessionStorage.removeItem("token");
-    $("login").hidden = false;
-    $("token").focus();
-    $("link").textContent = "a token is asked for";
+    askForToken(token ? "This is not the token." : "");
     return false;
   }
   if (!answer.ok) throw new Error(await answer.text());
-  $("login").hidden = true;
-  $("link").textContent = "live";
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) throw new Error("the router ended the stream");
+    heard();
     text += value;
     for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
       show(JSON.parse(text.slice(6, end)));
       text = text.slice(end + 2);
+      $("login").hidden = true;
+      tell("live", true);
     }
   }
 }
 
-async function stay() {
-  for (;;) {
+let looking = new AbortController();
+
+// Whoever looked before looks no longer.
+async function look() {
+  looking.abort();
+  const { signal } = (looking = new AbortController());
+  while (!signal.aborted) {
+    const waits = patience(signal);
     try {
-      if (!(await follow())) return;
+      if (!(await follow(sessionStorage.getItem("token"), waits))) return;
     } catch (error) {
-      $("link").textContent = "not connected: " + error.message;
+      if (!signal.aborted) tell("not connected: " + error.message, false);
+    } finally {
+      waits.end();
     }
     await new Promise((goOn) => setTimeout(goOn, 2000));
   }
@@ -221,9 +263,13 @@ async function stay() {
 
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (/[^\x20-\x7e]/.test($("token").value)) {
+    askForToken("This is not the token.");
+    return;
+  }
   sessionStorage.setItem("token", $("token").value);
-  stay();
+  look();
 });
 for (const id of ["filter", "state"]) $(id).addEventListener("input", () => newest && showWorkers());
 heads();
-stay();
+look();
