@@ -53,6 +53,11 @@ FEW, FEW_REQUESTS = 10, 100
 MANY = f"warmroute:requests:rate30m > {FEW_REQUESTS} / 1800"
 
 
+LEFT_ALLOWED = 0.25
+"""Of requests, those whose clients may leave before any of the answer is there. An engine that hangs fails nothing else."""
+
+LEFT = rate("requests_total", "15m", 'status="499"')
+
 NOTES_FAILED = "failed|rejected_.*|over_budget"
 
 
@@ -104,6 +109,13 @@ ALERTS = (
         "warmroute:slow_first_tokens",
         SLOW_ALLOWED,
         f"{{{{ $value | humanizePercentage }}}} of the streams of {{{{ $labels.job }}}} begin later than {GOOD_S} s.",
+    ),
+    Alert(
+        name="WarmrouteClientsLeave",
+        expr=f"{LEFT} > {LEFT_ALLOWED} * {rate('requests_total', '15m')} and {LEFT} > {FEW} / 900",
+        waits="5m",
+        severity="page",
+        summary="Clients of {{ $labels.job }} leave before their answers begin, {{ $value | humanize }} a second.",
     ),
     Alert(
         name="WarmrouteAllWorkersOut",

@@ -46,7 +46,7 @@ CUT_CAUSES = ("head_timeout", "body_timeout", "too_many", "write_stall")
 RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy")
 RESUMPTION_CAUSES = ("died", "timeout", "error")
 RESUMPTION_OUTCOMES = ("exact", "text", "finished", "unsafe", "failed")
-FAILURES = ("500", "502", "503", "504")
+FAILURES = ("499", "500", "502", "503", "504")
 """Statuses that are there, at zero, before the first of them: Prometheus sees no rise in a series that begins with one."""
 
 OTHER = "other"

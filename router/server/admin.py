@@ -18,6 +18,7 @@ from router.logs import redact
 from router.server import status
 from router.server.audit import Audit
 from router.server.auth import bearer_token
+from router.server.origins import is_machines_own
 from router.server.status.feed import StatusFeed, TooManyViewers
 
 _PAGES = ("/metrics", "/workers", "/decisions", "/health", "/", "/events")
@@ -98,6 +99,8 @@ class AdminPort:
             return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_STATUS_HEADERS)
         if request.path == "/health" and request.method in ("GET", "HEAD"):  # whoever restarts routers has no token
             return web.Response(text="ok\n")
+        if not self._token and not is_machines_own(request.headers.get("Host", "")):
+            return web.Response(status=421, text="without admin.token it is asked by address, or as localhost\n")
         if self._token and not self._knows_token(request):
             return web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
         if request.method not in ("GET", "HEAD"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
 from aiohttp import web
 
@@ -26,11 +27,7 @@ class Origins:
 
     def check(self, request: web.BaseRequest) -> web.StreamResponse | None:
         """The answer to a browser's question whether it may ask. Raises HostNotAllowed."""
-        if (
-            self._hosts
-            and request.path not in PROBES
-            and _host_name(request.headers.get("Host", "")) not in self._hosts
-        ):
+        if self._hosts and request.path not in PROBES and host_name(request.headers.get("Host", "")) not in self._hosts:
             raise HostNotAllowed("this host name is not served here")
         if request.method == "OPTIONS" and self._origin_of(request):
             response = web.Response(status=204, headers={"Server": SERVER})
@@ -62,7 +59,20 @@ class Origins:
         return origin if origin in self._origins else ""
 
 
-def _host_name(header: str) -> str:
+def host_name(header: str) -> str:
     """Of a Host header (RFC 9110, section 7.2) the name, without a port or an address's brackets; empty if it is none."""
     match = _HOST.fullmatch(header)
     return (match[1] or match[2]).lower() if match else ""
+
+
+def is_machines_own(header: str) -> bool:
+    """Whether a Host header is an address, or the name that is this machine's for every browser: no name that somebody else may
+    let lead here for a moment, so that a page of theirs reads what is answered (DNS rebinding)."""
+    name = host_name(header)
+    if name == "localhost":
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -197,7 +197,7 @@ async def get_admin(router: Running, path: str, *lines: str) -> Answer:
     url = urlsplit(router.admin_url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     client = RawClient(reader, writer)
-    await client.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: router", *lines, "", ""]).encode("latin-1"))
+    await client.send("\r\n".join([f"GET {path} HTTP/1.1", f"Host: {url.netloc}", *lines, "", ""]).encode("latin-1"))
     answer = await client.answer()
     client.leave()
     return answer

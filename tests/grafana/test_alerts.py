@@ -65,6 +65,14 @@ def shares(hot: int) -> Series:
     }
 
 
+def leaving(clients: int) -> Series:
+    """Of a hundred a minute."""
+    return {
+        'warmroute_requests_total{job="w",status="200"}': f"0+{100 - clients}x500",
+        'warmroute_requests_total{job="w",status="499"}': f"0+{clients}x500",
+    }
+
+
 def gauge(metric: str, labels: str, value: str) -> Series:
     return {f'warmroute_{metric}{{job="w",{labels}}}': f"{value}x500"}
 
@@ -96,6 +104,7 @@ CASES = {
     "WarmrouteErrorsBurnSlow": Case(requests(8), requests(4), "400m", W),
     "WarmrouteSlowFirstTokensBurnFast": Case(streams(800), streams(900), "70m", W),
     "WarmrouteSlowFirstTokensBurnSlow": Case(streams(900), streams(960), "400m", W),
+    "WarmrouteClientsLeave": Case(leaving(40), leaving(20), "30m", W),
     "WarmrouteAllWorkersOut": Case(
         gauge("worker_state", 'instance="r1",worker="a",state="up"', "0"),
         gauge("worker_state", 'instance="r1",worker="a",state="up"', "0")
@@ -241,6 +250,9 @@ NIGHTS = {
         None,
     ),
     "never a router": Night("WarmrouteAbsent", {"up": "1x30"}, "15m", {}),
+    "one client that leaves in a quiet night": Night(
+        "WarmrouteClientsLeave", gauge("requests_total", 'status="499"', "0x20 1x20 2"), "30m", None
+    ),
     "few prompts, and other ones than yesterday": Night(
         "WarmrouteHitRatioFell",
         {name: values if "tokens" in name else "0+1x3000" for name, values in hits(600, 300).items()},

@@ -7,11 +7,13 @@ import json
 import ssl
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.routed import Answer, connected, get, get_admin, post, routed, until
+from router.app import Running
+from tests.e2e.routed import Answer, RawClient, connected, get, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, TEXT, WHOLE, answering, stream
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import Asked, Peer, answer, scripted
@@ -283,6 +285,16 @@ async def test_decisions_are_told_in_headers_only_where_that_is_wanted() -> None
         assert names <= set((await post(router, PATH, CHAT)).headers)
 
 
+async def _status_for_host(router: Running, path: str, host: str) -> int:
+    url = urlsplit(router.admin_url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    client = RawClient(reader, writer)
+    await client.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    answer = await client.answer()
+    client.leave()
+    return answer.status
+
+
 class TestAdmin:
     async def test_the_metrics_are_what_prometheus_reads_and_have_the_promised_names(self) -> None:
         async with scripted(stream) as worker, routed(worker.url) as router:
@@ -301,6 +313,22 @@ class TestAdmin:
         }
         assert requests == {(PATH, "m", "200"): 1.0, (PATH, "other", "404"): 1.0, (PATH, "other", "400"): 1.0}
         assert "unheard-of" not in text
+
+    @pytest.mark.parametrize(
+        ("host", "status"),
+        [
+            ("localhost:8081", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:8081", 200),
+            ("evil.example", 421),
+            ("127.0.0.1.evil.example", 421),
+        ],
+    )
+    async def test_without_a_token_no_name_of_somebody_elses_leads_to_it(self, host: str, status: int) -> None:
+        for token, expected in (("", status), ("a token of the tests", 401)):
+            async with scripted() as worker, routed(worker.url, admin__token=token) as router:
+                assert await _status_for_host(router, "/workers", host) == expected
+                assert await _status_for_host(router, "/health", host) == 200
 
     async def test_workers_and_decisions_are_shown_newest_first(self) -> None:
         async with scripted() as worker, routed(worker.url) as router:

@@ -23,7 +23,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 async def look(router: Running, *lines: str) -> tuple[RawClient, int, dict[str, str]]:
     url = urlsplit(router.admin_url)
     client = RawClient(*await asyncio.open_connection(url.hostname, url.port))
-    await client.send("\r\n".join(["GET /events HTTP/1.1", "Host: r", *lines, "", ""]).encode())
+    await client.send("\r\n".join(["GET /events HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
     return client, *await client.head()
 
 
@@ -90,7 +90,7 @@ async def test_who_asks_for_the_head_alone_gets_it_and_takes_nobodys_place() -> 
     async with scripted() as worker, routed(worker.url, admin__max_viewers=1) as router:
         url = urlsplit(router.admin_url)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
-        writer.write(b"HEAD /events HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
+        writer.write(b"HEAD /events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         async with asyncio.timeout(5):
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
