@@ -54,6 +54,9 @@ def cli() -> None:
 @click.option("--policy", help="How workers are ranked.")
 @click.option("--session-store", help="Where sessions are kept: sqlite:///PATH, redis://…, none.")
 @click.option("--state-dir", help="Directory of what the router keeps itself.")
+@click.option("--context-strategy", help="How long histories are kept within the window.")
+@click.option("--context-high-tokens", type=int, help="Tokens of a history from which on it is cut.")
+@click.option("--context-low-tokens", type=int, help="Tokens that a cut leaves of it.")
 @click.option("--simulate", type=int, help="Start so many simulated workers inside this process.")
 @click.option("--insecure-no-auth", is_flag=True, default=None, help="Serve everybody.")
 def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> None:
@@ -74,6 +77,9 @@ def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> No
             "policy.name": flags["policy"],
             "sessions.store": flags["session_store"],
             "sessions.state_dir": flags["state_dir"],
+            "context.strategy": flags["context_strategy"],
+            "context.high_tokens": flags["context_high_tokens"],
+            "context.low_tokens": flags["context_low_tokens"],
         },
     )
     if not (config.server.insecure_no_auth or config.auth.asks_for_keys):

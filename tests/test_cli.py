@@ -37,6 +37,9 @@ def test_serve_refuses_to_start_without_workers() -> None:
     [
         (("--port", "70000"), "server.port=70000: must be int ≥ 0 ≤ 65535"),
         (("--policy", "best"), "policy.name='best': must be one of"),
+        (("--context-strategy", "best"), "context.strategy='best': must be one of"),
+        (("--context-high-tokens", "-1"), "context.high_tokens=-1: must be int ≥ 0"),
+        (("--context-low-tokens", "-1"), "context.low_tokens=-1: must be int ≥ 0"),
         (("--worker", "gpu"), "worker URL 'gpu' must begin with http:// or https://"),
         (("--simulate", "65"), "fleet.simulate=65: must be int ≥ 0 ≤ 64"),
     ],

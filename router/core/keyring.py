@@ -111,7 +111,7 @@ def parse_keys(text: str) -> KeyList:
 
 
 def parse_entries(entries: Iterable[str]) -> KeyList:
-    """``TENANT:SHA256`` each; their tenants have no limits. Raises BadKeys."""
+    """``TENANT:SHA256`` each; their tenants have the defaults of TenantRules. Raises BadKeys."""
     found = []
     for number, entry in enumerate(entries, start=1):
         match = _ENTRY.fullmatch(entry)

@@ -150,7 +150,7 @@ def test_what_is_wrong_is_told_in_one_line_with_entry_and_bound(text: str, line:
     assert KEY.hexdigest() not in str(raised.value)
 
 
-def test_keys_without_a_file_have_tenants_without_limits() -> None:
+def test_keys_without_a_file_have_tenants_with_the_default_limits() -> None:
     ring = Keyring(parse_entries([f"acme:{KEY.hexdigest()}", f"b:{OTHER.hexdigest().upper()}"]), SECRET)
     found = ring.find(KEY.digest(), 0.0)
     assert isinstance(found, Caller)

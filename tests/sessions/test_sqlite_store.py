@@ -424,6 +424,22 @@ async def test_a_session_of_spoilt_values_is_corrupt_can_be_deleted_and_leaves_o
         await begun_in(store, Sid("other"))
 
 
+async def _written(path: Path) -> bytes:
+    """Of a closed store: all that its log had is in it."""
+    return await asyncio.to_thread(path.read_bytes)
+
+
+async def test_what_is_deleted_is_overwritten_in_its_file(path: Path, clocks: Clocks) -> None:
+    words = b"my cat is called Mimi"
+    async with opened(path, clocks) as store:
+        assert await store.create(SID, OWNER, entries=[words * 9] * 50, attributes=b"a", turns=1, lifetime_s=60.0)
+        assert await store.create(Sid("other"), OWNER, entries=[b"x"], attributes=b"a", turns=1, lifetime_s=60.0)
+    assert words in await _written(path)
+    async with opened(path, clocks) as store:
+        assert await store.delete(SID, OWNER)
+    assert words not in await _written(path)
+
+
 async def test_a_session_with_a_gap_is_corrupt_and_others_are_well(path: Path, clocks: Clocks) -> None:
     async with opened(path, clocks) as store:
         await keep(store, SID, 3, 0)

@@ -165,6 +165,7 @@ class Database:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {MAX_WAL_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+        connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         migrate(connection)
         self._begin = "BEGIN IMMEDIATE"
 
