@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from router.config import AdminConfig
+from router.terminal.screen import SNAPSHOT, printable
 
 CONNECT_S, SILENT_S = 3.0, 10.0
 MAX_EVENT_BYTES = 8 << 20
@@ -28,17 +29,20 @@ class AdminClient:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    async def ask(self, path: str) -> Any:
-        """Raises AdminError."""
+    async def list(self, path: str, member: str) -> list[dict[str, Any]]:
+        """What is listed under ``member`` of the answer. Raises AdminError."""
         async with self._answer(path) as answer:
-            return msgspec.json.decode(await answer.read())
+            return msgspec.json.decode(await answer.read(), type=dict[str, list[dict[str, Any]]])[member]
 
     async def snapshots(self) -> AsyncGenerator[dict[str, Any], None]:
         """What the status page shows, once a second, for as long as the router goes on. Raises AdminError."""
         async with self._answer("/events") as answer:
             async for line in answer.content:
                 if line.startswith(b"data: "):
-                    yield msgspec.json.decode(line[6:])
+                    shown = msgspec.json.decode(line[6:], type=dict[str, Any])
+                    if not shown.keys() >= SNAPSHOT:
+                        raise ValueError("another release's, or something else's figures")
+                    yield shown
 
     @asynccontextmanager
     async def _answer(self, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -51,7 +55,7 @@ class AdminClient:
                 if answer.status != 200:
                     raise AdminError(await self._refusal(answer))
                 yield answer
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
             raise AdminError(
                 f"{self.url} is no router's admin port, or not now ({error or type(error).__name__}): see admin.host and "
                 "admin.port, or name it with --admin-url"
@@ -61,7 +65,7 @@ class AdminClient:
         if answer.status == 401:
             return f"{self.url} asks for a token that this is not: set WARMROUTE_ADMIN__TOKEN to what the router has"
         told = (await answer.content.read(200)).decode("utf-8", "replace").strip()
-        return f"{self.url} answers {answer.status}: {told}"
+        return f"{self.url} answers {answer.status}: {printable(told.partition(chr(10))[0])}"
 
 
 def admin_url(admin: AdminConfig) -> str:

@@ -54,7 +54,7 @@ def top_command(file: Path | None, admin_url: str | None, once: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As the admin port tells.")
 def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> None:
     """List the workers."""
-    workers = _run(_client(file, admin_url).ask("/workers"))["workers"]
+    workers = _run(_client(file, admin_url).list("/workers", "workers"))
     if as_json:
         click.echo(json.dumps(workers, indent=2))
     else:
@@ -67,7 +67,7 @@ def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> 
 def explain_command(request_id: str, file: Path | None, admin_url: str | None) -> None:
     """Say what happened to a request, and why: ID is its X-Request-Id."""
     client = _client(file, admin_url)
-    decisions = _run(client.ask("/decisions"))["decisions"]
+    decisions = _run(client.list("/decisions", "decisions"))
     found = [decision for decision in decisions if decision["request_id"] == request_id]
     if not found:
         raise click.ClickException(
@@ -98,6 +98,7 @@ async def _print_once(client: AdminClient, console: Console) -> None:
         async for shown in snapshots:
             console.print(top_screen(shown))
             return
+    raise AdminError(f"{client.url} told nothing")
 
 
 async def _watch(client: AdminClient, console: Console) -> None:

@@ -15,6 +15,10 @@ from rich.text import Text
 RECENT_SAMPLES = 31
 """Of the hit ratio: five minutes, a sample each ten seconds."""
 DECISIONS = 8
+SNAPSHOT = frozenset(
+    {"version", "policy", "workers", "decisions", "live_requests", "queued", "saved_prefill_s", "sessions", "history"}
+)
+"""What a snapshot has to have to be shown."""
 LEFT_FOR_OTHERS = DECISIONS + 9
 """Lines of a screen that are not workers'."""
 _STYLES = {"up": "green", "starting": "yellow", "ejected": "red"}

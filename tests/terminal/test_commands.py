@@ -88,6 +88,22 @@ async def test_a_router_that_is_away_is_said_in_a_line(words: tuple[str, ...]) -
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("words", [("top", "--once"), ("workers",), ("explain", "r-1")])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b"data: {}\n\n", b"data: 7\n\n", b"data: " + b"[" * 200_000])
+async def test_what_is_no_routers_answer_is_said_in_a_line(words: tuple[str, ...], body: bytes) -> None:
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(other, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        result = await run(None, *words, "--admin-url", f"http://127.0.0.1:{port}")
+        assert isinstance(result.exception, SystemExit)
+        assert (result.exit_code, result.output.count("\n")) == (1, 1)
+
+
 async def test_another_port_than_the_admin_ports_is_told_so() -> None:
     async with routed("http://127.0.0.1:1") as router:
         result = await run(None, "workers", "--admin-url", router.url)
