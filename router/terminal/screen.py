@@ -41,12 +41,16 @@ def top_screen(shown: dict[str, Any], height: int | None = None) -> RenderableTy
 
 
 def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> Table:
-    """Those that are not up first, then the busiest; ``most`` rows of them."""
+    """Those that are not up first, then the busiest; ``most`` rows of them.
+
+    Live requests; prefill tokens that wait; hits of the prompts' tokens; how full its cache is believed to be; how fast it
+    prefills. Heads are short, since a terminal has 80 columns.
+    """
     ordered = sorted(workers, key=lambda one: (one["state"] == "up", -one["in_flight"], one["name"]))
     shown = ordered[:most]
     hidden = len(ordered) - len(shown)
     table = _table(
-        ("worker", "state", ">in flight", ">waiting prefill", ">hit ratio", ">believed warm", ">tokens/s", "URL"),
+        ("worker", "state", ">live", ">prefill", ">hits", ">warm", ">tokens/s", "URL"),
         f"and {hidden} more" if hidden else None,
     )
     for one in shown:
@@ -91,7 +95,7 @@ def recent_hits(history: Sequence[Sequence[float]]) -> str:
 
 
 def _decision_table(decisions: Sequence[dict[str, Any]]) -> Table:
-    table = _table(("request", "model", "worker", "why", ">status", ">prompt", ">predicted", ">cached", ">first token"))
+    table = _table(("request", "model", "worker", "why", ">status", ">prompt", ">expected", ">cached", ">first"))
     for one in decisions:
         first = one["time_to_first_token_s"]
         table.add_row(
