@@ -301,6 +301,18 @@ def test_each_secret_reaches_the_router_by_reference(tmp_path: Path) -> None:
         assert f"of-{name}".lower() in json.dumps(pod(rendered_of(yaml.safe_dump(values), tmp_path))), name
 
 
+def test_a_file_that_the_configuration_names_can_be_mounted(tmp_path: Path) -> None:
+    values = yaml.safe_load(VARIANTS["stateless"])
+    values["config"] = {"fleet": {"ca_file": "/etc/ca/ca.crt"}}
+    values["extraVolumes"] = [{"name": "ca", "configMap": {"name": "private-ca"}}]
+    values["extraVolumeMounts"] = [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}]
+    objects = rendered_of(yaml.safe_dump(values), tmp_path)
+    spec = pod(objects)
+    assert values["extraVolumes"][0] in spec["volumes"]
+    assert values["extraVolumeMounts"][0] in spec["containers"][0]["volumeMounts"]
+    kubernetes_validate.validate(workload(objects), KUBERNETES, strict=True)
+
+
 ROUTER = {"app.kubernetes.io/name": "warmroute", "app.kubernetes.io/instance": "router"}
 CLIENT, ELSEWHERE = Peer("inference", {"app": "gateway"}), Peer("default", {"app": "gateway"})
 PROMETHEUS, REDIS = Peer("monitoring", {"app": "prometheus"}), Peer("inference", {"app": "redis"})
