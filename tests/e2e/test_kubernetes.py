@@ -135,6 +135,9 @@ async def fleet_of_pods(folder: Path) -> AsyncIterator[tuple[Cluster, Running]]:
                 "probes__interval_s": 5.0,
                 "load__poll_interval_s": 5.0,
                 "resumption__max_attempts": 5,
+                # Eight of forty die at once, again and again: one request may meet three of them, and by default it is then
+                # taken for what kills them.
+                "retries__max_deaths": 20,
             }
             async with routed(**settings) as router:
                 cluster.watch(router)
