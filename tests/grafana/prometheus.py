@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.not_tested import not_tested
 
 SCRAPED_EVERY_S = 0.5
 START_S = 20.0
@@ -28,10 +27,7 @@ def program(name: str) -> str:
     """Its path."""
     found = shutil.which(name)
     if found is None:
-        message = f"{name} is not installed (Debian: apt-get install prometheus)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        not_tested(f"{name} is not installed (Debian: apt-get install prometheus)")
     return found
 
 
