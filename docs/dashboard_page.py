@@ -50,8 +50,8 @@ def shown(value: float, unit: str) -> str:
     end = {"reqps": " req/s", "cps": " c/s", "bytes": "B"}.get(unit, "")
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {letter}{end.strip() if unit == 'bytes' else end}"
-    return f"{value:.3g} {end}".strip() if unit == "bytes" else f"{value:.3g}{end}"
+            return f"{value / size:.3g} {letter}{end}"
+    return f"{value:.3g} {end}" if unit == "bytes" else f"{value:.3g}{end}"
 
 
 def page(dashboard: Mapping[str, Any], found: Mapping[int, Sequence[Series]]) -> str:
@@ -89,11 +89,10 @@ def _graph(settings: Mapping[str, Any], series: Sequence[Series]) -> str:
     times = [at for each in drawn for at, _ in each.points]
     begin, span = min(times), max(max(times) - min(times), 1e-9)
     top = max(settings.get("max", 0.0), *(value for each in drawn for _, value in each.points)) or 1.0
-    lines = "".join(_line(each, colour, begin, span, top) for each, colour in zip(drawn, cycle(COLOURS)))
+    coloured = list(zip(drawn, cycle(COLOURS)))
+    lines = "".join(_line(each, colour, begin, span, top) for each, colour in coloured)
     marks = "".join(_mark(top * share, top, settings["unit"]) for share in (0.0, 0.5, 1.0))
-    named = "".join(
-        f'<i style="background:{colour}"></i>{escape(each.name)}' for each, colour in zip(drawn, cycle(COLOURS))
-    )
+    named = "".join(f'<i style="background:{colour}"></i>{escape(each.name)}' for each, colour in coloured)
     box = f"0 0 {WIDTH} {HEIGHT + 12}"
     return f'<svg viewBox="{box}" preserveAspectRatio="none">{marks}{lines}</svg><div class="legend">{named}</div>'
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from playwright.async_api import async_playwright
-
 from docs.dashboard_page import Series, page, range_series
-from grafana.ask import DASHBOARDS
-from tests.grafana.test_queries import Run, filled_in, scrape
+from docs.screenshots import IMAGES, chromium
+from grafana.ask import DASHBOARDS, filled_in
+from tests.grafana.test_queries import RATED_OVER, SHOWN, Run, scrape
 
-IMAGES = Path(__file__).parent / "images"
 STEP_S = 0.5
 
 
@@ -31,19 +28,19 @@ def ask(run: Run, dashboard: dict[str, Any]) -> dict[int, list[Series]]:
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
             when = {"start": run.began_at, "end": run.ended_at, "step": STEP_S}
-            answered = run.prometheus.ask("query_range", query=filled_in(target["expr"]), **when)["result"]
+            answered = run.prometheus.ask("query_range", query=filled_in(target["expr"], RATED_OVER, SHOWN), **when)[
+                "result"
+            ]
             found.setdefault(panel["id"], []).extend(range_series(answered, target["legendFormat"]))
     return found
 
 
 async def draw(pages: dict[str, str]) -> None:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    async with chromium() as browser:
         view = await browser.new_page(viewport={"width": 1432, "height": 800})
         for name, html in pages.items():
             await view.set_content(html)
             await view.screenshot(path=IMAGES / f"dashboard-{name}.png", full_page=True)
-        await browser.close()
 
 
 def main() -> int:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
-from playwright.async_api import async_playwright
+from playwright.async_api import Browser, async_playwright
 
 from router.app import running
 from router.config import load_config
@@ -56,16 +57,23 @@ async def main() -> None:
             await asyncio.gather(*clients)
 
 
-async def draw(url: str) -> None:
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """The system's, for as long as the block."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+async def draw(url: str) -> None:
+    async with chromium() as browser:
         for scheme in ("light", "dark"):
             page = await browser.new_page(color_scheme=scheme, viewport={"width": 1180, "height": 900})  # type: ignore[arg-type]
             await page.goto(url)
             await page.locator("#workers tbody tr").first.wait_for()
             await asyncio.sleep(2.0)
             await page.screenshot(path=IMAGES / f"status-{scheme}.png")
-        await browser.close()
 
 
 if __name__ == "__main__":

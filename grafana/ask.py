@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 DASHBOARDS = Path(__file__).parent / "dashboards"
 PATIENCE_S = 10.0
-VARIABLES = {"$job": ".*", "$instance": ".*", "$model": ".*", "$__rate_interval": "1m", "$__range": "15m"}
+VARIABLES = {"$job": ".*", "$instance": ".*", "$model": ".*"}
+RATED_OVER, SHOWN = "1m", "15m"
 
 
 class Panel(NamedTuple):
@@ -32,9 +33,9 @@ def panels(dashboard: Path) -> list[Panel]:
     ]
 
 
-def filled_in(expr: str) -> str:
-    """As Grafana asks with every variable at "All". Raises ValueError."""
-    for name, value in VARIABLES.items():
+def filled_in(expr: str, rated_over: str = RATED_OVER, shown: str = SHOWN) -> str:
+    """As Grafana asks with every variable at "All"; ``shown``: how long a time. Raises ValueError."""
+    for name, value in {**VARIABLES, "$__rate_interval": rated_over, "$__range": shown}.items():
         expr = expr.replace(name, value)
     if "$" in expr:
         raise ValueError(f"a variable that is not known: {expr}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grafana.boards.latency import GOOD_S
+from grafana.queries import share
 
 WINDOWS = ("5m", "30m", "1h", "6h")
 LONG = ("1h", "6h")
@@ -32,18 +33,14 @@ def _slow(window: str) -> str:
     return f"{rate('time_to_first_token_seconds_count', window)} - {soon}"
 
 
-def share(part: str, whole: str) -> str:
-    return f"({part}) / ({whole} > 0)"
-
-
 RECORDED = {
     **{
-        f"warmroute:errors:ratio_rate{window}": share(_failed(window), rate("requests_total", window))
+        f"warmroute:errors:ratio_rate{window}": share(f"({_failed(window)})", rate("requests_total", window))
         for window in WINDOWS
     },
     **{
         f"warmroute:slow_first_tokens:ratio_rate{window}": share(
-            _slow(window), rate("time_to_first_token_seconds_count", window)
+            f"({_slow(window)})", rate("time_to_first_token_seconds_count", window)
         )
         for window in WINDOWS
     },

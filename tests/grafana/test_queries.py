@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from grafana.alerts import ALERTS
+from grafana.ask import filled_in
 from grafana.generate import BOARDS
-from grafana.panels import RATE
 from grafana.shares import RECORDED
 from router.app import Running
 from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fleet
@@ -31,7 +31,7 @@ KEYS = (
     "[tenants.acme]\nprompt_tokens_per_day = 100_000_000\nnotes_tokens_per_day = 1_000_000\n"
     "[tenants.beta]\nprompt_tokens_per_day = 1\n" + entry("a", "acme", ACME) + entry("b", "beta", BETA)
 )
-VARIABLES = {"$job": ".*", "$instance": ".*", "$model": ".*", RATE: "5s", "$__range": "1m"}
+RATED_OVER, SHOWN = "5s", "1m"
 CHAT = "/v1/chat/completions"
 
 
@@ -157,16 +157,9 @@ QUERIES = [
 ]
 
 
-def filled_in(expr: str) -> str:
-    for name, value in VARIABLES.items():
-        expr = expr.replace(name, value)
-    assert "$" not in expr, "a variable that no test knows"
-    return expr
-
-
 @pytest.mark.parametrize("expr", QUERIES)
 def test_a_panels_query_returns_data(run: Run, expr: str) -> None:
-    assert run.prometheus.values(filled_in(expr), run.began_at, run.ended_at)
+    assert run.prometheus.values(filled_in(expr, RATED_OVER, SHOWN), run.began_at, run.ended_at)
 
 
 SELECTORS = sorted({found for alert in ALERTS for found in re.findall(r"warmroute_\w+(?:\{[^}]*\})?", alert.expr)})
