@@ -13,10 +13,13 @@ import zipfile
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tests.not_tested import not_tested
+
+Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "chart" / "warmroute"
@@ -82,5 +85,19 @@ def template(
     return run("template", release, str(CHART), "--namespace", namespace, "--values", str(file))
 
 
-def objects(rendered: str) -> list[dict[str, object]]:
-    return [each for each in yaml.safe_load_all(rendered) if each]
+def rendered(values: str, directory: Path, **more: str) -> list[Object]:
+    """``more``: the release's name and namespace."""
+    done = template(values, directory, **more)
+    assert done.returncode == 0, done.stderr
+    return objects(done.stdout)
+
+
+def kustomized(folder: Path) -> str:
+    command = [program("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def objects(manifests: str) -> list[Object]:
+    return [each for each in yaml.safe_load_all(manifests) if each]

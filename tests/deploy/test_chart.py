@@ -9,7 +9,6 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -17,6 +16,7 @@ import yaml
 
 from router.config import load_config, settings
 from tests.deploy import helm
+from tests.deploy.helm import Object
 from tests.deploy.policies import Peer, allows
 from tests.deploy.variants import BASE, DNS, VARIANTS
 
@@ -29,8 +29,6 @@ VERSIONS = ("1.29", "1.31", KUBERNETES)
 OF_OPERATORS = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
 """Their schemas are Prometheus' operator's."""
 
-Object = dict[str, Any]
-
 
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
@@ -39,13 +37,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 def rendered(variant: str, directory: Path, **more: str) -> list[Object]:
     """``more``: the release's name and namespace."""
-    return rendered_of(VARIANTS[variant], directory, **more)
-
-
-def rendered_of(values: str, directory: Path, **more: str) -> list[Object]:
-    found = helm.template(values, directory, **more)
-    assert found.returncode == 0, found.stderr
-    return [dict(each) for each in helm.objects(found.stdout)]
+    return helm.rendered(VARIANTS[variant], directory, **more)
 
 
 def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
@@ -174,7 +166,7 @@ def test_whatever_a_release_is_called_what_it_makes_may_be_called(release: str, 
 def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
     values = VARIANTS["redis"].replace("warmroute-keys", "'123'").replace("warmroute-admin", "'1e3'")
     values = values.replace("warmroute-redis", "'0'").replace("storageClass: fast", "storageClass: '1'")
-    for each in rendered_of(values + "priorityClassName: '1000'\n", tmp_path):
+    for each in helm.rendered(values + "priorityClassName: '1000'\n", tmp_path):
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
 
 
@@ -185,7 +177,7 @@ def test_routers_without_workers_keep_no_node_from_being_emptied(tmp_path: Path)
 
 def test_names_may_be_asked_for_at_other_ports(tmp_path: Path) -> None:
     values = BASE + "  dns: {peers: [{ipBlock: {cidr: 192.0.2.53/32}}], ports: [5353]}\n" + DNS
-    policies = of_kind(rendered_of(values, tmp_path), "NetworkPolicy")
+    policies = of_kind(helm.rendered(values, tmp_path), "NetworkPolicy")
     assert allows(policies, "inference", ROUTER, "Egress", Peer(ip="192.0.2.53"), 5353)
     assert not allows(policies, "inference", ROUTER, "Egress", DNS_POD, 53)
 
@@ -194,7 +186,7 @@ def test_dashboards_need_no_labels(tmp_path: Path) -> None:
     values = VARIANTS["watched"].replace(
         "dashboards: {enabled: true}", "dashboards: {enabled: true, labels: {grafana_dashboard: null}}"
     )
-    assert of_kind(rendered_of(values, tmp_path), "ConfigMap")
+    assert of_kind(helm.rendered(values, tmp_path), "ConfigMap")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +290,7 @@ def test_each_secret_reaches_the_router_by_reference(tmp_path: Path) -> None:
         values = yaml.safe_load(VARIANTS["redis"])
         values["networkPolicy"]["postgres"] = {"peers": [{"podSelector": {}}]}
         values["secrets"][name] = {"name": f"of-{name}".lower()}
-        assert f"of-{name}".lower() in json.dumps(pod(rendered_of(yaml.safe_dump(values), tmp_path))), name
+        assert f"of-{name}".lower() in json.dumps(pod(helm.rendered(yaml.safe_dump(values), tmp_path))), name
 
 
 def test_a_file_that_the_configuration_names_can_be_mounted(tmp_path: Path) -> None:
@@ -306,7 +298,7 @@ def test_a_file_that_the_configuration_names_can_be_mounted(tmp_path: Path) -> N
     values["config"] = {"fleet": {"ca_file": "/etc/ca/ca.crt"}}
     values["extraVolumes"] = [{"name": "ca", "configMap": {"name": "private-ca"}}]
     values["extraVolumeMounts"] = [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}]
-    objects = rendered_of(yaml.safe_dump(values), tmp_path)
+    objects = helm.rendered(yaml.safe_dump(values), tmp_path)
     spec = pod(objects)
     assert values["extraVolumes"][0] in spec["volumes"]
     assert values["extraVolumeMounts"][0] in spec["containers"][0]["volumeMounts"]
@@ -360,7 +352,7 @@ def test_dashboards_and_rules_are_those_of_the_project(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PodMonitor", "ServiceMonitor"])
 def test_what_is_scraped_has_the_name_that_alerts_look_for(kind: str, tmp_path: Path) -> None:
-    objects = rendered_of(VARIANTS["watched"].replace("kind: PodMonitor", f"kind: {kind}"), tmp_path)
+    objects = helm.rendered(VARIANTS["watched"].replace("kind: PodMonitor", f"kind: {kind}"), tmp_path)
     (monitor,), (rules,) = of_kind(objects, kind), of_kind(objects, "PrometheusRule")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints" if kind == "PodMonitor" else "endpoints"]
     (job,) = [each["replacement"] for each in endpoint["relabelings"] if each["targetLabel"] == "job"]
@@ -371,7 +363,7 @@ def test_what_is_scraped_has_the_name_that_alerts_look_for(kind: str, tmp_path: 
 
 @pytest.mark.parametrize("region", ["east", "west"])
 def test_a_regions_routers_may_be_scraped_and_reach_its_store(region: str, tmp_path: Path) -> None:
-    objects = rendered_of((helm.ROOT / "deploy" / "regions" / f"{region}.yaml").read_text(), tmp_path)
+    objects = helm.rendered((helm.ROOT / "deploy" / "regions" / f"{region}.yaml").read_text(), tmp_path)
     policies = of_kind(objects, "NetworkPolicy")
     assert allows(policies, "inference", ROUTER, "Ingress", PROMETHEUS, 8081)
     assert allows(policies, "inference", ROUTER, "Egress", Peer("redis", {}), 6379)

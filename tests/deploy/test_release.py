@@ -12,9 +12,8 @@ import yaml
 
 from tests.deploy.helm import ROOT, helm, objects
 from tests.deploy.helm import run as run_helm
-from tests.deploy.variants import VARIANTS
+from tests.deploy.variants import DIGEST, VARIANTS
 
-DIGEST = "sha256:" + "a1" * 32
 WORKFLOW = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -21,19 +19,9 @@ FLAGS = yaml.safe_load((WORKERS / "vllm.yaml").read_text("utf-8"))
 
 
 @cache
-def workers() -> dict[str, dict[str, Any]]:
+def workers() -> dict[str, helm.Object]:
     """By kind."""
-    done = subprocess.run(
-        [helm.program("kubectl"), "kustomize", str(WORKERS)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return {str(each["kind"]): each for each in helm.objects(done.stdout)}
-
-
-def router(directory: Path) -> list[dict[str, Any]]:
-    done = helm.template(VARIANTS["kubernetes"], directory)
-    assert done.returncode == 0, done.stderr
-    return [dict(each) for each in helm.objects(done.stdout)]
+    return {str(each["kind"]): each for each in helm.objects(helm.kustomized(WORKERS))}
 
 
 @pytest.mark.parametrize("kubernetes", ["1.29", "1.34"])
@@ -60,7 +48,11 @@ def test_the_charts_routers_reach_them_and_nobody_else(tmp_path: Path) -> None:
     spec = workers()["NetworkPolicy"]["spec"]
     (rule,) = spec["ingress"]
     (peer,) = rule["from"]
-    (workload,) = [each for each in router(tmp_path) if each["kind"] in ("Deployment", "StatefulSet")]
+    (workload,) = [
+        each
+        for each in helm.rendered(VARIANTS["kubernetes"], tmp_path)
+        if each["kind"] in ("Deployment", "StatefulSet")
+    ]
     labels = workload["spec"]["template"]["metadata"]["labels"]
     assert peer["podSelector"]["matchLabels"].items() <= labels.items()
     assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": helm.NAMESPACE}

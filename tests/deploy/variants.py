@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+DIGEST = "sha256:" + "a1" * 32
+"""Of an image."""
 BASE = """
 secrets:
   keys: {name: warmroute-keys}
