@@ -388,7 +388,8 @@ class BackgroundCollector(Collector):
 class AuthFigures(Protocol):
     """What stands at the door. ``failures``: looks at the key file that came to nothing."""
 
-    failures: int
+    @property
+    def failures(self) -> int: ...
 
     @property
     def loaded_keys(self) -> int: ...

@@ -9,6 +9,7 @@ import logging
 import ssl
 from pathlib import Path
 
+from router.server.complaint import Complaint
 from router.server.listen import tls_context
 
 log = logging.getLogger("warmroute.tls")
@@ -21,11 +22,9 @@ class Certificate:
         self._cert = cert
         self._key = key
         self._reload_s = reload_s
-        self._complaint = ""
-        self.failures = 0
-        """Looks that failed."""
+        self._complaint = Complaint()
         self._content, self._newest = self._load()
-        self.context = tls_context(cert, key)
+        self.context = self._newest
         """What to listen with: each handshake goes on with the newest."""
         self.context.sni_callback = self._show
 
@@ -44,7 +43,12 @@ class Certificate:
         except OSError as error:  # ssl's own are among them
             self._complain(str(error))
         else:
-            self._complaint = ""
+            self._complaint.over()
+
+    @property
+    def failures(self) -> int:
+        """Looks that failed."""
+        return self._complaint.failures
 
     def _show(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         """Called in each handshake, also where the client names no host."""
@@ -58,8 +62,5 @@ class Certificate:
         return self._read(), tls_context(self._cert, self._key)
 
     def _complain(self, error: str) -> None:
-        """Each failure is counted, and told once."""
-        self.failures += 1
-        if error != self._complaint:
-            self._complaint = error
+        if self._complaint.is_new(error):
             log.error("certificate not renewed: the old one is shown", extra={"file": self._cert, "error": error})

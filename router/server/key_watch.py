@@ -13,6 +13,7 @@ from router.core.keyring import BadKeys, KeyList, Keyring, Refusal, joined, pars
 from router.core.request import Tenant
 from router.server.audit import Audit
 from router.server.auth import KeyGate
+from router.server.complaint import Complaint
 
 log = logging.getLogger("warmroute.auth")
 
@@ -70,12 +71,16 @@ class KeyWatch:
         self._audit = audit
         self._salt_secret = read_salt_secret(auth)
         self._woken = asyncio.Event()
-        self._complaint = ""
-        self.failures = 0
+        self._complaint = Complaint()
         self._content, listed = load_keys(auth)
         keyring = Keyring(listed, self._salt_secret)
         self.gate = KeyGate(keyring, audit, now, max_connections)
         audit.note("keys loaded", file=auth.keys_file, keys=len(keyring))
+
+    @property
+    def failures(self) -> int:
+        """Looks that failed."""
+        return self._complaint.failures
 
     @property
     def loaded_keys(self) -> int:
@@ -109,7 +114,7 @@ class KeyWatch:
         except BadKeys as error:
             self._complain(str(error))
         else:
-            self._complaint = ""
+            self._complaint.over()
 
     async def _replaced(self, content: bytes, old: Keyring) -> Keyring:
         new = await asyncio.to_thread(lambda: Keyring(list_keys(self._auth, content), self._salt_secret))
@@ -123,10 +128,7 @@ class KeyWatch:
         return new
 
     def _complain(self, error: str) -> None:
-        """Each failure is counted, and told once."""
-        self.failures += 1
-        if error != self._complaint:
-            self._complaint = error
+        if self._complaint.is_new(error):
             fields = {"file": self._auth.keys_file, "error": error}
             log.error("keys not reloaded: the old ones hold", extra=fields)
             self._audit.note("keys not reloaded", **fields)

@@ -24,6 +24,7 @@ TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"traceparent: 00-{TRACE_ID}-{PARENT_ID}-01", f"traceparent: 00-{TRACE_ID}-{PARENT_ID}-00"
 COUNTED = b'{"usage":{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}'
 ID = "X-Request-Id: r1"
+SAID_HI = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
 
 
 def tracing(collector: Collector, **settings: Any) -> dict[str, Any]:
@@ -231,10 +232,9 @@ async def test_a_request_without_a_key_is_one_span(tmp_path: Path) -> None:
 
 
 async def test_a_sessions_turn_shows_claim_prompt_and_save() -> None:
-    reply = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
     async with (
         collecting() as collector,
-        scripted(answering(reply)) as worker,
+        scripted(answering(SAID_HI)) as worker,
         routed(worker.url, **tracing(collector)) as router,
     ):
         body = {"model": "m", "input": "hello"}
@@ -271,10 +271,9 @@ async def test_a_streamed_turn_whose_worker_was_well_and_whose_client_got_an_err
 
 
 async def test_a_turn_that_is_answered_again_from_the_log_asks_no_worker_and_has_its_status() -> None:
-    reply = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
     async with (
         collecting() as collector,
-        scripted(answering(reply)) as worker,
+        scripted(answering(SAID_HI)) as worker,
         routed(worker.url, **tracing(collector)) as router,
     ):
         for request_id in ("r1", "r2"):
