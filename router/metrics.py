@@ -42,7 +42,7 @@ MAX_LABEL_VALUES = 1000
 BATCH = 100
 """Records counted at once: about a millisecond."""
 
-CUT_CAUSES = ("head_timeout", "body_timeout", "too_many", "write_stall")
+CUT_CAUSES = ("head_timeout", "head_size", "body_timeout", "too_many", "write_stall")
 RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy")
 RESUMPTION_CAUSES = ("died", "timeout", "error")
 RESUMPTION_OUTCOMES = ("exact", "text", "finished", "unsafe", "failed")
