@@ -45,7 +45,14 @@ from router.core.record import Record
 from router.core.tenant import EVERYBODY, make_caller
 from router.dispatch import Dispatcher, DispatchSettings
 from router.logs import AUDIT
-from router.metrics import AuthCollector, BackgroundCollector, CertificateCollector, FleetCollector, Metrics
+from router.metrics import (
+    AuthCollector,
+    BackgroundCollector,
+    CertificateCollector,
+    FleetCollector,
+    MemoryCollector,
+    Metrics,
+)
 from router.parsing.pool import Parsers
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
@@ -103,6 +110,8 @@ class Running:
     pool: Pool
     open_connections: Callable[[], int]
     """Clients' connections to the data port."""
+    head_bytes: Callable[[], int]
+    """Of their heads that are not whole."""
     stop_accepting: Callable[[], Awaitable[None]]
     """Close the data port's listener; connections stay."""
     keys: KeyWatch | None
@@ -233,8 +242,6 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "max_known_token_counts", "How many may be.", counts.known.max_size
         yield "status_viewers", "Who look at the status page.", feed.viewers
         yield "max_status_viewers", "How many may.", feed.max_viewers
-        yield "held_bytes", "Held of clients' requests and answers.", memory.bytes
-        yield "max_held_bytes", "Most bytes that may be held.", memory.max_bytes
         yield "head_bytes", "Heads of requests that are not whole yet.", clients.head_bytes + admins.head_bytes
         yield "max_head_bytes", "Most bytes that those heads may have together.", config.limits.max_total_head_bytes
         yield "parsing_waiting", "Costly bodies that wait for a process to read them.", len(parsers.turns)
@@ -244,6 +251,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
+    registry.register(MemoryCollector(memory))
     registry.register(StateCollector(state.turns, state.store, state.watch))
     registry.register(
         ContextCollector(
@@ -281,6 +289,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             fleet=fleet,
             pool=pool,
             open_connections=lambda: clients.open_connections,
+            head_bytes=lambda: clients.head_bytes,
             stop_accepting=site.stop,
             keys=keys,
         )

@@ -86,7 +86,7 @@ async def test_bodies_that_are_too_much_together_are_refused_until_some_have_end
         await until(lambda: any(router.fleet.in_flight))
         answer = await post(router, PATH, body)
         assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
-        assert (await get_admin(router, "/metrics")).body.count(b"warmroute_held_bytes 40") == 1
+        assert (await get_admin(router, "/metrics")).body.count(b'warmroute_held_bytes{kind="body"} 40') == 1
         gate.set()
         assert (await first).status == 200
         assert (await post(router, PATH, body)).status == 200
