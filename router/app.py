@@ -90,7 +90,8 @@ from router.upstream.watch import WatchSettings
 log = logging.getLogger("warmroute")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_FREE_BYTES = 64 << 20
+"""Numbers from malloc.h."""
+KEPT_FREE_BYTES, LARGE_BYTES = 16 << 20, 512 << 10
 SHUTDOWN_S = 0.5
 """For handlers that outlived the drain, before they are cancelled; and once more for them to end."""
 
@@ -368,12 +369,13 @@ def _calm_collector() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """glibc gives freed memory back to the kernel at once, and has it zeroed again for the next large body: that doubles
-    what such a body costs. Numbers from malloc.h; other C libraries do without."""
+    """glibc gives freed memory back to the kernel at once, and has it zeroed again for the next body: that doubles what such a
+    body costs. So some is kept, and only what is large and seldom is given back at once, lest a wave of it stays for ever.
+    Other C libraries do without."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
-        mallopt(M_MMAP_THRESHOLD, KEPT_FREE_BYTES // 2)
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _allow_descriptors(max_connections: int) -> None:

@@ -150,6 +150,7 @@ class Dispatcher:
         transcript = Transcript(self._settings.max_kept_bytes, self.kept) if request.is_resumable else None
         self.budget.on_request()
         reservation: Reservation | None = None
+        is_foreseen = False
         try:
             reservation = self._admission.charge(request, rules)
             if reservation is not None and reservation.is_capped:
@@ -158,13 +159,16 @@ class Dispatcher:
             broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
+            is_foreseen = True
         except RouterError as error:
+            is_foreseen = True
             record.status, record.outcome = error.status, error.code
             error.is_counted = True
             if isinstance(error, GivenUp):
                 _note_given_up(record, error)
             raise
         except asyncio.CancelledError:
+            is_foreseen = True
             record.status, record.outcome = record.status or CLIENT_GONE, StreamEnd.CLIENT_GONE.value
             raise
         finally:
@@ -175,7 +179,8 @@ class Dispatcher:
                 transcript.clear()
             record.ended_at = self._clock()
             self._admission.settle(reservation, record)
-            self._observe(record)
+            if is_foreseen:  # else the port counts it, as what nobody foresaw
+                self._observe(record)
 
     async def _place(self, flight: _Flight, rules: TenantRules) -> _Break | None:
         """Where there is room, or will be soon; again, when those who were tried are gone and others may come, or were busy and

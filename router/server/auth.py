@@ -14,10 +14,8 @@ from aiohttp import web
 
 from router.core.errors import InvalidApiKey
 from router.core.keyring import Keyring, Refusal
-from router.core.request import Route
 from router.core.tenant import Caller
 from router.server.audit import Audit
-from router.server.errors import ANTHROPIC_ROUTES
 from router.server.key_connections import Connection, KeyConnections
 
 _NONE: tuple[str, ...] = ()
@@ -26,8 +24,8 @@ _NONE: tuple[str, ...] = ()
 class Gate(Protocol):
     connections: KeyConnections
 
-    def admit(self, request: web.BaseRequest, route: Route | None) -> Caller:
-        """``route``: the one that was matched; None for a plain page. Raises InvalidApiKey, ConnectionsLimited."""
+    def admit(self, request: web.BaseRequest, *, takes_x_api_key: bool = False) -> Caller:
+        """``takes_x_api_key``: Anthropic's clients ask for this path, too. Raises InvalidApiKey, ConnectionsLimited."""
         ...
 
 
@@ -38,7 +36,7 @@ class OpenGate:
         self._caller = caller
         self.connections = KeyConnections(0)
 
-    def admit(self, _request: web.BaseRequest, _route: Route | None) -> Caller:
+    def admit(self, _request: web.BaseRequest, *, takes_x_api_key: bool = False) -> Caller:  # noqa: ARG002
         return self._caller
 
 
@@ -53,8 +51,8 @@ class KeyGate:
         self._now = now
         self.refusals = dict.fromkeys(Refusal, 0)
 
-    def admit(self, request: web.BaseRequest, route: Route | None) -> Caller:
-        key = _presented(request, takes_x_api_key=route in ANTHROPIC_ROUTES)
+    def admit(self, request: web.BaseRequest, *, takes_x_api_key: bool = False) -> Caller:
+        key = _presented(request, takes_x_api_key=takes_x_api_key)
         digest = b"" if isinstance(key, Refusal) else _digest(key)
         found = key if isinstance(key, Refusal) else self.keyring.find(digest, self._now())
         if isinstance(found, Caller):

@@ -10,6 +10,7 @@ from aiohttp import web
 from router.config import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge
 from router.core.memory import BODY, Holding
+from router.server.protocol import ClientProtocol
 
 LINGER_S = 1.0
 """How long the bytes of a refused body are taken in, so that a client which sends before it reads hears the answer and not
@@ -32,6 +33,8 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
         return body
     if request.headers.get("Expect") is not None and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if isinstance(request.protocol, ClientProtocol):
+        request.protocol.begin_body()
     received = bytearray()
     now = asyncio.get_running_loop().time
     started_at = now()
@@ -59,19 +62,18 @@ def require_room(body_bytes: int, limits: LimitsConfig) -> None:
 
 def _check_framing(request: web.BaseRequest, payload_bytes: int) -> None:
     """Raises MalformedRequest for a body that is mostly chunk sizes, or extensions of them."""
-    framing_bytes = getattr(request.protocol, "wire_bytes", 0) - payload_bytes
+    wire_bytes = request.protocol.wire_bytes if isinstance(request.protocol, ClientProtocol) else 0
+    framing_bytes = wire_bytes - payload_bytes
     if framing_bytes > MAX_FRAMING_BYTES + FRAMING_RATIO * payload_bytes:
         raise MalformedRequest("the body's chunks are too small: send it in larger ones, or with its length")
 
 
 async def answer_unread(request: web.BaseRequest, response: web.Response, linger_bytes: int) -> None:
-    """Answer a request whose body is not whole, take in at most ``linger_bytes`` of it, and close the connection."""
+    """Answer a request whose body is not whole, take in at most ``linger_bytes`` of what comes, unread, and close."""
     response.force_close()
     with contextlib.suppress(ConnectionError):
         await response.prepare(request)
         await response.write_eof()
-    with contextlib.suppress(TimeoutError, web.RequestPayloadError):
-        async with asyncio.timeout(LINGER_S):
-            while linger_bytes > getattr(request.protocol, "wire_bytes", 0) and await request.content.readany():
-                pass
+    if linger_bytes and isinstance(request.protocol, ClientProtocol):
+        await asyncio.wait((request.protocol.discard(linger_bytes),), timeout=LINGER_S)
     request.protocol.force_close()

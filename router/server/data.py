@@ -42,7 +42,7 @@ from router.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.auth import Gate
 from router.server.bodies import answer_unread, read_body, require_room
 from router.server.client import ClientConnection
-from router.server.errors import SERVER, error_response
+from router.server.errors import ANTHROPIC_ROUTES, SERVER, error_response
 from router.server.openapi import describe
 from router.server.origins import Origins
 from router.server.stall import stall_rule
@@ -166,6 +166,7 @@ class DataPort:
                 return await self._answer_plain(request, memory)
             return await self._infer(request, route, request_id, started_at, memory)
         except RouterError as error:
+            memory.release()
             if not error.is_counted:
                 self._observe_refusal(route.value if route else "other", error.status)
             return await self._answer_error(request, error, route, request_id)
@@ -186,7 +187,7 @@ class DataPort:
         self, request: web.BaseRequest, route: Route, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
         """A request that a worker answers."""
-        caller = self._gate.admit(request, route)
+        caller = self._gate.admit(request, takes_x_api_key=route in ANTHROPIC_ROUTES)
         memory.owner = caller.rules.tenant
         self._check_open(request)
         self._check_body(request)
@@ -209,7 +210,7 @@ class DataPort:
         """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
         if (trace := TRACE.get()) is not None:
             trace.route = match.template
-        caller = self._gate.admit(request, None)
+        caller = self._gate.admit(request)
         memory.owner = caller.rules.tenant
         page = match.by_method.get(request.method)
         if page is None:
@@ -349,7 +350,7 @@ class DataPort:
         return web.Response(body=self._description, content_type="application/json")
 
     async def _models(self, request: web.BaseRequest) -> web.Response:
-        rules = self._gate.admit(request, None).rules
+        rules = self._gate.admit(request, takes_x_api_key=True).rules
         cards = [card for name, card in self._catalog.served_models().items() if rules.may_use(name)]
         return web.Response(
             body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"

@@ -31,8 +31,13 @@ CUTS_AT_ONCE = 32
 READ_BUFFER_BYTES = 128 << 10
 LINGER_S = 1.0
 
+NOTHING = memoryview(b"")
+
 PIECE_BYTES = 8 << 10
-"""Of heads and chunked bodies, this much is parsed at once: up to 1.3 ms, where each chunk has one byte."""
+"""So much of a head, or of a chunked body, is parsed at once: up to 1.3 ms, where each chunk has one byte."""
+
+SMALL_READ_BYTES, LARGE_READ_BYTES = 16 << 10, 256 << 10
+"""One read before a request's head is whole, and of its body. What is behind the head is kept until somebody asks for it."""
 
 MAX_UNSENT_BYTES = 16 << 10
 """Beyond this a connection counts as full, and what is not read has to be paid for from the memory budget."""
@@ -59,6 +64,9 @@ class ClientProtocol(web.RequestHandler):
 
     __slots__ = (
         "_clients",
+        "_discard_bytes",
+        "_discarded",
+        "_is_awaited",
         "_newest",
         "_rest",
         "head_bytes",
@@ -72,8 +80,13 @@ class ClientProtocol(web.RequestHandler):
     def __init__(self, clients: ClientServer, **kwargs: Any) -> None:
         super().__init__(clients, **kwargs)
         self._clients = clients
-        self._rest = b""
+        self._rest = NOTHING
         """Read, and not parsed yet; while there is any, nothing more is read."""
+        self._discarded: asyncio.Future[None] | None = None
+        """What comes is dropped, and this is done when it was too much, or nothing more can come."""
+        self._discard_bytes = 0
+        self._is_awaited = False
+        """Somebody reads the newest request's body."""
         self._newest: Any = None
         """The newest request, and its body."""
         self.head_due = inf
@@ -94,8 +107,9 @@ class ClientProtocol(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._clients.key_connections.release(self)
-        self._rest, self._newest = b"", None
+        self._rest, self._newest = NOTHING, None
         self._end_head()
+        self._end_discarding()
         super().connection_lost(exc)
 
     def has_stalled(self, transport: asyncio.Transport, now: float, rule: StallRule) -> bool:
@@ -110,57 +124,96 @@ class ClientProtocol(web.RequestHandler):
             self.unsent_bytes, self.unsent_since = unsent_bytes, now
         return False
 
+    def get_buffer(self, _size_hint: int) -> memoryview:
+        """Where the next read goes: at once from there to the parser, so all connections share it."""
+        return self._clients.large_buffer if self._awaits_body() else self._clients.small_buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self.data_received(bytes(self.get_buffer(0)[:count]))
+
     def data_received(self, data: bytes) -> None:
-        if len(data) <= PIECE_BYTES:  # also nothing: aiohttp looks again at what its parser has left
-            self._parse(data)
-        else:
-            self._rest = data
+        if self._discarded is not None:
+            self._discard_bytes -= len(data)
+            if self._discard_bytes <= 0:
+                self._end_discarding()
+        elif not self._rest and (len(data) <= PIECE_BYTES or self._takes_as_it_is(len(data))):
+            self._parse(data)  # also nothing: aiohttp looks again at what its parser has left
+        elif data:
+            self._rest = memoryview(bytes(self._rest) + data)
             self._pause_transport_reading()
             self._parse_rest()
+        else:
+            self._parse(data)
+
+    def begin_body(self) -> None:
+        """Somebody reads it."""
+        self._is_awaited = True
+        self._parse_rest()
+
+    def discard(self, most_bytes: int) -> asyncio.Future[None]:
+        """From now on nothing is parsed: to do so would cost more than the request that was refused."""
+        self._rest = NOTHING
+        self._discard_bytes = most_bytes
+        self._discarded = self._loop.create_future()
+        super()._resume_transport_reading()
+        return self._discarded
+
+    def _end_discarding(self) -> None:
+        if self._discarded is not None and not self._discarded.done():
+            self._discarded.set_result(None)
 
     def _parse_rest(self) -> None:
-        """A piece, and the next when others had their turn. A body of known length costs nothing to parse, and goes whole."""
-        while self._rest and self.transport is not None:
-            if self._reading_paused or self._buffer_paused:
-                return  # aiohttp asks for more when there is room
+        """A piece of a body, and the next when others had their turn. One of known length costs nothing to parse."""
+        while self._rest and self._may_parse():
             if self._takes_as_it_is(len(self._rest)):
-                piece, self._rest = self._rest, b""
-                self._parse(piece)
-                break
-            piece, self._rest = self._rest[:PIECE_BYTES], self._rest[PIECE_BYTES:]
-            self._parse(piece)
-            if self._rest and not self._takes_as_it_is(len(self._rest)):
+                piece, self._rest = self._rest, NOTHING
+            else:
+                piece, self._rest = self._rest[:PIECE_BYTES], self._rest[PIECE_BYTES:]
+            is_body = self._awaits_body()
+            self._parse(bytes(piece))
+            if is_body and self._rest:
                 self._loop.call_soon(self._parse_rest)
                 return
-        if not self._reading_paused and not self._buffer_paused:
+        if not self._rest and self._may_parse():
             super()._resume_transport_reading()
+
+    def _may_parse(self) -> bool:
+        """Not while aiohttp has enough, nor a body that nobody has asked for: whoever is refused is refused by the head."""
+        is_wanted = self._is_awaited or not self._awaits_body()
+        return is_wanted and not (self._reading_paused or self._buffer_paused) and self.transport is not None
 
     def _resume_transport_reading(self) -> None:
         if self._rest:
             self._loop.call_soon(self._parse_rest)
-        else:
+        elif self._may_parse():
             super()._resume_transport_reading()
 
     def _takes_as_it_is(self, count: int) -> bool:
         """Are the next bytes all of a body whose length is known?"""
-        if self._newest is None:
+        if not self._awaits_body():
             return False
         message, payload = self._newest
         length = None if message.chunked else message.headers.get("Content-Length")
-        return length is not None and not payload.is_eof() and count <= int(length) - payload.total_bytes
+        return length is not None and count <= int(length) - payload.total_bytes
+
+    def _awaits_body(self) -> bool:
+        return self._newest is not None and not self._newest[1].is_eof()
 
     def _parse(self, data: bytes) -> None:
         if self._force_close or self._close:
-            self._rest = b""
+            self._rest = NOTHING
             return
         heads = self._request_count
-        is_body = self._newest is not None and not self._newest[1].is_eof()
+        is_body = self._awaits_body()
         super().data_received(data)
         if self._request_count != heads:
             self._newest = None if isinstance(self._messages[-1][0], _ErrInfo) else self._messages[-1]
             self.head_due = inf
             self.wire_bytes = 0
             self._end_head()
+            self._is_awaited = False
+            if self._awaits_body():
+                self._pause_transport_reading()
             return
         if self.head_due == inf and self._waiter is not None:
             self.head_due = self._clients.next_due()
@@ -208,6 +261,8 @@ class ClientServer(web.Server):
         self.observers = observers
         self.head_bytes = 0
         """Of all heads that are not whole."""
+        self.large_buffer = memoryview(bytearray(LARGE_READ_BYTES))
+        self.small_buffer = self.large_buffer[:SMALL_READ_BYTES]
         self._stall = stall_rule(limits)
         self._protocol_kwargs: dict[str, Any] = {
             "loop": self._loop,

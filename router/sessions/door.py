@@ -99,7 +99,8 @@ class HeldClient:
             self._client.write(self._take_head() + (self._framed(out) if out else b""))
 
     def is_closing(self) -> bool:
-        return self._client.is_closing()
+        """Also once the answer cannot be kept any more: the worker need not go on with it."""
+        return self.error is not None or self._client.is_closing()
 
     def is_full(self) -> bool:
         return self._client.is_full()
