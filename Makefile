@@ -10,11 +10,11 @@ SHELL := /bin/bash
 .PHONY: run test servers check format lock test-system test-vllm fuzz bench soak clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
-$(VENV)/run.stamp: requirements.lock pyproject.toml
+$(VENV)/run.stamp: requirements.lock deploy/image/build.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warmroute needs Python 3.11 or newer; set PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock -r deploy/image/build.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-index --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
@@ -47,9 +47,9 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 lock: $(VENV)/dev.stamp  ## renew the lock files
-	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	printf 'hatchling>=1.27\neditables>=0.5\n' | $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' -c requirements-dev.lock - -o deploy/image/build.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes $(IMAGE_EXTRAS:%=--extra %) -c requirements-dev.lock pyproject.toml -o deploy/image/requirements.lock
 
 test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.5 GB, minutes)
