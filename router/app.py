@@ -54,6 +54,7 @@ from router.server.auth import OpenGate
 from router.server.certificate import Certificate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
+from router.server.guesses import MAX_ADDRESSES, Guesses
 from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser
@@ -190,8 +191,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
         return routing.misses.prompt_tokens, routing.misses.predicted_tokens, routing.misses.cached_tokens
 
     feed = StatusFeed(snapshot, sums, config.admin.max_viewers, clock, time.time)
+    guesses = Guesses(clock)
     admin = AdminPort(
-        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit
+        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit, guesses
     )
     background = Background(clock)
     keeper = FleetKeeper(
@@ -226,6 +228,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "max_known_token_counts", "How many may be.", counts.known.max_size
         yield "status_viewers", "Who look at the status page.", feed.viewers
         yield "max_status_viewers", "How many may.", feed.max_viewers
+        yield "admin_connections", "Connections to the admin port.", admins.open_connections
+        yield "max_admin_connections", "How many there may be.", config.limits.max_connections
+        yield (
+            "admin_wrong_tokens",
+            "Addresses that showed the admin port a wrong token a moment ago.",
+            guesses.addresses,
+        )
+        yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
         yield "body_bytes", "Bodies of requests under way.", data.bodies.bytes
         yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 

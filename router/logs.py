@@ -33,9 +33,16 @@ ABOUT: ContextVar[tuple[str, str]] = ContextVar("about", default=("", ""))
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
+_CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:[^\s'\"]{0,1000}@")
+"""User and password of a URL, up to the last @, for a password may hold one that was not escaped; and of one that lost its
+scheme, where a value begins."""
+
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a key: ``wr-…``, ``sk-…``, and whatever stands behind ``Bearer``."""
+    """``text`` without what looks like a key (``wr-…``, ``sk-…``, and whatever stands behind ``Bearer``) and without user and
+    password of URLs. Every message that people or machines may read goes through here."""
+    if "@" in text:
+        text = _CREDENTIALS.sub(lambda found: f"{found[1] or found[2]}***@", text)
     return _KEY.sub(lambda found: f"{found[1]}-***" if found[1] else f"{found[2]} ***", text)
 
 

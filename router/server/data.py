@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
-from importlib.metadata import version
 from itertools import count
 from typing import Any, Protocol
 
@@ -120,7 +119,7 @@ class DataPort:
             "/ready": self._ready,
             "/openapi.json": self._describe,
         }
-        self._description = describe(limits, version("warmroute"), keeps_state=state is not None)
+        self._description = describe(limits, keeps_state=state is not None)
         self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0

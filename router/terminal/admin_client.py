@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from router.config import AdminConfig
+from router.logs import redact
 from router.terminal.screen import SNAPSHOT, printable
 
 CONNECT_S, SILENT_S = 3.0, 10.0
@@ -19,7 +20,10 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a router that
 
 
 class AdminError(Exception):
-    """In a line."""
+    """In a line, without passwords and without what a terminal would obey."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(redact(text)))
 
 
 class AdminClient:
