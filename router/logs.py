@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -89,9 +90,20 @@ def set_up_logging(level: str, style: str = "text", audit_file: str = "") -> Non
     audit.handlers[:] = [_audit_handler(audit_file)] if audit_file else []
 
 
+class _PrivateFile(logging.handlers.WatchedFileHandler):
+    """A file that it makes is for its owner alone. One that is there keeps its mode."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_make_private)
+
+
+def _make_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _audit_handler(file: str) -> logging.Handler:
     """Opened anew when it was moved away, so that it can be rotated."""
-    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+    handler = _PrivateFile(file, encoding="utf-8")
     handler.setFormatter(JsonFormatter())
     return handler
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import stat
 import sys
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -186,6 +187,10 @@ def test_the_audit_log_is_written_at_any_level_and_to_its_file_as_well(
     logging.getLogger("warmroute").error("else")
     assert [json.loads(each)["keys"] for each in file.read_text("utf-8").splitlines()] == [3]
     assert "keys loaded keys=3" in capsys.readouterr().err
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.rename(tmp_path / "rotated.jsonl")
+    logging.getLogger(AUDIT).info("keys loaded", extra={"keys": 4})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_an_audit_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

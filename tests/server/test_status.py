@@ -22,10 +22,10 @@ TOKEN = "t" * 20
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-async def look(router: Running, *lines: str) -> tuple[RawClient, int, dict[str, str]]:
+async def look(router: Running, *lines: str, path: str = "/events") -> tuple[RawClient, int, dict[str, str]]:
     url = urlsplit(router.admin_url)
     client = RawClient(*await asyncio.open_connection(url.hostname, url.port))
-    await client.send("\r\n".join(["GET /events HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
+    await client.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
     return client, *await client.head()
 
 
@@ -140,11 +140,8 @@ async def test_a_viewer_gives_its_place_back_after_a_while_whether_it_reads_or_n
 async def test_no_answer_tells_versions(path: str) -> None:
     async with scripted() as worker, routed(worker.url, admin__token=TOKEN) as router:
         for lines in ((), (f"Authorization: Bearer {TOKEN}",)):
-            if path == "/events":
-                client, _, headers = await look(router, *lines)
-                client.leave()
-            else:
-                headers = (await get_admin(router, path, *lines)).headers
+            client, _, headers = await look(router, *lines, path=path)
+            client.leave()
             assert headers["server"] == "warmroute"
 
 
