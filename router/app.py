@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Info,
@@ -33,7 +34,16 @@ from prometheus_client import (
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
-from router.config import Config, ConfigError, FleetConfig, PolicyConfig, ServerConfig, TracingConfig, read_salt_secret
+from router.config import (
+    Config,
+    ConfigError,
+    FleetConfig,
+    LimitsConfig,
+    PolicyConfig,
+    ServerConfig,
+    TracingConfig,
+    read_salt_secret,
+)
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -85,6 +95,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_FREE_BYTES = 64 << 20
 SHUTDOWN_S = 0.5
 """For handlers that outlived the drain, before they are cancelled; and once more for them to end."""
+
+OWN_DESCRIPTORS = 64
+"""For files that are read anew, stores, and connections to workers, whoever connects here."""
+ADMIN_CONNECTIONS = 64
+"""Connections to the admin port, besides its viewers."""
 
 SWITCH_S = 0.0005
 """How long the loop waits before it asks a parsing thread for the interpreter. Python's own 5 ms let two calls over a large
@@ -211,13 +226,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
     tracing = _open_tracing(config.tracing, fleet, clock)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
-    clients = ClientServer(handle, config.limits, observers, data.key_connections)
-    admins = ClientServer(admin.handle, config.limits, observers, KeyConnections(0))
+    may_connect, may_administer = _connections_within(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
+    )
+    clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
+    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
-        yield "max_client_connections", "How many there may be.", config.limits.max_connections
+        yield "max_client_connections", "How many there may be.", may_connect
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
@@ -229,7 +247,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "status_viewers", "Who look at the status page.", feed.viewers
         yield "max_status_viewers", "How many may.", feed.max_viewers
         yield "admin_connections", "Connections to the admin port.", admins.open_connections
-        yield "max_admin_connections", "How many there may be.", config.limits.max_connections
+        yield "max_admin_connections", "How many there may be.", may_administer
         yield (
             "admin_wrong_tokens",
             "Addresses that showed the admin port a wrong token a moment ago.",
@@ -365,12 +383,28 @@ def _keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, KEPT_FREE_BYTES // 2)
 
 
+def _connections_within(granted: int, max_connections: int, max_viewers: int) -> tuple[int, int]:
+    """Connections to the data port and to the admin port: so many that descriptors are left for everything else, such as a file of
+    keys from which one was revoked. ``granted``: descriptors that the system grants, or RLIM_INFINITY."""
+    if granted == resource.RLIM_INFINITY:
+        granted = sys.maxsize
+    may_administer = max(min(ADMIN_CONNECTIONS + max_viewers, max_connections, granted // 4), 1)
+    return max(min(max_connections, max(granted - OWN_DESCRIPTORS - may_administer, granted // 2)), 1), may_administer
+
+
+def _limited_to(limits: LimitsConfig, max_connections: int) -> LimitsConfig:
+    return msgspec.structs.replace(limits, max_connections=max_connections)
+
+
 def _allow_descriptors(max_connections: int) -> None:
     """All that the system grants: the usual soft limit of 1,024 is a tenth of the connections that clients may have."""
     _, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
     if granted != resource.RLIM_INFINITY and granted <= max_connections:
-        log.warning("too few descriptors", extra={"granted": granted, "max_connections": max_connections})
+        log.warning(
+            "too few descriptors: fewer connections than limits.max_connections are taken",
+            extra={"granted": granted, "max_connections": max_connections},
+        )
 
 
 def make_policy(config: PolicyConfig) -> Policy:
