@@ -264,7 +264,7 @@ class Dispatcher:
             except (WorkerDied, WorkerErred, WorkerSilent) as error:
                 refusal = routing.on_failed(member, error)
             if refusal is not None:
-                routing.on_unanswered(member, request, facts, cached)
+                routing.on_unanswered(request, lease)
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
             if reply.is_stream and watch is not None:
