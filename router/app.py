@@ -384,8 +384,8 @@ def _keep_freed_memory() -> None:
 
 
 def _connections_within(granted: int, max_connections: int, max_viewers: int) -> tuple[int, int]:
-    """Connections to the data port and to the admin port: so many that descriptors are left for everything else, such as a file of
-    keys from which one was revoked. ``granted``: descriptors that the system grants, or RLIM_INFINITY."""
+    """Connections to the data port and to the admin port: so many that descriptors are left for everything else, such as a file
+    of keys from which one was revoked. ``granted``: descriptors that the system grants, or RLIM_INFINITY."""
     if granted == resource.RLIM_INFINITY:
         granted = sys.maxsize
     may_administer = max(min(ADMIN_CONNECTIONS + max_viewers, max_connections, granted // 4), 1)

@@ -16,8 +16,8 @@ from router.core.facts import FleetView
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.health import Health, HealthRules, State
 from router.core.load import LoadReport
-from router.core.rates import DecayedRatio, PrefillTimes, believed
 from router.core.prefix_index import Recorded
+from router.core.rates import DecayedRatio, PrefillTimes, believed
 from router.core.reuse import Reuse
 from router.core.worker import WorkerAddress, WorkerName
 

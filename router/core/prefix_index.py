@@ -175,9 +175,9 @@ class PrefixIndex:
     def record(self, position: int, fingerprint: Fingerprint, output_bytes: int | None = None) -> Recorded:
         """The prompt went to this worker, which holds it from now on, and ``output_bytes`` of reply after it.
 
-        Call it when a request is routed, without output, and again with it when the request ends: a worker's own LRU counts from
-        the end (vLLM frees a request's blocks, and so makes them the newest, when it ends). Only the first call counts as a
-        request in ``Matches``. Nothing where no worker is.
+        Call it when a request is routed, without output, and again with it when the request ends: a worker's own LRU counts
+        from the end (vLLM frees a request's blocks, and so makes them the newest, when it ends). Only the first call counts as
+        a request in ``Matches``. Nothing where no worker is.
         """
         held, first_new = self._held.get(position), None
         if held is None:
