@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from importlib.resources import files
 from typing import Any
@@ -55,7 +55,7 @@ class AdminPort:
     def __init__(
         self,
         token: str,
-        metrics: Callable[[], tuple[bytes, str]],
+        metrics: Callable[[], Awaitable[tuple[bytes, str]]],
         workers: Callable[[], list[dict[str, Any]]],
         decisions: deque[Record],
         feed: StatusFeed,
@@ -74,6 +74,9 @@ class AdminPort:
         answer: web.StreamResponse = self._answer(request)
         if request.path == "/events" and answer.status == 200 and request.method == "GET":
             answer = await self._stream(request)
+        elif request.path == "/metrics" and answer.status == 200:
+            body, content_type = await self._metrics()
+            answer = web.Response(body=body, headers={"Content-Type": content_type})
         answer.headers["Server"] = SERVER
         page = request.path if request.path in _PAGES else "other"
         if page != "/health":  # asked for every few seconds, and tells nothing
@@ -112,15 +115,14 @@ class AdminPort:
             return refusal
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="GET only\n")
-        if request.path == "/metrics":
-            body, content_type = self._metrics()
-            return web.Response(body=body, headers={"Content-Type": content_type})
         if request.path == "/workers":
             return _json({"workers": self._workers()})
         if request.path == "/decisions":
             return _json({"decisions": [show_decision(record) for record in reversed(self._decisions)]})
         if request.path == "/events":
             return web.Response(headers=_EVENTS_HEADERS)
+        if request.path == "/metrics":
+            return web.Response()
         return web.Response(status=404, text="not found\n")
 
     def _refuse_token(self, request: web.BaseRequest) -> web.Response | None:

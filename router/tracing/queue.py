@@ -23,8 +23,8 @@ CAUSES = ("full", "failed", "stopped")
 
 
 class TraceQueue:
-    """``send`` blocks and says whether it went well; whatever it raises is a failure. ``stop`` ends it early. ``interval_s``: how
-    long a trace waits for others to be sent with."""
+    """``send`` blocks and says whether it went well; whatever it raises is a failure. ``stop`` ends it early. ``interval_s``:
+    how long a trace waits for others to be sent with."""
 
     def __init__(
         self, send: Callable[[Sequence[Trace]], bool], stop: Callable[[], None], max_traces: int, interval_s: float

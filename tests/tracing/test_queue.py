@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -37,8 +38,12 @@ async def test_traces_are_sent_again_after_the_exporter_raised(error: Exception)
     exporter = Exporter(error, error)
     queue = TraceQueue(exporter.send, lambda: None, max_traces=10, interval_s=0.01)
     queue.start()
-    for number in range(3):
+
+    def has_tried(number: int) -> bool:
+        return queue.dropped["failed"] + queue.sent == number
+
+    for number in range(1, 4):
         queue.put(a_trace())
-        await until(lambda number=number: queue.dropped["failed"] + queue.sent == number + 1)
+        await until(partial(has_tried, number))
     assert (queue.dropped["failed"], queue.sent, exporter.sent) == (2, 1, 1)
     await asyncio.wait_for(queue.close(5.0), 10.0)
