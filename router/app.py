@@ -236,7 +236,18 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
         yield "max_client_connections", "How many there may be.", may_connect
+        yield "peak_key_connections", "Connections that show the API key which most show.", data.key_connections.peak
+        yield "max_key_connections", "How many may show one key; 0: any number.", config.limits.max_key_connections
+        yield "max_keys", "API keys that may be listed.", config.auth.max_keys
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
+        yield "max_remembered_sessions", "How many may be.", config.index.max_sessions
+        yield "remembered_decisions", "Decisions that the admin port shows.", len(decisions)
+        yield "max_remembered_decisions", "How many it may show.", config.admin.decisions
+        yield (
+            "audit_waiting_lines",
+            "Lines of the audit log that are counted, and written within a second.",
+            audit.waiting,
+        )
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
