@@ -7,7 +7,11 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: run test servers check format lock test-system test-vllm fuzz bench soak clean
+# Tests that start no process of their own, or hardly any.
+UNIT := $(addprefix tests/,context core policies recall server sessions simulator terminal tokens tracing upstream wire) $(wildcard tests/test_*.py)
+LOWEST := .venv-lowest
+
+.PHONY: run test servers check format lock coverage test-lowest test-system test-vllm fuzz bench soak clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
 $(VENV)/run.stamp: requirements.lock deploy/image/build.lock pyproject.toml
@@ -35,6 +39,20 @@ test: check servers  ## every check and every test
 
 test-system: $(VENV)/dev.stamp servers  ## faults that need many processes, or their time
 	$(BIN)/pytest -q -m system tests
+
+coverage: $(VENV)/dev.stamp  ## unit tests, and that they still reach as much of the router as they did
+	$(BIN)/pytest -q --cov --cov-report=term $(UNIT)
+
+test-lowest: $(LOWEST)/stamp  ## unit tests with the lowest releases that pyproject.toml declares
+	$(LOWEST)/bin/pytest -q --deselect tests/test_docs.py $(UNIT)
+
+$(LOWEST)/stamp: pyproject.toml $(VENV)/dev.stamp
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip compile -q --resolution lowest-direct --generate-hashes --python $(LOWEST)/bin/python --extra dev pyproject.toml -o $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/image/build.lock
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-index --no-build-isolation --no-deps -e .
+	@touch $@
 
 check: $(VENV)/dev.stamp  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
@@ -83,4 +101,4 @@ soak: $(VENV)/dev.stamp  ## half an hour of mixed traffic with faults at random;
 	$(BIN)/python -m bench.soak $(or $(MINUTES),30)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis

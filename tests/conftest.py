@@ -10,7 +10,7 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Time-outs of what takes longer than pyproject.toml's: many processes; and real engines, which take as long as they take."""
+    """Time-outs of what takes longer than pyproject.toml's: many processes. Real engines take as long as they take."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
             if item.get_closest_marker("vllm"):

@@ -119,12 +119,11 @@ BOUNDED = {
 
 async def test_every_bound_says_how_full_it_is(tmp_path: Path) -> None:
     settings = {**keyed(tmp_path / "keys.toml"), "admin__decisions": 1}
-    async with scripted(answering()) as worker, routed(worker.url, **settings) as router:
-        async with connected(router) as client:
-            for _ in range(2):
-                await client.send(MODELS % ACME.encode())
-                assert (await client.answer()).status == 200
-            text = (await get_admin(router, "/metrics")).body.decode()
+    async with scripted() as worker, routed(worker.url, **settings) as router, connected(router) as client:
+        for _ in range(2):
+            await client.send(MODELS % ACME.encode())
+            assert (await client.answer()).status == 200
+        text = (await get_admin(router, "/metrics")).body.decode()
     figures = dict(re.findall(r"(?m)^warmroute_(\w+) (\S+)$", text))
     for figure, most in BOUNDED.items():
         assert float(figures[figure]) <= float(figures[most]) or figures[most] == "0.0", figure
