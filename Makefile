@@ -7,14 +7,18 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: run test servers check format lock test-system test-vllm fuzz bench soak clean
+# Tests that start no process of their own, or hardly any.
+UNIT := $(addprefix tests/,context core policies recall server sessions simulator terminal tokens tracing upstream wire) $(wildcard tests/test_*.py)
+LOWEST := .venv-lowest
+
+.PHONY: run test servers check format lock coverage test-lowest test-system test-vllm fuzz bench soak clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
-$(VENV)/run.stamp: requirements.lock pyproject.toml
+$(VENV)/run.stamp: requirements.lock deploy/image/build.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "warmroute needs Python 3.11 or newer; set PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock -r deploy/image/build.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-index --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
@@ -36,6 +40,20 @@ test: check servers  ## every check and every test
 test-system: $(VENV)/dev.stamp servers  ## faults that need many processes, or their time
 	$(BIN)/pytest -q -m system tests
 
+coverage: $(VENV)/dev.stamp  ## unit tests, and that they still reach as much of the router as they did
+	$(BIN)/pytest -q --cov --cov-report=term $(UNIT)
+
+test-lowest: $(LOWEST)/stamp  ## unit tests with the lowest releases that pyproject.toml declares
+	$(LOWEST)/bin/pytest -q --deselect tests/test_docs.py $(UNIT)
+
+$(LOWEST)/stamp: pyproject.toml $(VENV)/dev.stamp
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip compile -q --resolution lowest-direct --generate-hashes --python $(LOWEST)/bin/python --extra dev pyproject.toml -o $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/image/build.lock
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-index --no-build-isolation --no-deps -e .
+	@touch $@
+
 check: $(VENV)/dev.stamp  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,9 +65,9 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 lock: $(VENV)/dev.stamp  ## renew the lock files
-	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	printf 'hatchling>=1.27\neditables>=0.5\n' | $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' -c requirements-dev.lock - -o deploy/image/build.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes $(IMAGE_EXTRAS:%=--extra %) -c requirements-dev.lock pyproject.toml -o deploy/image/requirements.lock
 
 test-vllm: $(VENV)/dev.stamp  ## two real vLLM workers on this machine's CPU (2.5 GB, minutes)
@@ -83,4 +101,4 @@ soak: $(VENV)/dev.stamp  ## half an hour of mixed traffic with faults at random;
 	$(BIN)/python -m bench.soak $(or $(MINUTES),30)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Info,
@@ -33,7 +34,16 @@ from prometheus_client import (
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
-from router.config import Config, ConfigError, FleetConfig, PolicyConfig, ServerConfig, TracingConfig, read_salt_secret
+from router.config import (
+    Config,
+    ConfigError,
+    FleetConfig,
+    LimitsConfig,
+    PolicyConfig,
+    ServerConfig,
+    TracingConfig,
+    read_salt_secret,
+)
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
@@ -63,6 +73,7 @@ from router.server.auth import OpenGate
 from router.server.certificate import Certificate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
+from router.server.guesses import MAX_ADDRESSES, Guesses
 from router.server.key_connections import KeyConnections
 from router.server.key_watch import KeyWatch
 from router.server.listen import BACKLOG, listen, require_c_parser
@@ -94,6 +105,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_FREE_BYTES, LARGE_BYTES = 16 << 20, 512 << 10
 SHUTDOWN_S = 0.5
 """For handlers that outlived the drain, before they are cancelled; and once more for them to end."""
+
+OWN_DESCRIPTORS = 64
+"""For files that are read anew, stores, and connections to workers, whoever connects here."""
+ADMIN_CONNECTIONS = 64
+"""Connections to the admin port, besides its viewers."""
 
 SWITCH_S = 0.0005
 """How long the loop waits before it asks a parsing thread for the interpreter. Python's own 5 ms let two calls over a large
@@ -207,8 +223,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
         return routing.misses.prompt_tokens, routing.misses.predicted_tokens, routing.misses.cached_tokens
 
     feed = StatusFeed(snapshot, sums, config.admin.max_viewers, clock, time.time)
+    guesses = Guesses(clock)
     admin = AdminPort(
-        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit
+        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit, guesses
     )
     background = Background(clock)
     keeper = FleetKeeper(
@@ -226,14 +243,28 @@ async def running(config: Config) -> AsyncIterator[Running]:
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
     tracing = _open_tracing(config.tracing, fleet, clock)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
-    clients = ClientServer(handle, config.limits, observers, data.key_connections)
-    admins = ClientServer(admin.handle, config.limits, observers, KeyConnections(0))
+    may_connect, may_administer = _connections_within(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
+    )
+    clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
+    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
-        yield "max_client_connections", "How many there may be.", config.limits.max_connections
+        yield "max_client_connections", "How many there may be.", may_connect
+        yield "peak_key_connections", "Connections that show the API key which most show.", data.key_connections.peak
+        yield "max_key_connections", "How many may show one key; 0: any number.", config.limits.max_key_connections
+        yield "max_keys", "API keys that may be listed.", config.auth.max_keys
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
+        yield "max_remembered_sessions", "How many may be.", config.index.max_sessions
+        yield "remembered_decisions", "Decisions that the admin port shows.", len(decisions)
+        yield "max_remembered_decisions", "How many it may show.", config.admin.decisions
+        yield (
+            "audit_waiting_lines",
+            "Lines of the audit log that are counted, and written within a second.",
+            audit.waiting,
+        )
         yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
         yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
         yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
@@ -248,6 +279,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "parsing_waiting", "Costly bodies that wait for a process to read them.", len(parsers.turns)
         yield "parsing_processes", "Processes that read costly bodies.", parsers.processes
         yield "max_parsing_processes", "Most processes that may read bodies.", parsers.turns.seats
+        yield "admin_connections", "Connections to the admin port.", admins.open_connections
+        yield "max_admin_connections", "How many there may be.", may_administer
+        yield (
+            "admin_wrong_tokens",
+            "Addresses that showed the admin port a wrong token a moment ago.",
+            guesses.addresses,
+        )
+        yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
 
     registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
@@ -378,12 +417,28 @@ def _keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
+def _connections_within(granted: int, max_connections: int, max_viewers: int) -> tuple[int, int]:
+    """Connections to the data port and to the admin port: so many that descriptors are left for everything else, such as a file
+    of keys from which one was revoked. ``granted``: descriptors that the system grants, or RLIM_INFINITY."""
+    if granted == resource.RLIM_INFINITY:
+        granted = sys.maxsize
+    may_administer = max(min(ADMIN_CONNECTIONS + max_viewers, max_connections, granted // 4), 1)
+    return max(min(max_connections, max(granted - OWN_DESCRIPTORS - may_administer, granted // 2)), 1), may_administer
+
+
+def _limited_to(limits: LimitsConfig, max_connections: int) -> LimitsConfig:
+    return msgspec.structs.replace(limits, max_connections=max_connections)
+
+
 def _allow_descriptors(max_connections: int) -> None:
     """All that the system grants: the usual soft limit of 1,024 is a tenth of the connections that clients may have."""
     _, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
     if granted != resource.RLIM_INFINITY and granted <= max_connections:
-        log.warning("too few descriptors", extra={"granted": granted, "max_connections": max_connections})
+        log.warning(
+            "too few descriptors: fewer connections than limits.max_connections are taken",
+            extra={"granted": granted, "max_connections": max_connections},
+        )
 
 
 def make_policy(config: PolicyConfig) -> Policy:

@@ -21,7 +21,7 @@ from router.app import Running, running, serve
 from router.config import Config, ConfigError, LogConfig, load_config, settings
 from router.demo import DemoSettings, demo
 from router.key_commands import keys
-from router.logs import set_up_logging
+from router.logs import redact, set_up_logging
 from router.replay import ReplayError, ReplaySettings, replay
 from router.server.key_watch import load_keys
 from router.simulator import SimulatorSettings, start_fleet
@@ -183,7 +183,7 @@ def replay_command(json_file: Path | None, **options: Any) -> None:
         if json_file is not None:
             json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", "utf-8")
     except (ReplayError, ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(redact(str(error))) from None
 
 
 @cli.command("demo")
@@ -222,7 +222,16 @@ def check_config_command(file: Path) -> None:
     shown = msgspec.to_builtins(config)
     for section, key in (setting.key.split(".") for setting in settings() if setting.is_secret):
         shown[section][key] = "***" if shown[section][key] else ""
-    click.echo(json.dumps(shown, indent=2))
+    click.echo(json.dumps(_without_passwords(shown), indent=2))
+
+
+def _without_passwords(shown: Any) -> Any:
+    """In URLs, at any depth."""
+    if isinstance(shown, dict):
+        return {key: _without_passwords(value) for key, value in shown.items()}
+    if isinstance(shown, list):
+        return [_without_passwords(value) for value in shown]
+    return redact(shown) if isinstance(shown, str) else shown
 
 
 for command in (keys, top_command, workers_command, explain_command):
@@ -255,4 +264,4 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"{type(error).__name__}: {error.strerror or error}") from None
+        raise click.ClickException(redact(f"{type(error).__name__}: {error.strerror or error}")) from None

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 from router.core.keyring import BadKeys, parse_entries
 from router.core.tenant import ContextStrategy, OnBusy
 from router.core.worker import parse_address
+from router.logs import redact
 
 PREFIX = "WARMROUTE_"
 
@@ -46,7 +47,10 @@ _SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?/[a-z]([a-z0-9-]{0,6
 
 
 class ConfigError(Exception):
-    """One line that names the key, its value and its bound."""
+    """One line that names the key, its value and its bound. It shows no password of a URL, whatever it quotes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redact(text))
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +126,11 @@ class AdminConfig(Section, frozen=True):
     host: Annotated[str, Meta(min_length=1, description="Address that the admin port listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Admin port; 0 takes any free one.")] = 8081
     token: Annotated[
-        str, Meta(description="Bearer token; required when the admin host is not loopback.", extra=_SECRET)
+        str,
+        Meta(
+            description="Bearer token; required, with at least 16 bytes, when the admin host is not loopback.",
+            extra=_SECRET,
+        ),
     ] = ""
     decisions: Annotated[int, Meta(ge=0, le=100_000, description="How many recent decisions /decisions remembers.")] = (
         200
@@ -856,7 +864,7 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
             _put(tree, key, value)
     models = tree.pop(MODELS, {})
     if not isinstance(models, dict):
-        raise ConfigError(f"{MODELS}={models!r}: must be table")
+        raise ConfigError(f"{MODELS}={_shown(models)}: must be table")
     config = msgspec.structs.replace(
         _convert(tree, Config), models={name: _convert(table, ModelConfig, name) for name, table in models.items()}
     )
@@ -929,7 +937,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     for part in (section, model) if section == MODELS else (section,):
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{section}={table!r}: must be a table")
+            raise ConfigError(f"{section}={_shown(table)}: must be a table")
     table[name if section == MODELS else rest] = value
 
 
@@ -955,8 +963,13 @@ def _explain(error: str, tree: Any, model: str) -> str:
         value = value.get(part) if isinstance(value, dict) else value
     setting = next((setting for setting in settings() if setting.key == template + path), None)
     rule = f"{setting.type} {setting.bound}".strip() if setting else "table"
-    shown = "***" if setting and setting.is_secret else repr(value)
+    shown = _shown(value) if setting is None else "***" if setting.is_secret else repr(value)
     return f"{'.'.join(filter(None, (prefix, path)))}={shown}: must be {rule}"
+
+
+def _shown(table: object) -> str:
+    """Of what should be a table: its text may hold secrets."""
+    return "***" if isinstance(table, str | list | dict) else repr(table)
 
 
 def _check_sources(fleet: FleetConfig) -> None:
@@ -998,13 +1011,21 @@ def _check_across(config: Config) -> None:
         raise ConfigError(
             f"probes.max_ejection_s={config.probes.max_ejection_s}: must be >= probes.ejection_s={config.probes.ejection_s}"
         )
-    if not is_loopback(config.admin.host) and not config.admin.token:
-        raise ConfigError(f"admin.token='': required because admin.host={config.admin.host!r} is not loopback")
+    _check_admin(config.admin)
     _check_embedder(config.context)
     _check_recall(config)
     _check_tokenizers(config)
     _check_auth(config)
     _check_tracing(config.tracing)
+
+
+def _check_admin(admin: AdminConfig) -> None:
+    if not is_loopback(admin.host) and len(admin.token.encode()) < MIN_SECRET_BYTES:
+        shown = "***" if admin.token else "''"
+        raise ConfigError(
+            f"admin.token={shown}: required because admin.host={admin.host!r} is not loopback, and must hold at least "
+            f"{MIN_SECRET_BYTES} bytes"
+        )
 
 
 def _check_tracing(tracing: TracingConfig) -> None:

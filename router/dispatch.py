@@ -298,7 +298,7 @@ class Dispatcher:
             else:
                 record.was_sent = had_one or reply.status < 400
             if refusal is not None:
-                routing.on_unanswered(member, request, facts, cached)
+                routing.on_unanswered(request, lease)
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
             if reply.is_stream and watch is not None:

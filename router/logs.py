@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -33,9 +34,16 @@ ABOUT: ContextVar[tuple[str, str]] = ContextVar("about", default=("", ""))
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
+_CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:[^\s'\"]{0,1000}@")
+"""User and password of a URL, up to the last @, for a password may hold one that was not escaped; and of one that lost its
+scheme, where a value begins."""
+
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a key: ``wr-…``, ``sk-…``, and whatever stands behind ``Bearer``."""
+    """``text`` without what looks like a key (``wr-…``, ``sk-…``, and whatever stands behind ``Bearer``) and without user and
+    password of URLs. Every message that people or machines may read goes through here."""
+    if "@" in text:
+        text = _CREDENTIALS.sub(lambda found: f"{found[1] or found[2]}***@", text)
     return _KEY.sub(lambda found: f"{found[1]}-***" if found[1] else f"{found[2]} ***", text)
 
 
@@ -82,9 +90,20 @@ def set_up_logging(level: str, style: str = "text", audit_file: str = "") -> Non
     audit.handlers[:] = [_audit_handler(audit_file)] if audit_file else []
 
 
+class _PrivateFile(logging.handlers.WatchedFileHandler):
+    """A file that it makes is for its owner alone. One that is there keeps its mode."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_make_private)
+
+
+def _make_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _audit_handler(file: str) -> logging.Handler:
     """Opened anew when it was moved away, so that it can be rotated."""
-    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+    handler = _PrivateFile(file, encoding="utf-8")
     handler.setFormatter(JsonFormatter())
     return handler
 

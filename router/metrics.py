@@ -7,9 +7,11 @@ index) is read then, and costs requests nothing. Labels come from closed sets: m
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -25,7 +27,7 @@ from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.request import Route
 from router.core.retry import RetryBudget
-from router.core.reuse import Misses
+from router.core.reuse import Misses, Reuse
 from router.families import counter
 
 TTFT_BUCKETS = (
@@ -89,6 +91,7 @@ class Metrics:
         self._children: dict[tuple[str, str, int, str, str], _Children] = {}
         self._gaps: dict[str, Gaps] = {}
         self._pending: list[Record] = []
+        self._scraping = asyncio.Lock()
         self._requests = Counter(
             "warmroute_requests", "Requests by how they ended.", ("route", "model", "status"), registry=registry
         )
@@ -230,10 +233,16 @@ class Metrics:
             gaps = self._gaps.setdefault(label, Gaps())
         return gaps.observe
 
-    def exposition(self) -> tuple[bytes, str]:
-        """The text and its content type."""
-        self.flush()
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    async def exposition(self) -> tuple[bytes, str]:
+        """The text and its content type. Families are read one by one on the loop, which serves others in between, and written
+        in a thread; one scrape at a time."""
+        async with self._scraping:
+            self.flush()
+            families = []
+            for family in self._registry.collect():
+                families.append(family)
+                await asyncio.sleep(0)
+            return await asyncio.to_thread(generate_latest, _Collected(families)), CONTENT_TYPE_LATEST
 
     def _model_label(self, model: str) -> str:
         return model if self._is_known(model) else OTHER
@@ -258,6 +267,17 @@ class Metrics:
         return children
 
 
+class _Collected(CollectorRegistry):
+    """Families that were read already, to be written."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
 class _GapCollector(Collector):
     def __init__(self, gaps: dict[str, Gaps]) -> None:
         self._gaps = gaps
@@ -275,8 +295,25 @@ class _GapCollector(Collector):
         return (family,)
 
 
+_REUSE: tuple[tuple[str, str, Callable[[Reuse], float]], ...] = (
+    ("requests", "Attempts that were sent to the worker.", attrgetter("requests")),
+    (
+        "prompt_tokens",
+        "Prompt tokens of the worker's requests, where it told what was cached.",
+        attrgetter("prompt_tokens"),
+    ),
+    ("cached_tokens", "Of those, tokens that were cached.", attrgetter("cached_tokens")),
+    (
+        "saved_prefill_seconds",
+        "Seconds of prefill that they spared, at the worker's learnt rate.",
+        attrgetter("saved_s"),
+    ),
+)
+
+
 class FleetCollector(Collector):
-    """The fleet, the index and the bounded things, read when Prometheus asks."""
+    """The fleet, the index and the bounded things, read when Prometheus asks. A family at a time: with a thousand workers each
+    is milliseconds, and others are served in between."""
 
     def __init__(
         self,
@@ -291,43 +328,35 @@ class FleetCollector(Collector):
         self._misses = misses
         self._budget = budget
         self._sizes = sizes
+        self._figures: tuple[tuple[str, str, Callable[[int], float]], ...] = (
+            ("worker_in_flight", "Requests of this router on the worker.", lambda at: fleet.in_flight[at]),
+            (
+                "worker_queued_prefill_tokens",
+                "Tokens sent there whose first token is not back.",
+                lambda at: max(fleet.queued_prefill_tokens[at], 0.0),
+            ),
+            (
+                "worker_prefill_rate",
+                "Learnt prefill rate, tokens per second.",
+                lambda at: 1.0 / fleet.seconds_per_token[at],
+            ),
+            ("prefix_index_blocks", "Blocks of the index that the worker is believed to hold.", index.blocks),
+            ("prefix_index_max_blocks", "Blocks that the index will remember of the worker.", index.limit),
+        )
 
     def collect(self) -> Iterator[Metric]:
-        fleet, index = self._fleet, self._index
-        state = _gauge("worker_state", "1 for the state that the worker is in.", "worker", "state")
-        in_flight = _gauge("worker_in_flight", "Requests of this router on the worker.", "worker")
-        queued = _gauge("worker_queued_prefill_tokens", "Tokens sent there whose first token is not back.", "worker")
-        rate = _gauge("worker_prefill_rate", "Learnt prefill rate, tokens per second.", "worker")
-        held = _gauge("prefix_index_blocks", "Blocks of the index that the worker is believed to hold.", "worker")
-        room = _gauge("prefix_index_max_blocks", "Blocks that the index will remember of the worker.", "worker")
-        requests = _worker_counter("requests", "Attempts that were sent to the worker.")
-        prompts = _worker_counter(
-            "prompt_tokens", "Prompt tokens of the worker's requests, where it told what was cached."
-        )
-        cached = _worker_counter("cached_tokens", "Of those, tokens that were cached.")
-        saved = _worker_counter(
-            "saved_prefill_seconds", "Seconds of prefill that they spared, at the worker's learnt rate."
-        )
-        ejections = CounterMetricFamily(
-            "warmroute_worker_ejections", "Times that the worker was taken out.", labels=("worker", "cause")
-        )
-        for member in fleet.members():
-            name, position = str(member.name), member.position
-            for each in State:
-                state.add_metric((name, each.value), float(member.health.state is each))
-            in_flight.add_metric((name,), fleet.in_flight[position])
-            queued.add_metric((name,), max(fleet.queued_prefill_tokens[position], 0.0))
-            rate.add_metric((name,), 1.0 / fleet.seconds_per_token[position])
-            held.add_metric((name,), index.blocks(position))
-            room.add_metric((name,), index.limit(position))
-            reuse = member.reuse
-            requests.add_metric((name,), reuse.requests)
-            prompts.add_metric((name,), reuse.prompt_tokens)
-            cached.add_metric((name,), reuse.cached_tokens)
-            saved.add_metric((name,), reuse.saved_s)
-            for cause in Cause:
-                ejections.add_metric((name, cause.value), member.health.ejections[cause])
-        yield from (state, in_flight, queued, rate, held, room, requests, prompts, cached, saved, ejections)
+        yield self._states()
+        for name, text, read in self._figures:
+            gauge = _gauge(name, text, "worker")
+            for member in self._fleet.members():
+                gauge.add_metric((str(member.name),), read(member.position))
+            yield gauge
+        for name, text, count in _REUSE:
+            family = _worker_counter(name, text)
+            for member in self._fleet.members():
+                family.add_metric((str(member.name),), count(member.reuse))
+            yield family
+        yield self._ejections()
         yield counter(
             "uncached_tokens",
             "Prompt tokens that were computed, by why: new, cached elsewhere, or gone from the chosen worker's cache.",
@@ -345,6 +374,22 @@ class FleetCollector(Collector):
             size = _gauge(name, description)
             size.add_metric((), value)
             yield size
+
+    def _states(self) -> Metric:
+        state = _gauge("worker_state", "1 for the state that the worker is in.", "worker", "state")
+        for member in self._fleet.members():
+            for each in State:
+                state.add_metric((str(member.name), each.value), float(member.health.state is each))
+        return state
+
+    def _ejections(self) -> Metric:
+        ejections = CounterMetricFamily(
+            "warmroute_worker_ejections", "Times that the worker was taken out.", labels=("worker", "cause")
+        )
+        for member in self._fleet.members():
+            for cause in Cause:
+                ejections.add_metric((str(member.name), cause.value), member.health.ejections[cause])
+        return ejections
 
 
 class SourceFigures(Protocol):

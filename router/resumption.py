@@ -247,7 +247,7 @@ class Resumer:
                 await self._require_rest(stream, member, reply, watch)
                 exchange.require_unbroken()
             except (AttemptFailed, _Refused):
-                self._routing.on_unanswered(member, stream.request, facts, cached)
+                self._routing.on_unanswered(stream.request, lease)
                 if watch.unsafe:
                     raise Unsafe(watch.unsafe) from None
                 raise

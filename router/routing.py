@@ -12,7 +12,7 @@ from router.core.affinity import LastWorkers
 from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.errors import RouterError, WorkerError, WorkersBusy, WorkerTimeout
 from router.core.facts import Facts
-from router.core.fingerprint import BLOCK_BYTES, NO_PROMPT, Fingerprint
+from router.core.fingerprint import BLOCK_BYTES, Fingerprint
 from router.core.fleet import Fleet, Lease, Member
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
@@ -112,7 +112,7 @@ class Routing:
         lease = self.fleet.lease(
             member.position, facts.prompt_tokens - cached, self._clock(), shows_first_token=request.stream
         )
-        self.index.record(member.position, request.fingerprint)
+        lease.recorded = self.index.record(member.position, request.fingerprint)
         return lease, cached
 
     def first_event_s(self, member: Member, facts: Facts, cached: float) -> float | None:
@@ -166,10 +166,9 @@ class Routing:
             return says_engine_died(error)
         return False
 
-    def on_unanswered(self, member: Member, request: Request, facts: Facts, cached: float) -> None:
+    def on_unanswered(self, request: Request, lease: Lease) -> None:
         """The prompt was not computed there after all."""
-        held = int(len(request.fingerprint.hashes) * cached / max(facts.prompt_tokens, 1.0))
-        self.index.correct(member.position, request.fingerprint, held)
+        self.index.withdraw(lease.member.position, request.fingerprint, lease.recorded)
 
     def _heed(self, member: Member, has_changed: bool) -> None:
         if has_changed:
@@ -182,6 +181,7 @@ class Routing:
         member = lease.member
         if request.session is not None:
             self._last_workers.set(request.session, member.name)
+        self._touch(member, request, 0 if usage is None else usage.output_tokens)
         if usage is None or record.outcome != "ok":
             return
         record.prompt_tokens = usage.prompt_tokens
@@ -202,9 +202,13 @@ class Routing:
             )
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
-        output_bytes = int(usage.output_tokens * fleet.bytes_per_token(request.model))
-        if output_bytes >= BLOCK_BYTES:
-            index.record(member.position, NO_PROMPT, output_bytes)
+
+    def _touch(self, member: Member, request: Request, output_tokens: int) -> None:
+        """The prompt's blocks are the newest on the worker, now that it ended; whole blocks of the answer lie behind them."""
+        if member.removed:  # its position may be another's
+            return
+        output_bytes = int(output_tokens * self.fleet.bytes_per_token(request.model))
+        self.index.record(member.position, request.fingerprint, output_bytes if output_bytes >= BLOCK_BYTES else 0)
 
     def _account(self, member: Member, prompt: int, best: float, predicted: float, actual: int) -> None:
         """Of what the cache spared, and why it did not spare the rest. In the worker's own tokens."""

@@ -78,6 +78,43 @@ def test_serve_says_when_a_port_is_taken() -> None:
     assert "Traceback" not in result.output
 
 
+PASSWORDS = {
+    "fleet.workers": "http://ada:hunter2@10.0.0.1:8000",
+    "fleet.workers_dns": "ada:hunter2@vllm:8000",
+    "fleet.workers_kubernetes": "ada:hunter2@models/vllm",
+    "context.notes_url": "https://ada:hunter2@notes.example/v1",
+    "context.embed_url": "https://ada:hunt/er@hunter2@embed.example/v1",
+    "limits.allowed_media_domains": "ada:hunter2@media.example",
+    "server.tls_cert": "file://ada:hunter2@certs/tls.crt",
+    "tokens.tokenizer": "http://ada:hunter2@models.example/t",
+    "sessions.store": "ftp://ada:hunter2@store",
+    "context.recall_index": "mysql://ada:hunter2@recall",
+    "tracing.endpoint": "http://ada:hunter2@traces/v1/traces",
+    "log.audit_file": "ada:hunter2@audit",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), PASSWORDS.items())
+def test_no_command_shows_a_password_that_stands_in_a_url(key: str, value: str, tmp_path: Path) -> None:
+    file = tmp_path / "warmroute.toml"
+    section, name = key.split(".")
+    shown = f"['{value}']" if name in ("workers", "allowed_media_domains") else f"'{value}'"
+    file.write_text(f"[{section}]\n{name} = {shown}\n", "utf-8")
+    for result in (run("check-config", str(file)), run("workers", "--config", str(file), "--admin-url", value)):
+        assert "hunter2" not in result.output
+        assert "Traceback" not in result.output
+    file.write_text(f"{section} = {shown}\n", "utf-8")
+    assert "hunter2" not in run("check-config", str(file)).output
+
+
+def test_a_load_that_cannot_be_sent_shows_no_password(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 8, "output_length": 1, "hash_ids": [1]}\n', "utf-8")
+    result = run("replay", str(trace), "--url", "http://ada:hunter2@127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "hunter2" not in result.output
+
+
 def test_check_config_fails_on_a_bad_file(tmp_path: Path) -> None:
     file = tmp_path / "warmroute.toml"
     file.write_text("[server]\nport = -1\n", "utf-8")

@@ -78,7 +78,14 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
             "tokens.tokenizer='/absent/tokenizer.json': must be worker,",
         ),
         ("[probes]\nejection_s = 100", "must be >= probes.ejection_s=100"),
-        ("[admin]\nhost = '0.0.0.0'", "admin.token='': required because admin.host='0.0.0.0' is not loopback"),
+        (
+            "[admin]\nhost = '0.0.0.0'",
+            "admin.token='': required because admin.host='0.0.0.0' is not loopback, and must hold at least 16 bytes",
+        ),
+        (
+            "[admin]\nhost = '0.0.0.0'\ntoken = 'fifteen letters'",
+            "admin.token=***: required because admin.host='0.0.0.0' is not loopback, and must hold at least 16 bytes",
+        ),
     ],
 )
 def test_a_bad_value_gives_one_line_with_key_value_and_bound(tmp_path: Path, text: str, line: str) -> None:
@@ -112,7 +119,7 @@ def test_an_admin_port_on_loopback_needs_no_token(host: str) -> None:
 def test_an_admin_port_anywhere_else_needs_one(host: str) -> None:
     with pytest.raises(ConfigError, match=r"admin\.token='': required because admin\.host="):
         load_config(None, {}, {"admin.host": host})
-    assert load_config(None, {}, {"admin.host": host, "admin.token": "t"}).admin.token == "t"
+    assert load_config(None, {}, {"admin.host": host, "admin.token": "t" * 16}).admin.token
 
 
 def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from types import TracebackType
 
+import msgspec
 import pytest
 
 from router.admission import Admission, AdmissionSettings
@@ -23,7 +24,7 @@ from router.core.errors import (
     WorkerTimeout,
 )
 from router.core.facts import Facts
-from router.core.fingerprint import fingerprint
+from router.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.fleet import Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
 from router.core.prefix_index import PrefixIndex
@@ -507,6 +508,17 @@ async def test_a_client_that_leaves_leaves_no_lease(hold: Callable[[House, async
     assert [record.outcome for record in house.records] == ["client_gone"]
     assert house.records[0].status == (499 if hold is hold_ask else 200)
     house.assert_nothing_is_held()
+
+
+async def test_refusals_take_nothing_from_the_index_that_the_worker_holds() -> None:
+    house = House()
+    known = Fingerprint([1, 2, 3], 3 * BLOCK_BYTES)
+    house.index.record(house.member("a").position, known)
+    asked = msgspec.structs.replace(make_request(), fingerprint=Fingerprint([1, 2, 3], 3 * BLOCK_BYTES + 100))
+    house.upstream.answers["a"] = Reply(429, {}, b"", is_stream=False)
+    for _ in range(12):
+        await house.send(asked)
+    assert house.index.match(known, 3.0).tokens(house.member("a").position) == 3.0
 
 
 async def test_the_index_learns_where_a_prompt_went() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import stat
 import sys
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -97,18 +98,33 @@ def test_values_are_bounded_however_they_are_nested() -> None:
         "bearer abc.def+ghi/jkl==",
         f"?key={KEY}&x=1",
         "sk-ant-api03-abcdefghijkl",
+        "http://ada:hunter2@10.0.0.1:8000/v1",
+        "redis://:hunt/er@hunter2@redis:6379",
+        "cannot reach ada:hunter2@host:80",
         f"('{KEY}',)",
         "x " * (MAX_VALUE_LENGTH // 2 - 6) + KEY,
     ],
 )
 def test_what_looks_like_a_key_is_struck_out_wherever_it_stands(leak: str) -> None:
-    secrets = (KEY, KEY[:20], "abc.def", "api03")
+    secrets = (KEY, KEY[:20], "abc.def", "api03", "hunter2")
     for written in (text(leak), text("m", value=leak), text("m", value={leak: [leak]}), json.dumps(line(leak, x=leak))):
         assert not any(secret in written for secret in secrets)
         assert "***" in written
 
 
-@pytest.mark.parametrize("harmless", ["disk-abcdefghijk", "w-0a1b2c3d", "wr-short", "the bearer", "task-force-one"])
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "disk-abcdefghijk",
+        "w-0a1b2c3d",
+        "wr-short",
+        "the bearer",
+        "task-force-one",
+        "org/model:tag@7",
+        "http://h:1/v1",
+        "a@b",
+    ],
+)
 def test_what_only_resembles_a_key_is_left(harmless: str) -> None:
     assert redact(harmless) == harmless
 
@@ -171,6 +187,10 @@ def test_the_audit_log_is_written_at_any_level_and_to_its_file_as_well(
     logging.getLogger("warmroute").error("else")
     assert [json.loads(each)["keys"] for each in file.read_text("utf-8").splitlines()] == [3]
     assert "keys loaded keys=3" in capsys.readouterr().err
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.rename(tmp_path / "rotated.jsonl")
+    logging.getLogger(AUDIT).info("keys loaded", extra={"keys": 4})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_an_audit_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -41,7 +43,7 @@ def make_record(model: str = "known", *, reason: str = "cached", retries: list[s
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = metrics.exposition()[0].decode()
+    text = asyncio.run(metrics.exposition())[0].decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -100,7 +102,7 @@ def test_names_that_clients_make_up_become_other() -> None:
     for number in range(300):
         metrics.observe(make_record(f"made-up-{number}"))
         metrics.gaps(f"made-up-{number}")(0.01)
-    text = metrics.exposition()[0].decode()
+    text = asyncio.run(metrics.exposition())[0].decode()
     assert "made-up" not in text
     labels = (("model", "other"), ("route", "/v1/chat/completions"), ("status", "200"))
     assert samples(metrics)["warmroute_requests_total", labels] == 300
@@ -139,7 +141,7 @@ def test_batches_are_counted_when_they_are_full_and_when_prometheus_asks() -> No
     assert registry.get_sample_value("warmroute_requests_total", labels) == BATCH
     metrics.observe(make_record("m"))
     assert registry.get_sample_value("warmroute_requests_total", labels) == BATCH
-    metrics.exposition()
+    asyncio.run(metrics.exposition())
     assert registry.get_sample_value("warmroute_requests_total", labels) == BATCH + 1
 
 
@@ -245,6 +247,42 @@ def test_a_worker_that_left_is_no_series_any_more() -> None:
     assert any("worker" in dict(labels) for _name, labels in samples(metrics))
     fleet.set_members([])
     assert not any("worker" in dict(labels) for _name, labels in samples(metrics))
+
+
+MAX_SAMPLES_AT_ONCE = 6
+"""For each worker, between two turns of others."""
+
+
+def test_a_scrape_of_many_workers_lets_others_be_served_in_between_and_is_written_off_the_loop() -> None:
+    workers = 1000
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, lambda _model: True)
+    index = PrefixIndex(10_000, 1_000)
+    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
+    fleet.set_members([WorkerAddress("http", f"w{number}", 80) for number in range(workers)])
+    collector = FleetCollector(fleet, index, Misses(), RetryBudget(0.2, 3), list)
+    registry.register(collector)
+    families = list(collector.collect())
+    assert max(len(family.samples) for family in families) <= MAX_SAMPLES_AT_ONCE * workers
+    turns = 0
+
+    async def scrape() -> bytes:
+        nonlocal turns
+        scraping = asyncio.create_task(metrics.exposition())
+        while not scraping.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return scraping.result()[0]
+
+    assert asyncio.run(scrape()).count(b"warmroute_worker_in_flight{") == workers
+    assert turns > len(families)
+
+
+async def test_two_scrapes_at_once_are_both_whole() -> None:
+    metrics = make_metrics()
+    metrics.observe(make_record())
+    first, second = await asyncio.gather(metrics.exposition(), metrics.exposition())
+    assert first == second
 
 
 def labelled(**labels: str) -> tuple[tuple[str, str], ...]:

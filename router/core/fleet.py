@@ -16,6 +16,7 @@ from router.core.facts import FleetView
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.health import Health, HealthRules, State
 from router.core.load import LoadReport
+from router.core.prefix_index import Recorded
 from router.core.rates import DecayedRatio, PrefillTimes, believed
 from router.core.reuse import Reuse
 from router.core.worker import WorkerAddress, WorkerName
@@ -76,7 +77,7 @@ class Member:
 class Lease:
     """One request in flight on one worker; ends when the ``with`` block does, after the last byte."""
 
-    __slots__ = ("_fleet", "admitted_at", "answered", "member", "service_s", "shows_first_token", "tokens")
+    __slots__ = ("_fleet", "admitted_at", "answered", "member", "recorded", "service_s", "shows_first_token", "tokens")
 
     def __init__(self, fleet: Fleet, member: Member, tokens: float, now: float, shows_first_token: bool) -> None:
         self._fleet = fleet
@@ -85,6 +86,8 @@ class Lease:
         self.admitted_at = now
         self.shows_first_token = shows_first_token
         self.answered = False
+        self.recorded: Recorded = (None, 0)
+        """What the index was told of this request."""
         self.service_s = 0.0
         """Seconds that the worker spent on this prefill alone, once the first token is back.
         0.0 where it also had to wait for a seat."""

@@ -77,6 +77,8 @@ class Matches(msgspec.Struct, frozen=True):
 
 
 NO_MATCHES = Matches()
+Recorded = tuple[int | None, int]
+"""What ``record`` did: the shallowest block that was new (None: all were held), and the index's clock then."""
 MAX_FORGOTTEN = 2000
 """Most entries that ``forget_older`` takes out at once: half a millisecond."""
 
@@ -170,15 +172,16 @@ class PrefixIndex:
             found.append((workers, depth * tokens_per_block, clock - latest))
         return Matches(found, clock)
 
-    def record(self, position: int, fingerprint: Fingerprint, output_bytes: int | None = None) -> None:
+    def record(self, position: int, fingerprint: Fingerprint, output_bytes: int | None = None) -> Recorded:
         """The prompt went to this worker, which holds it from now on, and ``output_bytes`` of reply after it.
 
-        To be called when a request is routed, without output, and again with it when the request ends: a worker's
-        own LRU counts from the end. Only the first counts as a request in ``Matches``. Nothing where no worker is.
+        Call it when a request is routed, without output, and again with it when the request ends: a worker's own LRU counts
+        from the end (vLLM frees a request's blocks, and so makes them the newest, when it ends). Only the first call counts as
+        a request in ``Matches``. Nothing where no worker is.
         """
-        held = self._held.get(position)
+        held, first_new = self._held.get(position), None
         if held is None:
-            return
+            return first_new, self._clock
         if output_bytes is None:
             self._clock += 1
         blocks, bit, holders, clock = held.blocks, held.bit, self._holders, self._clock
@@ -190,22 +193,22 @@ class PrefixIndex:
                 blocks.move_to_end(block)
             else:
                 holders[block] = holders.get(block, 0) | bit
+                first_new = block
             blocks[block] = clock
         if len(blocks) > held.limit:
             self._evict(held, len(blocks) - held.limit)
+        return first_new, clock
 
-    def correct(self, position: int, fingerprint: Fingerprint, cached_blocks: int) -> None:
-        """The worker is known to hold just this many of the prompt's blocks: forget what lies deeper, add what is missing."""
-        held = self._held.get(position)
-        if held is None:
+    def withdraw(self, position: int, fingerprint: Fingerprint, recorded: Recorded) -> None:
+        """The prompt was not computed there after all: forget the blocks that ``record`` added, as it told, but for those that
+        another request has been recorded with since. What was held before stays."""
+        held, (first_new, clock) = self._held.get(position), recorded
+        if held is None or first_new is None:
             return
-        for block in fingerprint.hashes[cached_blocks:]:
-            if block in held.blocks:
+        for block in fingerprint.hashes[fingerprint.hashes.index(first_new) :]:
+            if held.blocks.get(block) == clock:
                 del held.blocks[block]
                 self._forget(held.bit, block)
-        if cached_blocks > 0:
-            head = Fingerprint(fingerprint.hashes[:cached_blocks], fingerprint.prompt_bytes)
-            self.record(position, head, 0)
 
     def forget_older(self, position: int, than: int) -> None:
         """The worker turned out to have evicted something last used at ``than``: so it evicted all that was not used since.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from importlib.resources import files
 from typing import Any
@@ -18,7 +18,9 @@ from router.logs import redact
 from router.server import status
 from router.server.audit import Audit
 from router.server.auth import bearer_token
-from router.server.origins import is_machines_own
+from router.server.errors import SERVER
+from router.server.guesses import WINDOW_S, Guesses
+from router.server.origins import is_machines_own, is_own_page
 from router.server.status.feed import StatusFeed, TooManyViewers
 
 _PAGES = ("/metrics", "/workers", "/decisions", "/health", "/", "/events")
@@ -53,13 +55,15 @@ class AdminPort:
     def __init__(
         self,
         token: str,
-        metrics: Callable[[], tuple[bytes, str]],
+        metrics: Callable[[], Awaitable[tuple[bytes, str]]],
         workers: Callable[[], list[dict[str, Any]]],
         decisions: deque[Record],
         feed: StatusFeed,
         audit: Audit,
+        guesses: Guesses,
     ) -> None:
         self._token = token.encode()
+        self._guesses = guesses
         self._audit = audit
         self._metrics = metrics
         self._workers = workers
@@ -70,15 +74,19 @@ class AdminPort:
         answer: web.StreamResponse = self._answer(request)
         if request.path == "/events" and answer.status == 200 and request.method == "GET":
             answer = await self._stream(request)
+        elif request.path == "/metrics" and answer.status == 200:
+            body, content_type = await self._metrics()
+            answer = web.Response(body=body, headers={"Content-Type": content_type})
+        answer.headers["Server"] = SERVER
         page = request.path if request.path in _PAGES else "other"
         if page != "/health":  # asked for every few seconds, and tells nothing
             self._audit.count("admin call", request.remote, page=page, status=answer.status)
         return answer
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Snapshots, until the viewer leaves or does not read."""
+        """Snapshots, until the viewer leaves, does not read, or has had its turn."""
         events = self._feed.watch()
-        response = web.StreamResponse(headers=_EVENTS_HEADERS)
+        response = web.StreamResponse(headers={**_EVENTS_HEADERS, "Server": SERVER})
         try:
             async with aclosing(events):
                 async for event in events:
@@ -101,25 +109,36 @@ class AdminPort:
             return web.Response(text="ok\n")
         if not self._token and not is_machines_own(request.headers.get("Host", "")):
             return web.Response(status=421, text="without admin.token it is asked by address, or as localhost\n")
-        if self._token and not self._knows_token(request):
-            return web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
+        if not is_own_page(request.headers):
+            return web.Response(status=403, text="a page of another origin may not ask: open the address itself\n")
+        if self._token and (refusal := self._refuse_token(request)) is not None:
+            return refusal
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="GET only\n")
-        if request.path == "/metrics":
-            body, content_type = self._metrics()
-            return web.Response(body=body, headers={"Content-Type": content_type})
         if request.path == "/workers":
             return _json({"workers": self._workers()})
         if request.path == "/decisions":
             return _json({"decisions": [show_decision(record) for record in reversed(self._decisions)]})
         if request.path == "/events":
             return web.Response(headers=_EVENTS_HEADERS)
+        if request.path == "/metrics":
+            return web.Response()
         return web.Response(status=404, text="not found\n")
 
-    def _knows_token(self, request: web.BaseRequest) -> bool:
+    def _refuse_token(self, request: web.BaseRequest) -> web.Response | None:
+        """None for the right token."""
         given = request.headers.getall("Authorization", ())
+        required = web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
+        if not given:
+            return required
+        if not self._guesses.may_try(request.remote):
+            retry = {"Retry-After": str(round(WINDOW_S))}
+            return web.Response(status=429, text="too many wrong tokens from this address: wait\n", headers=retry)
         token = bearer_token(given[0]) if len(given) == 1 else ""
-        return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token)
+        if hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token):
+            return None
+        self._guesses.was_wrong(request.remote)
+        return required
 
 
 def _json(value: object) -> web.Response:

@@ -26,6 +26,11 @@ class Audit:
         self._log = log
         self._counted: dict[tuple[str, tuple[tuple[str, object], ...]], _Counted] = {}
 
+    @property
+    def waiting(self) -> int:
+        """Lines of this second that are not written yet."""
+        return len(self._counted)
+
     def note(self, event: str, **fields: object) -> None:
         """At once: what only operators can cause."""
         self._log.info(event, extra=fields)

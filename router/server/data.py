@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import msgspec
@@ -136,7 +135,7 @@ class DataPort:
             "/ready": self._ready,
             "/openapi.json": self._describe,
         }
-        self._description = describe(limits, version("warmroute"), keeps_state=state is not None)
+        self._description = describe(limits, keeps_state=state is not None)
         self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0

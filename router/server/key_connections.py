@@ -25,6 +25,11 @@ class KeyConnections:
         """Keys that some connection shows."""
         return len(self._counts)
 
+    @property
+    def peak(self) -> int:
+        """Connections that show the key which most show now."""
+        return max(self._counts.values(), default=0)
+
     def claim(self, connection: Connection, key: bytes) -> None:
         """Raises ConnectionsLimited, and then the connection counts for none."""
         if connection.key == key:

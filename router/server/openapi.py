@@ -52,7 +52,11 @@ _STATE_ERRORS = {
 }
 
 
-def describe(limits: LimitsConfig, version: str, *, keeps_state: bool = True) -> bytes:
+API_VERSION = "1"
+"""Of the routes (/v1). The program's own would tell strangers what to attack."""
+
+
+def describe(limits: LimitsConfig, *, keeps_state: bool = True) -> bytes:
     """The document as JSON. ``keeps_state``: there are sessions, responses and conversations."""
     paths: Schema = {route.value: {"post": _inference(route, limits)} for route in Route}
     paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
@@ -64,7 +68,7 @@ def describe(limits: LimitsConfig, version: str, *, keeps_state: bool = True) ->
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
-            "info": {"title": "warmroute", "version": version, "description": "Routes requests to vLLM workers."},
+            "info": {"title": "warmroute", "version": API_VERSION, "description": "Routes requests to vLLM workers."},
             "paths": paths,
             "components": {"schemas": _SCHEMAS},
         }

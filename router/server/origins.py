@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -78,3 +80,12 @@ def is_machines_own(header: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_own_page(headers: Mapping[str, str]) -> bool:
+    """Whether no browser asks this for a page of another origin. Origin is not sent with every question of a page (an image has
+    none), so Sec-Fetch-Site (W3C Fetch Metadata) is read too; programs send neither."""
+    if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        return False
+    origin = headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 
 from router.config import AdminConfig
-from router.terminal.screen import SNAPSHOT, printable
+from router.logs import redact
+from router.terminal.answers import Snapshot
+from router.terminal.screen import printable
 
-CONNECT_S, SILENT_S = 3.0, 10.0
+CONNECT_S, SILENT_S, ANSWER_S = 3.0, 10.0, 30.0
+"""For a connection; for a head, and for each snapshot, however it drips; for a whole list."""
 MAX_EVENT_BYTES = 8 << 20
 """Of 10,000 workers and more."""
+MAX_ANSWER_BYTES = 64 << 20
+"""Of as many decisions as ``admin.decisions`` may be."""
+_NOT_AN_ANSWER = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, KeyError)
+"""A time-out is an OSError; aiohttp tells of lines that are too long by an error of its parser's."""
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a router that listens there is asked on loopback)
 
 
 class AdminError(Exception):
-    """In a line."""
+    """In a line, without passwords and without what a terminal would obey."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(redact(text)))
 
 
 class AdminClient:
@@ -29,33 +41,33 @@ class AdminClient:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    async def list(self, path: str, member: str) -> list[dict[str, Any]]:
-        """What is listed under ``member`` of the answer. Raises AdminError."""
-        async with self._answer(path) as answer:
-            return msgspec.json.decode(await answer.read(), type=dict[str, list[dict[str, Any]]])[member]
+    async def list(self, path: str, member: str, kind: Any) -> list[dict[str, Any]]:
+        """What is listed under ``member`` of the answer, each as ``kind`` has it. Raises AdminError."""
+        async with self._answer(path) as answer, asyncio.timeout(ANSWER_S):
+            found: list[dict[str, Any]] = msgspec.json.decode(await _whole(answer), type=dict[str, list[kind]])[member]
+            return found
 
     async def snapshots(self) -> AsyncGenerator[dict[str, Any], None]:
         """What the status page shows, once a second, for as long as the router goes on. Raises AdminError."""
         async with self._answer("/events") as answer:
-            async for line in answer.content:
-                if line.startswith(b"data: "):
-                    shown = msgspec.json.decode(line[6:], type=dict[str, Any])
-                    if not shown.keys() >= SNAPSHOT:
-                        raise ValueError("another release's, or something else's figures")
-                    yield shown
+            while data := await _next_data(answer.content):
+                shown: Any = msgspec.json.decode(data, type=Snapshot)
+                yield shown
 
     @asynccontextmanager
     async def _answer(self, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
         patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
         try:
-            async with (
-                aiohttp.ClientSession(headers=self._headers, timeout=patience, read_bufsize=MAX_EVENT_BYTES) as http,
-                http.get(self.url + path, allow_redirects=False) as answer,
-            ):
-                if answer.status != 200:
-                    raise AdminError(await self._refusal(answer))
-                yield answer
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
+            async with aiohttp.ClientSession(
+                headers=self._headers, timeout=patience, read_bufsize=MAX_EVENT_BYTES, auto_decompress=False
+            ) as http:
+                async with asyncio.timeout(SILENT_S):
+                    answer = await http.get(self.url + path, allow_redirects=False)
+                async with answer:
+                    if answer.status != 200:
+                        raise AdminError(await self._refusal(answer))
+                    yield answer
+        except _NOT_AN_ANSWER as error:
             raise AdminError(
                 f"{self.url} is no router's admin port, or not now ({error or type(error).__name__}): see admin.host and "
                 "admin.port, or name it with --admin-url"
@@ -65,7 +77,26 @@ class AdminClient:
         if answer.status == 401:
             return f"{self.url} asks for a token that this is not: set WARMROUTE_ADMIN__TOKEN to what the router has"
         told = (await answer.content.read(200)).decode("utf-8", "replace").strip()
-        return f"{self.url} answers {answer.status}: {printable(told.partition(chr(10))[0])}"
+        return f"{self.url} answers {answer.status}: {told.partition(chr(10))[0]}"
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    """Raises ValueError."""
+    body = bytearray()
+    async for piece in answer.content.iter_any():
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+async def _next_data(content: aiohttp.StreamReader) -> bytes:
+    """Of the next event; empty at the end. Raises ValueError where it is too large, TimeoutError."""
+    async with asyncio.timeout(SILENT_S):
+        while line := await content.readline():
+            if line.startswith(b"data: "):
+                return line[6:]
+    return b""
 
 
 def admin_url(admin: AdminConfig) -> str:

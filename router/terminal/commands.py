@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
@@ -14,11 +15,12 @@ from typing import Any, TypeVar
 
 import click
 import uvloop
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
 from router.config import ConfigError, load_config
 from router.terminal.admin_client import AdminClient, AdminError, admin_url
+from router.terminal.answers import Decision, Worker
 from router.terminal.explain import explain
 from router.terminal.screen import plain, top_screen, worker_table
 
@@ -46,7 +48,8 @@ def top_command(file: Path | None, admin_url: str | None, once: bool) -> None:
     """Show the fleet and the last decisions, as they are."""
     console = _console()
     client = _client(file, admin_url)
-    _run(_print_once(client, console) if once or not console.is_terminal else _watch(client, console))
+    has_screen = console.is_terminal and not console.is_dumb_terminal
+    _run(_watch(client, console) if has_screen and not once else _print_once(client, console))
 
 
 @click.command("workers")
@@ -54,7 +57,8 @@ def top_command(file: Path | None, admin_url: str | None, once: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As the admin port tells.")
 def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> None:
     """List the workers."""
-    workers = _run(_client(file, admin_url).list("/workers", "workers"))
+    kind = dict[str, Any] if as_json else Worker
+    workers = _run(_client(file, admin_url).list("/workers", "workers", kind))
     if as_json:
         click.echo(json.dumps(workers, indent=2))
     else:
@@ -67,7 +71,7 @@ def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> 
 def explain_command(request_id: str, file: Path | None, admin_url: str | None) -> None:
     """Say what happened to a request, and why: ID is its X-Request-Id."""
     client = _client(file, admin_url)
-    decisions = _run(client.list("/decisions", "decisions"))
+    decisions = _run(client.list("/decisions", "decisions", Decision))
     found = [decision for decision in decisions if decision["request_id"] == request_id]
     if not found:
         raise click.ClickException(
@@ -102,8 +106,11 @@ async def _print_once(client: AdminClient, console: Console) -> None:
 
 
 async def _watch(client: AdminClient, console: Console) -> None:
-    """Until it is interrupted. A router that was there once is waited for."""
+    """Until it is interrupted or terminated. A router that was there once is waited for."""
     was_there = False
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # the screen is given back
     with Live(console=console, screen=True, auto_refresh=False) as live:
         show = partial(live.update, refresh=True)
         while True:
@@ -115,7 +122,7 @@ async def _watch(client: AdminClient, console: Console) -> None:
             except AdminError as error:
                 if not was_there:
                     raise
-                show(plain(f"{error}\n\nAsked again each second; ctrl-C ends."))
+                show(Group(plain(error), "", "Asked again each second; ctrl-C ends."))
             await asyncio.sleep(AGAIN_S)
 
 
@@ -126,3 +133,5 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         sys.exit(130)
+    except asyncio.CancelledError:
+        sys.exit(143)

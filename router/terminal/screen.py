@@ -15,10 +15,6 @@ from rich.text import Text
 RECENT_SAMPLES = 31
 """Of the hit ratio: five minutes, a sample each ten seconds."""
 DECISIONS = 8
-SNAPSHOT = frozenset(
-    {"version", "policy", "workers", "decisions", "live_requests", "queued", "saved_prefill_s", "sessions", "history"}
-)
-"""What a snapshot has to have to be shown."""
 LEFT_FOR_OTHERS = DECISIONS + 9
 """Lines of a screen that are not workers'."""
 _STYLES = {"up": "green", "starting": "yellow", "ejected": "red"}
@@ -29,9 +25,9 @@ def printable(text: object) -> str:
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(text))
 
 
-def plain(text: object) -> Text:
+def plain(text: object, style: str = "") -> Text:
     """The same, and rich reads no markup in it."""
-    return Text(printable(text))
+    return Text(printable(text), style)
 
 
 def top_screen(shown: dict[str, Any], height: int | None = None) -> RenderableType:
@@ -56,7 +52,7 @@ def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> 
     for one in shown:
         table.add_row(
             plain(one["name"]),
-            Text(one["state"], _STYLES.get(one["state"], "")),
+            plain(one["state"], _STYLES.get(one["state"], "")),
             f"{one['in_flight']:,}",
             f"{one['queued_prefill_tokens']:,}",
             _percent(one["cached_tokens"], one["prompt_tokens"]),
@@ -103,7 +99,7 @@ def _decision_table(decisions: Sequence[dict[str, Any]]) -> Table:
             plain(one["model"]),
             plain(one["worker"] or "-"),
             plain(one["reason"] or "-"),
-            Text(str(one["status"] or one["outcome"]), "" if 0 < one["status"] < 400 else "red"),
+            plain(one["status"] or one["outcome"], "" if 0 < one["status"] < 400 else "red"),
             f"{one['prompt_tokens']:,}",
             f"{one['predicted_cached_tokens']:,}",
             "-" if one["actual_cached_tokens"] is None else f"{one['actual_cached_tokens']:,}",

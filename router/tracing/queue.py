@@ -23,8 +23,8 @@ CAUSES = ("full", "failed", "stopped")
 
 
 class TraceQueue:
-    """``send`` blocks, raises nothing, and says whether it went well; ``stop`` ends it early. ``interval_s``: how long a trace
-    waits for others to be sent with."""
+    """``send`` blocks and says whether it went well; whatever it raises is a failure. ``stop`` ends it early. ``interval_s``:
+    how long a trace waits for others to be sent with."""
 
     def __init__(
         self, send: Callable[[Sequence[Trace]], bool], stop: Callable[[], None], max_traces: int, interval_s: float
@@ -77,12 +77,21 @@ class TraceQueue:
         is_well = True
         while is_well and self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            is_well = self._send(batch)
+            is_well = self._is_sent(batch)
             if is_well:
                 self.sent += len(batch)
             else:
                 self.dropped["failed"] += len(batch)
             self._tell(has_failed=not is_well)
+
+    def _is_sent(self, batch: Sequence[Trace]) -> bool:
+        try:
+            return self._send(batch)
+        except (
+            Exception
+        ) as error:  # what exporters raise differs by release, and without this thread no trace is ever sent
+            log.debug("a batch of traces could not be sent", exc_info=error)
+            return False
 
     def _tell(self, *, has_failed: bool) -> None:
         """Once, when it begins and when it ends; how often is a metric's to say."""

@@ -25,6 +25,9 @@ def held(index: PrefixIndex, prompt: Fingerprint) -> dict[int, float]:
     return dict(index.match(prompt, len(prompt.hashes)))
 
 
+SHARED = chain(*range(1, 41))
+
+
 @st.composite
 def prompts(draw: st.DrawFn) -> Fingerprint:
     """Paths in a small tree: the block at each depth is named by the path that leads there, as chained hashes are."""
@@ -94,16 +97,21 @@ class IndexModel(RuleBasedStateMachine):
                 blocks[block] = None
             self.trim()
 
-    @rule(position=POSITIONS, prompt=prompts(), cached=st.integers(0, 6))
-    def correct(self, position: int, prompt: Fingerprint, cached: int) -> None:
-        self.index.correct(position, prompt, cached)
+    @rule(position=POSITIONS, prompt=prompts())
+    def record_and_withdraw(self, position: int, prompt: Fingerprint) -> None:
+        """Nothing else came in between: what was held before is held, but for what was evicted for it."""
+        before = set(self.model.get(position, ()))
+        recorded = self.index.record(position, prompt)
         if position in self.capacity:
-            for block in prompt.hashes[cached:]:
-                self.model[position].pop(block, None)
-            for block in reversed(prompt.hashes[:cached]):
-                self.model[position].pop(block, None)
-                self.model[position][block] = None
+            blocks = self.model[position]
+            first = next((at for at, block in enumerate(prompt.hashes) if block not in before), len(prompt.hashes))
+            for block in reversed(prompt.hashes):
+                blocks.pop(block, None)
+                blocks[block] = None
             self.trim()
+            for block in prompt.hashes[first:]:
+                blocks.pop(block, None)
+        self.index.withdraw(position, prompt, recorded)
 
     @rule(prompt=prompts())
     def match(self, prompt: Fingerprint) -> None:
@@ -176,6 +184,36 @@ def test_a_reply_takes_room() -> None:
     index.record(0, chain(5, 6), output_bytes=BLOCK_BYTES + 1)
     assert held(index, chain(1, 2)) == {}
     assert held(index, chain(5, 6)) == {0: 2}
+
+
+def test_a_refused_prompt_takes_back_what_it_added_and_nothing_that_was_held() -> None:
+    index = make()
+    index.record(0, SHARED)
+    for number in range(12):
+        longer = Fingerprint([*SHARED.hashes, 1000 + number], SHARED.prompt_bytes + 200)
+        index.withdraw(0, longer, index.record(0, longer))
+    assert held(index, SHARED) == {0: len(SHARED.hashes)}
+    assert index.blocks(0) == len(SHARED.hashes)
+
+
+@pytest.mark.parametrize("is_refused_first_recorded", [True, False])
+def test_a_refused_prompt_leaves_what_another_live_request_put_there(is_refused_first_recorded: bool) -> None:
+    index = make()
+    one = index.record(0, SHARED)
+    other = index.record(0, SHARED)
+    index.withdraw(0, SHARED, one if is_refused_first_recorded else other)
+    assert held(index, SHARED) == {0: len(SHARED.hashes)}
+
+
+def test_a_prompt_that_ended_last_is_evicted_last() -> None:
+    index = make(capacity=8)
+    first, second = (chain(*range(start, start + 4)) for start in (10, 20))
+    index.record(0, first)
+    index.record(0, second)
+    index.record(0, first, 0)
+    index.record(0, chain(30, 31))
+    assert held(index, first) == {0: 4}
+    assert held(index, second) == {0: 2}
 
 
 def test_a_position_used_again_knows_nothing_of_its_former_worker() -> None:

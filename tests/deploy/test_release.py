@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +17,9 @@ from tests.deploy.helm import ROOT, helm, objects
 from tests.deploy.helm import run as run_helm
 from tests.deploy.variants import DIGEST, VARIANTS
 
-WORKFLOW = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
+CI = RELEASE.with_name("ci.yml")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 def release(*words: str, path: str = "") -> subprocess.CompletedProcess[str]:
@@ -76,12 +81,83 @@ def test_a_chart_for_an_image_without_its_digest_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "dist").exists()
 
 
+def jobs(file: Path) -> dict[str, dict[str, Any]]:
+    workflow = yaml.safe_load(file.read_text("utf-8"))
+    assert workflow["permissions"] == {}, "each job says what it needs"
+    named: dict[str, dict[str, Any]] = workflow["jobs"]
+    return named
+
+
 def test_the_workflow_builds_on_what_was_checked_and_after_all_tests() -> None:
-    workflow = yaml.safe_load(WORKFLOW)
-    job = workflow["jobs"]["release"]
-    assert job["needs"] == "test"
-    assert workflow["jobs"]["test"]["uses"] == "./.github/workflows/ci.yml"
-    build = next(step for step in job["steps"] if step.get("id") == "image")
-    assert build["with"]["build-args"] == "PYTHON=${{ steps.base.outputs.reference }}"
-    base = next(step for step in job["steps"] if step.get("id") == "base")
-    assert "deploy/release.py base" in base["run"]
+    released = jobs(RELEASE)
+    assert released["test"]["uses"] == "./.github/workflows/ci.yml"
+    assert released["image"]["needs"] == "test"
+    assert released["chart"]["needs"] == "image"
+    steps = {step.get("id"): step for step in released["image"]["steps"]}
+    assert steps["image"]["with"]["build-args"] == "PYTHON=${{ steps.checked.outputs.base }}"
+    assert 'deploy/release.py base "$BASE"' in steps["checked"]["run"]
+
+
+def test_only_the_jobs_that_publish_may_write() -> None:
+    rights = {name: job["permissions"] for name, job in jobs(RELEASE).items()}
+    assert rights == {
+        "test": {"contents": "read"},
+        "image": {"contents": "read", "packages": "write", "id-token": "write", "attestations": "write"},
+        "chart": {"contents": "write", "packages": "write"},
+    }
+    assert all(job["permissions"] == {"contents": "read"} for job in jobs(CI).values())
+
+
+@pytest.mark.parametrize("file", [RELEASE, CI], ids=lambda file: file.name)
+def test_every_action_is_named_by_its_commit_and_says_its_version(file: Path) -> None:
+    used = re.findall(r"uses: (.*)", file.read_text("utf-8"))
+    assert used
+    for each in used:
+        assert each.startswith("./") or re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each), each
+
+
+@pytest.mark.parametrize("file", [RELEASE, CI], ids=lambda file: file.name)
+def test_scripts_get_what_they_need_from_their_environment_and_fail_with_their_commands(file: Path) -> None:
+    for job in jobs(file).values():
+        for step in job.get("steps", ()):
+            script = step.get("run", "")
+            assert "${{" not in script, "it would be a part of the script's text"
+            assert not re.search(r"(?m)^\s*(echo|printf|export)\b.*\$\(", script), "its failure would not be seen"
+
+
+def test_a_check_that_fails_ends_the_step_before_anything_is_handed_on(tmp_path: Path) -> None:
+    (checked,) = [step for step in jobs(RELEASE)["image"]["steps"] if step.get("id") == "checked"]
+    output = tmp_path / "output"
+    output.touch()
+    for tag, base in (("v99.0.0", f"python:3.11-slim@{DIGEST}"), (f"v{VERSION}", "python:3.11-slim")):
+        environment = {**os.environ, "GITHUB_OUTPUT": str(output), "GITHUB_REF_NAME": tag, "BASE": base}
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", checked["run"]]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert output.read_text() == ""
+
+
+def test_every_image_that_is_run_or_built_on_is_named_by_its_digest() -> None:
+    images = [re.search(r"(?m)^  BASE: (.*)$", RELEASE.read_text("utf-8"))[1]]  # type: ignore[index]
+    for job in jobs(CI).values():
+        versions = job["strategy"]["matrix"].get("python", [""])
+        images += [job["container"].replace("${{ matrix.python }}", version) for version in versions]
+    compose = yaml.safe_load((ROOT / "deploy" / "compose" / "docker-compose.yaml").read_text("utf-8"))
+    for service in compose["services"].values():
+        named = re.fullmatch(r"\$\{\w+:-(.*)\}", service["image"])
+        images.append(named[1] if named else service["image"])
+    ours = [image for image in images if image.startswith("${WARMROUTE_IMAGE:?")]
+    assert len(ours) == 3
+    for image in images:
+        assert image in ours or release("base", image).returncode == 0, image
+
+
+@pytest.mark.parametrize("name", ["Makefile", "deploy/image/install", "deploy/image/Dockerfile", ".ci/run"])
+def test_whatever_is_installed_is_locked_with_its_hash_or_lies_here_already(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
+    for line in re.findall(r"(?m)^.*\bpip\"? (?:install|wheel|download) .*$", text):
+        if "atheris" in line:  # a tool of whoever fuzzes, which no other target needs
+            continue
+        assert "--require-hashes" in line or "--no-index" in line, line
+        assert "--no-index" not in line or "--no-build-isolation" in line or "*.whl" in line, line
+    assert "# syntax" not in text, "a frontend by its tag would build the image"

@@ -117,12 +117,12 @@ async def test_forged_admin_calls_are_not_found_on_the_data_port_and_refused_on_
             assert (await get(router, path)).status == 404
             assert (await get(router, path, "Authorization: Bearer secret")).status == 404
             assert (await post(router, path, {"url": "http://evil"})).status == 404
+        found = await get_admin(router, "/workers", "Authorization: Bearer secret")
+        assert [each["url"] for each in found.json["workers"]] == [worker.url]
         for path in ("/metrics", "/workers", "/decisions", "/events", "/nothing"):
             assert (await get_admin(router, path)).status == 401
             for forged in ("Bearer", "Bearer ", "Bearer guess", "Basic secret", "bearer secretsecret", "secre"):
-                assert (await get_admin(router, path, f"Authorization: {forged}")).status == 401
-        found = await get_admin(router, "/workers", "Authorization: Bearer secret")
-        assert [each["url"] for each in found.json["workers"]] == [worker.url]
+                assert (await get_admin(router, path, f"Authorization: {forged}")).status in (401, 429)
         assert worker.asked == []
 
 

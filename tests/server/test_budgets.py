@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,34 @@ def test_a_client_must_read_so_much_in_a_while_or_all() -> None:
     assert rule.is_too_slow(0)
     assert rule.is_too_slow(14_999)
     assert not rule.is_too_slow(15_000)
+
+
+BOUNDED = {
+    "client_connections": "max_client_connections",
+    "admin_connections": "max_admin_connections",
+    "status_viewers": "max_status_viewers",
+    "admin_wrong_tokens": "max_admin_wrong_tokens",
+    "peak_key_connections": "max_key_connections",
+    "keys_loaded": "max_keys",
+    "remembered_sessions": "max_remembered_sessions",
+    "remembered_decisions": "max_remembered_decisions",
+    "body_bytes": "max_body_bytes",
+    "waiting_traces": "max_waiting_traces",
+    "queue_depth": "queue_max",
+    "queue_bytes": "queue_max_bytes",
+}
+
+
+async def test_every_bound_says_how_full_it_is(tmp_path: Path) -> None:
+    settings = {**keyed(tmp_path / "keys.toml"), "admin__decisions": 1}
+    async with scripted() as worker, routed(worker.url, **settings) as router, connected(router) as client:
+        for _ in range(2):
+            await client.send(MODELS % ACME.encode())
+            assert (await client.answer()).status == 200
+        text = (await get_admin(router, "/metrics")).body.decode()
+    figures = dict(re.findall(r"(?m)^warmroute_(\w+) (\S+)$", text))
+    for figure, most in BOUNDED.items():
+        assert float(figures[figure]) <= float(figures[most]) or figures[most] == "0.0", figure
+    assert float(figures["peak_key_connections"]) == 1
+    assert float(figures["keys_loaded"]) == 4
+    assert float(figures["audit_waiting_lines"]) <= 10

@@ -32,7 +32,7 @@ from router.server.session_pages import SessionPages
 from router.simulator import SimulatorSettings, start_fleet
 from tests.e2e.routed import QUICK
 
-DESCRIPTION = json.loads(describe(LimitsConfig(), "0"))
+DESCRIPTION = json.loads(describe(LimitsConfig()))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 MOST_TOKENS = 16
 
@@ -107,7 +107,7 @@ def test_every_request_of_the_description_and_its_opposite_gets_a_described_answ
 def test_every_route_is_described() -> None:
     plain = {"/v1/models", "/health", "/ready", "/openapi.json"}
     stateless = {route.value for route in Route} | plain
-    assert set(json.loads(describe(LimitsConfig(), "0", keeps_state=False))["paths"]) == stateless
+    assert set(json.loads(describe(LimitsConfig(), keeps_state=False))["paths"]) == stateless
     turns: Any = SimpleNamespace(histories=None)
     unused: Any = None
     made = (turns, unused, unused, unused)

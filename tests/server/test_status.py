@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from router.app import Running
+from router.server.guesses import MAX_WRONG
+from router.server.status import feed as feed_module
 from router.server.status.feed import StatusFeed, TooManyViewers
 from tests.e2e.faults import metric
 from tests.e2e.routed import RawClient, get_admin, post, routed
@@ -20,10 +22,10 @@ TOKEN = "t" * 20
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-async def look(router: Running, *lines: str) -> tuple[RawClient, int, dict[str, str]]:
+async def look(router: Running, *lines: str, path: str = "/events") -> tuple[RawClient, int, dict[str, str]]:
     url = urlsplit(router.admin_url)
     client = RawClient(*await asyncio.open_connection(url.hostname, url.port))
-    await client.send("\r\n".join(["GET /events HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
+    await client.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
     return client, *await client.head()
 
 
@@ -97,6 +99,62 @@ async def test_who_asks_for_the_head_alone_gets_it_and_takes_nobodys_place() -> 
         assert b"text/event-stream" in head
         assert body == b""
         assert await metric(router, "warmroute_status_viewers") == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["Origin: http://evil.example", "Origin: null", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site"]
+)
+async def test_pages_of_other_origins_get_no_figures_and_take_nobodys_place(line: str) -> None:
+    async with scripted() as worker, routed(worker.url) as router:
+        client, status, _ = await look(router, line)
+        client.leave()
+        assert status == 403
+        for path in ("/metrics", "/workers", "/decisions"):
+            assert (await get_admin(router, path, line)).status == 403
+        assert await metric(router, "warmroute_status_viewers") == 0
+
+
+@pytest.mark.parametrize("line", ["Origin: http://localhost", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: none"])
+async def test_the_routers_own_page_and_people_are_answered(line: str) -> None:
+    async with scripted() as worker, routed(worker.url) as router:
+        client, status, _ = await look(router, line)
+        client.leave()
+        assert status == 200
+
+
+async def test_a_viewer_gives_its_place_back_after_a_while_whether_it_reads_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed_module, "LOOKS", 2)
+    monkeypatch.setattr(feed_module, "EVERY_S", 0.01)
+    async with scripted() as worker, routed(worker.url, admin__max_viewers=1) as router:
+        client, status, _ = await look(router)
+        assert status == 200
+        async with asyncio.timeout(5):
+            while await metric(router, "warmroute_status_viewers"):
+                await asyncio.sleep(0.01)
+        client.leave()
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/workers", "/nothing", "/events"])
+async def test_no_answer_tells_versions(path: str) -> None:
+    async with scripted() as worker, routed(worker.url, admin__token=TOKEN) as router:
+        for lines in ((), (f"Authorization: Bearer {TOKEN}",)):
+            client, _, headers = await look(router, *lines, path=path)
+            client.leave()
+            assert headers["server"] == "warmroute"
+
+
+async def test_an_address_that_guesses_tokens_hears_no_more_and_is_counted() -> None:
+    async with scripted() as worker, routed(worker.url, admin__token=TOKEN) as router:
+        right = f"Authorization: Bearer {TOKEN}"
+        assert (await get_admin(router, "/workers")).status == 401
+        for _ in range(MAX_WRONG):
+            assert (await get_admin(router, "/workers", "Authorization: Bearer wrong")).status == 401
+            assert (await get_admin(router, "/workers")).status == 401, "a question without a token is no guess"
+        for line in ("Authorization: Bearer wrong", right):
+            assert (await get_admin(router, "/workers", line)).status == 429
+        assert (await get_admin(router, "/health")).status == 200
 
 
 async def test_it_is_made_once_a_second_however_many_look_and_not_without_anybody() -> None:

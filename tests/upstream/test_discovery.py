@@ -101,10 +101,39 @@ def source_of(resolver: Resolver, timeout_s: float = 5.0) -> DnsSource:
 
 async def test_every_address_of_a_name_is_a_worker() -> None:
     resolver = Resolver()
-    resolver.hosts = ("10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1")
+    resolver.hosts = ("10.0.0.2", "10.0.0.1", "10.0.0.2")
     found = await source_of(resolver).read()
-    assert found == [WorkerAddress("http", host, 8000) for host in ("10.0.0.1", "10.0.0.2", "fd00::1")]
+    assert found == [WorkerAddress("http", host, 8000) for host in ("10.0.0.1", "10.0.0.2")]
     assert resolver.asked == [("vllm.example", 8000)]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "workers"),
+    [
+        (("10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"), ["10.0.0.1", "10.0.0.2"]),
+        (("fd00::2", "fd00::1", "10.0.0.1", "10.0.0.2"), ["fd00::1", "fd00::2"]),
+    ],
+)
+async def test_pods_of_two_families_are_one_worker_each_at_the_address_that_the_system_prefers(
+    hosts: Sequence[str], workers: Sequence[str]
+) -> None:
+    resolver = Resolver()
+    resolver.hosts = hosts
+    assert [each.host for each in await source_of(resolver).read()] == workers
+
+
+async def test_workers_keep_their_family_while_their_name_has_any_of_it() -> None:
+    resolver = Resolver()
+    source = source_of(resolver)
+    for hosts, workers in (
+        (("fd00::1", "10.0.0.1"), ["fd00::1"]),
+        (("10.0.0.1", "fd00::1", "fd00::2"), ["fd00::1", "fd00::2"]),
+        (("10.0.0.1",), ["10.0.0.1"]),
+        (("fd00::1", "10.0.0.1"), ["10.0.0.1"]),
+        ((), []),
+    ):
+        resolver.hosts = hosts
+        assert [each.host for each in await source.read()] == workers
 
 
 @pytest.mark.parametrize("failure", [socket.gaierror(-2, "unknown"), OSError("no network")])

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 EVERY_S = 1.0
+LOOKS = 120
+"""Events for one viewer, who asks again then: so one that does not read them gives its place back."""
 SAMPLE_EVERY_S, SAMPLES = 10.0, 360
 """Of the hit ratio over time: an hour."""
 
@@ -56,12 +58,12 @@ class StatusFeed:
             await asyncio.sleep(SAMPLE_EVERY_S)
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, one a second. Raises TooManyViewers."""
+        """Server-sent events, one a second, LOOKS of them. Raises TooManyViewers."""
         if self.viewers >= self.max_viewers:
             raise TooManyViewers
         self.viewers += 1
         try:
-            while True:
+            for _ in range(LOOKS):
                 yield self.event()
                 await asyncio.sleep(EVERY_S)
         finally:

@@ -218,7 +218,7 @@ function patience(given) {
   return { signal: gone.signal, heard, end };
 }
 
-// False: nobody may look without a token.
+// False: nobody may look without a token. True: the router has ended the stream, as it does after a while.
 async function follow(token, { signal, heard }) {
   const answer = await fetch("events", { signal, headers: token ? { Authorization: "Bearer " + token } : {} });
   if (answer.status === 401) {
@@ -230,7 +230,7 @@ async function follow(token, { signal, heard }) {
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new Error("the router ended the stream");
+    if (done) return true;
     heard();
     text += value;
     for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {

@@ -1,4 +1,7 @@
-"""Workers behind one DNS name, such as a headless service: every address that it resolves to is a worker.
+"""Workers behind one DNS name, such as a headless service: every address of one family that it resolves to is a worker.
+
+A pod of two families has an address of each, and nothing tells which two are one pod's: of both, each worker would count twice.
+The family is the one of the first address, which the system sorts as RFC 6724 says, and stays while the name has any of it.
 
 A resolver that nobody answers may think for a minute. It is not waited for so long, and not asked again meanwhile, since each
 question holds a thread.
@@ -16,7 +19,7 @@ from router.core.worker import WorkerAddress
 from router.upstream.discovery import Unreadable
 
 Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
-"""A name and a port → the name's addresses, of which some may be the same. Raises OSError, UnicodeError."""
+"""A name and a port → the name's addresses, the best first, of which some may be the same. Raises OSError, UnicodeError."""
 
 
 async def resolve(name: str, port: int) -> Sequence[str]:
@@ -34,18 +37,26 @@ class DnsSource:
         self._port = int(port)
         self._timeout_s = timeout_s
         self._resolve = resolve
+        self._is_ipv6: bool | None = None
+        """The family that was taken last; None before the first look."""
         self._asking: asyncio.Task[Sequence[str]] | None = None
         """A question without an answer yet, maybe of an earlier look."""
 
     async def read(self) -> Sequence[WorkerAddress]:
         """Raises Unreadable."""
         try:
-            hosts = sorted(set(await self._answer()))
+            hosts = sorted(self._of_one_family(await self._answer()))
         except (OSError, UnicodeError) as error:
             raise Unreadable(f"{self._name}: {error}") from None
         if forbidden := list(filter(is_forbidden, hosts)):
             raise Unreadable(f"{self._name}: resolves to {forbidden[0]}, where no worker may be")
         return [WorkerAddress("http", host, self._port) for host in hosts]
+
+    def _of_one_family(self, hosts: Sequence[str]) -> set[str]:
+        families = [":" in host for host in hosts]
+        if families and self._is_ipv6 not in families:
+            self._is_ipv6 = families[0]
+        return {host for host, is_ipv6 in zip(hosts, families, strict=True) if is_ipv6 is self._is_ipv6}
 
     async def _answer(self) -> Sequence[str]:
         """Raises OSError, UnicodeError."""

@@ -1,0 +1,67 @@
+"""What the admin port tells, as far as it is shown: whatever answers otherwise is no router, and is not shown at all."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypedDict
+
+from msgspec import Meta
+
+Number = Annotated[int, Meta(ge=-(2**53), le=2**53)] | float
+
+
+class Worker(TypedDict):
+    name: str
+    url: str
+    state: str
+    in_flight: Number
+    queued_prefill_tokens: Number
+    prefill_rate: Number
+    index_blocks: Number
+    max_blocks: Number
+    prompt_tokens: Number
+    cached_tokens: Number
+
+
+class Resumption(TypedDict):
+    cause: str
+    outcome: str
+    gap_s: Number
+
+
+class Decision(TypedDict):
+    request_id: str
+    route: str
+    model: str
+    worker: str
+    policy: str
+    reason: str
+    status: Number
+    outcome: str
+    retries: list[str]
+    given_up: bool
+    resumptions: list[Resumption]
+    queued_s: Number
+    prompt_tokens: Number
+    predicted_cached_tokens: Number
+    actual_cached_tokens: Number | None
+    decide_s: Number
+    time_to_first_token_s: Number
+    duration_s: Number
+
+
+class Sessions(TypedDict):
+    turns: Number
+    store_up: bool
+
+
+class Snapshot(TypedDict):
+    version: str
+    policy: str
+    workers: list[Worker]
+    decisions: list[Decision]
+    live_requests: Number
+    queued: Number
+    saved_prefill_s: Number
+    sessions: Sessions | None
+    history: list[tuple[Number, Number, Number, Number]]
+    """Unix time, and sums of tokens: prompts', predicted, cached."""
