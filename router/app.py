@@ -232,7 +232,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
-    registry.register(StateCollector(state.turns, state.store, state.watch))
+    registry.register(StateCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
     registry.register(
         ContextCollector(
             state.turns.upkeep,

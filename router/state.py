@@ -137,4 +137,6 @@ async def build_state(
         ]
     )
     kept = routes if sessions.store != NO_STORE else None
-    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping), index, config.context.janitors)
+    tidy = (*opened.tidy, *([index.sqlite.tidy] if index.sqlite is not None else ()))
+    watch = StoreWatch(opened.store.ping, tidy, opened.count)
+    return State(kept, turns, histories, opened, watch, index, config.context.janitors)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import msgspec
 
@@ -39,10 +40,13 @@ from router.sessions.door import Door, HeldClient, Kept
 from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
-from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
+from router.sessions.store import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 from router.sessions.upkeep import Upkeep
 from router.sides import Client, Dispatch
 from router.wire.answers import BadAnswer
+
+KEY_CHARS = 32
+"""Of the digest that stands for a request and its id."""
 
 CUTS = 2
 """Of one turn's history: the second where the view was changed by another in between."""
@@ -224,8 +228,12 @@ class Turns:
         return "lost"
 
     async def add(self, ask: Ask) -> tuple[History, int]:
-        """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number.
+        """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number. The same
+        body under the same X-Request-Id of the client's is the same turn: a retry.
         Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable, SessionCorrupt."""
+        if not ask.idempotency_key and (request_id := ask.headers.get("X-Request-Id")):
+            key = sha256(f"{request_id} {ask.asked}".encode()).hexdigest()
+            ask = replace(ask, idempotency_key=f"request:{key[:KEY_CHARS]}")
         return await self._append_turn(ask, lambda history: self._planner.news(ask, history))
 
     async def append(self, ask: Ask, drafts: Sequence[Draft]) -> tuple[History, int]:
@@ -254,11 +262,11 @@ class Turns:
         """The body that a turn sent; None: it sent none. Reads the whole log. Raises StateUnavailable, SessionCorrupt."""
         owner = caller.rules.tenant
         record = await self.histories.ask(self.histories.store.read_turn(sid, owner, turn))
-        loaded = await self.histories.ask(self.histories.store.load(sid, owner, NOTHING))
-        if record is None or loaded is None or (recipe := read_note(record.record).recipe) is None:
+        if record is None or (recipe := read_note(record.record).recipe) is None:
             return None
+        entries = await self.histories.log_of(sid, owner)
         try:
-            return replay(recipe, {at: decode(data) for at, data in enumerate(loaded.tail, 1)})
+            return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
         except (KeyError, BadEntry):
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 

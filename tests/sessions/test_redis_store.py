@@ -289,7 +289,7 @@ async def test_a_server_that_hangs_costs_a_deadline_and_then_nothing_until_it_is
                     await asyncio.sleep(0.01)
 
 
-async def test_calls_beyond_the_bound_of_connections_wait_within_their_deadline() -> None:
+async def test_calls_beyond_the_bound_of_connections_wait_for_their_turn() -> None:
     are_two_asked = asyncio.Event()
 
     class Silent(ScriptedRedis):
@@ -304,10 +304,31 @@ async def test_calls_beyond_the_bound_of_connections_wait_within_their_deadline(
     async with silent.serving() as url, store_at(url, limits) as store:
         calls = [asyncio.create_task(store.get_document(new_sid(), OWNER)) for _ in range(5)]
         await are_two_asked.wait()
-        assert (silent.connections, store.pending) == (2, 5)
+        assert (silent.connections, store.pending, store.calls.waiting) == (2, 5, 3)
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [getattr(error, "reason", None) for error in found] == [Reason.TIMEOUT] * 5
         assert store.pending == 0
+
+
+@pytest.mark.parametrize(("body_bytes", "state"), [(100, BreakerState.OPEN), (100_000, BreakerState.CLOSED)])
+async def test_only_small_calls_that_time_out_pause_the_way_for_all(body_bytes: int, state: BreakerState) -> None:
+    limits = RedisLimits(deadline_s=0.05, patience=Patience(max_failures=2))
+    async with ScriptedRedis({b"EVALSHA": b""}).serving() as url, store_at(url, limits) as store:
+        for _ in range(2):
+            with pytest.raises(RedisUnavailable, match="timeout"):
+                await store.put_document(new_sid(), OWNER, b"x" * body_bytes, 0)
+        assert store.breaker_state is state
+
+
+async def test_a_loop_that_is_held_up_is_no_time_out_of_redis(redis_server: RedisProcess) -> None:
+    async with store_at(redis_server.url, RedisLimits(deadline_s=0.1)) as store:
+        sid = new_sid()
+        await store.put_document(sid, OWNER, b"d", 60)
+        for _ in range(3):
+            call = asyncio.create_task(store.get_document(sid, OWNER))
+            await asyncio.sleep(0)
+            time.sleep(0.2)  # noqa: ASYNC251  # the loop is held up
+            assert await call == b"d"
 
 
 # Nobody reads what another asked for

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -13,10 +14,22 @@ from typing import Any
 
 import pytest
 
+from router.core.request import Tenant
 from router.sessions.sqlite import SqliteStore, rows
 from router.sessions.sqlite.schema import MIGRATIONS, PARTS
-from router.sessions.sqlite.store import SWEPT_DOCUMENTS, SWEPT_ENTRIES, read_boot
-from router.sessions.store import LINE_PATIENCE_S, NOTHING, Begun, Busy, Corrupt, Fenced, Known, Sid, StoreUnavailable
+from router.sessions.sqlite.store import MAX_OWNER_CALLS, SWEPT_DOCUMENTS, SWEPT_ENTRIES, read_boot
+from router.sessions.store import (
+    LINE_PATIENCE_S,
+    NOTHING,
+    Begun,
+    Busy,
+    Corrupt,
+    Crowded,
+    Fenced,
+    Known,
+    Sid,
+    StoreUnavailable,
+)
 from tests.sessions.contract import LEASE_S, OWNER, STRANGER, Clocks, asks, more
 
 SID = Sid("sid")
@@ -93,7 +106,7 @@ async def test_only_its_owner_can_read_what_it_makes(path: Path, clocks: Clocks)
         await begun_in(store)
         modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert modes == {"sessions.db": 0o600, "sessions.db-wal": 0o600, "sessions.db-shm": 0o600}
+    assert modes == {f"sessions.db{kind}": 0o600 for kind in ("", "-wal", "-shm", "-reserve")}
 
 
 @pytest.mark.parametrize(("synchronous", "level"), [("NORMAL", 1), ("FULL", 2)])
@@ -254,16 +267,59 @@ async def test_calls_beyond_the_bound_are_refused_at_once(path: Path, clocks: Cl
     gate = Gate(clocks)
     async with opened(path, clocks, unix_time=gate.unix_time, max_pending=2) as store:
         first = await gate.stop(store)
-        second = asyncio.create_task(store.set_attributes(SID, OWNER, b"a"))
+        others = [asyncio.create_task(store.set_attributes(SID, OWNER, b"a")) for _ in range(MAX_OWNER_CALLS + 1)]
         await asyncio.sleep(0)
-        assert store.pending == 2
-        with pytest.raises(StoreUnavailable, match="2 calls wait") as refused:
+        assert store.pending == 2 + MAX_OWNER_CALLS
+        with pytest.raises(Crowded, match="2 calls of the tenant wait") as refused:
             await store.set_attributes(SID, OWNER, b"b")
         assert not refused.value.was_asked
         gate.is_open.set()
-        await asyncio.gather(first, second)
+        await asyncio.gather(first, *others)
         assert store.pending == 0
         assert await store.set_attributes(SID, OWNER, b"b")
+
+
+async def test_a_flood_of_one_owner_delays_another_by_the_calls_that_the_thread_has(path: Path, clocks: Clocks) -> None:
+    gate = Gate(clocks)
+    ended: list[Tenant] = []
+
+    async def put(n: int, owner: Tenant) -> None:
+        await store.put_document(Sid(f"{owner}{n}"), owner, b"d", 0)
+        ended.append(owner)
+
+    async with opened(path, clocks, unix_time=gate.unix_time) as store:
+        first = await gate.stop(store)
+        flood = [asyncio.create_task(put(n, OWNER)) for n in range(50)]
+        await asyncio.sleep(0)
+        other = asyncio.create_task(put(0, STRANGER))
+        await asyncio.sleep(0)
+        gate.is_open.set()
+        await asyncio.gather(first, other, *flood)
+    assert ended.index(STRANGER) <= MAX_OWNER_CALLS
+
+
+async def test_a_call_whose_time_is_over_before_its_turn_never_happens(path: Path, clocks: Clocks) -> None:
+    gate = Gate(clocks)
+    async with opened(path, clocks, unix_time=gate.unix_time) as store:
+        first = await gate.stop(store)
+        late = asyncio.create_task(store.put_document(SID, OWNER, b"d", 0))
+        await asyncio.sleep(0)
+        await clocks.advance(6)
+        gate.is_open.set()
+        with pytest.raises(StoreUnavailable, match="its time was over") as refused:
+            await late
+        assert not refused.value.was_asked
+        await first
+        assert await store.get_document(SID, OWNER) is None
+
+
+async def test_a_loop_that_is_held_up_is_no_time_out_of_the_store(path: Path, clocks: Clocks) -> None:
+    async with opened(path, clocks, timeout_s=0.05) as store:
+        call = asyncio.create_task(store.put_document(SID, OWNER, b"d", 0))
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251  # the loop is held up
+        await call
+        assert await store.get_document(SID, OWNER) == b"d"
 
 
 async def test_a_call_that_takes_too_long_is_given_up_and_comes_out_whole(path: Path, clocks: Clocks) -> None:

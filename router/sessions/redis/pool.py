@@ -16,11 +16,16 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from router.sessions.redis.breaker import Breaker, BreakerState, Patience
+from router.sessions.redis.deadline import Deadline
 from router.sessions.redis.errors import Reason, RedisUnavailable, ends_connection, translate
 
 Command = tuple[bytes | str | int, ...]
 Reply = object
 """What Redis answered; an error reply is a ResponseError, as a value."""
+
+
+LARGE_CALL_BYTES = 64 << 10
+"""A call of so much may be slow where others are not: that it timed out closes the way to nobody."""
 
 
 class Server(Protocol):
@@ -57,13 +62,21 @@ class Pool:
         """
         if not self._breaker.admits(self._clock()):
             raise RedisUnavailable(Reason.PAUSED)
+        packed = _packed(commands)
         self.pending += 1
         try:
-            async with asyncio.timeout_at(deadline), self._room:
-                replies = await self._exchange(_packed(commands), len(commands))
+            async with Deadline(deadline), self._room:
+                replies = await self._exchange(packed, len(commands))
         except asyncio.CancelledError:
             self._breaker.abandoned()
             raise
+        except TimeoutError as error:
+            if len(packed) < LARGE_CALL_BYTES:
+                self._breaker.failed(self._clock())
+                await self.forget()
+            else:  # it tells of its size, and of nobody's health
+                self._breaker.abandoned()
+            raise translate(error) from None
         except (RedisError, RedisUnavailable, OSError) as error:
             self._breaker.failed(self._clock())
             await self.forget()
