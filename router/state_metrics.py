@@ -154,6 +154,17 @@ class StateCollector(Collector):
             "Of the way to Redis: 0 closed, 1 trying, 2 open: calls fail at once.",
             state,
         )
+        evictions = store.redis.evictions if store.redis else None
+        yield GaugeMetricFamily(
+            "warmroute_store_may_evict",
+            "1 where Redis may throw sessions away when its memory is full: set its maxmemory-policy to noeviction.",
+            float(evictions is not None and evictions.may_evict),
+        )
+        yield CounterMetricFamily(
+            "warmroute_store_evicted_keys",
+            "Keys that Redis has thrown away since it began, sessions perhaps among them.",
+            evictions.evicted_keys if evictions is not None else 0,
+        )
         journaled = store.journaled
         yield GaugeMetricFamily(
             "warmroute_write_behind_items",

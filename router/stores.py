@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from router.sessions.memory import MemoryStore
 from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.sqlite import SqliteStore
 from router.sessions.store import DEFAULT_LIMITS, Corrupt, OwnerLimits, Store, StoreUnavailable, Usage
+
+log = logging.getLogger("warmroute.sessions")
 
 NO_STORE = "none"
 SECRET_BYTES = 32
@@ -106,7 +109,13 @@ async def open_store(
             )
         except (StoreUnavailable, Corrupt) as error:
             raise ConfigError(f"sessions.store={config.store!r}: {path}: {error}") from None
-        secret = secret or kept_secret(path.parent / SECRET_FILE)
+        if not secret:
+            secret_path = path.parent / SECRET_FILE
+            is_new = not secret_path.exists()
+            secret = kept_secret(secret_path)
+            _warn_of_readers(secret_path)
+            if is_new:
+                await _warn_of_lost(opened, secret_path)
         return OpenedStore("sqlite", _sealed(config, opened), secret, sqlite=opened, limits=limits)
     if scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
         raise ConfigError(f"sessions.store=***: must be one of {SCHEMES}")
@@ -167,6 +176,22 @@ def kept_secret(path: Path) -> bytes:
         except OSError as error:
             raise ConfigError(f"sessions.secret_file={str(path)!r}: {error.strerror}") from None
     return read_secret("sessions.secret", "", str(path))
+
+
+def _warn_of_readers(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        log.warning("others can read the secret that sessions' keys are made of: chmod 600", extra={"path": str(path)})
+
+
+async def _warn_of_lost(store: SqliteStore, path: Path) -> None:
+    """A new secret was made there. Are there sessions of another?"""
+    with suppress(StoreUnavailable, Corrupt):
+        if lost := sum(usage.sessions for usage in (await store.usage()).values()):
+            log.error(
+                "the secret that sessions' keys are made of was missing, and a new one was made: nobody finds the sessions "
+                "that were stored before. Put the old file back and restart, or delete the database",
+                extra={"path": str(path), "sessions": lost},
+            )
 
 
 def _sealed(config: SessionsConfig, store: Store) -> Store:

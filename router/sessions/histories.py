@@ -53,7 +53,7 @@ log = logging.getLogger("warmroute.sessions")
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
 
-COPIED_BYTES = 1 << 20
+COPIED_BYTES = 256 << 10
 """Of a copy, what is written at once."""
 
 COPYING_S = 60.0

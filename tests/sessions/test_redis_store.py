@@ -18,6 +18,7 @@ from router.core.request import Tenant
 from router.sessions.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.redis import store as redis_store
 from router.sessions.redis.breaker import BreakerState, Patience
+from router.sessions.redis.eviction import Evictions
 from router.sessions.store import NOTHING, Append, Begin, Begun, Corrupt, Fenced, Sid
 from tests.redis_fakes import HELLO, ScriptedRedis, delaying_proxy
 from tests.redis_servers import RedisProcess, running
@@ -451,3 +452,58 @@ async def test_it_needs_no_other_commands_and_keys_than_are_documented() -> None
             await store.ping()
             told = server.ask("ACL", "LOG")
         assert [entry for entry in told if b"client|setinfo" not in entry] == []
+
+
+# Evictions
+
+
+def info(policy: str, evicted: int, max_bytes: int = 1 << 20) -> list[object]:
+    return [
+        b"# Memory\r\nused_memory:1\r\nmaxmemory:%d\r\nmaxmemory_policy:%b\r\n" % (max_bytes, policy.encode()),
+        b"# Stats\r\nevicted_keys:%d\r\n" % evicted,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "may_evict"),
+    [
+        (info("allkeys-lru", 0), True),
+        (info("volatile-ttl", 0), True),
+        (info("noeviction", 0), False),
+        (info("allkeys-lru", 0, max_bytes=0), False),
+    ],
+)
+def test_a_server_that_may_evict_is_told_of_once(
+    told: list[object], may_evict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    evictions = Evictions()
+    for _ in range(3):
+        evictions.learn(told)
+    assert evictions.may_evict is may_evict
+    assert sum("may throw sessions away" in line for line in caplog.messages) == may_evict
+
+
+def test_keys_that_are_evicted_while_the_router_looks_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    evictions = Evictions()
+    for evicted in (7, 7, 9):
+        evictions.learn(info("noeviction", evicted))
+    assert evictions.evicted_keys == 9
+    assert [record.__dict__["evicted_keys"] for record in caplog.records] == [2]
+
+
+def test_a_server_that_does_not_say_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    evictions = Evictions()
+    for _ in range(2):
+        evictions.learn([RedisUnavailable(Reason.AUTH), RedisUnavailable(Reason.AUTH)])
+    assert len(caplog.messages) == 1
+
+
+async def test_redis_says_that_it_evicts_and_a_full_one_is_not_up() -> None:
+    with running(("maxmemory 2mb", "maxmemory-policy allkeys-lru")) as server:
+        async with store_at(server.url) as store:
+            await store.tidy()
+            assert store.evictions.may_evict
+            server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+            server.ask("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(RedisUnavailable, match="full"):
+                await store.ping()

@@ -34,6 +34,7 @@ from router.sessions.redis import scripts
 from router.sessions.redis.breaker import BreakerState, Patience
 from router.sessions.redis.cluster import Cluster
 from router.sessions.redis.errors import Reason, RedisUnavailable, translate
+from router.sessions.redis.eviction import QUESTIONS, Evictions
 from router.sessions.redis.ledger import Ledger
 from router.sessions.redis.places import OnePrimary, Place
 from router.sessions.redis.pool import Command, Pool
@@ -94,6 +95,7 @@ class RedisStore:
         self.max_connections = limits.max_connections
         self._deadline_s = limits.deadline_s
         self._replicas = limits.wait_replicas
+        self.evictions = Evictions()
         self._ledger = Ledger(limits.owner)
         self.calls = CallTurns(
             max_calls=limits.max_connections,
@@ -291,7 +293,8 @@ class RedisStore:
         return is_gone
 
     async def tidy(self) -> None:
-        """To be called now and then: what owners have is counted."""
+        """To be called now and then: what owners have is counted, and whether Redis throws anything away is looked at."""
+        self.evictions.learn(await self._place.exchange(b"", QUESTIONS, self._deadline()))
         await self._ledger.bring(self._count)
 
     async def usage(self) -> Mapping[Tenant, Usage]:

@@ -40,6 +40,7 @@ OPENING_S = 10.0
 """How long a file may take to be opened, whatever a call may: one whose last process was killed is recovered first, and
 others may be at it."""
 
+PAGE_BYTES = 4096
 MAX_WAL_PAGES = 8192
 """From this length of the write-ahead log on (32 MiB) the writer itself brings it into the file, which costs a call the
 time of the disk. Before that the reader does, while writing goes on."""
@@ -82,12 +83,15 @@ class _Spared(StoreUnavailable):
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-RESERVE_BYTES = 4 << 20
-"""Kept beside the file for deletions: on a full disk they, too, must first write what they change."""
+RESERVE_BYTES = 40 << 20
+"""Kept beside the file for deletions: on a full disk they, too, must first write what they change, behind all that the
+write-ahead log has. Of a small disk it is a part."""
+RESERVE_SHARE, WAL_SHARE = 8, 16
+"""Of what is free of the disk, at most an eighth is reserve, and a sixteenth is in the write-ahead log, so that the log can be
+brought into the file at any time."""
+MIN_RESERVE_BYTES = 256 << 10
 MIN_ROOM_BYTES = 128 << 10
 """Of a disk that has less, an error of reading or writing means that it is full."""
-RESERVE_SHARE = 4
-"""The reserve is made where the disk has room for so many of it."""
 
 
 class Database:
@@ -143,7 +147,7 @@ class Database:
         await self._run(self._truncate)
 
     async def make_reserve(self) -> None:
-        """Where there is none and the disk has room for it."""
+        """As far as the disk has room for it. Raises as ``do``."""
         await self._run(self._make_reserve)
 
     async def spend_reserve(self) -> None:
@@ -181,15 +185,16 @@ class Database:
             return Corrupt(told)
         # A disk without room is told in several ways: where the log of writes grows, where the file does, where they begin.
         is_full = code == sqlite3.SQLITE_FULL or (
-            code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not self._has_room(MIN_ROOM_BYTES)
+            code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self._free_bytes() < MIN_ROOM_BYTES
         )
         return Full(told) if is_full else StoreUnavailable(told)
 
-    def _has_room(self, wanted_bytes: int) -> bool:
+    def _free_bytes(self) -> int:
+        """Of the disk."""
         with suppress(OSError):
             disk = os.statvfs(self.path.parent)
-            return disk.f_bavail * disk.f_frsize >= wanted_bytes
-        return True
+            return disk.f_bavail * disk.f_frsize
+        return 1 << 62
 
     # From here on in the thread.
 
@@ -226,7 +231,8 @@ class Database:
         if mode != "wal":
             raise StoreUnavailable(f"{self.path}: its file system cannot hold a write-ahead log")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {MAX_WAL_PAGES}")
+        wal_pages = max(1, min(MAX_WAL_PAGES, self._free_bytes() // WAL_SHARE // PAGE_BYTES))
+        connection.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
         connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         migrate(connection)
@@ -243,12 +249,13 @@ class Database:
             raise StoreUnavailable(f"{self.path}: others read it")
 
     def _make_reserve(self) -> None:
-        if self._reserve.exists() or not self._has_room(RESERVE_SHARE * RESERVE_BYTES):
-            return
         create_private(self._reserve)
         file = os.open(self._reserve, os.O_WRONLY)
         try:
-            os.posix_fallocate(file, 0, RESERVE_BYTES)
+            has_bytes = os.fstat(file).st_size
+            wanted_bytes = min(RESERVE_BYTES, (self._free_bytes() + has_bytes) // RESERVE_SHARE)
+            if wanted_bytes > max(MIN_RESERVE_BYTES, 2 * has_bytes):
+                os.posix_fallocate(file, 0, wanted_bytes)
         finally:
             os.close(file)
 

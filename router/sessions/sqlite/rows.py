@@ -54,6 +54,9 @@ class Session:
         self.holder, self.claimed_turn, self.claimed_until = "", 0, 0.0
 
 
+MAX_ERASED_BYTES = 1 << 20
+"""By one transaction, but for a row that is longer."""
+
 _KINDS = (str, str, str, float, float, int, int, int, int, str, int, float, str, int, str, int)
 """Of its columns: SQLite keeps whatever it is given, and what it reads from a damaged file."""
 _columns = attrgetter(*(field.name for field in fields(Session)))
@@ -220,7 +223,7 @@ def _first_left(at: Transaction, table: str, sid: Sid, max_rows: int) -> int | N
     total = 0
     for number, (seq, size) in enumerate(found):
         total += size or 0
-        if number and (number == max_rows or total > MAX_TAIL_BYTES):
+        if number and (number == max_rows or total > MAX_ERASED_BYTES):
             return int(seq)
     return None
 

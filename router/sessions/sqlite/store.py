@@ -48,6 +48,8 @@ SWEPT_ENTRIES, SWEPT_DOCUMENTS = 500, 50
 MAX_OWNER_CALLS = 2
 """Of one owner, in each of the two threads' queues: others wait for no more of them, and the thread is never idle."""
 MAX_CALLS = 8
+WEIGHT_BYTES = 1 << 20
+"""Of what shows that a disk which was full has room again."""
 
 
 class SqliteStore:
@@ -60,6 +62,8 @@ class SqliteStore:
         self._writes = 0
         self._is_untidy = False
         """Something was deleted that still lies in the log of writes."""
+        self._was_full = False
+        """A write found no room, and no large one has found any since."""
 
     @classmethod
     async def open(
@@ -108,12 +112,16 @@ class SqliteStore:
 
     async def ping(self) -> None:
         """By a write: another process may have the file, and the disk may be full. Then what the log of writes has is brought
-        into the file first, where deletions may have made room."""
+        into the file first, where deletions may have made room. Behind a write that found none it is a large one."""
+        work = _weigh if self._was_full else _beat
         try:
-            await self._writer.do(_beat)
+            await self._writer.do(work)
         except Full:
             await self._writer.overwrite()
-            await self._writer.do(_beat)
+            await self._writer.do(work)
+        if self._was_full:
+            await self._writer.do(_lighten)
+            self._was_full = False
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         return await self._write(begin.owner, turns.begin, begin, secrets.token_hex(8), self._limits)
@@ -271,7 +279,11 @@ class SqliteStore:
         if self._writes % WRITES_PER_CHECKPOINT == 0:
             self._reader.checkpoint()
         async with self.writes.of(owner):
-            return await self._writer.do(work, *args, **kwargs)
+            try:
+                return await self._writer.do(work, *args, **kwargs)
+            except Full:
+                self._was_full = True
+                raise
 
     async def _erase(
         self, owner: Tenant, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -296,6 +308,14 @@ class SqliteStore:
 
 def _beat(at: Transaction) -> None:
     at.connection.execute("UPDATE pulse SET beats = beats + 1")
+
+
+def _weigh(at: Transaction) -> None:
+    at.connection.execute("INSERT INTO pulse VALUES (zeroblob(?))", (WEIGHT_BYTES,))
+
+
+def _lighten(at: Transaction) -> None:
+    at.connection.execute("DELETE FROM pulse WHERE typeof(beats) = 'blob'")
 
 
 def read_boot() -> str:
