@@ -52,10 +52,12 @@ class StoreWatch:
             if not self.is_up:
                 log.info("the session store takes writes again")
             self.is_up = True
-        try:
-            for tidy in self._tidy:
-                await tidy()
-            if self._count is not None:
-                self.usage = await self._count()
-        except (StoreUnavailable, Corrupt, IndexUnavailable) as error:
-            log.info("the session store was not tidied", extra={"why": str(error)})
+        for work in (*self._tidy, self._take_count):
+            try:
+                await work()
+            except (StoreUnavailable, Corrupt, IndexUnavailable) as error:
+                log.info("the session store was not tidied", extra={"why": str(error)})
+
+    async def _take_count(self) -> None:
+        if self._count is not None:
+            self.usage = await self._count()

@@ -321,6 +321,15 @@ async def test_only_small_calls_that_time_out_pause_the_way_for_all(body_bytes: 
         assert store.breaker_state is state
 
 
+async def test_a_reply_of_which_some_has_come_pauses_the_way_for_nobody() -> None:
+    limits = RedisLimits(deadline_s=0.05, patience=Patience(max_failures=1))
+    half = b"*4\r\n$5\r\nother\r\n$800000\r\nxxxxxxx"
+    async with ScriptedRedis({b"EVALSHA": half}).serving() as url, store_at(url, limits) as store:
+        with pytest.raises(RedisUnavailable, match="timeout"):
+            await store.get_document(new_sid(), OWNER)
+        assert store.breaker_state is BreakerState.CLOSED
+
+
 async def test_a_loop_that_is_held_up_is_no_time_out_of_redis(redis_server: RedisProcess) -> None:
     async with store_at(redis_server.url, RedisLimits(deadline_s=0.1)) as store:
         sid = new_sid()

@@ -9,7 +9,7 @@ set up:
   replica has it as well. Without, what a primary acknowledged in its last moments is lost when it dies, and what one
   acknowledges that was replaced without knowing is lost in any case.
 - Where it has a user of its own, that needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
-  +hdel +pexpireat +persist +unlink +zadd +zrem +zrangebyscore +info ~wr1:*``, and in a Cluster ``+asking`` and
+  +hdel +hstrlen +pexpireat +persist +unlink +zadd +zrem +zrangebyscore +info ~wr1:*``, and in a Cluster ``+asking`` and
   ``+cluster|slots`` besides.
 - Leases and lifetimes go by the primary's wall clock, so the clocks of data nodes have to be kept together.
 - A read may be answered by a primary that was replaced a moment ago and does not know; with ``wait_replicas`` no write is

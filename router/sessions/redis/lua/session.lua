@@ -13,7 +13,6 @@ local now = math.floor(now_us / 1000)
 local CHUNK = 1000 -- arguments to one call: Lua's stack has room for a few thousand
 local MAX_TAIL_BYTES = 4194304 -- of entries in one reply: others wait while it is made
 local SESSION_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES = 512, 64 -- what owners are charged with besides
-local FIRST_STEP = 4 -- entries that are read before it is known how large they are
 
 local function number(value)
   return tonumber(value) or error('CORRUPT: not a number')
@@ -63,17 +62,18 @@ end
 
 -- Entries first … last, as many as one tail has at most.
 local function entries(first, last)
-  local all, size, step, next_one = {}, 0, FIRST_STEP, first
-  while next_one <= last and size < MAX_TAIL_BYTES do
+  local size, stop = 0, first - 1
+  while stop < last and size < MAX_TAIL_BYTES do
+    stop = stop + 1
+    size = size + redis.call('HSTRLEN', key, 'e:' .. stop)
+  end
+  local all = {}
+  for start = first, stop, CHUNK do
     local names = {}
-    for n = next_one, math.min(next_one + step - 1, last) do names[#names + 1] = 'e:' .. n end
+    for n = start, math.min(start + CHUNK - 1, stop) do names[#names + 1] = 'e:' .. n end
     for _, entry in ipairs(redis.call('HMGET', key, unpack(names))) do
       all[#all + 1] = entry or error('CORRUPT: an entry is missing')
-      size = size + #entry
-      if size >= MAX_TAIL_BYTES then break end
     end
-    next_one = next_one + #names
-    step = math.max(1, math.min(CHUNK, math.floor((MAX_TAIL_BYTES - size) * #all / (size + 1))))
   end
   return all
 end
