@@ -248,7 +248,10 @@ class Turns:
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                drafts = drafts_for(history)
+                try:
+                    drafts = drafts_for(history)
+                except NothingNew:
+                    raise InvalidRequest("there is no message among the items", param="items") from None
                 self.histories.require_room(history, drafts)
                 entries = self.histories.encode(history, drafts, claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)

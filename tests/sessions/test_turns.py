@@ -970,6 +970,14 @@ async def test_adding_again_under_the_same_request_id_adds_nothing() -> None:
     assert await desk.texts() == ["a", "b", "a"]
 
 
+async def test_items_without_a_message_are_refused_and_leave_the_session_free() -> None:
+    desk = Desk()
+    with pytest.raises(InvalidRequest, match="no message"):
+        await add(desk)
+    await desk.require_quiet()
+    assert await add(desk, user("note")) == ["note"]
+
+
 async def test_adding_waits_for_a_turn_under_way() -> None:
     desk = Desk()
     let_go = desk.points.held["before dispatch"] = asyncio.Event()
