@@ -42,6 +42,32 @@ class _Job(Generic[T]):
         self._work = None
 
 
+class _Bell:
+    """Rung by the thread when a call is done, and by time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._heard: asyncio.Future[None] = loop.create_future()
+
+    def ring_from_thread(self, _done: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nobody listens
+            self._loop.call_soon_threadsafe(self._ring)
+
+    async def heard(self, within_s: float) -> None:
+        """It was rung, or so much time is over."""
+        if self._heard.done():
+            self._heard = self._loop.create_future()
+        timer = self._loop.call_later(within_s, self._ring)
+        try:
+            await self._heard
+        finally:
+            timer.cancel()
+
+    def _ring(self) -> None:
+        if not self._heard.done():
+            self._heard.set_result(None)
+
+
 class SqliteThread:
     """``pending``: calls that wait for the thread, and the one that it is at. ``connection``: the thread's; None: none."""
 
@@ -79,11 +105,12 @@ class SqliteThread:
             done = self.submit(job)
         except RuntimeError:
             raise NotBegun("closed") from None
+        bell = _Bell(asyncio.get_running_loop())
+        done.add_done_callback(bell.ring_from_thread)
         self.pending += 1
-        waiting = asyncio.wrap_future(done)
         try:
             for _ in range(2):
-                await asyncio.wait((waiting,), timeout=timeout_s)
+                await bell.heard(timeout_s)
                 if done.cancel():
                     raise NotBegun(f"it was not begun within {timeout_s} s")
                 if done.done():
@@ -91,9 +118,8 @@ class SqliteThread:
             raise TimeoutError
         finally:
             self.pending -= 1
+            done.cancel()
             job.drop()
-            if not waiting.cancel():
-                waiting.exception()  # it is the one that was raised, or nobody waits for it
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """The same, of what nobody waits for. Raises RuntimeError where it is closed."""
