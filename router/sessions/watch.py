@@ -56,7 +56,8 @@ class StoreWatch:
             try:
                 await work()
             except (StoreUnavailable, Corrupt, IndexUnavailable) as error:
-                log.info("the session store was not tidied", extra={"why": str(error)})
+                if self.is_up:
+                    log.info("the session store was not tidied", extra={"why": str(error)})
 
     async def _take_count(self) -> None:
         if self._count is not None:
