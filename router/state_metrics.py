@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from router.core.request import NO_TENANT, Tenant
+from router.core.request import Tenant
 from router.families import counter
 from router.sessions.store import Usage
 from router.sessions.turns import Turns
@@ -196,6 +196,11 @@ class StateCollector(Collector):
             "Sessions, conversations and chains that a tenant may have, and responses.",
             limits.max_sessions,
         )
+        yield GaugeMetricFamily(
+            "warmroute_fullest_tenant_ratio",
+            "The largest share of its room that any tenant has used, in bytes, sessions or responses; at 1 it is refused.",
+            max(map(limits.used_ratio, usage.values()), default=0.0),
+        )
         stored = GaugeMetricFamily(
             "warmroute_tenant_stored_bytes", "What the tenant has stored, roughly.", labels=("tenant",)
         )
@@ -204,7 +209,7 @@ class StateCollector(Collector):
             "How many sessions (conversations and chains among them) and responses the tenant has stored.",
             labels=("tenant", "kind"),
         )
-        for tenant in self._tenants or (NO_TENANT,):
+        for tenant in self._tenants:
             has = usage.get(tenant, Usage())
             stored.add_metric((tenant,), has.bytes)
             counts.add_metric((tenant, "sessions"), has.sessions)

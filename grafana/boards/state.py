@@ -164,6 +164,14 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
+                    title="The fullest tenant",
+                    description="The largest share of its room that any tenant has used: sessions.max_tenant_bytes and "
+                    "max_tenant_sessions. At 1 it is refused with storage_full.",
+                    unit="percentunit",
+                    limits=(Limit(0.8, "orange"), Limit(0.95, "red")),
+                    queries=(Query(worst("fullest_tenant_ratio"), "used"),),
+                ),
+                Panel(
                     title="Redis throws keys away",
                     description="Sessions may be among them: maxmemory-policy must be noeviction. 1: it may.",
                     unit="short",

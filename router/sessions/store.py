@@ -78,6 +78,10 @@ class OwnerLimits(msgspec.Struct, frozen=True):
     max_sessions: int = 1_000_000
     max_bytes: int = 4 << 30
 
+    def used_ratio(self, usage: Usage) -> float:
+        counts = max(usage.sessions, usage.documents)
+        return max(counts / self.max_sessions, usage.bytes / self.max_bytes)
+
     def require_room(self, usage: Usage, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> None:
         """For so much more. Raises OwnerFull."""
         if sessions and usage.sessions + sessions > self.max_sessions:

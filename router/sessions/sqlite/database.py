@@ -146,9 +146,9 @@ class Database:
         ``do``."""
         await self._run(self._truncate)
 
-    async def make_reserve(self) -> None:
-        """As far as the disk has room for it. Raises as ``do``."""
-        await self._run(self._make_reserve)
+    async def fit_to_disk(self) -> None:
+        """The reserve and the bound of the write-ahead log, as the disk has room for them now. Raises as ``do``."""
+        await self._run(self._fit_to_disk)
 
     async def spend_reserve(self) -> None:
         """For a deletion on a full disk."""
@@ -231,8 +231,7 @@ class Database:
         if mode != "wal":
             raise StoreUnavailable(f"{self.path}: its file system cannot hold a write-ahead log")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        wal_pages = max(1, min(MAX_WAL_PAGES, self._free_bytes() // WAL_SHARE // PAGE_BYTES))
-        connection.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
+        self._bound_wal(connection)
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
         connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         migrate(connection)
@@ -248,7 +247,13 @@ class Database:
         if is_busy:
             raise StoreUnavailable(f"{self.path}: others read it")
 
-    def _make_reserve(self) -> None:
+    def _bound_wal(self, connection: sqlite3.Connection) -> None:
+        pages = max(1, min(MAX_WAL_PAGES, self._free_bytes() // WAL_SHARE // PAGE_BYTES))
+        connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+
+    def _fit_to_disk(self) -> None:
+        self._require_connection()
+        self._bound_wal(self._connection())
         create_private(self._reserve)
         file = os.open(self._reserve, os.O_WRONLY)
         try:

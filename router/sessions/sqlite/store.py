@@ -97,7 +97,7 @@ class SqliteStore:
             raise
         store = cls(writer, reader, limits, timeout_s)
         with suppress(StoreUnavailable):
-            await writer.make_reserve()
+            await writer.fit_to_disk()
         return store
 
     @property
@@ -252,7 +252,7 @@ class SqliteStore:
             except BaseException:
                 self._is_untidy = True
                 raise
-        await self._writer.make_reserve()
+        await self._writer.fit_to_disk()
 
     async def sweep(self, limit: int) -> int:
         """Deletes what has expired, ``limit`` sessions and as many documents at most, in small transactions. How many of
