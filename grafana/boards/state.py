@@ -154,8 +154,8 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Tenants in their own way",
-                    description="Calls that wait for their tenants' own, and requests refused: for such waiting (429), and since "
-                    "a tenant has stored as much as it may (storage_full).",
+                    description="Calls that wait for their tenants' own, and requests refused: for such waiting (429), and "
+                    "since a tenant has stored as much as it may (storage_full).",
                     unit="short",
                     queries=(
                         Query(now("store_waiting_calls"), "waiting"),

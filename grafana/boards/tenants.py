@@ -43,7 +43,7 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Stored, of what it may",
-                    description="Bytes of its sessions, conversations and responses. Full, turns are refused with storage_full.",
+                    description="Bytes of its sessions, conversations and responses. Full, its turns are refused.",
                     unit="percentunit",
                     maximum=1,
                     limits=(Limit(0.8, "orange"), Limit(0.95, "red")),

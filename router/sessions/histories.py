@@ -10,8 +10,9 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -62,6 +63,7 @@ COPYING_S = 60.0
 ATTEMPTS = 4
 """To change a view that others change, too."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -168,8 +170,10 @@ class Histories:
     def require_room(self, history: History, drafts: Sequence[Draft]) -> None:
         """Whoever asks for a turn is told before anything of it is stored; the answer of one that has begun always fits.
         Raises SessionFull."""
-        added = sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
-        if history.head + len(drafts) > self.bounds.max_entries or history.bytes + added > self.bounds.max_bytes:
+        self._require_room(history, len(drafts), _size_of(drafts))
+
+    def _require_room(self, history: History, added: int, added_bytes: int) -> None:
+        if history.head + added > self.bounds.max_entries or history.bytes + added_bytes > self.bounds.max_bytes:
             self.full += 1
             raise SessionFull(
                 f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
@@ -289,12 +293,11 @@ class Histories:
         messages and tools that hold now; ``upto`` None: whole. O(its length), with others' calls in between. False: the new
         one exists. Raises SessionNotFound, SessionBusy, NoSuchItem."""
         history, _ = await self.load(sid, owner)
-        drafts, view = _copy_upto(history, upto)
-        parts = list(_parts_of(drafts or [Draft(Kind.END, b"null")]))
+        (drafts, view), parts, draft_bytes = await beside(len(history.items), _prepare_copy, _still(history), upto)
         if len(parts) == 1:
             is_new = await self.create(new, owner, parts[0], lifetime_s, attributes=attributes)
         else:
-            self.require_room(History(new, owner, ""), drafts)
+            self._require_room(History(new, owner, ""), len(drafts), draft_bytes)
             is_new = await self._create_in_parts(new, owner, parts, lifetime_s, attributes)
         if not is_new:
             return False
@@ -440,6 +443,30 @@ def _parts_of(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
             begin, part_bytes = at, 0
         part_bytes += len(draft.body)
     yield drafts[begin:]
+
+
+def _size_of(drafts: Sequence[Draft]) -> int:
+    return sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
+
+
+async def beside(items: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Pure work on so many items of nobody else's: in a thread, where it would hold up others."""
+    if items <= ENTRIES_AT_ONCE:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _still(history: History) -> History:
+    """To be read in a thread, while the other goes on."""
+    still = copy(history)
+    still.items = history.items[:]
+    return still
+
+
+def _prepare_copy(history: History, upto: int | Behind | None) -> tuple[Copy, list[Sequence[Draft]], int]:
+    """With its parts, and how large it is. Raises NoSuchItem."""
+    found = _copy_upto(history, upto)
+    return found, list(_parts_of(found.drafts or [Draft(Kind.END, b"null")])), _size_of(found.drafts)
 
 
 def _copy_upto(history: History, upto: int | Behind | None) -> Copy:

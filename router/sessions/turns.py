@@ -20,7 +20,7 @@ import msgspec
 
 from router.context.entry import BadEntry, Draft, Kind, decode
 from router.context.history import History
-from router.context.prompt import HistoryDiffers, NothingNew, replay
+from router.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
 from router.core.errors import (
     InvalidRequest,
     RouterError,
@@ -37,7 +37,7 @@ from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
 from router.sessions.door import Door, HeldClient, Kept
-from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
+from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked, beside
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.store import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
@@ -269,7 +269,7 @@ class Turns:
             return None
         entries = await self.histories.log_of(sid, owner)
         try:
-            return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
+            return await beside(len(entries), _replay, recipe, entries)
         except (KeyError, BadEntry):
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 
@@ -470,6 +470,11 @@ class Turns:
     def _fenced(self, ask: Ask) -> SessionBusy:
         self.counts.fence_rejections += 1
         return ask.busy("the turn lost its session to another, or the session was deleted", retry_after_s=1)
+
+
+def _replay(recipe: Recipe, entries: Sequence[bytes]) -> bytes:
+    """Raises KeyError, BadEntry."""
+    return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
 
 
 def _read_answer(door: Door, held: HeldClient) -> Kept:
