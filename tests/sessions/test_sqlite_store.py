@@ -16,7 +16,7 @@ import pytest
 
 from router.core.request import Tenant
 from router.sessions.sqlite import SqliteStore, rows
-from router.sessions.sqlite.schema import MIGRATIONS, PARTS
+from router.sessions.sqlite.schema import APPLICATION_ID, MIGRATIONS, PARTS
 from router.sessions.sqlite.store import MAX_OWNER_CALLS, SWEPT_DOCUMENTS, SWEPT_ENTRIES, read_boot
 from router.sessions.store import (
     LINE_PATIENCE_S,
@@ -29,6 +29,7 @@ from router.sessions.store import (
     Known,
     Sid,
     StoreUnavailable,
+    Usage,
 )
 from tests.sessions.contract import LEASE_S, OWNER, STRANGER, Clocks, asks, more
 
@@ -119,6 +120,28 @@ async def test_how_sure_a_write_must_be_is_what_was_asked(
         ask = store._writer._thread.submit
         assert ask(lambda: connection.execute("PRAGMA synchronous").fetchone()).result() == (level,)
         assert ask(lambda: connection.execute("PRAGMA journal_mode").fetchone()).result() == ("wal",)
+
+
+async def test_what_a_file_of_the_first_version_has_is_counted_and_can_be_deleted(path: Path, clocks: Clocks) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as old, old:
+        for statement in MIGRATIONS[0]:
+            old.execute(statement)
+        old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        old.execute("PRAGMA user_version = 1")
+        old.execute(
+            "INSERT INTO session VALUES (?, ?, 'g', 0, 9e999, 2, 1, 1, 0, '', 0, 0, 'this', 0, '')", (SID, OWNER)
+        )
+        old.executemany("INSERT INTO entry VALUES (?, ?, ?)", [(SID, seq, b"x" * 1000) for seq in (1, 2)])
+        old.execute("INSERT INTO document VALUES ('d', ?, ?, 9e999)", (OWNER, b"d" * 100))
+    async with opened(path, clocks) as store:
+        (usage,) = (await store.usage()).values()
+        assert (usage.sessions, usage.documents) == (1, 1)
+        assert usage.bytes == 512 + 2 * 1064 + 100 + 256
+        assert len(await tail_in(store)) == 2
+        assert await store.delete(SID, OWNER)
+        assert await store.delete_document(Sid("d"), OWNER)
+        assert set((await store.usage()).values()) == {Usage()}
 
 
 async def test_a_newer_file_is_refused_and_not_touched(path: Path, clocks: Clocks) -> None:
@@ -565,6 +588,32 @@ async def test_a_long_session_is_swept_by_one_call(path: Path, clocks: Clocks) -
         await clocks.advance(10)
         assert await store.sweep(1) == 1
         assert count(path, "session") == count(path, "entry") == 0
+
+
+async def test_a_session_that_is_deleted_while_it_is_large_is_absent_at_once_and_gone_in_parts(
+    path: Path, clocks: Clocks
+) -> None:
+    async with opened(path, clocks) as store:
+        await keep(store, SID, SWEPT_ENTRIES * 3, 0)
+        assert await store._writer.do(rows.hide, SID, OWNER)
+        assert await store.load(SID, OWNER, NOTHING) is None
+        assert not await store.delete(SID, OWNER)
+        assert count(path, "entry") == SWEPT_ENTRIES * 3
+        assert await store.sweep(10) == 1  # what a router that died did not end
+        assert count(path, "entry") == count(path, "session") == 0
+
+
+async def test_what_is_deleted_is_overwritten_in_the_log_of_writes_too(path: Path, clocks: Clocks) -> None:
+    words = b"my cat is called Mimi"
+    async with opened(path, clocks) as store:
+        await store.create(SID, OWNER, entries=[words * 9] * 50, attributes=b"a", turns=1, lifetime_s=60.0)
+        await store.put_document(SID, OWNER, words, 0)
+        await store.tidy()
+        assert await store.delete(SID, OWNER)
+        assert await store.delete_document(SID, OWNER)
+        await store.tidy()
+        found = [file.name for file in path.parent.iterdir() if words in file.read_bytes()]
+        assert found == []
 
 
 async def test_a_wall_clock_that_is_put_back_brings_back_no_half_of_a_session(path: Path, clocks: Clocks) -> None:
