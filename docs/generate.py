@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -42,10 +42,11 @@ async def describe_metrics() -> str:
     """A table of what a router exports that has streamed, failed and ejected a worker, so that every label is there."""
     fleet_settings = SimulatorSettings(workers=2, base_port=0, time_scale=1000)
     flags: dict[str, Any] = {"server.port": 0, "admin.port": 0, "load.poll_interval_s": 0.05}
-    with NamedTemporaryFile("w", suffix=".toml") as keys_file:
-        keys_file.write(KEYS)
-        keys_file.flush()
-        flags |= {"auth.keys_file": keys_file.name, "auth.salt_secret": "s" * 16, "admission.no_worker_wait_s": 0}
+    with TemporaryDirectory() as state_dir:
+        keys_file = Path(state_dir, "keys.toml")
+        keys_file.write_text(KEYS)  # noqa: ASYNC240  # nobody waits here
+        flags |= {"auth.keys_file": str(keys_file), "auth.salt_secret": "s" * 16, "admission.no_worker_wait_s": 0}
+        flags["sessions.state_dir"] = state_dir
         text = await _scrape(fleet_settings, flags)
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for family in text_string_to_metric_families(text):

@@ -1,5 +1,6 @@
 """Who may start now: a tenant's own limits first, then room on the workers. Whoever may not is told so, or waits its turn.
 
+    visit           a request of a route that keeps state: counted, or 429
     charge          the tenant's limits, at once: passes, or 429
     has_room        the way that nearly all go: some worker of the model has room, and nothing is waited for
     wait_for_room   in the fair queue, until a worker has room: 503 overloaded when that takes too long, or too many wait
@@ -17,9 +18,10 @@ do not come here.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from router.core.errors import (
@@ -35,20 +37,21 @@ from router.core.facts import Facts
 from router.core.fleet import Fleet, Member
 from router.core.health import State
 from router.core.queue import Drain, FairQueue, Waiter
-from router.core.quota import INITIAL_COMPLETION_TOKENS, Ledger, Reservation
+from router.core.quota import INITIAL_COMPLETION_TOKENS, Asked, Ledger, Reservation
 from router.core.record import Record
 from router.core.request import NO_TENANT, Request, Route
 from router.core.seats import Seats, warm_wait_s
 from router.core.tenant import EVERYBODY, TenantRules
+from router.wire.requests import with_shorter_answers
 
 REFUSALS = ("rate_limit_exceeded", "budget_exceeded", "queue_full", "too_late", "no_worker")
 """Why a request may be refused here: labels of the refusal counter."""
 
+PROMPT_MARGIN, TEMPLATE_TOKENS = 1.5, 256
+"""By how much a prompt may be longer than its bytes let expect."""
+
 CALM_S = 0.5
 """The shortest pause before workers that are busy are asked again; twice as long each time, for one request."""
-
-GENERATING = frozenset({Route.CHAT, Route.COMPLETIONS, Route.MESSAGES})
-"""Routes whose answers are charged as completion tokens. Counting tokens is charged none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +107,54 @@ class Admission:
 
     # A tenant's limits
 
+    @contextmanager
+    def visit(self, rules: TenantRules) -> Iterator[None]:
+        """A request that need not ask a worker. Raises RateLimited."""
+        if rules.tenant == NO_TENANT:
+            yield
+            return
+        account = self.ledger.account(rules)
+        with self._counting_refusals():
+            account.enter(rules, self._clock())
+        try:
+            yield
+        finally:
+            account.leave()
+
     def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
         """None where nobody can be told apart. Raises RateLimited, BudgetExceeded."""
         if rules.tenant == NO_TENANT:
             return None
-        account = self.ledger.account(rules)
+        with self._counting_refusals():
+            return self.ledger.account(rules).reserve(rules, self._asked(request), self._clock(), self._wall_clock())
+
+    def _asked(self, request: Request) -> Asked:
+        """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
+        if request.route is Route.COUNT_TOKENS:
+            return Asked(0.0, 0.0, request.is_entered)
+        prompt_tokens = self._prompt_tokens(request)
+        if request.max_answer_tokens is not None:
+            most = float(request.max_answer_tokens)
+        else:
+            window = self._fleet.window(request.model)
+            most = max(1.0, window - prompt_tokens) if window else math.inf
+        return Asked(prompt_tokens, most * request.answers, request.is_entered)
+
+    def shortened(self, request: Request, reservation: Reservation) -> Request:
+        """The request, asking the worker for no more tokens than are reserved for it. Where the client set no limit of its own,
+        one is set only where it surely fits into the window beside the prompt: workers refuse what does not."""
+        most = max(1, int(reservation.completion_tokens / request.answers))
+        if request.max_answer_tokens is None:
+            prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
+            if prompt_tokens + most > self._fleet.window(request.model):
+                return request
+        reservation.account.totals.capped += 1
+        return with_shorter_answers(request, most)
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
         try:
-            prompt_tokens = 0.0 if request.route is Route.COUNT_TOKENS else self._prompt_tokens(request)
-            generates = request.route in GENERATING
-            return account.reserve(rules, prompt_tokens, self._clock(), self._wall_clock(), generates=generates)
+            yield
         except TenantLimited as limited:
             self.refusals[limited.code] += 1
             raise

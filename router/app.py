@@ -39,12 +39,21 @@ from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.fleet import Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
+from router.core.memory import MemoryBudget
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.tenant import EVERYBODY, make_caller
 from router.dispatch import Dispatcher, DispatchSettings
 from router.logs import AUDIT
-from router.metrics import AuthCollector, BackgroundCollector, CertificateCollector, FleetCollector, Metrics
+from router.metrics import (
+    AuthCollector,
+    BackgroundCollector,
+    CertificateCollector,
+    FleetCollector,
+    MemoryCollector,
+    Metrics,
+)
+from router.parsing.pool import Parsers
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 from router.routing import Routing
@@ -101,6 +110,8 @@ class Running:
     pool: Pool
     open_connections: Callable[[], int]
     """Clients' connections to the data port."""
+    head_bytes: Callable[[], int]
+    """Of their heads that are not whole."""
     stop_accepting: Callable[[], Awaitable[None]]
     """Close the data port's listener; connections stay."""
     keys: KeyWatch | None
@@ -147,7 +158,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
     admission = Admission(_admission_settings(config), fleet, clock, time.time)
-    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission)
+    parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
+    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission, read=parsers.run)
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
         KeyWatch(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
@@ -155,6 +167,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         else None
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
+    memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
     state_metrics = StateMetrics(registry)
     lookups = Lookups(fleet.window, counts.total, counts.is_exact, routing.cached_tokens)
@@ -178,6 +191,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics.observe_refusal,
         gate,
         metrics.observe_cut,
+        memory,
+        parsers,
+        admission,
         state.routes,
         resumes=config.resumption.max_attempts > 0,
     )
@@ -226,12 +242,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "max_known_token_counts", "How many may be.", counts.known.max_size
         yield "status_viewers", "Who look at the status page.", feed.viewers
         yield "max_status_viewers", "How many may.", feed.max_viewers
-        yield "body_bytes", "Bodies of requests under way.", data.bodies.bytes
-        yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
+        yield "head_bytes", "Heads of requests that are not whole yet.", clients.head_bytes + admins.head_bytes
+        yield "max_head_bytes", "Most bytes that those heads may have together.", config.limits.max_total_head_bytes
+        yield "parsing_waiting", "Costly bodies that wait for a process to read them.", len(parsers.turns)
+        yield "parsing_processes", "Processes that read costly bodies.", parsers.processes
+        yield "max_parsing_processes", "Most processes that may read bodies.", parsers.turns.seats
 
     registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
+    registry.register(MemoryCollector(memory))
     registry.register(StateCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
     registry.register(
         ContextCollector(
@@ -258,7 +278,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         _task(background, "status", feed.run),
         _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
-        contextlib.aclosing(data),
+        contextlib.aclosing(parsers),
         _listening(background, clients, config, config.server.host, config.server.port, tls) as site,
         _listening(background, admins, config, config.admin.host, config.admin.port, None) as admin_site,
     ):
@@ -269,6 +289,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             fleet=fleet,
             pool=pool,
             open_connections=lambda: clients.open_connections,
+            head_bytes=lambda: clients.head_bytes,
             stop_accepting=site.stop,
             keys=keys,
         )

@@ -168,16 +168,28 @@ class LimitsConfig(Section, frozen=True):
         int,
         Meta(ge=0, le=1_000_000, description="Clients' connections that show the same API key; 0: any number."),
     ] = 256
-    max_total_body_bytes: Annotated[
+    max_held_bytes: Annotated[
         int,
         Meta(
             ge=1024,
             le=1 << 40,
-            description="Bodies of requests under way together, in bytes; further requests are refused.",
+            description="Memory for what is held of clients' requests and answers together: bodies while they come, decoded "
+            "values, whole answers, and what clients have not read. Requests beyond are refused; a tenant gets as much as is "
+            "still free.",
         ),
     ] = 512 << 20
+    max_head_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 20, description="Largest head of a request, all fields together, in bytes.")
+    ] = 32 << 10
+    max_total_head_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 32, description="Heads that are not whole yet, of all connections together, in bytes."),
+    ] = 16 << 20
     max_parsing_bodies: Annotated[
-        int, Meta(ge=1, le=64, description="Large bodies that are decoded off the loop at once; others wait.")
+        int,
+        Meta(
+            ge=1, le=64, description="Processes that read costly bodies, begun when needed; other bodies wait in turn."
+        ),
     ] = 2
     max_json_depth: Annotated[int, Meta(ge=4, le=256, description="Deepest nesting of a body's JSON.")] = 64
     max_messages: Annotated[int, Meta(ge=1, le=1 << 20, description="Most messages of one request.")] = 2048

@@ -18,10 +18,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from router.core.attempt import ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.deaths import Deaths
 from router.core.errors import (
     GivenUp,
@@ -35,8 +36,8 @@ from router.core.facts import Facts
 from router.core.fleet import Member
 from router.core.quota import Reservation
 from router.core.record import Record
-from router.core.reply import StreamEnd, Verdict, judge
-from router.core.request import Request
+from router.core.reply import Reply, StreamEnd, Verdict, judge
+from router.core.request import Request, Tenant
 from router.core.retry import RetryBudget
 from router.core.tenant import EVERYBODY, TenantRules
 from router.core.trace import Trace, trace_of
@@ -44,13 +45,29 @@ from router.resumption import CAUSES, Resumer, ResumptionRules
 from router.routing import Refusal, Routing
 from router.sides import Admission, Client, Upstream
 from router.wire.refusals import with_known_code
-from router.wire.sse import DIALECTS, EventWatch, read_error, read_usage
+from router.wire.sse import DIALECTS, EventWatch, Usage, read_error, read_usage
 from router.wire.transcript import Kept, Transcript
 
 log = logging.getLogger("warmroute.dispatch")
 
+T = TypeVar("T")
+
 CLIENT_GONE = 499
 """nginx's status for a request whose client left before any of its answer was there; nobody is sent it."""
+
+
+MAX_READ_HERE_BYTES = 1 << 20
+"""Of an answer, to look for its usage: 2 ms at the most."""
+
+
+class Read(Protocol):
+    """Calls a pure function on bytes, where that holds nobody up. ``tenant``: on whose behalf."""
+
+    async def __call__(self, tenant: Tenant, parse: Callable[[bytes], T], body: bytes, /) -> T: ...
+
+
+async def read_here(_tenant: Tenant, parse: Callable[[bytes], T], body: bytes) -> T:
+    return parse(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +118,10 @@ class Dispatcher:
         clock: Callable[[], float],
         admission: Admission,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        read: Read = read_here,
     ) -> None:
+        """``read``: where large answers are read for what they cost."""
+        self._read = read
         self._settings = settings
         self._admission = admission
         self._routing = routing
@@ -132,6 +152,8 @@ class Dispatcher:
         reservation: Reservation | None = None
         try:
             reservation = self._admission.charge(request, rules)
+            if reservation is not None and reservation.is_capped:
+                request = self._admission.shortened(request, reservation)
             flight = _Flight(request, client, record, transcript, Deaths(self._settings.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
@@ -146,6 +168,9 @@ class Dispatcher:
             record.status, record.outcome = record.status or CLIENT_GONE, StreamEnd.CLIENT_GONE.value
             raise
         finally:
+            if record.tally is not None and not record.completion_tokens:
+                record.delivered_tokens = record.tally.tokens(self._routing.fleet.bytes_per_token(request.model))
+            record.tally = None
             if transcript is not None:
                 transcript.clear()
             record.ended_at = self._clock()
@@ -248,8 +273,9 @@ class Dispatcher:
         """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large."""
         client, record = flight.client, flight.record
         routing = self._routing
-        watch = _watch(flight) if request.stream else None
+        watch = record.tally = _watch(flight) if request.stream else None
         record.attempts += 1
+        had_one, record.was_sent = record.was_sent, True
         lease, cached = routing.send_to(member, request, facts)
         record.worker, record.predicted_cached_tokens = member.name, cached
         with lease, self._upstream.exchange(member.address) as exchange:
@@ -262,7 +288,10 @@ class Dispatcher:
             except ReplyTooLarge:
                 raise WorkerError("the answer is too large") from None  # another worker's would be, too
             except (WorkerDied, WorkerErred, WorkerSilent) as error:
+                record.was_sent = had_one or not isinstance(error, CannotConnect)
                 refusal = routing.on_failed(member, error)
+            else:
+                record.was_sent = had_one or reply.status < 400
             if refusal is not None:
                 routing.on_unanswered(member, request, facts, cached)
                 return refusal
@@ -277,13 +306,21 @@ class Dispatcher:
                 if reply.status == 400:
                     reply = msgspec.structs.replace(reply, body=with_known_code(reply.body))
                 end = StreamEnd.DONE
-                usage = read_usage(reply.body) if reply.status == 200 else None
+                usage = await self._usage_of(request, reply, record) if reply.status == 200 else None
                 await client.answer(reply, record)
                 record.outcome = "ok" if reply.status < 400 else "client_error"
         if end is StreamEnd.TOO_LARGE:
             client.break_off(WorkerError("an event of the answer is too large"))
         routing.learn(request, facts, lease, record, usage)
         return None
+
+    async def _usage_of(self, request: Request, reply: Reply, record: Record) -> Usage | None:
+        """As the worker counted. Where it did not, what the answer weighs stands for it."""
+        is_large = len(reply.body) > MAX_READ_HERE_BYTES
+        usage = await self._read(request.tenant, read_usage, reply.body) if is_large else read_usage(reply.body)
+        if usage is None and request.max_answer_tokens != 0:
+            record.delivered_tokens = len(reply.body) / self._routing.fleet.bytes_per_token(request.model)
+        return usage
 
     async def _mend(self, flight: _Flight, broken: _Break) -> None:
         """Another worker goes on with the stream, or the client is told that nobody can."""

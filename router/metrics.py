@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from router.core.fleet import Fleet
 from router.core.health import Cause, State
 from router.core.keyring import Refusal
+from router.core.memory import MemoryBudget
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.request import Route
@@ -42,7 +43,7 @@ MAX_LABEL_VALUES = 1000
 BATCH = 100
 """Records counted at once: about a millisecond."""
 
-CUT_CAUSES = ("head_timeout", "body_timeout", "too_many", "write_stall")
+CUT_CAUSES = ("head_timeout", "head_size", "body_timeout", "too_many", "write_stall")
 RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy")
 RESUMPTION_CAUSES = ("died", "timeout", "error")
 RESUMPTION_OUTCOMES = ("exact", "text", "finished", "unsafe", "failed")
@@ -357,6 +358,22 @@ class SourceFigures(Protocol):
 
     @property
     def restarts(self) -> Mapping[str, int]: ...
+
+
+class MemoryCollector(Collector):
+    """What is held of clients' requests and answers."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+
+    def collect(self) -> Iterator[Metric]:
+        held = _gauge("held_bytes", "Bytes held of clients' requests and answers.", "kind")
+        for kind, count in self._budget.by_kind.items():
+            held.add_metric((kind,), count)
+        most = _gauge("max_held_bytes", "Most bytes that may be held of them together.")
+        most.add_metric((), self._budget.max_bytes)
+        refusals = counter("held_refusals", "Times that nothing more could be held.", self._budget.refusals, "kind")
+        yield from (held, most, refusals)
 
 
 class BackgroundCollector(Collector):

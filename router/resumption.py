@@ -239,6 +239,7 @@ class Resumer:
             raise _Refused(Refusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
         request = self._rest_of(stream, given, member, seam)
         watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
+        stream.record.tally = watch
         lease, cached = self._routing.send_to(member, stream.request, facts)
         with lease, self._upstream.exchange(member.address) as exchange:
             try:

@@ -57,6 +57,10 @@ class Admission(Protocol):
         """Raises RateLimited, BudgetExceeded."""
         ...
 
+    def shortened(self, request: Request, reservation: Reservation) -> Request:
+        """The request, asking for no more than is reserved for it."""
+        ...
+
     def settle(self, reservation: Reservation | None, record: Record) -> None: ...
 
     def has_room(self, model: str) -> bool:

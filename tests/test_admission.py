@@ -476,10 +476,12 @@ async def test_what_is_refused_by_a_limit_is_counted_and_what_passes_is_settled(
     [(Route.EMBEDDINGS, 2048, 0), (Route.COUNT_TOKENS, 0, 0), (Route.CHAT, 2048, 256)],
 )
 async def test_a_route_is_charged_for_what_its_workers_do(route: Route, prompt: int, completion: int) -> None:
-    door, request = Door(), msgspec.structs.replace(make_request(), route=route)
+    generates = route is Route.CHAT
+    request = msgspec.structs.replace(make_request(), route=route, max_answer_tokens=None if generates else 0)
+    door = Door()
     reservation = door.admission.charge(request, rules("t"))
     assert reservation is not None
-    assert (reservation.prompt_tokens, reservation.completion_tokens) == (prompt, completion)
+    assert (reservation.asked.prompt_tokens, reservation.completion_tokens) == (prompt, completion)
 
 
 # Seats

@@ -27,10 +27,10 @@ from router.core.worker import WorkerAddress
 from router.dispatch import Dispatcher, DispatchSettings
 from router.routing import Routing
 from router.sides import Client
-from router.wire.requests import parse_request
 from router.wire.sse import Watch
 from tests.test_dispatch import OPEN, FakeClient, InOrder
 from tests.wire.engine import PROMPT_IDS, Engine, Step, event, events_of
+from tests.wire.parsed import parse_request
 
 WORDS = Engine([b"one ", b"two ", b"three ", b"f", "ü".encode()[:1], "ü".encode()[1:], b"nf ", b"six ", b"seven"])
 TEXT = "one two three fünf six seven"

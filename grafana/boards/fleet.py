@@ -205,14 +205,14 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Bodies in memory",
+                    title="Held in memory",
                     description="Of requests under way, of what they may take.",
                     unit="percentunit",
                     maximum=1,
                     limits=(Limit(0.8, "orange"),),
                     queries=(
                         Query(
-                            f"{now('body_bytes', by='instance')} / {now('max_body_bytes', by='instance')}",
+                            f"{now('held_bytes', by='instance')} / {now('max_held_bytes', by='instance')}",
                             "{{instance}}",
                         ),
                     ),

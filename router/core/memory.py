@@ -3,7 +3,7 @@
 Each holding counts against one budget while it grows, and is given back when it is let go. A tenant may hold as much as is
 still free: alone it gets half of the budget, two get a third each, and a newcomer always finds room. The rule is the dynamic
 threshold of Choudhury and Hahne ("Dynamic queue length thresholds for shared-memory packet switches", IEEE/ACM Transactions on
-Networking 6(2), 1998) with alpha = 1. Clients that cannot be told apart (no keys) share the whole budget. Pure; not for threads.
+Networking 6(2), 1998) with alpha = 1. Clients that cannot be told apart (no keys) share the whole budget. Pure.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ class MemoryFull(Overloaded):
 
 
 class MemoryBudget:
-    """``bytes``: held now. ``refusals``: how often a holding could not grow, by kind."""
+    """``bytes``: held now. ``refusals``: how often a holding could not grow, by kind. ``has_tenants``: those without one are
+    strangers, who have together no more than a tenant has."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, has_tenants: bool = False) -> None:
         self.max_bytes = max_bytes
+        self._has_tenants = has_tenants
         self.bytes = 0
         self.by_kind: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self.refusals: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
@@ -44,7 +46,7 @@ class MemoryBudget:
         if free_bytes < 0:
             self.refusals[kind] += 1
             raise MemoryFull("the router holds as much for its clients as it may: try again", retry_after_s=1)
-        if tenant != NO_TENANT and self._by_tenant[tenant] + count > free_bytes:
+        if (self._has_tenants or tenant != NO_TENANT) and self._by_tenant[tenant] + count > free_bytes:
             self.refusals[kind] += 1
             raise MemoryFull("your other requests hold as much of the router's memory as they may", retry_after_s=1)
         self.give_back(tenant, kind, -count)
@@ -60,15 +62,16 @@ class MemoryBudget:
 class Holding:
     """What one request holds. Cheap enough for each: about 1 µs in all."""
 
-    __slots__ = ("_budget", "_held", "_tenant")
+    __slots__ = ("_budget", "_held", "owner")
 
-    def __init__(self, budget: MemoryBudget, tenant: Tenant) -> None:
+    def __init__(self, budget: MemoryBudget, owner: Tenant) -> None:
+        """``owner`` may be set until anything is held."""
         self._budget = budget
-        self._tenant = tenant
+        self.owner = owner
         self._held: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"Holding({self._tenant!r}, {self._held})"
+        return f"Holding({self.owner!r}, {self._held})"
 
     def __getitem__(self, kind: str) -> int:
         """Bytes of one kind."""
@@ -76,7 +79,7 @@ class Holding:
 
     def grow(self, kind: str, count: int) -> None:
         """Before the bytes are kept. Raises MemoryFull, and then it is as large as before."""
-        self._budget.take(self._tenant, kind, count)
+        self._budget.take(self.owner, kind, count)
         self._held[kind] = self._held.get(kind, 0) + count
 
     def resize(self, kind: str, count: int) -> None:
@@ -85,12 +88,12 @@ class Holding:
         if change > 0:
             self.grow(kind, change)
         elif change:
-            self._budget.give_back(self._tenant, kind, -change)
+            self._budget.give_back(self.owner, kind, -change)
             self._held[kind] = count
 
     def release(self) -> None:
         """All of it; it may be used again."""
         for kind, count in self._held.items():
             if count:
-                self._budget.give_back(self._tenant, kind, count)
+                self._budget.give_back(self.owner, kind, count)
         self._held.clear()

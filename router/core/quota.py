@@ -1,9 +1,10 @@
 """How much of its limits a tenant has used. Pure: both clocks are passed in. Every figure holds for one replica.
 
-Before a request starts, what it is expected to take is *reserved* from each limit, or nothing is; when it has ended, what
-it took is settled. Limits are passed in with each call, and only what was used is kept, so that new limits hold at once
-and forget nothing. A request that is larger than a whole limit passes when nothing of the limit is in use, and leaves it
-overdrawn: its tenant waits for longer afterwards, rather than for ever now.
+Before a request starts, what it may take is *reserved* from each limit, or nothing is; when it has ended, what it took is
+settled. Limits are passed in with each call, and only what was used is kept, so that new limits hold at once and forget
+nothing. A prompt that is larger than a whole limit passes when nothing of the limit is in use, and leaves it overdrawn: its
+tenant waits for longer afterwards, rather than for ever now. An answer is never longer than what is reserved for it: where its
+request asks for more, the worker is asked for less.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ INITIAL_COMPLETION_TOKENS = 256.0
 ROUNDING_S = 1e-6
 NEWEST = 0.05
 """What the newest answer weighs in the mean."""
+SHARE = 0.5
+"""Of what is left of a limit, one answer may take that much, divided by the requests under way, and never less than the mean.
+So all answers together stay within the limit, and no long one keeps the others out."""
 
 
 @dataclass(slots=True)
@@ -76,12 +80,25 @@ class Day:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request may take of its tenant's limits, in tokens."""
+
+    prompt_tokens: float
+    max_tokens: float = 0.0
+    """Of all its answers together; 0: it generates none; infinite: nobody can say."""
+    is_entered: bool = False
+    """Counted among the tenant's requests already."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
     """What one request holds of its tenant's limits, until ``Account.settle``."""
 
     account: Account
-    prompt_tokens: float
+    asked: Asked
     completion_tokens: float
+    """More than these the worker must not be asked for, where ``is_capped``."""
+    is_capped: bool
     at: float
     day: int
 
@@ -94,6 +111,8 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    capped: int = 0
+    """Requests whose worker was asked for a shorter answer than the client had asked for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -110,25 +129,45 @@ class Account:
     prompt_day: Day = field(default_factory=Day)
     completion_day: Day = field(default_factory=Day)
 
-    def reserve(
-        self, rules: TenantRules, prompt_tokens: float, now: float, wall_s: float, *, generates: bool = True
-    ) -> Reservation:
-        """``now``: monotonic seconds; ``wall_s``: Unix time; ``generates``: its answer has tokens of its own.
-        Raises RateLimited, BudgetExceeded, and then takes nothing."""
+    def enter(self, rules: TenantRules, now: float) -> None:
+        """A request begins, and ``leave`` is called when it has ended. Raises RateLimited, and then counts nothing."""
         self.rules = rules
-        completion_tokens = self.mean_completion_tokens if generates else 0.0
-        day = int(wall_s // DAY_S)
-        self._check(prompt_tokens, completion_tokens, now, wall_s, day)
+        self._check_in_flight()
+        _require_no_wait((self.requests.wait_s(1.0, rules.requests_per_minute, now), "requests"))
+        self._begin()
+
+    def _begin(self) -> None:
         self.in_flight += 1
         self.requests.used += 1.0
-        self.prompt.used += prompt_tokens
-        self.completion.used += completion_tokens
-        self.prompt_day.used += prompt_tokens
-        self.completion_day.used += completion_tokens
-        return Reservation(self, prompt_tokens, completion_tokens, now, day)
 
-    def _check(self, prompt_tokens: float, completion_tokens: float, now: float, wall_s: float, day: int) -> None:
-        rules = self.rules
+    def leave(self) -> None:
+        self.in_flight -= 1
+
+    def reserve(self, rules: TenantRules, asked: Asked, now: float, wall_s: float) -> Reservation:
+        """``now``: monotonic seconds; ``wall_s``: Unix time. Raises RateLimited, BudgetExceeded, and then takes nothing."""
+        self.rules = rules
+        day = int(wall_s // DAY_S)
+        expected = min(self.mean_completion_tokens, asked.max_tokens)
+        self._check(asked, expected, now, wall_s, day)
+        if not asked.is_entered:
+            self._begin()
+        left = self._left()
+        completion_tokens = expected
+        if asked.max_tokens and left < math.inf:
+            completion_tokens = min(asked.max_tokens, left, max(expected, SHARE * left / max(self.in_flight, 1)))
+        self.prompt.used += asked.prompt_tokens
+        self.completion.used += completion_tokens
+        self.prompt_day.used += asked.prompt_tokens
+        self.completion_day.used += completion_tokens
+        is_capped = left < math.inf and completion_tokens < asked.max_tokens
+        return Reservation(self, asked, completion_tokens, is_capped, now, day)
+
+    def _check_in_flight(self) -> None:
+        if 0 < (most := self.rules.max_in_flight) <= self.in_flight:
+            raise RateLimited(f"{most} requests are under way, which is the most", retry_after_s=1)
+
+    def _check(self, asked: Asked, completion_tokens: float, now: float, wall_s: float, day: int) -> None:
+        rules, prompt_tokens = self.rules, asked.prompt_tokens
         self.prompt_day.begin(day)
         self.completion_day.begin(day)
         if not (
@@ -136,48 +175,63 @@ class Account:
             and self.completion_day.has_room(completion_tokens, rules.completion_tokens_per_day)
         ):
             raise BudgetExceeded("the day's budget of tokens is spent", retry_after_s=_whole(DAY_S - wall_s % DAY_S))
-        if 0 < rules.max_in_flight <= self.in_flight:
-            raise RateLimited(f"{rules.max_in_flight} requests are under way, which is the most", retry_after_s=1)
-        wait_s, what = max(
-            (self.requests.wait_s(1.0, rules.requests_per_minute, now), "requests"),
+        waits = [
             (self.prompt.wait_s(prompt_tokens, rules.prompt_tokens_per_minute, now), "prompt tokens"),
             (self.completion.wait_s(completion_tokens, rules.completion_tokens_per_minute, now), "completion tokens"),
-        )
-        if wait_s > 0.0:
-            raise RateLimited(f"too many {what} a minute", retry_after_s=_whole(wait_s))
+        ]
+        if not asked.is_entered:
+            self._check_in_flight()
+            waits.append((self.requests.wait_s(1.0, rules.requests_per_minute, now), "requests"))
+        _require_no_wait(max(waits))
+
+    def _left(self) -> float:
+        """Completion tokens that no limit has seen used or reserved; infinite without limits."""
+        rules = self.rules
+        left = [
+            limit - use.used
+            for use, limit in (
+                (self.completion, rules.completion_tokens_per_minute),
+                (self.completion_day, rules.completion_tokens_per_day),
+            )
+            if limit is not None
+        ]
+        return max(1.0, min(left)) if left else math.inf
 
     def settle(self, reservation: Reservation, record: Record, now: float) -> None:
-        """The request has ended, however it did. What its worker did not count stays as it was expected, if the client has
-        anything of an answer; a request that no worker was sent counts as none."""
-        self.in_flight -= 1
-        self._learn(record)
+        """The request has ended, however it did. A request that no worker was sent counts as none."""
+        asked = reservation.asked
         prompt, completion = self._taken(reservation, record)
+        self._learn(record, completion)
         rules, age_s = self.rules, now - reservation.at
-        if not record.attempts:
-            self.requests.settle(1.0, 0.0, rules.requests_per_minute, age_s)
-        self.prompt.settle(reservation.prompt_tokens, prompt, rules.prompt_tokens_per_minute, age_s)
+        if not asked.is_entered:
+            self.leave()
+            if not record.attempts:
+                self.requests.settle(1.0, 0.0, rules.requests_per_minute, age_s)
+        self.prompt.settle(asked.prompt_tokens, prompt, rules.prompt_tokens_per_minute, age_s)
         self.completion.settle(reservation.completion_tokens, completion, rules.completion_tokens_per_minute, age_s)
-        self.prompt_day.settle(reservation.prompt_tokens, prompt, reservation.day)
+        self.prompt_day.settle(asked.prompt_tokens, prompt, reservation.day)
         self.completion_day.settle(reservation.completion_tokens, completion, reservation.day)
 
     def _taken(self, reservation: Reservation, record: Record) -> tuple[float, float]:
-        """Prompt and completion tokens. Each read of a stream had a token at the least."""
-        if not record.first_byte_at or record.status >= 400:
+        """Prompt and completion tokens. What no worker counted is what was expected of the prompt, once a worker has it, and
+        what the client was seen to get of the answer; of a whole answer nothing is seen before its end."""
+        if not record.was_sent:
             return 0.0, 0.0
         if not record.prompt_tokens:
-            return reservation.prompt_tokens, max(reservation.completion_tokens, float(record.chunks))
+            unseen = 0.0 if record.stream else min(self.mean_completion_tokens, reservation.completion_tokens)
+            return reservation.asked.prompt_tokens, record.delivered_tokens or unseen
         cached = record.actual_cached_tokens or 0
         prompt = record.prompt_tokens - cached * (1.0 - self.rules.cached_token_weight)
         return prompt, float(record.completion_tokens)
 
-    def _learn(self, record: Record) -> None:
+    def _learn(self, record: Record, completion: float) -> None:
         totals = self.totals
         totals.requests += 1
         totals.prompt_tokens += record.prompt_tokens
         totals.cached_tokens += record.actual_cached_tokens or 0
-        totals.completion_tokens += record.completion_tokens
-        if record.completion_tokens:
-            self.mean_completion_tokens += NEWEST * (record.completion_tokens - self.mean_completion_tokens)
+        totals.completion_tokens += record.completion_tokens or int(record.delivered_tokens)
+        if completion:
+            self.mean_completion_tokens += NEWEST * (completion - self.mean_completion_tokens)
 
     def day_tokens(self, wall_s: float) -> Iterator[tuple[str, float, int]]:
         """Kind, what is left of it, and the day's, of each budget that there is."""
@@ -209,6 +263,12 @@ class Ledger:
         for tenant, account in tuple(self.accounts.items()):
             if tenant not in tenants and not account.in_flight:
                 del self.accounts[tenant]
+
+
+def _require_no_wait(longest: tuple[float, str]) -> None:
+    wait_s, what = longest
+    if wait_s > 0.0:
+        raise RateLimited(f"too many {what} a minute", retry_after_s=_whole(wait_s))
 
 
 def _whole(seconds: float) -> int:

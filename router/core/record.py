@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -17,6 +17,14 @@ class Resumption(NamedTuple):
     cause: str
     outcome: str
     gap_s: float = 0.0
+
+
+class Tally(Protocol):
+    """Follows a stream."""
+
+    def tokens(self, bytes_per_token: float) -> float:
+        """Of the answer, as far as the client has it: counted by the worker, by its ids, or by its events and text."""
+        ...
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -38,6 +46,8 @@ class Record(msgspec.Struct, kw_only=True):
     reason: str = ""
     outcome: str = "pending"
     attempts: int = 0
+    was_sent: bool = False
+    """A worker has the prompt, and did not refuse it."""
     retries: list[str] = msgspec.field(default_factory=list)
     """The cause of each retry, in order."""
     resumptions: list[Resumption] = msgspec.field(default_factory=list)
@@ -46,6 +56,10 @@ class Record(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     """As the worker counted; 0 when it did not say."""
     completion_tokens: int = 0
+    delivered_tokens: float = 0.0
+    """Of a stream whose worker did not come to count: what the client was seen to get, about."""
+    tally: Tally | None = None
+    """Of the stream that is under way."""
     predicted_cached_tokens: float = 0.0
     actual_cached_tokens: int | None = None
     """None when the worker did not say: unknown is not zero."""

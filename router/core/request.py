@@ -55,6 +55,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """True where the router asked for token ids and the client did not."""
     is_resumable: bool = False
     """True where another worker might go on with the stream, so that what the client has of it must be kept."""
+    answers: int = 1
+    """Choices of all its prompts together, ≥ 1."""
+    max_answer_tokens: int | None = None
+    """Of each; None: as many as the model's window leaves. 0 on routes that generate nothing."""
+    is_entered: bool = False
+    """It was counted among its tenant's requests already, at the door of a route that keeps state."""
     request_id: str
     traceparent: str = ""
     """W3C trace context to pass on; empty where the client sent none."""

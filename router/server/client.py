@@ -16,6 +16,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from router.core.errors import RouterError
+from router.core.memory import Holding
 from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Route
@@ -65,6 +66,7 @@ class ClientConnection:
         "has_started",
         "is_chunked",
         "keep_alive",
+        "memory",
         "route",
     )
 
@@ -73,6 +75,7 @@ class ClientConnection:
         request: web.BaseRequest,
         route: Route,
         *,
+        memory: Holding,
         extra_head: bytes,
         stall: StallRule,
         decision_headers: bool,
@@ -83,6 +86,7 @@ class ClientConnection:
         self._request = request
         self._transport = request.transport
         self._protocol = request.protocol
+        self.memory = memory
         self._extra_head = extra_head
         self._hidden = hidden.encode()
         self._stall = stall

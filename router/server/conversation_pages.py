@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from router.sessions.plans import Ask, read_stored
 from router.sessions.rules import StateRules, read_on_busy
 from router.sessions.store import Loaded, Sid
 from router.sessions.turns import Turns
-from router.wire.body_limits import BodyLimits, check_depth
+from router.wire.body_limits import BodyLimits, check_kept
 from router.wire.responses.objects import (
     conversation,
     conversation_deleted,
@@ -60,7 +61,7 @@ class ConversationPages:
         }
 
     async def _create(self, call: Call) -> bytes:
-        messages, metadata = await call.read(lambda body: read_new_conversation(self._members(body), self._limits))
+        messages, metadata = await call.read(partial(_read_new, limits=self._limits))
         name = f"conv_{secrets.token_hex(24)}"
         drafts = [Draft(Kind.MESSAGE, message, tokens_of(message)) for message in messages]
         await self._histories.create(
@@ -77,7 +78,7 @@ class ConversationPages:
         return self._shown(call, loaded)
 
     async def _change(self, call: Call) -> bytes:
-        metadata = msgspec.json.encode(read_changed_metadata(await call.read(self._members)))
+        metadata = msgspec.json.encode(await call.read(partial(_read_changed, limits=self._limits)))
         store, owner = self._histories.store, call.caller.rules.tenant
         if not await self._histories.ask(store.set_attributes(self._sid(call), owner, metadata)):
             raise _absent(call)
@@ -94,7 +95,9 @@ class ConversationPages:
         return list_page(self._sid(call), plain_items(history.items), paging)
 
     async def _add(self, call: Call) -> bytes:
-        history, turn = await self._turns.add(self._ask(call, *await call.read(self._read_items)))
+        history, turn = await self._turns.add(
+            self._ask(call, *await call.read(partial(_read_items, limits=self._limits)))
+        )
         added = public_items(self._sid(call), items_of_turn(history, turn))
         return msgspec.json.encode(item_list(added, has_more=False))
 
@@ -136,17 +139,27 @@ class ConversationPages:
             absent=lambda: _absent(call),
         )
 
-    def _read_items(self, body: bytes) -> tuple[Incoming, str]:
-        messages = [msgspec.json.decode(message) for message in read_new_items(self._members(body), self._limits)]
-        return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
-
-    def _members(self, body: bytes) -> dict[str, Any]:
-        members = decode_object(body) if body else {}
-        check_depth(members, body, self._limits.max_json_depth)
-        return members
-
     def _sid(self, call: Call, name: str = "") -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.CONVERSATION, name or call.names[0])
+
+
+def _read_new(body: bytes, *, limits: BodyLimits) -> tuple[list[bytes], dict[str, str]]:
+    return read_new_conversation(_members(body, limits), limits)
+
+
+def _read_changed(body: bytes, *, limits: BodyLimits) -> dict[str, str]:
+    return read_changed_metadata(_members(body, limits))
+
+
+def _read_items(body: bytes, *, limits: BodyLimits) -> tuple[Incoming, str]:
+    messages = [msgspec.json.decode(message) for message in read_new_items(_members(body, limits), limits)]
+    return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
+
+
+def _members(body: bytes, limits: BodyLimits) -> dict[str, Any]:
+    members = decode_object(body) if body else {}
+    check_kept(members, body, limits)
+    return members
 
 
 def tokens_of(message: bytes) -> int:

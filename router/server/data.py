@@ -11,15 +11,15 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from enum import Enum
 from functools import partial
 from importlib.metadata import version
-from itertools import count
 from typing import Any, Protocol
 
 import msgspec
-from aiohttp import HttpVersion11, web
+from aiohttp import web
+from multidict import CIMultiDict
 
 from router.config import LimitsConfig, ServerConfig
 from router.core.errors import (
@@ -29,17 +29,18 @@ from router.core.errors import (
     MalformedRequest,
     MethodNotAllowed,
     ModelNotFound,
-    RequestTooLarge,
     RouteNotFound,
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.request import Request, Route
+from router.core.memory import UNREAD, Holding, MemoryBudget
+from router.core.request import NO_TENANT, Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.core.trace import TRACE
 from router.logs import ABOUT, redact
+from router.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.auth import Gate
-from router.server.bodies import LARGE_BODY_BYTES, BodyBudget, answer_unread, read_slow_body
+from router.server.bodies import answer_unread, read_body, require_room
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
@@ -47,14 +48,19 @@ from router.server.origins import Origins
 from router.server.stall import stall_rule
 from router.server.state import Call, Match, StateRoutes
 from router.wire.body_limits import BodyLimits
-from router.wire.client_head import check_fields, check_target
+from router.wire.client_head import check_fields, check_target, exact_path
 from router.wire.media import MediaRule
-from router.wire.requests import parse_request
+from router.wire.requests import Parsed, parse_apart
 
 log = logging.getLogger("warmroute.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _INFERENCE = {route.value: route for route in Route}
+
+REQUEST_ID_BYTES = 9
+
+MAX_UNCOUNTED_BYTES = 4 << 10
+"""Answers up to here are written without a look at the memory budget: a connection's own buffer holds more."""
 
 
 class Dispatch(Protocol):
@@ -69,6 +75,14 @@ class Catalog(Protocol):
     def is_ready(self) -> bool: ...
 
     def served_models(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+
+class Limits(Protocol):
+    """Of the tenants."""
+
+    def visit(self, rules: TenantRules) -> AbstractContextManager[None]:
+        """A request of a route that keeps state. Raises RateLimited."""
+        ...
 
 
 class Phase(Enum):
@@ -92,12 +106,18 @@ class DataPort:
         observe_refusal: Callable[[str, int], None],
         gate: Gate,
         observe_cut: Callable[[str], None],
+        memory: MemoryBudget,
+        parsers: Parsers,
+        tenant_limits: Limits,
         state: StateRoutes | None = None,
         *,
         resumes: bool = True,
     ) -> None:
         """``state``: the routes whose state is kept here; None: there are none. ``resumes``: streams are kept so that another
         worker may go on with them."""
+        self.memory = memory
+        self._parsers = parsers
+        self._tenant_limits = tenant_limits
         self._state = state
         self._gate = gate
         self._server = server
@@ -109,12 +129,8 @@ class DataPort:
         self._observe_cut = observe_cut
         self._stall = stall_rule(limits)
         self.key_connections = gate.connections
-        self.bodies = BodyBudget(limits.max_total_body_bytes)
-        self._parse = partial(parse_request, limits=body_limits(limits), resumes=resumes)
-        self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
-        self._id_prefix = secrets.token_hex(6)
-        self._ids = count(1)
-        self._plain: dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
+        self._parse = partial(parse_apart, limits=body_limits(limits), resumes=resumes)
+        self._plain: dict[str, Callable[[web.BaseRequest], Awaitable[web.Response]]] = {
             "/v1/models": self._models,
             "/health": self._health,
             "/ready": self._ready,
@@ -131,41 +147,24 @@ class DataPort:
         """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
         started_at = self._clock()
         path = request.raw_path
-        route = _INFERENCE.get(path) or _INFERENCE.get(request.path)
+        route = _INFERENCE.get(path) or _INFERENCE.get(exact_path(path))
         request_id = self._request_id(request)
         if (trace := TRACE.get()) is not None:
             trace.request_id, trace.route = request_id, route.value if route else ""
         ABOUT.set((request_id, trace.trace_id if trace is not None and trace.is_sampled else ""))
-        body_bytes = 0
+        memory = self.memory.hold(NO_TENANT)
         self.live += 1
         try:
-            check_fields(request.raw_headers, is_1_0=request.version < HttpVersion11)
+            check_fields(request.raw_headers, request.version)
             if path not in _INFERENCE:
                 check_target(request.method, path)
             if self._origins.any_listed and (early := self._origins.check(request)) is not None:
                 return early
             if route is None:
                 if self._state is not None and (match := self._state.find(request.raw_path)) is not None:
-                    return await self._answer_state(request, match, request_id, started_at)
-                return await self._answer_plain(request)
-            caller = self._gate.admit(request, route)
-            self._check_open(request)
-            self._check_body(request)
-            self.bodies.require_room(request.content_length or 0)
-            content = request.content
-            # Most bodies came with their head, and most are small: neither is worth a coroutine.
-            body = content.read_nowait() if content.is_eof() else await read_slow_body(request, self._limits)
-            self._check_size(body)
-            body_bytes = self.bodies.take(body)
-            if len(body) < LARGE_BODY_BYTES:
-                parsed = self._parse(route, body, request.headers, caller, request_id)
-            else:
-                parsed = await self._parse_large(route, body, request, caller, request_id)
-            if not caller.rules.may_use(parsed.model):
-                raise ModelNotFound.of(parsed.model)  # noqa: TRY301
-            client = self._connect(request, route, request_id, caller, parsed.hidden_salt)
-            await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
-            return await self._sent(request, client)
+                    return await self._answer_state(request, match, request_id, started_at, memory)
+                return await self._answer_plain(request, memory)
+            return await self._infer(request, route, request_id, started_at, memory)
         except RouterError as error:
             if not error.is_counted:
                 self._observe_refusal(route.value if route else "other", error.status)
@@ -180,48 +179,74 @@ class DataPort:
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
-            self.bodies.bytes -= body_bytes
+            memory.release()
             self._clients.pop(request.protocol, None)
 
+    async def _infer(
+        self, request: web.BaseRequest, route: Route, request_id: str, started_at: float, memory: Holding
+    ) -> web.StreamResponse:
+        """A request that a worker answers."""
+        caller = self._gate.admit(request, route)
+        memory.owner = caller.rules.tenant
+        self._check_open(request)
+        self._check_body(request)
+        body = await read_body(request, self._limits, memory)
+        require_room(len(body), self._limits)
+        if len(body) < CHEAP_BYTES:
+            parsed = self._parse(body, route, request.headers, caller, request_id).of(body)
+        else:
+            parsed = (await self._parse_large(route, body, request, caller, request_id)).of(body)
+        del body  # it is the request's now, and need not be kept twice
+        if not caller.rules.may_use(parsed.model):
+            raise ModelNotFound.of(parsed.model)
+        client = self._connect(request, route, request_id, caller, parsed.hidden_salt, memory)
+        await self._dispatch.dispatch(parsed, client, started_at, caller.rules)
+        return await self._sent(request, client)
+
     async def _answer_state(
-        self, request: web.BaseRequest, match: Match, request_id: str, started_at: float
+        self, request: web.BaseRequest, match: Match, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
         """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
         if (trace := TRACE.get()) is not None:
             trace.route = match.template
         caller = self._gate.admit(request, None)
+        memory.owner = caller.rules.tenant
         page = match.by_method.get(request.method)
         if page is None:
             raise MethodNotAllowed(f"{match.template} takes {', '.join(sorted(match.by_method))}")
         if self.phase is Phase.DRAINING:
             raise Draining("the router is shutting down", retry_after_s=1)
         self._check_body(request)
-        self.bodies.require_room(request.content_length or 0)
-        body = await read_slow_body(request, self._limits)
-        connect = partial(self._connect, request, Route.CHAT, request_id, caller)
-        call = Call(
-            names=match.names,
-            query=request.query,
-            headers=request.headers,
-            body=body,
-            caller=caller,
-            request_id=request_id,
-            started_at=started_at,
-            connect=connect,
-            parsers=self._parsers,
-        )
-        body_bytes = self.bodies.take(body)
-        try:
+        with self._tenant_limits.visit(caller.rules):
+            call = Call(
+                names=match.names,
+                query=request.query,
+                headers=request.headers,
+                body=await read_body(request, self._limits, memory),
+                caller=caller,
+                request_id=request_id,
+                started_at=started_at,
+                connect=partial(self._connect, request, Route.CHAT, request_id, caller, memory=memory),
+                parsers=self._parsers,
+                memory=memory,
+            )
+            require_room(len(call.body), self._limits)
             answer = await page(call)
-        finally:
-            self.bodies.bytes -= body_bytes
         if answer is None:
             return await self._sent(request, self._clients[request.protocol])
         headers = {"X-Request-Id": request_id, "Server": SERVER}
         response = web.Response(body=answer, content_type="application/json", headers=headers)
+        return await self._written(request, response, memory)
+
+    async def _written(self, request: web.BaseRequest, response: web.Response, memory: Holding) -> web.StreamResponse:
+        """An answer of our own; of a large one, all but a rest has been read when this returns."""
         self._origins.add_to(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
+        if isinstance(response.body, bytes) and len(response.body) > MAX_UNCOUNTED_BYTES:
+            memory.grow(UNREAD, len(response.body))
+            await response.prepare(request)
+            await response.write_eof()
         return response
 
     async def _sent(self, request: web.BaseRequest, client: ClientConnection) -> web.StreamResponse:
@@ -232,11 +257,12 @@ class DataPort:
         return client.sent()
 
     def _connect(
-        self, request: web.BaseRequest, route: Route, request_id: str, caller: Caller, hidden: str
+        self, request: web.BaseRequest, route: Route, request_id: str, caller: Caller, hidden: str, memory: Holding
     ) -> ClientConnection:
         client = ClientConnection(
             request,
             route,
+            memory=memory,
             extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._origins.head(request)),
             stall=self._stall,
             decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
@@ -247,15 +273,12 @@ class DataPort:
         return client
 
     def new_request_id(self) -> str:
-        return f"{self._id_prefix}-{next(self._ids):x}"
+        return secrets.token_hex(REQUEST_ID_BYTES)
 
     def cut_short(self) -> None:
         """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
         for client in tuple(self._clients.values()):
             client.cut_short(Draining("the router is shutting down", retry_after_s=1))
-
-    async def aclose(self) -> None:
-        self._parsers.shutdown(wait=False, cancel_futures=True)
 
     # What comes in
 
@@ -276,18 +299,14 @@ class DataPort:
         encoding = request.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
             raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
-        if (request.content_length or 0) > self._limits.max_body_bytes:
-            raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
-
-    def _check_size(self, body: bytes) -> None:
-        if len(body) > self._limits.max_body_bytes:
-            raise RequestTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
+        require_room(request.content_length or 0, self._limits)
 
     async def _parse_large(
         self, route: Route, body: bytes, request: web.BaseRequest, caller: Caller, request_id: str
-    ) -> Request:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._parsers, self._parse, route, body, request.headers, caller, request_id)
+    ) -> Parsed:
+        headers = CIMultiDict(request.headers)
+        parse = partial(self._parse, route=route, headers=headers, caller=caller, request_id=request_id)
+        return parse(body) if is_cheap(body) else await self._parsers.run(caller.rules.tenant, parse, body)
 
     # What is answered here
 
@@ -306,32 +325,30 @@ class DataPort:
             await answer_unread(request, response, 0 if is_lost else self._limits.max_body_bytes)
         return response
 
-    async def _answer_plain(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = self._plain.get(request.path)
+    async def _answer_plain(self, request: web.BaseRequest, memory: Holding) -> web.StreamResponse:
+        path = exact_path(request.raw_path)
+        answer = self._plain.get(path)
         if answer is None:
             raise RouteNotFound("there is no such path")  # unquoted: people put keys into URLs
         if request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed(f"{request.path} takes GET")
+            raise MethodNotAllowed(f"{path} takes GET")
         response = await answer(request)
         response.headers["Server"] = SERVER
-        self._origins.add_to(request, response)
-        if self.phase is not Phase.OPEN:
-            response.force_close()
-        return response
+        return await self._written(request, response, memory)
 
-    async def _health(self, _request: web.BaseRequest) -> web.StreamResponse:
+    async def _health(self, _request: web.BaseRequest) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _ready(self, _request: web.BaseRequest) -> web.StreamResponse:
+    async def _ready(self, _request: web.BaseRequest) -> web.Response:
         if self.phase is not Phase.OPEN:
             return web.Response(status=503, text="draining\n")
         ready = self._catalog.is_ready()
         return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")
 
-    async def _describe(self, _request: web.BaseRequest) -> web.StreamResponse:
+    async def _describe(self, _request: web.BaseRequest) -> web.Response:
         return web.Response(body=self._description, content_type="application/json")
 
-    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _models(self, request: web.BaseRequest) -> web.Response:
         rules = self._gate.admit(request, None).rules
         cards = [card for name, card in self._catalog.served_models().items() if rules.may_use(name)]
         return web.Response(

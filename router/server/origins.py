@@ -10,6 +10,7 @@ from aiohttp import web
 from router.config import ServerConfig
 from router.core.errors import HostNotAllowed
 from router.server.errors import SERVER
+from router.wire.client_head import target_host
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _METHODS = "GET, POST, DELETE"
@@ -27,7 +28,8 @@ class Origins:
 
     def check(self, request: web.BaseRequest) -> web.StreamResponse | None:
         """The answer to a browser's question whether it may ask. Raises HostNotAllowed."""
-        if self._hosts and request.path not in PROBES and host_name(request.headers.get("Host", "")) not in self._hosts:
+        named = target_host(request.raw_path) or request.headers.get("Host", "")
+        if self._hosts and request.path not in PROBES and host_name(named) not in self._hosts:
             raise HostNotAllowed("this host name is not served here")
         if request.method == "OPTIONS" and self._origin_of(request):
             response = web.Response(status=204, headers={"Server": SERVER})

@@ -32,7 +32,7 @@ from router.sessions.response_door import ResponseDoor
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy, read_wishes
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
-from router.wire.body_limits import BodyLimits, check_depth
+from router.wire.body_limits import BodyLimits, check_kept
 from router.wire.responses.input import ResponsesRequest, read_create
 from router.wire.responses.objects import response_deleted
 from router.wire.responses.shapes import failure
@@ -81,7 +81,7 @@ class ResponsePages:
         }
 
     async def _create(self, call: Call) -> None:
-        asked, digest = await call.read(self._read_create)
+        asked, digest = await call.read(partial(_read_create, limits=self._limits))
         if not call.caller.rules.may_use(asked.model):
             raise ModelNotFound.of(asked.model)
         response_id = f"resp_{secrets.token_hex(24)}"
@@ -107,11 +107,6 @@ class ResponsePages:
         else:
             ask = dataclasses.replace(ask, sid=self._own_sid(call, response_id))
             await self._turns.take_unkept(ask, door, client, None if before is None else (before.sid, before.behind))
-
-    def _read_create(self, body: bytes) -> tuple[ResponsesRequest, str]:
-        members = decode_object(body)
-        check_depth(members, body, self._limits.max_json_depth)
-        return read_create(members, self._limits), sha256(body).hexdigest()
 
     def _ask(
         self,
@@ -238,6 +233,12 @@ class ResponsePages:
 
     def _key(self, call: Call, response_id: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.RESPONSE, response_id)
+
+
+def _read_create(body: bytes, *, limits: BodyLimits) -> tuple[ResponsesRequest, str]:
+    members = decode_object(body)
+    check_kept(members, body, limits)
+    return read_create(members, limits), sha256(body).hexdigest()
 
 
 def incoming_of(asked: ResponsesRequest) -> Incoming:

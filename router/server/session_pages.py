@@ -6,13 +6,16 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 
 from router.context.prompt import Incoming
+from router.context.view import Wishes
 from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
+from router.core.tenant import Caller
 from router.server.state import MAX_NAME_CHARS, Call, Page, asking
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
@@ -25,7 +28,7 @@ from router.sessions.plans import Ask
 from router.sessions.rules import StateRules, read_idempotency_key, read_on_busy
 from router.sessions.store import Sid
 from router.sessions.turns import Turns
-from router.wire.body_limits import BodyLimits, check_depth
+from router.wire.body_limits import BodyLimits, check_kept
 from router.wire.responses.objects import item_list, read_messages
 from router.wire.strict_json import decode_object
 
@@ -57,9 +60,7 @@ class SessionPages:
         }
 
     async def _chat(self, call: Call) -> None:
-        incoming, asked = await call.read(
-            lambda body: (read_chat(body, call.caller, self._limits), sha256(body).hexdigest())
-        )
+        incoming, asked = await call.read(partial(_read_chat, caller=call.caller, limits=self._limits))
         if not call.caller.rules.may_use(incoming.model):
             raise ModelNotFound.of(incoming.model)
         name = call.names[0]
@@ -118,17 +119,11 @@ class SessionPages:
         return list_page(sid, marked_items(history), paging)
 
     async def _add(self, call: Call) -> bytes:
-        incoming, asked = await call.read(self._read_items)
+        incoming, asked = await call.read(partial(_read_items, limits=self._limits))
         history, added = await self._turns.add(self._ask(call, incoming, asked))
         own = [Marked(item, {"status": "completed", "turn": added}) for item in items_of_turn(history, added)]
         items = [item for marked in own for item in show(Sid(history.sid), marked)]
         return msgspec.json.encode(item_list(items, has_more=False))
-
-    def _read_items(self, body: bytes) -> tuple[Incoming, str]:
-        members = decode_object(body)
-        check_depth(members, body, self._limits.max_json_depth)
-        messages = [msgspec.json.decode(message) for message in read_messages(members, self._limits)]
-        return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
 
     async def _fork(self, call: Call) -> bytes:
         members = await call.read(decode_object)
@@ -158,7 +153,7 @@ class SessionPages:
         return show_context(call.names[0], history)
 
     async def _wish(self, call: Call) -> bytes:
-        wishes = await call.read(lambda body: read_wished(decode_object(body)))
+        wishes = await call.read(_read_wished)
         history = await self._histories.wish(self._sid(call, call.names[0]), call.caller.rules.tenant, wishes)
         return show_context(call.names[0], history)
 
@@ -174,6 +169,21 @@ class SessionPages:
 
     def _sid(self, call: Call, name: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)
+
+
+def _read_chat(body: bytes, *, caller: Caller, limits: BodyLimits) -> tuple[Incoming, str]:
+    return read_chat(body, caller, limits), sha256(body).hexdigest()
+
+
+def _read_items(body: bytes, *, limits: BodyLimits) -> tuple[Incoming, str]:
+    members = decode_object(body)
+    check_kept(members, body, limits)
+    messages = [msgspec.json.decode(message) for message in read_messages(members, limits)]
+    return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
+
+
+def _read_wished(body: bytes) -> Wishes:
+    return read_wished(decode_object(body))
 
 
 def _fork_name(name: str, key: str) -> str:

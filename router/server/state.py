@@ -5,9 +5,7 @@ Paths are matched segment by segment, exactly; a segment in braces takes any nam
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -15,11 +13,14 @@ from urllib.parse import unquote
 
 from router.context.prompt import Incoming
 from router.core.errors import InvalidRequest
+from router.core.memory import DECODED, Holding
 from router.core.tenant import Caller
-from router.server.bodies import LARGE_BODY_BYTES
+from router.parsing.pool import Parsers, is_cheap
+from router.parsing.weight import expected_weight, weighed
 from router.server.client import ClientConnection
 from router.sessions.plans import Ask, DoorName
 from router.sessions.rules import read_idempotency_key, read_wishes
+from router.wire.client_head import exact_path
 
 MAX_NAME_CHARS = 256
 
@@ -40,13 +41,19 @@ class Call:
     request_id: str
     started_at: float
     connect: Callable[[str], ClientConnection]
-    parsers: Executor
+    parsers: Parsers
+    memory: Holding
 
     async def read(self, parse: Callable[[bytes], T]) -> T:
-        """What the body says. ``parse`` is pure: of a large body it is called beside the loop."""
-        if len(self.body) < LARGE_BODY_BYTES:
+        """What the body says. ``parse`` is pure and can be pickled: a costly body is read in another process. The values are
+        held until the request ends, and count as such. Raises what it raises, MemoryFull."""
+        if is_cheap(self.body):
+            self.memory.grow(DECODED, expected_weight(self.body))
             return parse(self.body)
-        return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, self.body)
+        tenant = self.caller.rules.tenant
+        value, held_bytes = await self.parsers.run(tenant, partial(weighed, parse=parse), self.body)
+        self.memory.grow(DECODED, held_bytes)
+        return value
 
 
 def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partial[Ask]:
@@ -95,9 +102,7 @@ class StateRoutes:
 
     def find(self, raw_path: str) -> Match | None:
         """``raw_path``: as it came, escapes and query included. Raises InvalidRequest for a name that is none."""
-        path, _, _ = raw_path.partition("?")
-        if not path.startswith("/"):  # a whole URL, as proxies are sent them
-            path = "/" + path.partition("://")[2].partition("/")[2]
+        path = exact_path(raw_path)
         segments = path.strip("/").split("/") if path.startswith("/v1/") else []
         if len(segments) < 2 or segments[1] not in self._first or path.endswith("/"):
             return None

@@ -9,7 +9,7 @@ from router.core.canonical import message_segments
 from router.core.errors import InvalidRequest
 from router.core.tenant import Caller
 from router.wire.answers import are_calls
-from router.wire.body_limits import BodyLimits, check_body
+from router.wire.body_limits import BodyLimits, check_body, check_kept
 from router.wire.media import forbid_names
 from router.wire.requests import ChatBody, convert
 from router.wire.strict_json import decode_object
@@ -21,6 +21,7 @@ def read_chat(body: bytes, caller: Caller, limits: BodyLimits) -> Incoming:
     """A chat body, whose messages are new ones. Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     check_body(members, body, limits)
+    check_kept(members, body, limits)
     if caller.salt_key and (b'"uuid"' in body or b"\\u" in body):
         forbid_names(members)
     typed = convert(members, ChatBody)

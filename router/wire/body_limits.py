@@ -16,6 +16,9 @@ from router.wire.media import MediaRule, check_messages
 MAX_TOKENS = (1 << 31) - 1
 """What a worker can count."""
 
+MAX_VALUES = 65_536
+"""Of a body whose values are kept for a session: a history of 2,000 messages has about 20,000."""
+
 _CONTAINERS = frozenset({dict, list})
 
 
@@ -54,6 +57,21 @@ def check_depth(value: object, body: bytes, max_depth: int) -> None:
             return
         level = deeper
     raise InvalidJson(f"the body is nested more than {max_depth} deep")
+
+
+def check_kept(value: object, body: bytes, limits: BodyLimits) -> None:
+    """Of a body whose values are kept while its request is under way: how deep it is, and how many values it has."""
+    check_depth(value, body, limits.max_json_depth)
+    if body.count(b",") + body.count(b"[") + body.count(b"{") < MAX_VALUES:
+        return
+    waiting, count = [value], 0
+    while waiting:
+        each = waiting.pop()
+        children = list(each.values()) if type(each) is dict else each if type(each) is list else ()
+        count += len(children)
+        if count > MAX_VALUES:
+            raise InvalidRequest(f"the body has more than {MAX_VALUES} values")
+        waiting += children
 
 
 def _at_most(body: bytes, byte: bytes, most: int) -> int:

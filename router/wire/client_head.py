@@ -25,8 +25,11 @@ _ORIGIN_FORM = re.compile(r"/[!-~]*")
 _ABSOLUTE_FORM = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 
 
-def check_fields(fields: Sequence[tuple[bytes, bytes]], *, is_1_0: bool) -> None:
+def check_fields(fields: Sequence[tuple[bytes, bytes]], version: tuple[int, int]) -> None:
     """``fields``: names and values as they came. Linear; about 2 µs for ten."""
+    is_1_0 = version == (1, 0)
+    if not is_1_0 and version != (1, 1):
+        raise MalformedRequest("the request's version must be HTTP/1.1 or HTTP/1.0")
     values = {name.lower(): value for name, value in fields}
     if len(values) != len(fields):
         _check_repeated(name.lower() for name, _ in fields)
@@ -49,6 +52,20 @@ def check_target(method: str, target: str) -> None:
     is_form = _ORIGIN_FORM.fullmatch(target) or _ABSOLUTE_FORM.fullmatch(target)
     if not (is_form and "#" not in target) and (method, target) != ("OPTIONS", "*"):
         raise MalformedRequest("the request's target must be a path or a whole URI")
+
+
+def exact_path(target: str) -> str:
+    """A target's path as it was written, without its query. Nothing is unquoted, so that whoever guards paths before the router
+    reads the same."""
+    if not target.startswith("/"):  # a whole URI
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    return target.partition("?")[0]
+
+
+def target_host(target: str) -> str:
+    """Host and port of a target that is a whole URI, which count before the field Host (RFC 9112, 3.2.2); else empty."""
+    _, is_whole, rest = target.partition("://")
+    return rest.partition("/")[0].partition("?")[0] if is_whole and not target.startswith("/") else ""
 
 
 def _check_repeated(names: Iterable[bytes]) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from router.core.request import Route
 from router.wire.continuation import Asked, Seam
-from router.wire.sse import DIALECTS, Usage, each_event, read_usage
+from router.wire.sse import DIALECTS, Usage, each_event, read_event_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
 
 _encode = msgspec.json.encode
@@ -109,6 +109,11 @@ class ContinuedWatch:
             out.append(self._take_one(event))
         return b"".join(out)
 
+    def tokens(self, bytes_per_token: float) -> float:
+        """Of the whole answer so far."""
+        delivered = self.delivered
+        return len(delivered.ids) if delivered.has_ids else max(delivered.chunks, delivered.chars / bytes_per_token)
+
     def rest(self) -> bytes:
         """What still belongs to a stream that was broken after its reason for finishing."""
         return self._close() if self.finished and not self.closed else b""
@@ -130,7 +135,7 @@ class ContinuedWatch:
             self.delivered.fingerprint = chunk.system_fingerprint or self.delivered.fingerprint
             if chunk.choices:
                 out += self._take_chunk(chunk)
-            elif (usage := read_usage(event)) is not None:
+            elif (usage := read_event_usage(event)) is not None:
                 self.usage = usage
         return out
 

@@ -17,15 +17,19 @@ from router.core.fingerprint import Fingerprint, anchor, fingerprint
 from router.core.request import Request, Route, SessionKey
 from router.core.tenant import Caller
 from router.wire.body_limits import BodyLimits, check_body
-from router.wire.continuation import may_resume
+from router.wire.continuation import COMPLETIONS_MAX_TOKENS, may_resume
 from router.wire.media import check_everywhere, forbid_names
 from router.wire.session import session_key
 from router.wire.sse import DIALECTS
-from router.wire.strict_json import decode_object, set_members
+from router.wire.strict_json import Edit, apply_edits, decode_object, edits_of, member_names, set_members
 from router.wire.trace_context import passed_on
 
 JsonObject = dict[str, Any]
 Shape = TypeVar("Shape", bound="Body")
+
+_ENGINES_OWN = (("priority", b"0"), ("stream_interval", b"1"))
+"""Knobs of the engine that one client would turn for all: whose request goes first is the router's to say, and several tokens
+in an event could not be counted one by one. What a client sets is set to the engine's own default."""
 
 _POOLING = frozenset({Route.EMBEDDINGS, Route.RERANK, Route.SCORE})
 
@@ -67,6 +71,10 @@ class Wish(NamedTuple):
     hides_usage: bool
     hides_ids: bool
     is_resumable: bool
+    answers: int
+    """How many the worker writes: choices of each prompt."""
+    max_answer_tokens: int | None
+    """Of each; None: as many as the model's window leaves."""
     ours: dict[str, bytes]
 
 
@@ -78,18 +86,30 @@ class Prompt(Struct, frozen=True):
     earlier_segments: int = 0
 
 
-def parse_request(
-    route: Route,
+class Parsed(NamedTuple):
+    """A request whose body is still the client's, and what has to be changed in it on the way to a worker."""
+
+    request: Request
+    edits: list[Edit]
+
+    def of(self, body: bytes) -> Request:
+        """``body``: the client's."""
+        return msgspec.structs.replace(self.request, body=apply_edits(body, self.edits))
+
+
+def parse_apart(
     body: bytes,
+    route: Route,
     headers: Mapping[str, str],
     caller: Caller,
     request_id: str,
     *,
     limits: BodyLimits | None = None,
     resumes: bool = True,
-) -> Request:
-    """``limits``: what may be asked; None: anything that the worker takes. ``resumes``: streams shall be kept so that
-    another worker can go on with them. Linear in the body. Raises InvalidJson, InvalidRequest."""
+) -> Parsed:
+    """All but the body, so that a process which reads it need not send it back. ``limits``: what may be asked; None: anything
+    that the worker takes. ``resumes``: streams shall be kept so that another worker can go on with them. Linear in the body.
+    Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     if limits is not None:
         check_body(members, body, limits)
@@ -104,15 +124,13 @@ def parse_request(
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
     wish = _wish(route, typed, members, caller, resumes=resumes)
-    if wish.ours:
-        body = set_members(body, members, wish.ours)
     segments, tenant = prompt.segments, caller.rules.tenant
     traceparent, tracestate = passed_on(headers)
-    return Request(
+    request = Request(
         route=route,
         model=typed.model,
         stream=wish.stream,
-        body=body,
+        body=b"",
         fingerprint=fingerprint(segments, model=typed.model, cache_salt=wish.salt, tenant=caller.scope)
         if segments
         else Fingerprint((), len(body)),
@@ -123,11 +141,26 @@ def parse_request(
         hides_usage=wish.hides_usage,
         hides_ids=wish.hides_ids,
         is_resumable=wish.is_resumable,
+        answers=wish.answers,
+        max_answer_tokens=wish.max_answer_tokens,
         request_id=request_id,
         traceparent=traceparent,
         tracestate=tracestate,
         hidden_salt=wish.salt if caller.salt_key else "",
     )
+    return Parsed(request, edits_of(body, members, wish.ours) if wish.ours else [])
+
+
+def with_shorter_answers(request: Request, most: int) -> Request:
+    """The request, with at most ``most`` tokens for each answer. O(body), without reading it."""
+    given = member_names(request.body)
+    is_newer = request.route is Route.CHAT and bytes(given.get("max_completion_tokens", b"null")) != b"null"
+    limit = b"%d" % most
+    values = {"max_completion_tokens" if is_newer else "max_tokens": limit}
+    if (least := bytes(given.get("min_tokens", b"0"))).isdigit() and int(least) > most:
+        values["min_tokens"] = limit
+    body = set_members(request.body, given, values)
+    return msgspec.structs.replace(request, body=body, max_answer_tokens=most)
 
 
 class TurnBody(NamedTuple):
@@ -176,7 +209,10 @@ def turn_request(
         tenant=caller.rules.tenant,
         hides_usage=wish.hides_usage,
         hides_ids=wish.hides_ids,
+        is_entered=True,
         is_resumable=wish.is_resumable,
+        answers=wish.answers,
+        max_answer_tokens=wish.max_answer_tokens,
         request_id=request_id,
         traceparent=traceparent,
         tracestate=tracestate,
@@ -195,7 +231,28 @@ def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller,
         ours["return_token_ids"] = b"true"
     if caller.salt_key:
         ours["cache_salt"] = b'"%b"' % salt.encode()
-    return Wish(stream, salt, usage is not None, hides_ids, is_resumable, ours)
+    ours |= {name: value for name, value in _ENGINES_OWN if name in members}
+    return Wish(stream, salt, usage is not None, hides_ids, is_resumable, *_bounds(route, members), ours)
+
+
+def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
+    """How many answers, and the most tokens of each, as vLLM reads it: the newer name counts before the older."""
+    if route not in DIALECTS:
+        return 1, 0
+    limit = members.get("max_tokens")
+    if route is Route.CHAT:
+        limit = members.get("max_completion_tokens") or limit
+    elif route is Route.COMPLETIONS and limit is None:
+        limit = COMPLETIONS_MAX_TOKENS
+    answers = max(_count(members.get("n")), _count(members.get("best_of")))
+    prompts = members.get("prompt")
+    if type(prompts) is list and prompts and type(prompts[0]) is not int:
+        answers *= len(prompts)
+    return answers, limit if type(limit) is int else None
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 1
 
 
 def convert(members: Mapping[str, Any], shape: type[Shape]) -> Shape:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -63,24 +63,64 @@ _ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_text":null'
 _ANY_IDS = b'token_ids":['
-_COUNTS = re.compile(
-    rb'"(prompt|completion|cached|input|output|cache_read_input|cache_creation_input)_tokens": ?(\d{1,9})'
-)
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 
 
-def read_usage(text: bytes) -> Usage | None:
-    """The last usage in a reply or an event. ``text`` may be long: only what follows the last ``"usage"`` is read."""
-    at = text.rfind(b'"usage"')
-    counts: dict[bytes, bytes] = dict(_COUNTS.findall(text, at)) if at >= 0 else {}
-    if b"prompt" in counts:
-        cached = counts.get(b"cached")
-        return Usage(int(counts[b"prompt"]), None if cached is None else int(cached), int(counts.get(b"completion", 0)))
-    if b"input" not in counts:
+class _Details(msgspec.Struct):
+    cached_tokens: _Count | None = None
+
+
+class _Counts(msgspec.Struct):
+    """Both dialects' ``usage``."""
+
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+
+
+class _Message(msgspec.Struct):
+    usage: _Counts | None = None
+
+
+class _Counted(msgspec.Struct):
+    """What has its usage among its own members, or in the message that it begins; whatever else it has is not looked at."""
+
+    usage: _Counts | None = None
+    message: _Message | None = None
+
+
+_counted = msgspec.json.Decoder(_Counted)
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """Of a whole reply: its own member, wherever text of it may say so, too. None where it has none, or none that can be true.
+    Linear: 1 µs for 2 kB."""
+    try:
+        found = _counted.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    counts = found.usage or (found.message.usage if found.message else None)
+    if counts is None:
+        return None
+    if counts.prompt_tokens is not None:
+        cached = counts.prompt_tokens_details.cached_tokens if counts.prompt_tokens_details else None
+        return Usage(counts.prompt_tokens, cached, counts.completion_tokens or 0)
+    if counts.input_tokens is None:
         return None
     # Anthropic counts apart what was read from the cache, what was put there, and the rest.
-    read = counts.get(b"cache_read_input")
-    prompt_tokens = int(counts[b"input"]) + int(read or 0) + int(counts.get(b"cache_creation_input", 0))
-    return Usage(prompt_tokens, None if read is None else int(read), int(counts.get(b"output", 0)))
+    read = counts.cache_read_input_tokens
+    prompt_tokens = counts.input_tokens + (read or 0) + (counts.cache_creation_input_tokens or 0)
+    return Usage(prompt_tokens, read, counts.output_tokens or 0)
+
+
+def read_event_usage(event: bytes) -> Usage | None:
+    """Likewise, of an event: of the JSON that is its data."""
+    begin = event.find(b"data:")
+    return read_usage(event[begin + 5 :].split(b"\n", 1)[0]) if begin >= 0 else None
 
 
 def _with_fingerprint(event: bytes, usage_event: bytes) -> bytes:
@@ -203,9 +243,12 @@ class EventWatch:
     __slots__ = (
         *(
             "_last",
+            "_event_bytes",
+            "_least_bytes",
             "closed",
             "dialect",
             "error",
+            "events",
             "failed",
             "finished",
             "hides_ids",
@@ -231,6 +274,10 @@ class EventWatch:
         self.failed = False
         """The worker sent an error event, or closed without a reason for finishing."""
         self.usage: Usage | None = None
+        self.events = 0
+        self._event_bytes = 0
+        self._least_bytes = 1 << 30
+        """Of all events, and of the shortest, which says what is in each beside its text."""
         self._last: list[bytes] = []
         """Events that gave a reason for finishing, until the hidden usage event after them has told what belongs there."""
 
@@ -256,6 +303,7 @@ class EventWatch:
         """One frame of the chunked coding whose payload, from ``at`` on, is plain whole events: as the client gets it."""
         if self.transcript is not None:
             self.transcript.keep(data)
+        self._count(len(data))
         if not self.hides_ids or (begin := data.rfind(_ANY_IDS, at)) < 0:
             return data
         begin -= 2
@@ -276,8 +324,24 @@ class EventWatch:
                 break
             if self.transcript is not None:
                 self.transcript.keep(event)
+            self._count(len(event))
             seen += self._take_one(cut_ids(event) if self.hides_ids else event)
         return b"".join(seen)
+
+    def tokens(self, bytes_per_token: float) -> float:
+        """Of the answer so far: as the worker counted; else by its ids; else a token for each event, and more for those that
+        are longer than the shortest. Workers put several tokens into one event when nobody reads."""
+        if self.usage is not None:
+            return self.usage.output_tokens
+        if self.transcript is not None and (ids := self.transcript.count_ids()):
+            return ids
+        return self.events + max(0, self._event_bytes - self.events * self._least_bytes) / bytes_per_token
+
+    def _count(self, event_bytes: int) -> None:
+        self.events += 1
+        self._event_bytes += event_bytes
+        if event_bytes < self._least_bytes:
+            self._least_bytes = event_bytes
 
     def rest(self) -> bytes:
         """What still belongs to a stream that was broken after its reason for finishing, but for its usage."""
@@ -311,7 +375,7 @@ class EventWatch:
         return last
 
     def _take_usage(self, event: bytes) -> None:
-        usage = read_usage(event)
+        usage = read_event_usage(event)
         if usage is None:
             return
         before = self.usage

@@ -7,7 +7,7 @@ infinities, a byte order mark, and nesting deeper than the interpreter's stack.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import msgspec
@@ -67,39 +67,62 @@ def _is_whole(value: Any, body: bytes) -> bool:
     return body.count(b'"') == again.count(b'"') and not (b"\\" in body and b"\\u0022" in body)
 
 
-def set_members(body: bytes, members: Mapping[str, Any], values: Mapping[str, bytes]) -> bytes:
-    """``body`` with its top-level members set to the JSON ``values``; every other byte stays as the client wrote it.
+Edit = tuple[int, int, bytes]
+"""Of a body: from, to (not included), and what stands there instead."""
 
-    ``members`` is the decoded body, known to be free of duplicate keys.
+
+def edits_of(body: bytes, members: Mapping[str, Any], values: Mapping[str, bytes]) -> list[Edit]:
+    """What sets the top-level members of ``body`` to the JSON ``values``; every other byte stays as the client wrote it.
+
+    ``members``: names as they are in the body, known to be free of duplicate keys. Linear.
     """
-    added = []
-    for name, value in values.items():
-        if name in members:
-            start, end = _span(body, name)
-            body = body[:start] + value + body[end:]
-        else:
-            added.append(b'"%b":%b' % (name.encode(), value))
-    if not added:
-        return body
-    last = body.rindex(b"}")
-    comma = b"," if members else b""
-    return b"".join((body[:last], comma, b",".join(added), body[last:]))
+    spans = _spans(body, values.keys() & members.keys())
+    edits = [(start, end, values[name]) for name, (start, end) in spans.items()]
+    added = [b'"%b":%b' % (name.encode(), value) for name, value in values.items() if name not in members]
+    if added:
+        last = body.rindex(b"}")
+        edits.append((last, last, (b"," if members else b"") + b",".join(added)))
+    return sorted(edits)
 
 
-def _span(body: bytes, name: str) -> tuple[int, int]:
-    """Where the value of a top-level member lies.
+def apply_edits(body: bytes, edits: Sequence[Edit]) -> bytes:
+    """In order, none over another. One copy."""
+    pieces: list[bytes] = []
+    at = 0
+    for start, end, value in edits:
+        pieces += (body[at:start], value)
+        at = end
+    return b"".join((*pieces, body[at:])) if edits else body
+
+
+def set_members(body: bytes, members: Mapping[str, Any], values: Mapping[str, bytes]) -> bytes:
+    return apply_edits(body, edits_of(body, members, values))
+
+
+def member_names(body: bytes) -> Mapping[str, msgspec.Raw]:
+    """A sound body's top-level members, unread."""
+    return _members.decode(body)
+
+
+def _spans(body: bytes, names: Set[str]) -> dict[str, tuple[int, int]]:
+    """Where the values of top-level members lie.
 
     Steps from member to member; each value's length is known, so no text is scanned.
     """
+    spans: dict[str, tuple[int, int]] = {}
+    if not names:
+        return spans
     at = _skip_space(body, body.index(b"{") + 1)
     for key, raw in _members.decode(body).items():
         at = body.index(b":", _end_of_string(body, at)) + 1
         at = _skip_space(body, at)
         end = at + len(bytes(raw))
-        if key == name:
-            return at, end
+        if key in names:
+            spans[key] = (at, end)
+            if len(spans) == len(names):
+                break
         at = _skip_space(body, _skip_space(body, end) + 1)
-    raise KeyError(name)
+    return spans
 
 
 def _skip_space(body: bytes, at: int) -> int:

@@ -193,6 +193,14 @@ class Transcript:
             self._prompt_ids = b""
         return self._delivered
 
+    def count_ids(self) -> int:
+        """Tokens of the answer so far; 0 where nobody knows."""
+        try:
+            delivered = self.delivered()
+        except msgspec.DecodeError:
+            return 0
+        return len(delivered.ids) if not (self.is_lost or delivered.lacks_ids) else 0
+
     def clear(self) -> None:
         """Forget all, and give back what that took of the common bound."""
         self._kept.bytes -= self._counted

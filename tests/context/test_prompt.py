@@ -29,8 +29,8 @@ from router.context.prompt import (
 from router.core.fingerprint import BLOCK_BYTES, Chain, fingerprint
 from router.core.request import Request, Route, Tenant
 from router.core.tenant import Caller, TenantRules, make_caller
-from router.wire.requests import parse_request
 from tests.context.logs import deletion, history, history_of, message, said, turn, user
+from tests.wire.parsed import parse_request
 
 CALLER: Caller = make_caller(TenantRules(tenant=Tenant("acme")), b"")
 SCOPE = Scope("", CALLER.scope)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.errors import BudgetExceeded, RateLimited
-from router.core.quota import DAY_S, INITIAL_COMPLETION_TOKENS, Account, Bucket, Ledger, Reservation
+from router.core.quota import DAY_S, INITIAL_COMPLETION_TOKENS, Account, Asked, Bucket, Ledger, Reservation
 from router.core.record import Record
 from router.core.request import Route, Tenant
 from router.core.tenant import TenantRules
@@ -23,13 +25,12 @@ def make_rules(**limits: Any) -> TenantRules:
 
 
 def make_record(prompt: int = 0, cached: int = 0, completion: int = 0, **members: Any) -> Record:
-    found = {"status": 200, "first_byte_at": 1.0, "attempts": 1, **members}
+    found = {"status": 200, "first_byte_at": 1.0, "attempts": 1, "was_sent": True, "stream": True, **members}
     return Record(
         route=Route.CHAT,
         model="m",
         policy="p",
         request_id="r",
-        stream=True,
         started_at=0.0,
         prompt_tokens=prompt,
         actual_cached_tokens=cached,
@@ -47,11 +48,14 @@ class Tenancy:
         self.now = NOW
         self.wall_s = NOON
 
-    def ask(self, prompt: float = 100.0) -> Reservation:
-        return self.account.reserve(self.rules, prompt, self.now, self.wall_s)
+    def ask(self, prompt: float = 100.0, most: float = math.inf) -> Reservation:
+        return self.account.reserve(self.rules, Asked(prompt, most), self.now, self.wall_s)
 
     def end(self, reservation: Reservation, record: Record | None = None) -> None:
         self.account.settle(reservation, record or make_record(100, 0, 10), self.now)
+
+    def left(self) -> dict[str, float]:
+        return {kind: left for kind, left, _ in self.account.day_tokens(self.wall_s)}
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -207,22 +211,80 @@ def test_new_limits_hold_at_once_and_forget_nothing() -> None:
 
 def test_a_request_that_no_worker_was_sent_counts_as_none() -> None:
     tenancy = Tenancy(requests_per_minute=1, prompt_tokens_per_day=100, completion_tokens_per_minute=10)
-    tenancy.end(tenancy.ask(100), make_record(status=503, first_byte_at=0.0, attempts=0))
+    tenancy.end(tenancy.ask(100), make_record(status=503, first_byte_at=0.0, attempts=0, was_sent=False))
     tenancy.ask(100)
 
 
-def test_an_error_takes_no_tokens() -> None:
+def test_what_its_worker_refused_takes_no_tokens() -> None:
     tenancy = Tenancy(prompt_tokens_per_day=100)
-    tenancy.end(tenancy.ask(100), make_record(status=502, first_byte_at=0.0))
+    tenancy.end(tenancy.ask(100), make_record(status=400, was_sent=False))
     tenancy.ask(100)
 
 
-def test_a_stream_that_broke_is_charged_as_expected_or_for_what_was_seen_of_it() -> None:
+def test_a_prompt_is_charged_once_a_worker_has_it_although_its_client_left_before_the_first_byte() -> None:
+    tenancy = Tenancy(prompt_tokens_per_day=100)
+    tenancy.end(tenancy.ask(100), make_record(status=499, first_byte_at=0.0))
+    with pytest.raises(BudgetExceeded):
+        tenancy.ask(100)
+
+
+def test_a_stream_that_broke_is_charged_for_what_was_seen_of_it() -> None:
     tenancy = Tenancy(prompt_tokens_per_day=1000, completion_tokens_per_day=10_000)
-    tenancy.end(tenancy.ask(100), make_record(chunks=500))
-    tenancy.end(tenancy.ask(100), make_record(chunks=1))
-    left = {kind: left for kind, left, _ in tenancy.account.day_tokens(tenancy.wall_s)}
-    assert left == {"prompt": 800, "completion": 10_000 - 500 - INITIAL_COMPLETION_TOKENS}
+    tenancy.end(tenancy.ask(100), make_record(delivered_tokens=500))
+    tenancy.end(tenancy.ask(100), make_record())
+    assert tenancy.left() == {"prompt": 800, "completion": 9500}
+
+
+def test_a_whole_answer_that_nobody_waited_for_is_charged_as_expected() -> None:
+    tenancy = Tenancy(prompt_tokens_per_day=1000, completion_tokens_per_day=10_000)
+    tenancy.end(tenancy.ask(100), make_record(stream=False, status=499, first_byte_at=0.0))
+    assert tenancy.left() == {"prompt": 900, "completion": 10_000 - INITIAL_COMPLETION_TOKENS}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ask", "end"]), st.floats(0, 1), st.integers(1, 50_000)), max_size=60))
+def test_answers_no_longer_than_was_reserved_never_pass_the_limit_however_short_those_before_were(
+    steps: list[tuple[str, float, int]],
+) -> None:
+    tenancy = Tenancy(completion_tokens_per_day=20_000)
+    under_way: list[Reservation] = []
+    got = 0.0
+    for step, share, most in steps:
+        if step == "end" and under_way:
+            reservation = under_way.pop()
+            answer = int(share * reservation.completion_tokens)
+            got += answer
+            tenancy.end(reservation, make_record(1, 0, answer))
+            continue
+        with suppress(BudgetExceeded, RateLimited):
+            under_way.append(tenancy.ask(1.0, most))
+        assert got + sum(each.completion_tokens for each in under_way) <= 20_000
+
+
+def test_one_answer_leaves_room_for_others() -> None:
+    tenancy = Tenancy(completion_tokens_per_minute=60_000)
+    reserved = [tenancy.ask(most=100_000).completion_tokens for _ in range(40)]
+    assert reserved[0] == 30_000
+    assert min(reserved) >= INITIAL_COMPLETION_TOKENS
+
+
+def test_an_answer_that_asks_for_little_reserves_no_more_and_is_left_alone() -> None:
+    tenancy = Tenancy(completion_tokens_per_day=20_000)
+    reservation = tenancy.ask(most=16)
+    assert (reservation.completion_tokens, reservation.is_capped) == (16, False)
+
+
+def test_without_limits_no_answer_is_made_shorter() -> None:
+    assert not Tenancy().ask(most=math.inf).is_capped
+
+
+def test_a_request_that_entered_by_another_door_is_counted_once() -> None:
+    tenancy = Tenancy(requests_per_minute=10, max_in_flight=1)
+    tenancy.account.enter(tenancy.rules, tenancy.now)
+    reservation = tenancy.account.reserve(tenancy.rules, Asked(1.0, is_entered=True), tenancy.now, tenancy.wall_s)
+    tenancy.end(reservation)
+    assert tenancy.account.in_flight == 1
+    tenancy.account.leave()
+    assert (tenancy.account.in_flight, tenancy.account.requests.used) == (0, 1.0)
 
 
 def test_a_tenants_own_answers_teach_what_to_expect() -> None:
@@ -235,7 +297,7 @@ def test_a_tenants_own_answers_teach_what_to_expect() -> None:
 def test_tenants_that_are_no_more_are_forgotten_when_nothing_of_theirs_is_under_way() -> None:
     ledger = Ledger()
     busy, idle, kept = (TenantRules(tenant=Tenant(name)) for name in ("busy", "idle", "kept"))
-    reservation = ledger.account(busy).reserve(busy, 1.0, NOW, NOON)
+    reservation = ledger.account(busy).reserve(busy, Asked(1.0), NOW, NOON)
     ledger.account(idle)
     account = ledger.account(kept)
     ledger.keep({Tenant("kept")})

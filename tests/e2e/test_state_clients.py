@@ -692,7 +692,7 @@ async def test_what_another_tenant_has_is_as_absent_as_what_never_was(tmp_path: 
 
 
 async def test_large_bodies_are_taken_and_those_under_way_are_bounded_together() -> None:
-    async with speaking(limits__max_total_body_bytes=3 << 20) as (worker, router, client):
+    async with speaking(limits__max_held_bytes=3 << 20) as (worker, router, client):
         large = "x" * (2 << 20)
         go_on = held(worker)
         slow = asyncio.create_task(client.responses.create(model="m", input=large))
@@ -702,11 +702,11 @@ async def test_large_bodies_are_taken_and_those_under_way_are_bounded_together()
         assert (full.value.status_code, full.value.code) == (503, "overloaded")
         go_on.set()
         assert len((await slow).output_text) == len(large) + 3
-        assert router.data.bodies.bytes == 0
+        assert router.data.memory.bytes == 0
         async with connected(router) as refused:
             await refused.post("/v1/responses", b"{")
             assert (await refused.answer()).status == 400
-        assert router.data.bodies.bytes == 0
+        assert router.data.memory.bytes == 0
 
 
 # JavaScript

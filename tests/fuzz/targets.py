@@ -17,7 +17,6 @@ from router.wire.client_head import check_fields, check_target
 from router.wire.framing import ChunkedReader, frame
 from router.wire.media import MediaRule
 from router.wire.reply_head import BadHead, body_reader, parse_head
-from router.wire.requests import parse_request
 from router.wire.responses.input import read_create
 from router.wire.responses.items import items_of
 from router.wire.responses.output import translate
@@ -25,6 +24,7 @@ from router.wire.responses.shapes import Head, response
 from router.wire.responses.stream import ResponseEvents
 from router.wire.sse import DIALECTS, EventWatch, read_error, split_events
 from router.wire.strict_json import decode_object, set_members
+from tests.wire.parsed import parse_request
 
 LIMITS = BodyLimits(
     max_json_depth=64,
@@ -67,9 +67,9 @@ def client_head(data: bytes) -> None:
     fields = [(name, value) for name, _, value in (each.partition(b":") for each in lines)]
     with contextlib.suppress(MalformedRequest):
         check_target("GET", line.decode("latin-1"))
-    for is_1_0 in (False, True):
+    for version in ((1, 0), (1, 1)):
         with contextlib.suppress(MalformedRequest):
-            check_fields(fields, is_1_0=is_1_0)
+            check_fields(fields, version)
 
 
 def reply_head(data: bytes) -> None:

@@ -81,16 +81,16 @@ async def test_bodies_that_are_too_much_together_are_refused_until_some_have_end
         await answering()(asked, peer)
 
     body = {**CHAT, "messages": [{"role": "user", "content": "x" * 40_000}]}
-    async with scripted(wait) as worker, routed(worker.url, limits__max_total_body_bytes=60_000) as router:
+    async with scripted(wait) as worker, routed(worker.url, limits__max_held_bytes=60_000) as router:
         first = asyncio.create_task(post(router, PATH, body))
         await until(lambda: any(router.fleet.in_flight))
         answer = await post(router, PATH, body)
         assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
-        assert (await get_admin(router, "/metrics")).body.count(b"warmroute_body_bytes 40") == 1
+        assert (await get_admin(router, "/metrics")).body.count(b'warmroute_held_bytes{kind="body"} 40') == 1
         gate.set()
         assert (await first).status == 200
         assert (await post(router, PATH, body)).status == 200
-        assert router.data.bodies.bytes == 0
+        assert router.data.memory.bytes == 0
 
 
 def test_a_client_must_read_so_much_in_a_while_or_all() -> None:

@@ -12,7 +12,7 @@ from router.core.request import Route
 from router.core.tenant import EVERYBODY, Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.media import MediaRule
-from router.wire.requests import parse_request
+from tests.wire.parsed import parse_request
 
 LIMITS = BodyLimits(
     max_json_depth=64,

@@ -11,7 +11,7 @@ import pytest
 from router.core.errors import InvalidJson, InvalidRequest
 from router.core.request import Request, Route, Tenant
 from router.core.tenant import EVERYBODY, Caller, TenantRules, make_caller
-from router.wire.requests import parse_request
+from tests.wire.parsed import parse_request
 
 ANYBODY = Caller(rules=EVERYBODY)
 SECRET = b"a secret of all replicas"

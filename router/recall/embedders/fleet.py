@@ -17,7 +17,7 @@ from router.own_client import PATIENT, OwnClient
 from router.recall.embedders.replies import read_vectors
 from router.recall.index import IndexUnavailable
 from router.sides import Dispatch
-from router.wire.requests import parse_request
+from router.wire.requests import parse_apart
 
 MAX_TEXT_CHARS = 2000
 """What is sent of a text; a model that cannot read so much is told to cut it itself."""
@@ -62,7 +62,8 @@ class FleetEmbedder:
 
     async def _ask(self, body: bytes, rules: TenantRules) -> bytes:
         client, caller = OwnClient(), Caller(rules=rules)
-        request = parse_request(Route.EMBEDDINGS, body, {}, caller, f"embed_{secrets.token_hex(12)}", resumes=False)
+        request_id = f"embed_{secrets.token_hex(12)}"
+        request = parse_apart(body, Route.EMBEDDINGS, {}, caller, request_id, resumes=False).of(body)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._dispatch.dispatch(request, client, self._clock(), rules)

@@ -1,0 +1,48 @@
+"""The other side of ``pool``: reads one call after another from standard input, and writes what came of it.
+
+A call is two lengths of 8 bytes, the pickled function, and the body as it is; an answer is a length and a pickled
+``(is_ok, value)``. Memory is bounded by the system, so that no body can take more than it should.
+"""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import signal
+import sys
+from typing import Any, BinaryIO
+
+from router.core.errors import RequestTooLarge, RouterError
+
+LENGTH_BYTES = 8
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all: the parent decides
+    max_memory_bytes = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (max_memory_bytes, max_memory_bytes))
+    serve(sys.stdin.buffer, sys.stdout.buffer)
+
+
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """Until the source ends."""
+    while len(head := source.read(2 * LENGTH_BYTES)) == 2 * LENGTH_BYTES:
+        call = source.read(int.from_bytes(head[:LENGTH_BYTES]))
+        body = source.read(int.from_bytes(head[LENGTH_BYTES:]))
+        answer = pickle.dumps(_answer(call, body), protocol=5)
+        sink.write(len(answer).to_bytes(LENGTH_BYTES))
+        sink.write(answer)
+        sink.flush()
+
+
+def _answer(call: bytes, body: bytes) -> tuple[bool, Any]:
+    try:
+        return True, pickle.loads(call)(body)  # noqa: S301  # our own parent's
+    except RouterError as error:
+        return False, error
+    except MemoryError:
+        return False, RequestTooLarge("the body takes too much memory to read: it has too many values")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Costly bodies are read beside the router: what comes back is what they say, whatever becomes of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from router.core.errors import InvalidRequest, RequestTooLarge
+from router.core.request import Tenant
+from router.parsing import pool
+from router.parsing.pool import CHEAP_BYTES, LARGE_BYTES, ParserDied, Parsers, is_cheap
+from router.parsing.weight import expected_weight, weight_of
+from router.wire.strict_json import decode_object
+from tests.e2e.routed import until
+from tests.parsing.parses import die, fill, length, note_and_wait, refuse, whose
+
+A, B = Tenant("a"), Tenant("b")
+
+
+@asynccontextmanager
+async def parsers(processes: int = 1, max_body_bytes: int = 1 << 20) -> AsyncIterator[Parsers]:
+    made = Parsers(processes, max_body_bytes)
+    try:
+        yield made
+    finally:
+        await made.aclose()
+    assert made.processes == 0
+
+
+async def test_a_body_is_read_in_another_process_and_the_next_by_the_same() -> None:
+    async with parsers() as many:
+        first = await many.run(A, whose, b"")
+        assert first != os.getpid()
+        assert await many.run(B, whose, b"") == first
+        assert await many.run(B, length, bytes(1 << 20)) == 1 << 20
+
+
+async def test_an_error_comes_back_as_it_was_raised_and_the_process_serves_on() -> None:
+    async with parsers() as many:
+        first = await many.run(A, whose, b"")
+        with pytest.raises(InvalidRequest, match="it is wrong") as raised:
+            await many.run(A, refuse, b"")
+        assert (raised.value.param, raised.value.status) == ("messages[3]", 400)
+        assert await many.run(A, whose, b"") == first
+
+
+async def test_a_process_that_dies_costs_its_own_body_only() -> None:
+    async with parsers() as many:
+        with pytest.raises(ParserDied) as raised:
+            await many.run(A, die, b"x")
+        assert (raised.value.status, raised.value.retry_after_s) == (503, 1)
+        assert await many.run(A, length, b"x") == 1
+
+
+async def test_a_body_takes_no_more_memory_than_a_process_may() -> None:
+    async with parsers(max_body_bytes=1) as many:
+        with pytest.raises(RequestTooLarge, match="memory"):
+            await many.run(A, fill, bytes(64 << 10))
+        assert await many.run(A, length, b"x") == 1
+
+
+async def test_tenants_take_turns_however_many_bodies_one_of_them_sent(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    notes = {name: tmp_path / name for name in ("a0", "a1", "a2", "b0")}
+    async with parsers() as many:
+        work = []
+        for name, note in notes.items():
+            parse = partial(note_and_wait, began=str(note), gate=str(gate))
+            work.append(asyncio.ensure_future(many.run(Tenant(name[0]), parse, b"")))
+            await asyncio.sleep(0)
+        assert len(many.turns) == 3
+        began: list[str] = []
+
+        def has_another_begun() -> bool:
+            began.extend(name for name, each in notes.items() if each.exists() and name not in began)
+            return len(began) > at
+
+        for at in range(len(notes)):  # noqa: B007  # the function above reads it
+            await until(has_another_begun)
+            await asyncio.to_thread(gate.write_text, "go")
+        await asyncio.gather(*work)
+    assert began == ["a0", "a1", "b0", "a2"]
+
+
+async def test_whoever_leaves_the_line_is_not_waited_for_and_a_seat_is_never_lost(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    parse = partial(note_and_wait, began=str(tmp_path / "note"), gate=str(gate))
+    async with parsers() as many:
+        at_work, waiting = (asyncio.ensure_future(many.run(A, parse, b"")) for _ in range(2))
+        await until((tmp_path / "note").exists)
+        for task in (waiting, at_work):
+            task.cancel()
+        await asyncio.wait((waiting, at_work))
+        assert (len(many.turns), many.turns.taken) == (0, 1), "the process is still at work"
+        await asyncio.to_thread(gate.write_text, "go")
+        await until(lambda: many.turns.taken == 0)
+        assert await many.run(A, length, b"x") == 1
+
+
+async def test_a_process_without_work_ends_and_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "IDLE_S", 0.01)
+    async with parsers() as many:
+        await many.run(A, length, b"x")
+        await until(lambda: many.processes == 0)
+        assert await many.run(A, length, b"x") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "cheap"),
+    [
+        (b"x" * (LARGE_BYTES - 1), True),
+        (b"x" * LARGE_BYTES, False),
+        (b"[]" * (CHEAP_BYTES // 4), True),
+        (b"[]" * (CHEAP_BYTES // 2), False),
+        (b"9" * (CHEAP_BYTES - 1), True),
+        (b"9" * CHEAP_BYTES, False),
+    ],
+)
+def test_small_bodies_are_cheap_and_larger_ones_that_are_mostly_text(body: bytes, cheap: bool) -> None:
+    assert is_cheap(body) is cheap
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"[]", b"{}", b'{"a":1}', b"1", b'"a"', b'"\\ud83d\\ude00"', b"1.5", b'{"a":[1,"b",{"c":null}]}', b'"\xc3\xa9"'],
+)
+def test_values_take_no_more_than_was_expected(value: bytes) -> None:
+    body = b'{"x":[%b]}' % b",".join([value] * 2000)
+    assert weight_of(decode_object(body)) <= expected_weight(body)

@@ -1,0 +1,16 @@
+"""A body, read and changed as the data port does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from router.core.request import Request, Route
+from router.core.tenant import Caller
+from router.wire.requests import parse_apart
+
+
+def parse_request(
+    route: Route, body: bytes, headers: Mapping[str, str], caller: Caller, request_id: str, **more: Any
+) -> Request:
+    return parse_apart(body, route, headers, caller, request_id, **more).of(body)
