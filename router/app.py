@@ -292,7 +292,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(MemoryCollector(memory))
-    registry.register(StateCollector(state.turns, state.store, state.watch))
+    registry.register(StateCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
     registry.register(
         ContextCollector(
             state.turns.upkeep,

@@ -477,11 +477,37 @@ class SessionsConfig(Section, frozen=True):
         Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
     ] = 15.0
     timeout_s: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds that the store may take for one call; beyond, it is unavailable.")
+        float, Meta(gt=0, le=60, description="Seconds that Redis may take for one call; beyond, it is unavailable.")
     ] = 0.2
+    sqlite_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="Seconds that a call may wait for SQLite to begin it; beyond, it is not done, and the store is "
+            "unavailable.",
+        ),
+    ] = 5.0
     max_store_calls: Annotated[
-        int, Meta(ge=1, le=10_000, description="Connections to Redis; calls that may wait for SQLite.")
+        int, Meta(ge=1, le=10_000, description="Connections to Redis; calls of one tenant that may wait for the store.")
     ] = 256
+    max_tenant_sessions: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10**12,
+            description="Sessions, conversations and chains of responses that a tenant may have together, and responses that "
+            "it may have; beyond, what would make another is refused until some are deleted or expire.",
+        ),
+    ] = 1_000_000
+    max_tenant_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            le=1 << 40,
+            description="Bytes that a tenant may have stored, roughly; beyond, turns are refused until it deletes some.",
+        ),
+    ] = 4 << 30
     max_give_backs: Annotated[
         int,
         Meta(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
 from typing import Protocol
 
 from router.config import BUNDLED_MODEL, Config, ConfigError, ContextConfig, read_secret
@@ -14,7 +17,11 @@ from router.recall.sqlite import IndexLimits, SqliteIndex
 from router.sides import Dispatch
 from router.stores import NO_STORE, state_dir
 
+log = logging.getLogger("warmroute.sessions")
+
 INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
+MIN_ROOM_BYTES = 128 << 10
+"""Of a disk that has less, an index that cannot be opened has no room."""
 
 Close = Callable[[], Awaitable[None]]
 
@@ -74,10 +81,25 @@ async def open_index(
         path = str(directory / INDEX_FILE)
     embedder, close = await _open_embedder(context, dispatch, clock)
     try:
-        index = await SqliteIndex.open(path, embedder, _sqlite_limits(context), wall_clock=wall_clock)
+        index = await _open_sqlite(path, embedder, _sqlite_limits(context), wall_clock)
     except IndexUnavailable as error:
         raise ConfigError(f"context.recall_index={context.recall_index!r}: {error}") from None
     return OpenedIndex(index, (index.close, *([close] if close else [])), index.sweep, index)
+
+
+async def _open_sqlite(
+    path: str, embedder: Embedder | None, limits: IndexLimits, wall_clock: Callable[[], float]
+) -> SqliteIndex:
+    """On a disk without room, in memory until the next start. Raises IndexUnavailable."""
+    try:
+        return await SqliteIndex.open(path, embedder, limits, wall_clock=wall_clock)
+    except IndexUnavailable as error:
+        if path == IN_MEMORY or disk_usage(Path(path).parent).free >= MIN_ROOM_BYTES:
+            raise
+        log.warning(
+            "the index of what left prompts has no room on its disk, and is in memory", extra={"why": str(error)}
+        )
+        return await SqliteIndex.open(IN_MEMORY, embedder, limits, wall_clock=wall_clock)
 
 
 def _sqlite_limits(context: ContextConfig) -> IndexLimits:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,7 +21,51 @@ MAX_WAL_BYTES = 64 * 1024 * 1024
 
 
 class NotBegun(Exception):
-    """The call was not begun: too many wait, or the file is closed. The message says which."""
+    """The call was not begun, and never will be: too many wait, it waited too long, or the file is closed. The message says
+    which."""
+
+
+class _Job(Generic[T]):
+    """A call in the thread's queue. ``drop`` frees what it holds: a queue behind a disk that hangs must not keep it."""
+
+    def __init__(self, work: Callable[[], T], is_due: Callable[[], bool]) -> None:
+        self._work: Callable[[], T] | None = work
+        self._is_due = is_due
+
+    def __call__(self) -> T:
+        work = self._work
+        if work is None or not self._is_due():
+            raise NotBegun("its time was over before its turn came")
+        return work()
+
+    def drop(self) -> None:
+        self._work = None
+
+
+class _Bell:
+    """Rung by the thread when a call is done, and by time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._heard: asyncio.Future[None] = loop.create_future()
+
+    def ring_from_thread(self, _done: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nobody listens
+            self._loop.call_soon_threadsafe(self._ring)
+
+    async def heard(self, within_s: float) -> None:
+        """It was rung, or so much time is over."""
+        if self._heard.done():
+            self._heard = self._loop.create_future()
+        timer = self._loop.call_later(within_s, self._ring)
+        try:
+            await self._heard
+        finally:
+            timer.cancel()
+
+    def _ring(self) -> None:
+        if not self._heard.done():
+            self._heard.set_result(None)
 
 
 class SqliteThread:
@@ -47,6 +91,36 @@ class SqliteThread:
         finally:
             self.pending -= 1
 
+    async def run_within(self, timeout_s: float, clock: Callable[[], float], work: Callable[[], T]) -> T:
+        """A call whose fate is known: one that has not begun after ``timeout_s`` never does, and one that has is waited for as
+        long again. Time is measured where the call runs, so that a loop that is held up takes none of it.
+
+        Raises NotBegun; TimeoutError, where the call may still come out whole; and what ``work`` raises.
+        """
+        if self.pending >= self.max_pending:
+            raise NotBegun(f"{self.pending} calls wait for it already")
+        deadline = clock() + timeout_s
+        job = _Job(work, lambda: clock() <= deadline)
+        try:
+            done = self.submit(job)
+        except RuntimeError:
+            raise NotBegun("closed") from None
+        bell = _Bell(asyncio.get_running_loop())
+        done.add_done_callback(bell.ring_from_thread)
+        self.pending += 1
+        try:
+            for _ in range(2):
+                await bell.heard(timeout_s)
+                if done.cancel():
+                    raise NotBegun(f"it was not begun within {timeout_s} s")
+                if done.done():
+                    return done.result()
+            raise TimeoutError
+        finally:
+            self.pending -= 1
+            done.cancel()
+            job.drop()
+
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """The same, of what nobody waits for. Raises RuntimeError where it is closed."""
         return self._thread.submit(work, *args, **kwargs)
@@ -54,7 +128,7 @@ class SqliteThread:
     async def close(self) -> None:
         """What was asked before is done first. Closing again does nothing."""
         with suppress(RuntimeError):
-            self._thread.submit(self._disconnect)
+            self._thread.submit(self.disconnect)
         await asyncio.to_thread(self._thread.shutdown)
 
     # From here on in the thread.
@@ -76,7 +150,7 @@ class SqliteThread:
             raise
         return answer
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None

@@ -27,6 +27,7 @@ from router.sessions.hot import HotHistories
 from router.sessions.names import Names
 from router.sessions.plans import Planner
 from router.sessions.rules import StateRules
+from router.sessions.steady import SteadyClock
 from router.sessions.store import StoreUnavailable
 from router.sessions.turns import Turns, TurnSettings
 from router.sessions.upkeep import Counts
@@ -103,10 +104,11 @@ async def build_state(
 ) -> State:
     """Raises ConfigError."""
     sessions = config.sessions
-    opened = await open_store(sessions, clock, time.time)
+    wall_clock = SteadyClock(time.time, clock)
+    opened = await open_store(sessions, clock, wall_clock)
     hot = HotHistories(sessions.max_hot_bytes)
     bounds = LogBounds(sessions.max_entries, sessions.max_session_bytes)
-    histories = Histories(opened.store, hot, time.time, clock, metrics.observe_load, metrics.observe_size, bounds)
+    histories = Histories(opened.store, hot, wall_clock, clock, metrics.observe_load, metrics.observe_size, bounds)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
@@ -114,9 +116,9 @@ async def build_state(
         max_give_backs=sessions.max_give_backs,
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
-    index = await open_index(config, dispatch, clock, time.time)
+    index = await open_index(config, dispatch, clock, wall_clock)
     upkeep = build_upkeep(
-        config, histories, planner, dispatch, index.index, lookups, counts, clock, time.time, context_metrics
+        config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, context_metrics
     )
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
@@ -132,9 +134,11 @@ async def build_state(
     routes = StateRoutes(
         [
             SessionPages(turns, names, limits, rules),
-            ResponsePages(turns, names, limits, rules, time.time),
-            ConversationPages(turns, names, limits, rules, time.time),
+            ResponsePages(turns, names, limits, rules, wall_clock),
+            ConversationPages(turns, names, limits, rules, wall_clock),
         ]
     )
     kept = routes if sessions.store != NO_STORE else None
-    return State(kept, turns, histories, opened, StoreWatch(opened.store.ping), index, config.context.janitors)
+    tidy = (*opened.tidy, *([index.sqlite.tidy] if index.sqlite is not None else ()))
+    watch = StoreWatch(opened.store.ping, tidy, opened.count)
+    return State(kept, turns, histories, opened, watch, index, config.context.janitors)

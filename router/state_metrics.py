@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.core.request import Tenant
 from router.families import counter
+from router.sessions.store import Usage
 from router.sessions.turns import Turns
 from router.sessions.watch import StoreWatch
 from router.stores import OpenedStore
@@ -64,7 +66,10 @@ class StateMetrics:
 
 
 class StateCollector(Collector):
-    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreWatch) -> None:
+    """``tenants``: those that have keys, and no others are labels."""
+
+    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreWatch, tenants: Collection[Tenant]) -> None:
+        self._tenants = tenants
         self._turns = turns
         self._hot = turns.histories.hot
         self._store = store
@@ -116,7 +121,9 @@ class StateCollector(Collector):
 
     def _collect_store(self) -> Iterator[Metric]:
         store = self._store
-        yield GaugeMetricFamily("warmroute_store_up", "1 while the session store answers.", float(self._watch.is_up))
+        yield GaugeMetricFamily(
+            "warmroute_store_up", "1 while the session store takes writes.", float(self._watch.is_up)
+        )
         yield CounterMetricFamily(
             "warmroute_store_failures",
             "Calls that came to nothing, of turns and pages.",
@@ -130,11 +137,33 @@ class StateCollector(Collector):
             "How many there may be; with Redis how many are sent at once, for which others wait.",
             store.max_pending,
         )
+        yield GaugeMetricFamily(
+            "warmroute_store_waiting_calls",
+            "Of those, calls that wait since their tenants have as many under way as they may.",
+            sum(line.waiting for line in store.lines),
+        )
+        yield CounterMetricFamily(
+            "warmroute_store_crowded",
+            "Calls that were refused with 429 since their tenants' own calls were in the way for too long.",
+            sum(line.refused for line in store.lines),
+        )
+        yield from self._collect_usage()
         state = store.redis.breaker_state if store.redis else 0
         yield GaugeMetricFamily(
             "warmroute_store_breaker_state",
             "Of the way to Redis: 0 closed, 1 trying, 2 open: calls fail at once.",
             state,
+        )
+        evictions = store.redis.evictions if store.redis else None
+        yield GaugeMetricFamily(
+            "warmroute_store_may_evict",
+            "1 where Redis may throw sessions away when its memory is full: set its maxmemory-policy to noeviction.",
+            float(evictions is not None and evictions.may_evict),
+        )
+        yield CounterMetricFamily(
+            "warmroute_store_evicted_keys",
+            "Keys that Redis has thrown away since it began, sessions perhaps among them.",
+            evictions.evicted_keys if evictions is not None else 0,
         )
         journaled = store.journaled
         yield GaugeMetricFamily(
@@ -153,3 +182,36 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "warmroute_max_journal_bytes", "What it may hold.", journaled.journal.max_bytes if journaled else 0
         )
+
+    def _collect_usage(self) -> Iterator[Metric]:
+        limits, usage = self._store.limits, self._watch.usage
+        yield CounterMetricFamily(
+            "warmroute_storage_refusals",
+            "What was refused with storage_full, since its tenant has stored as much as it may.",
+            self._turns.histories.refused_for_room,
+        )
+        yield GaugeMetricFamily("warmroute_max_tenant_bytes", "Bytes that a tenant may have stored.", limits.max_bytes)
+        yield GaugeMetricFamily(
+            "warmroute_max_tenant_sessions",
+            "Sessions, conversations and chains that a tenant may have, and responses.",
+            limits.max_sessions,
+        )
+        yield GaugeMetricFamily(
+            "warmroute_fullest_tenant_ratio",
+            "The largest share of its room that any tenant has used, in bytes, sessions or responses; at 1 it is refused.",
+            max(map(limits.used_ratio, usage.values()), default=0.0),
+        )
+        stored = GaugeMetricFamily(
+            "warmroute_tenant_stored_bytes", "What the tenant has stored, roughly.", labels=("tenant",)
+        )
+        counts = GaugeMetricFamily(
+            "warmroute_tenant_stored",
+            "How many sessions (conversations and chains among them) and responses the tenant has stored.",
+            labels=("tenant", "kind"),
+        )
+        for tenant in self._tenants:
+            has = usage.get(tenant, Usage())
+            stored.add_metric((tenant,), has.bytes)
+            counts.add_metric((tenant, "sessions"), has.sessions)
+            counts.add_metric((tenant, "responses"), has.documents)
+        yield from (stored, counts)

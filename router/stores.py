@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from router.config import ConfigError, SessionsConfig, read_secret
+from router.core.request import Tenant
+from router.sessions.call_turns import CallTurns
 from router.sessions.journal import Journal, JournaledStore
 from router.sessions.memory import MemoryStore
 from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.sqlite import SqliteStore
-from router.sessions.store import Corrupt, Store, StoreUnavailable
+from router.sessions.store import DEFAULT_LIMITS, Corrupt, OwnerLimits, Store, StoreUnavailable, Usage
+
+log = logging.getLogger("warmroute.sessions")
 
 NO_STORE = "none"
 SECRET_BYTES = 32
@@ -37,6 +42,9 @@ class OpenedStore:
     journaled: JournaledStore | None = None
     redis: RedisStore | None = None
     sqlite: SqliteStore | None = None
+    memory: MemoryStore | None = None
+    limits: OwnerLimits = DEFAULT_LIMITS
+    """Of each tenant."""
 
     @property
     def pending(self) -> int:
@@ -46,15 +54,35 @@ class OpenedStore:
 
     @property
     def max_pending(self) -> int:
-        """How many SQLite may have; how many connections to Redis there are, for which others wait."""
+        """How many a tenant may have at SQLite; how many connections to Redis there are, for which others wait."""
         if self.sqlite is not None:
             return self.sqlite.max_pending
         return self.redis.max_connections if self.redis is not None else 0
 
     @property
+    def tidy(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """To be called now and then."""
+        known = self.sqlite or self.redis
+        return () if known is None else (known.tidy,)
+
+    @property
+    def count(self) -> Callable[[], Awaitable[Mapping[Tenant, Usage]]] | None:
+        """What each tenant has."""
+        known = self.sqlite or self.redis or self.memory
+        return known.usage if known is not None else None
+
+    @property
+    def lines(self) -> Sequence[CallTurns]:
+        """In which calls wait for their tenants' turns."""
+        if self.sqlite is not None:
+            return self.sqlite.writes, self.sqlite.reads
+        return (self.redis.calls,) if self.redis is not None else ()
+
+    @property
     def sweep(self) -> Callable[[int], Awaitable[int]] | None:
         """Deletes what has expired; None where the store does that itself."""
-        return self.sqlite.sweep if self.sqlite is not None else None
+        known = self.sqlite or self.memory
+        return known.sweep if known is not None else None
 
 
 async def open_store(
@@ -63,8 +91,10 @@ async def open_store(
     """``clock``: the boot's monotonic one. A Redis that is away is no reason not to start. Raises ConfigError."""
     scheme, separator, rest = config.store.partition("://")
     secret = read_secret("sessions.secret", config.secret, config.secret_file)
+    limits = OwnerLimits(config.max_tenant_sessions, config.max_tenant_bytes)
     if config.store == NO_STORE or scheme == "memory":
-        return OpenedStore("memory", MemoryStore(clock, wall_clock), secret or secrets.token_bytes(SECRET_BYTES))
+        memory = MemoryStore(clock, wall_clock, limits)
+        return OpenedStore("memory", memory, secret or secrets.token_bytes(SECRET_BYTES), memory=memory, limits=limits)
     if not config.store or scheme == "sqlite":
         path = Path(f"/{rest.lstrip('/')}") if separator else state_dir(config) / DATABASE_FILE
         try:
@@ -74,34 +104,47 @@ async def open_store(
                 wall_clock,
                 synchronous=config.sqlite_synchronous,
                 max_pending=config.max_store_calls,
-                timeout_s=config.timeout_s,
+                timeout_s=config.sqlite_timeout_s,
+                limits=limits,
             )
         except (StoreUnavailable, Corrupt) as error:
             raise ConfigError(f"sessions.store={config.store!r}: {path}: {error}") from None
-        secret = secret or kept_secret(path.parent / SECRET_FILE)
-        return OpenedStore("sqlite", _sealed(config, opened), secret, sqlite=opened)
+        if not secret:
+            secret_path = path.parent / SECRET_FILE
+            is_new = not secret_path.exists()
+            secret = kept_secret(secret_path)
+            _warn_of_readers(secret_path)
+            if is_new:
+                await _warn_of_lost(opened, secret_path)
+        return OpenedStore("sqlite", _sealed(config, opened), secret, sqlite=opened, limits=limits)
     if scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
         raise ConfigError(f"sessions.store=***: must be one of {SCHEMES}")
     if not secret:
         raise ConfigError("sessions.secret='': required with Redis, or sessions.secret_file: one for all replicas")
-    return await _open_redis(config, clock, wall_clock, secret)
+    return await _open_redis(config, clock, wall_clock, secret, limits)
 
 
 async def _open_redis(
-    config: SessionsConfig, clock: Callable[[], float], wall_clock: Callable[[], float], secret: bytes
+    config: SessionsConfig,
+    clock: Callable[[], float],
+    wall_clock: Callable[[], float],
+    secret: bytes,
+    owner: OwnerLimits,
 ) -> OpenedStore:
     limits = RedisLimits(
         deadline_s=config.timeout_s,
         max_connections=config.max_store_calls,
+        max_waiting=config.max_store_calls,
         wait_replicas=config.wait_replicas,
         wait_s=config.timeout_s * WAIT_SHARE,
+        owner=owner,
     )
     try:
         redis = RedisStore.from_url(config.store, limits, clock)
     except ValueError as error:
         raise ConfigError(f"sessions.store=***: {error}") from None
     if not config.max_journal_bytes:
-        return OpenedStore("redis", _sealed(config, redis), secret, redis=redis)
+        return OpenedStore("redis", _sealed(config, redis), secret, redis=redis, limits=owner)
     directory = state_dir(config)
     journaled = JournaledStore(redis, Journal(directory, config.max_journal_bytes), wall_clock)
     try:
@@ -110,7 +153,7 @@ async def _open_redis(
         raise ConfigError(
             f"sessions.state_dir={str(directory)!r}: {error.strerror}; sessions.max_journal_bytes = 0 does without"
         ) from None
-    return OpenedStore("redis", _sealed(config, journaled), secret, journaled, redis)
+    return OpenedStore("redis", _sealed(config, journaled), secret, journaled, redis, limits=owner)
 
 
 def state_dir(config: SessionsConfig) -> Path:
@@ -133,6 +176,22 @@ def kept_secret(path: Path) -> bytes:
         except OSError as error:
             raise ConfigError(f"sessions.secret_file={str(path)!r}: {error.strerror}") from None
     return read_secret("sessions.secret", "", str(path))
+
+
+def _warn_of_readers(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        log.warning("others can read the secret that sessions' keys are made of: chmod 600", extra={"path": str(path)})
+
+
+async def _warn_of_lost(store: SqliteStore, path: Path) -> None:
+    """A new secret was made there. Are there sessions of another?"""
+    with suppress(StoreUnavailable, Corrupt):
+        if lost := sum(usage.sessions for usage in (await store.usage()).values()):
+            log.error(
+                "the secret that sessions' keys are made of was missing, and a new one was made: nobody finds the sessions "
+                "that were stored before. Put the old file back and restart, or delete the database",
+                extra={"path": str(path), "sessions": lost},
+            )
 
 
 def _sealed(config: SessionsConfig, store: Store) -> Store:

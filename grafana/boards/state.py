@@ -153,6 +153,35 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
+                    title="Tenants in their own way",
+                    description="Calls that wait for their tenants' own, and requests refused: for such waiting (429), and "
+                    "since a tenant has stored as much as it may (storage_full).",
+                    unit="short",
+                    queries=(
+                        Query(now("store_waiting_calls"), "waiting"),
+                        Query(rate("store_crowded_total"), "refused a second"),
+                        Query(rate("storage_refusals_total"), "storage_full a second"),
+                    ),
+                ),
+                Panel(
+                    title="The fullest tenant",
+                    description="The largest share of its room that any tenant has used: sessions.max_tenant_bytes and "
+                    "max_tenant_sessions. At 1 it is refused with storage_full.",
+                    unit="percentunit",
+                    limits=(Limit(0.8, "orange"), Limit(0.95, "red")),
+                    queries=(Query(worst("fullest_tenant_ratio"), "used"),),
+                ),
+                Panel(
+                    title="Redis throws keys away",
+                    description="Sessions may be among them: maxmemory-policy must be noeviction. 1: it may.",
+                    unit="short",
+                    limits=(Limit(1, "red"),),
+                    queries=(
+                        Query(worst("store_may_evict", by="instance"), "may, {{instance}}"),
+                        Query(rate("store_evicted_keys_total"), "a second"),
+                    ),
+                ),
+                Panel(
                     title="Write-behind lag",
                     description="Age of the oldest end of a turn that the store has yet to take.",
                     unit="s",

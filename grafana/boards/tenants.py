@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from grafana.panels import Board, Panel, Query
-from grafana.queries import now, rate, series, share
+from grafana.panels import Board, Limit, Panel, Query
+from grafana.queries import now, rate, series, share, worst
 
 _PROMPT = rate("tenant_tokens_total", 'kind="prompt"', by="tenant")
 _CACHED = rate("tenant_tokens_total", 'kind="cached"', by="tenant")
@@ -40,6 +40,25 @@ BOARD = Board(
                     description="Of those. A tenant that always waits is at its share: raise it, or its limits.",
                     unit="short",
                     queries=(Query(now("tenant_queued", by="tenant"), "{{tenant}}"),),
+                ),
+                Panel(
+                    title="Stored, of what it may",
+                    description="Bytes of its sessions, conversations and responses. Full, its turns are refused.",
+                    unit="percentunit",
+                    maximum=1,
+                    limits=(Limit(0.8, "orange"), Limit(0.95, "red")),
+                    queries=(
+                        Query(
+                            f"{worst('tenant_stored_bytes', by='tenant')} / scalar({worst('max_tenant_bytes')})",
+                            "{{tenant}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="How many it has stored",
+                    description="Sessions, conversations and chains of responses among them; and responses.",
+                    unit="short",
+                    queries=(Query(worst("tenant_stored", by="tenant, kind"), "{{tenant}} {{kind}}"),),
                 ),
             ),
         ),

@@ -6,6 +6,7 @@
     │   ├── InvalidRequest         400  invalid_request_error
     │   │   ├── ContextTooLong     400  context_length_exceeded: the prompt cannot fit the model's window
     │   │   ├── SessionFull        400  session_full: its log is as long as it may be
+    │   │   ├── StorageFull        400  storage_full: the tenant has stored as much as it may
     │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
@@ -92,6 +93,10 @@ class ContextTooLong(InvalidRequest):
 
 class SessionFull(InvalidRequest):
     code = "session_full"
+
+
+class StorageFull(InvalidRequest):
+    code = "storage_full"
 
 
 class MalformedRequest(InvalidRequest):

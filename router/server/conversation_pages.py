@@ -15,7 +15,7 @@ from router.context.history import History
 from router.context.prompt import Incoming
 from router.core.errors import ConversationLocked, SessionNotFound
 from router.server.state import Call, Page, asking
-from router.sessions.items import Marked, find_item, place_of, public_items
+from router.sessions.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask, read_stored
@@ -92,14 +92,14 @@ class ConversationPages:
     async def _list(self, call: Call) -> bytes:
         paging = read_paging(call.query)
         history, _ = await self._load(call)
-        return list_page(self._sid(call), [Marked(item) for item in history.items], paging)
+        return list_page(self._sid(call), plain_items(history.items), paging)
 
     async def _add(self, call: Call) -> bytes:
         history, turn = await self._turns.add(
             self._ask(call, *await call.read(partial(_read_items, limits=self._limits)))
         )
-        added = [item for item in history.items if item.turn == turn]
-        return msgspec.json.encode(item_list(public_items(self._sid(call), added), has_more=False))
+        added = public_items(self._sid(call), items_of_turn(history, turn))
+        return msgspec.json.encode(item_list(added, has_more=False))
 
     async def _show_item(self, call: Call) -> bytes:
         history, _ = await self._load(call)

@@ -40,6 +40,9 @@ from router.wire.strict_json import decode_object
 
 MAX_THRESHOLD = 10**9
 
+LOOKED_BACK = 100
+"""Turns of a chain, when one of its responses is deleted."""
+
 
 class Place(msgspec.Struct, frozen=True):
     """Where a response stands; kept under its id, so that it is found without a search. ``number``: its answer's."""
@@ -167,9 +170,27 @@ class ResponsePages:
 
     async def _delete(self, call: Call) -> bytes:
         key, tenant = self._key(call, call.names[0]), call.caller.rules.tenant
-        if not await self._histories.ask(self._histories.store.delete_document(key, tenant)):
+        place = await self._find(call, call.names[0])
+        if place is None or not await self._histories.ask(self._histories.store.delete_document(key, tenant)):
             raise _absent(call)
+        if not place.is_in_conversation and not await self._is_followed(call, place.sid):
+            await self._histories.delete(place.sid, tenant)
         return msgspec.json.encode(response_deleted(call.names[0]))
+
+    async def _is_followed(self, call: Call, sid: Sid) -> bool:
+        """Is there still a response of that chain, or a turn under way? The newest is looked at first; of a chain with many
+        that are gone, one is taken to be there."""
+        store, tenant = self._histories.store, call.caller.rules.tenant
+        loaded = await self._histories.ask(store.load(sid, tenant, self._histories.hot.known(sid)))
+        if loaded is None or loaded.is_claimed:
+            return loaded is not None
+        for turn in range(loaded.turns, max(0, loaded.turns - LOOKED_BACK), -1):
+            record = await self._histories.ask(store.read_turn(sid, tenant, turn))
+            response_id = _id_in(record.record) if record is not None else ""
+            place = await self._find(call, response_id) if response_id else None
+            if place is not None and place.sid == sid:  # else it has gone on in a copy
+                return True
+        return loaded.turns > LOOKED_BACK
 
     async def _cancel(self, call: Call) -> bytes:
         if await self._find(call, call.names[0]) is None:
@@ -229,6 +250,12 @@ def incoming_of(asked: ResponsesRequest) -> Incoming:
         turn_system=[{"role": "system", "content": asked.instructions}] if asked.instructions else (),
         turn_tools=msgspec.json.decode(asked.tools) if asked.tools else [],
     )
+
+
+def _id_in(record: bytes) -> str:
+    """Of the response that a turn's record tells of; empty: it tells of none."""
+    note = read_note(record).note
+    return "" if bytes(note) == b"null" else str(read_stored(note, dict[str, Any]).get("id", ""))
 
 
 def _absent(call: Call) -> SessionNotFound:

@@ -21,7 +21,7 @@ from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.context_wishes import read_wished, show_context
 from router.sessions.histories import NoSuchItem
-from router.sessions.items import find_item, marked_items, place_of, show
+from router.sessions.items import Marked, find_item, items_of_turn, marked_items, place_of, show
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space
 from router.sessions.plans import Ask
@@ -121,7 +121,7 @@ class SessionPages:
     async def _add(self, call: Call) -> bytes:
         incoming, asked = await call.read(partial(_read_items, limits=self._limits))
         history, added = await self._turns.add(self._ask(call, incoming, asked))
-        own = [marked for marked in marked_items(history) if marked.item.turn == added]
+        own = [Marked(item, {"status": "completed", "turn": added}) for item in items_of_turn(history, added)]
         items = [item for marked in own for item in show(Sid(history.sid), marked)]
         return msgspec.json.encode(item_list(items, has_more=False))
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -18,7 +20,15 @@ from router.context.copies import TURN, Copy, copy_of
 from router.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.context.history import ITEM_OVERHEAD_BYTES, History, Item
 from router.context.view import WHOLE, BadView, NewerView, View, Wishes, decode_view, encode_view
-from router.core.errors import SessionBusy, SessionCorrupt, SessionFull, SessionNotFound, StateUnavailable
+from router.core.errors import (
+    RateLimited,
+    SessionBusy,
+    SessionCorrupt,
+    SessionFull,
+    SessionNotFound,
+    StateUnavailable,
+    StorageFull,
+)
 from router.core.request import Tenant
 from router.sessions.hot import HotHistories
 from router.sessions.store import (
@@ -28,8 +38,11 @@ from router.sessions.store import (
     Begun,
     Busy,
     Corrupt,
+    Crowded,
+    Fenced,
     Known,
     Loaded,
+    OwnerFull,
     Repeated,
     Sid,
     Store,
@@ -41,9 +54,16 @@ log = logging.getLogger("warmroute.sessions")
 ENTRIES_AT_ONCE = 400
 """Two milliseconds' reading."""
 
+COPIED_BYTES = 256 << 10
+"""Of a copy, what is written at once."""
+
+COPYING_S = 60.0
+"""After which a copy that its router did not finish may be begun in by others."""
+
 ATTEMPTS = 4
 """To change a view that others change, too."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -105,6 +125,8 @@ class Histories:
         """Told of each session that is deleted here, or loses an item that its prompt has left behind."""
         self.full = 0
         """Turns and copies that were refused for a log's bound."""
+        self.refused_for_room = 0
+        """What was refused since its tenant has stored as much as it may."""
         self.observe_size = observe_size
         self._clock = clock
         self.hot = hot
@@ -148,8 +170,10 @@ class Histories:
     def require_room(self, history: History, drafts: Sequence[Draft]) -> None:
         """Whoever asks for a turn is told before anything of it is stored; the answer of one that has begun always fits.
         Raises SessionFull."""
-        added = sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
-        if history.head + len(drafts) > self.bounds.max_entries or history.bytes + added > self.bounds.max_bytes:
+        self._require_room(history, len(drafts), _size_of(drafts))
+
+    def _require_room(self, history: History, added: int, added_bytes: int) -> None:
+        if history.head + added > self.bounds.max_entries or history.bytes + added_bytes > self.bounds.max_bytes:
             self.full += 1
             raise SessionFull(
                 f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
@@ -169,9 +193,22 @@ class Histories:
         history.turns = max(history.turns, loaded.turns)
         return history, loaded
 
+    async def log_of(self, sid: Sid, owner: Tenant) -> list[bytes]:
+        """All entries, oldest first; none where there is no such session. Of no more than one generation."""
+        entries: list[bytes] = []
+        known = NOTHING
+        while (loaded := await self.ask(self.store.load(sid, owner, known))) is not None:
+            if loaded.starts_over:
+                entries.clear()
+            entries += loaded.tail
+            if len(entries) >= loaded.head:
+                return entries
+            known = Known(loaded.generation, len(entries), loaded.epoch)
+        return []
+
     async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
-        """The history, with what the store told beyond ``known``. A long log is read in parts, with others served in between.
-        Raises SessionNotFound."""
+        """The history, with what the store told beyond ``known``, and what that left out. A long log is read in parts, with
+        others served in between. Raises SessionNotFound."""
         if found.starts_over:
             self.hot.forget(sid)
         history = self.hot.find(sid, owner, NOTHING if found.starts_over else known, found.generation)
@@ -180,10 +217,9 @@ class Histories:
         began_at = self._clock()
         first_number = 1 if found.starts_over or known.generation != found.generation else known.head + 1
         try:
-            for start in range(0, len(found.tail), ENTRIES_AT_ONCE):
-                if start:
-                    await asyncio.sleep(0)
-                history.add(found.tail[start : start + ENTRIES_AT_ONCE], first_number + start)
+            await _add_all(history, found.tail, first_number)
+            while found.tail and history.head < found.head:
+                await self._read_on(history, sid, owner)
             if found.view is not None:
                 history.use_view(self._view_of(found.view, sid), found.epoch)
         except (BadEntry, NewerView) as error:
@@ -192,6 +228,15 @@ class Histories:
         self.observe_load(_tier_of(found), "parse", self._clock() - began_at)
         self.hot.keep(sid, history)
         return history
+
+    async def _read_on(self, history: History, sid: Sid, owner: Tenant) -> None:
+        """Raises SessionNotFound, BadEntry."""
+        known = Known(history.generation, history.head, history.epoch)
+        more = await self.ask(self.store.load(sid, owner, known))
+        if more is None or more.generation != history.generation or more.starts_over:
+            self.hot.forget(sid)
+            raise SessionNotFound("there is no such session")  # it was deleted just now
+        await _add_all(history, more.tail, known.head + 1)
 
     def _view_of(self, data: bytes, sid: Sid) -> View:
         """One that cannot be read is as none: all that it says follows from the log. Raises NewerView."""
@@ -245,15 +290,70 @@ class Histories:
         attributes: bytes = b"",
     ) -> bool:
         """A session of its own that begins as this one, up to the item of that number or the turn's answer, with the system
-        messages and tools that hold now; ``upto`` None: whole. O(its length). False: the new one exists. Raises
-        SessionNotFound, NoSuchItem."""
+        messages and tools that hold now; ``upto`` None: whole. O(its length), with others' calls in between. False: the new
+        one exists. Raises SessionNotFound, SessionBusy, NoSuchItem."""
         history, _ = await self.load(sid, owner)
-        drafts, view = _copy_upto(history, upto)
-        if not await self.create(new, owner, drafts or [Draft(Kind.END, b"null")], lifetime_s, attributes=attributes):
+        (drafts, view), parts, draft_bytes = await beside(len(history.items), _prepare_copy, _still(history), upto)
+        if len(parts) == 1:
+            is_new = await self.create(new, owner, parts[0], lifetime_s, attributes=attributes)
+        else:
+            self._require_room(History(new, owner, ""), len(drafts), draft_bytes)
+            is_new = await self._create_in_parts(new, owner, parts, lifetime_s, attributes)
+        if not is_new:
             return False
         if view != WHOLE:  # without it the copy would begin with all that this one has left behind
             await self.commit_view((await self.load(new, owner))[0], view)
         return True
+
+    async def _create_in_parts(
+        self, sid: Sid, owner: Tenant, parts: Sequence[Sequence[Draft]], lifetime_s: float, attributes: bytes
+    ) -> bool:
+        """Until the last part is there, nothing of it counts, and what fails leaves nothing behind."""
+        creating = self.store.create(sid, owner, entries=(), attributes=attributes, turns=0, lifetime_s=lifetime_s)
+        if not await self.ask(creating):
+            return False
+        try:
+            await self._fill(sid, owner, parts, lifetime_s)
+        except BaseException:
+            with suppress(StoreUnavailable, Corrupt):
+                await self.store.delete(sid, owner)
+            raise
+        return True
+
+    async def _fill(self, sid: Sid, owner: Tenant, parts: Sequence[Sequence[Draft]], lifetime_s: float) -> None:
+        """A session without turns, by one. Raises SessionBusy."""
+        begin = Begin(
+            sid=sid,
+            owner=owner,
+            token=secrets.token_hex(16),
+            creates=False,
+            waits=False,
+            lease_s=COPYING_S,
+            lifetime_s=lifetime_s,
+        )
+        begun = await self.ask(self.store.begin(begin))
+        if not isinstance(begun, Begun) or begun.turn != TURN:
+            raise _changed()
+        link: int | None = None
+        for number, part in enumerate(parts, 1):
+            ends = number == len(parts)
+            entries, link = encode_turn(
+                part, sid=sid, owner=owner, turn=TURN, at=self._wall_clock(), link=link, ends=ends
+            )
+            append = Append(
+                sid=sid,
+                owner=owner,
+                generation=begun.generation,
+                fence=begun.fence,
+                turn=TURN,
+                entries=entries,
+                ends=ends,
+                lifetime_s=lifetime_s,
+            )
+            try:
+                await self.ask(self.store.append(append))
+            except Fenced:
+                raise _changed() from None
 
     async def as_of(self, sid: Sid, owner: Tenant, behind: Behind) -> History:
         """As it stood behind that turn: to be read, not to be written. Raises SessionNotFound, NoSuchItem."""
@@ -300,6 +400,11 @@ class Histories:
         """Anything of the store."""
         try:
             return await call
+        except Crowded as error:
+            raise RateLimited(f"{error}: send fewer at once, or smaller ones", retry_after_s=1) from None
+        except OwnerFull as error:
+            self.refused_for_room += 1
+            raise StorageFull(f"the tenant has stored {error}: delete sessions, conversations or responses") from None
         except StoreUnavailable as error:
             self.failures += 1
             log.warning("the session store failed", extra={"why": str(error)})
@@ -313,8 +418,55 @@ class Histories:
         await self.store.close()
 
 
+async def _add_all(history: History, tail: Sequence[bytes], first_number: int) -> None:
+    """Raises BadEntry."""
+    for start in range(0, len(tail), ENTRIES_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        history.add(tail[start : start + ENTRIES_AT_ONCE], first_number + start)
+
+
 def _tier_of(found: Begun | Loaded) -> str:
     return "store" if found.tail else "memory"
+
+
+def _changed() -> SessionBusy:
+    return SessionBusy("another has begun in the copy, or deleted it, before it was whole", retry_after_s=1)
+
+
+def _parts_of(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
+    """Each is what others may have to wait for; none is empty."""
+    begin, part_bytes = 0, 0
+    for at, draft in enumerate(drafts):
+        if at > begin and (part_bytes + len(draft.body) > COPIED_BYTES or at - begin >= ENTRIES_AT_ONCE):
+            yield drafts[begin:at]
+            begin, part_bytes = at, 0
+        part_bytes += len(draft.body)
+    yield drafts[begin:]
+
+
+def _size_of(drafts: Sequence[Draft]) -> int:
+    return sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
+
+
+async def beside(items: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Pure work on so many items of nobody else's: in a thread, where it would hold up others."""
+    if items <= ENTRIES_AT_ONCE:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _still(history: History) -> History:
+    """To be read in a thread, while the other goes on."""
+    still = copy(history)
+    still.items = history.items[:]
+    return still
+
+
+def _prepare_copy(history: History, upto: int | Behind | None) -> tuple[Copy, list[Sequence[Draft]], int]:
+    """With its parts, and how large it is. Raises NoSuchItem."""
+    found = _copy_upto(history, upto)
+    return found, list(_parts_of(found.drafts or [Draft(Kind.END, b"null")])), _size_of(found.drafts)
 
 
 def _copy_upto(history: History, upto: int | Behind | None) -> Copy:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from router.context.history import History, Item
+from router.context.view import Place
 from router.sessions.store import Sid
 from router.wire.responses.items import items_of
 from router.wire.responses.shapes import MESSAGE, REASONING
 
 SID_CHARS = 16
 """Of the session's key: enough that ids of two sessions do not meet."""
+
+MANY = 100
+"""Messages of turns that have not ended; so few are put among the others one by one."""
 
 _ID = re.compile(r"(?:msg|fc|rs)_([a-z2-7]{16})([0-9a-f]{8})(?:_(-?[0-9]{1,4}))?")
 
@@ -55,11 +61,63 @@ class Marked(NamedTuple):
     more: Mapping[str, Any] = MappingProxyType({})
 
 
-def marked_items(history: History) -> list[Marked]:
+class MarkedItems(Sequence[Marked]):
+    """Messages with what their items show besides, made as they are looked at: a page of a long log costs no more than one
+    of a short."""
+
+    def __init__(self, items: Sequence[Item], mark: Callable[[Item], Mapping[str, Any]]) -> None:
+        self._items = items
+        self._mark = mark
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, at: int) -> Marked: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Marked]: ...
+    def __getitem__(self, at: int | slice) -> Marked | Sequence[Marked]:
+        if isinstance(at, slice):
+            return MarkedItems(self._items[at], self._mark)
+        return Marked(self._items[at], self._mark(self._items[at]))
+
+
+def plain_items(items: Sequence[Item]) -> Sequence[Marked]:
+    return MarkedItems(items, lambda _: Marked._field_defaults["more"])
+
+
+def marked_items(history: History) -> Sequence[Marked]:
     """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
-    marked = [Marked(item, {"status": "completed", "turn": item.turn}) for item in history.items]
-    marked += [Marked(item, {"status": "incomplete", "turn": item.turn}) for item in history.unfinished()]
-    return sorted(marked, key=lambda each: (each.item.turn, each.item.number))
+    unfinished = {item.number: item for item in history.unfinished()}
+    items = history.items
+    if len(unfinished) > MANY:
+        items = sorted([*items, *unfinished.values()], key=_place)
+    elif unfinished:
+        items = items.copy()
+        for item in unfinished.values():
+            insort(items, item, key=_place)
+    return MarkedItems(
+        items,
+        lambda item: {"status": "incomplete" if item.number in unfinished else "completed", "turn": item.turn},
+    )
+
+
+def items_of_turn(history: History, turn: int) -> list[Item]:
+    """Of one that has ended. O(the items since then)."""
+    newest = takewhile(lambda item: item.turn >= turn, reversed(history.items))
+    return [item for item in newest if item.turn == turn][::-1]
+
+
+def position(items: Sequence[Marked], number: int) -> int:
+    """Where the message of that number stands; behind all: nowhere. O(log n), unless a turn's late end is among them."""
+    at = bisect_left(items, number, key=lambda marked: marked.item.number)
+    if at < len(items) and items[at].item.number == number:
+        return at
+    return next((at for at, marked in enumerate(items) if marked.item.number == number), len(items))
+
+
+def _place(item: Item) -> Place:
+    return item.place
 
 
 def show(sid: Sid, marked: Marked) -> list[dict[str, Any]]:

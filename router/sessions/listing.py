@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from router.core.errors import InvalidRequest
-from router.sessions.items import Marked, place_of, show
+from router.sessions.items import Marked, place_of, position, show
 from router.sessions.store import Sid
 from router.wire.responses.objects import item_list
 
@@ -37,18 +37,18 @@ def read_paging(query: Mapping[str, str], *, default_order: str = "desc") -> Pag
 def list_page(sid: Sid, messages: Sequence[Marked], paging: Paging) -> bytes:
     """``messages``: all of them, oldest first; only those of the page are read. Raises InvalidRequest for an ``after`` that is
     no item of theirs."""
-    ordered = messages[::-1] if paging.is_descending else messages
-    page = list(islice(_items_behind(sid, ordered, paging), paging.limit + 1))
+    page = list(islice(_items_behind(sid, messages, paging), paging.limit + 1))
     return msgspec.json.encode(item_list(page[: paging.limit], has_more=len(page) > paging.limit))
 
 
-def _items_behind(sid: Sid, ordered: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
+def _items_behind(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
     place = place_of(sid, paging.after)
-    begin, skips = 0, bool(paging.after)
+    step = -1 if paging.is_descending else 1
+    begin, skips = len(messages) - 1 if paging.is_descending else 0, bool(paging.after)
     if skips:
-        begin = next((at for at, (item, _) in enumerate(ordered) if place and item.number == place[0]), len(ordered))
-    for marked in islice(ordered, begin, None):
-        items = show(sid, marked)[:: -1 if paging.is_descending else 1]
+        begin = position(messages, place[0]) if place else len(messages)
+    for at in range(begin, -1 if paging.is_descending else len(messages), step) if begin < len(messages) else ():
+        items = show(sid, messages[at])[::step]
         if skips:  # it is one of these, or none
             names = [item["id"] for item in items]
             if paging.after not in names:

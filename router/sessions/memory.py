@@ -1,16 +1,20 @@
-"""Sessions in this process's memory, for tests and trials: nothing outlives the process, and only lifetimes bound it."""
+"""Sessions in this process's memory, for tests and trials: nothing outlives the process."""
 
 from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 from router.core.request import Tenant
 from router.sessions.store import (
+    DEFAULT_LIMITS,
+    DOCUMENT_OVERHEAD_BYTES,
     LINE_PATIENCE_S,
+    MAX_TAIL_BYTES,
+    SESSION_OVERHEAD_BYTES,
     Append,
     Begin,
     Begun,
@@ -18,9 +22,12 @@ from router.sessions.store import (
     Fenced,
     Known,
     Loaded,
+    OwnerLimits,
     Repeated,
     Sid,
     TurnRecord,
+    Usage,
+    size_of,
 )
 
 
@@ -49,13 +56,19 @@ class _Session:
     epoch: int = 0
     view: bytes | None = None
     worker: str = ""
+    bytes: int = SESSION_OVERHEAD_BYTES
 
 
 class MemoryStore:
     """``clock``: monotonic; ``wall_clock``: Unix time, which is only shown."""
 
-    def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], wall_clock: Callable[[], float], limits: OwnerLimits = DEFAULT_LIMITS
+    ) -> None:
         self._clock = clock
+        self._limits = limits
+        self._usage: dict[Tenant, list[int]] = {}
+        """Sessions, documents, bytes."""
         self._wall_clock = wall_clock
         self._sessions: dict[Sid, _Session] = {}
         self._documents: dict[Sid, tuple[Tenant, bytes, float]] = {}
@@ -67,9 +80,11 @@ class MemoryStore:
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         session = self._find(begin.sid, begin.owner)
-        if session is None:
+        added_bytes = size_of(begin.entries) + len(begin.record)
+        if is_new := session is None:
             if not begin.creates or begin.sid in self._sessions:
                 return None
+            self._require_room(begin.owner, sessions=1, added_bytes=added_bytes)
             session = self._new(begin.sid, begin.owner)
         now = self._clock()
         is_claimed = session.claimed_until > now
@@ -83,6 +98,8 @@ class MemoryStore:
         first = next(iter(session.line), begin.token)
         if is_claimed or first != begin.token:
             return self._line_up(session, begin, now)
+        if not is_new:
+            self._require_room(begin.owner, added_bytes=added_bytes)
         session.line.pop(begin.token, None)
         self._fence += 1
         session.fence = self._fence
@@ -90,6 +107,7 @@ class MemoryStore:
         session.claimed_until = now + begin.lease_s
         session.expires_at = self._end_of(begin.lifetime_s)
         session.turns.append(_Turn(begin.record))
+        self._grow(session, len(begin.record))
         session.claimed_turn = len(session.turns)
         if begin.idempotency_key:
             session.keys[begin.idempotency_key] = session.claimed_turn
@@ -97,6 +115,7 @@ class MemoryStore:
         appended = bool(begin.entries) and not tail and not starts_over and begin.turn == session.claimed_turn
         if appended:
             session.entries += begin.entries
+            self._grow(session, size_of(begin.entries))
         return Begun(
             generation=session.generation,
             fence=session.fence,
@@ -120,10 +139,14 @@ class MemoryStore:
         holds = session.fence == append.fence and bool(session.holder)
         if not holds and not (append.is_late and append.ends):
             raise Fenced
+        if append.entries and not append.ends:
+            self._require_room(append.owner, added_bytes=size_of(append.entries))
         session.entries += append.entries
+        self._grow(session, size_of(append.entries))
         session.worker = append.worker or session.worker
         session.expires_at = self._end_of(append.lifetime_s)
         if append.record is not None:
+            self._grow(session, len(append.record) - len(turn.record))
             turn.record = append.record
         if append.ends:
             turn.has_ended = True
@@ -171,7 +194,10 @@ class MemoryStore:
     ) -> bool:
         if self._find(sid, owner) is not None or sid in self._sessions:
             return False
+        added_bytes = size_of(entries) + len(attributes)
+        self._require_room(owner, sessions=1, added_bytes=added_bytes)
         session = self._new(sid, owner)
+        self._grow(session, added_bytes)
         session.entries += entries
         session.attributes = attributes
         session.turns = [_Turn(b"", has_ended=True) for _ in range(turns)]
@@ -182,6 +208,7 @@ class MemoryStore:
         session = self._find(sid, owner)
         if session is None:
             return False
+        self._grow(session, len(attributes) - len(session.attributes))
         session.attributes = attributes
         return True
 
@@ -190,6 +217,7 @@ class MemoryStore:
         if session is None or session.generation != generation or session.epoch != epoch:
             return False
         session.epoch += 1
+        self._grow(session, len(view) - len(session.view or b""))
         session.view = view
         return True
 
@@ -202,13 +230,18 @@ class MemoryStore:
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         if self._find(sid, owner) is None:
             return False
-        del self._sessions[sid]
+        self._drop(sid)
         return True
 
     async def put_document(self, key: Sid, owner: Tenant, body: bytes, lifetime_s: float) -> None:
         found = self._documents.get(key)
-        if found is None or found[0] == owner or found[2] <= self._clock():
-            self._documents[key] = (owner, body, self._end_of(lifetime_s))
+        if found is not None and found[0] != owner and found[2] > self._clock():
+            return
+        self._drop_document(key)
+        added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
+        self._require_room(owner, documents=1, added_bytes=added_bytes)
+        self._documents[key] = (owner, body, self._end_of(lifetime_s))
+        self._charge(owner, documents=1, added_bytes=added_bytes)
 
     async def get_document(self, key: Sid, owner: Tenant) -> bytes | None:
         found = self._documents.get(key)
@@ -219,25 +252,63 @@ class MemoryStore:
     async def delete_document(self, key: Sid, owner: Tenant) -> bool:
         if await self.get_document(key, owner) is None:
             return False
-        del self._documents[key]
+        self._drop_document(key)
         return True
+
+    async def usage(self) -> Mapping[Tenant, Usage]:
+        """Of each owner that ever had anything."""
+        return {owner: Usage(*of_owner) for owner, of_owner in self._usage.items()}
+
+    async def sweep(self, limit: int) -> int:
+        """Deletes what has expired, so many sessions and documents at most. How many of both it has deleted."""
+        now = self._clock()
+        gone = [sid for sid, session in self._sessions.items() if session.expires_at <= now][:limit]
+        for sid in gone:
+            self._drop(sid)
+        keys = [key for key, (_, _, expires_at) in self._documents.items() if expires_at <= now][: limit - len(gone)]
+        for key in keys:
+            self._drop_document(key)
+        return len(gone) + len(keys)
 
     async def close(self) -> None:
         self._sessions.clear()
         self._documents.clear()
+        self._usage.clear()
+
+    def _require_room(self, owner: Tenant, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> None:
+        usage = Usage(*self._usage.get(owner, (0, 0, 0)))
+        self._limits.require_room(usage, sessions=sessions, documents=documents, added_bytes=added_bytes)
+
+    def _charge(self, owner: Tenant, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> None:
+        usage = self._usage.setdefault(owner, [0, 0, 0])
+        for at, added in enumerate((sessions, documents, added_bytes)):
+            usage[at] += added
+
+    def _grow(self, session: _Session, added_bytes: int) -> None:
+        session.bytes += added_bytes
+        self._charge(session.owner, added_bytes=added_bytes)
+
+    def _drop(self, sid: Sid) -> None:
+        session = self._sessions.pop(sid)
+        self._charge(session.owner, sessions=-1, added_bytes=-session.bytes)
+
+    def _drop_document(self, key: Sid) -> None:
+        if (found := self._documents.pop(key, None)) is not None:
+            self._charge(found[0], documents=-1, added_bytes=-len(found[1]) - DOCUMENT_OVERHEAD_BYTES)
 
     def _find(self, sid: Sid, owner: Tenant) -> _Session | None:
         session = self._sessions.get(sid)
         if session is None:
             return None
         if session.expires_at <= self._clock():
-            del self._sessions[sid]
+            self._drop(sid)
             return None
         return session if session.owner == owner else None
 
     def _new(self, sid: Sid, owner: Tenant) -> _Session:
         session = _Session(owner, secrets.token_hex(8), self._wall_clock(), inf)
         self._sessions[sid] = session
+        self._charge(owner, sessions=1, added_bytes=session.bytes)
         return session
 
     def _end_of(self, lifetime_s: float) -> float:
@@ -263,5 +334,14 @@ def _unknown(session: _Session, known: Known) -> tuple[bool, list[bytes], bytes 
     Where neither has entries, there is nothing to be read, nor to be forgotten."""
     same = known.generation == session.generation and known.head <= len(session.entries)
     starts_over = not same and bool(known.head or session.entries)
-    tail = session.entries[known.head :] if same else session.entries[:]
+    tail = _capped(session.entries, known.head if same else 0)
     return starts_over, tail, session.view if not same or known.epoch != session.epoch else None
+
+
+def _capped(entries: Sequence[bytes], head: int) -> list[bytes]:
+    """Those behind that number, as many as one tail has at most."""
+    left, end = MAX_TAIL_BYTES, head
+    while end < len(entries) and left > 0:
+        left -= len(entries[end])
+        end += 1
+    return list(entries[head:end])

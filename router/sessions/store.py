@@ -16,9 +16,13 @@ while another holds the claim is put in the session's line, and asks again with 
 asked for ``LINE_PATIENCE_S`` loses its place.
 *Turns* are numbered from 1. A turn has ended when an ``append`` said so; one that never did is for the readers to leave out.
 *Owner.* Every session and document belongs to a tenant; to any other it is absent, and can be neither created nor replaced.
+*Room.* An owner has a bounded number of sessions, of documents, and of bytes. Counted with what the store needs besides, and
+roughly; the end of a turn that has begun always fits.
+*Tails.* What a call returns of a log has about ``MAX_TAIL_BYTES`` at most: whoever needs the rest asks ``load`` for it.
 *Time.* Leases and lifetimes are measured by the store's own clock. All that belongs to a session lives as long as the session.
 
-Raises StoreUnavailable (it cannot be told what the store holds) or Corrupt (it holds what nobody wrote); nothing else.
+Raises StoreUnavailable (it cannot be told what the store holds; Full, where it is out of room; Crowded, where the owner's own
+calls are in the way), OwnerFull (the owner has no room left) or Corrupt (it holds what nobody wrote); nothing else.
 """
 
 from __future__ import annotations
@@ -33,12 +37,73 @@ from router.core.request import Tenant
 
 LINE_PATIENCE_S = 3.0
 
+MAX_TAIL_BYTES = 4 << 20
+"""A few milliseconds' reading, for which others wait. One entry is always among it."""
+
 
 class StoreUnavailable(Exception):
     """Unreachable, too slow, or refusing writes. What it holds is unknown, which is not the same as nothing."""
 
     was_asked = True
     """False: it was spared the call, so nothing of it can have happened."""
+
+
+class Full(StoreUnavailable):
+    """There is no room to write, in its memory or on its disk. Nothing of the call has happened."""
+
+    was_asked = False
+
+
+class Crowded(StoreUnavailable):
+    """The owner has so many calls under way that this one found no turn in time."""
+
+    was_asked = False
+
+
+class OwnerFull(Exception):
+    """The owner has as much as it may. The message says of what, and how much that is."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What an owner has."""
+
+    sessions: int = 0
+    documents: int = 0
+    bytes: int = 0
+
+
+class OwnerLimits(msgspec.Struct, frozen=True):
+    """What one owner may have of a store. ``max_sessions`` bounds sessions and documents, each."""
+
+    max_sessions: int = 1_000_000
+    max_bytes: int = 4 << 30
+
+    def used_ratio(self, usage: Usage) -> float:
+        counts = max(usage.sessions, usage.documents)
+        return max(counts / self.max_sessions, usage.bytes / self.max_bytes)
+
+    def require_room(self, usage: Usage, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> None:
+        """For so much more. Raises OwnerFull."""
+        if sessions and usage.sessions + sessions > self.max_sessions:
+            raise OwnerFull(
+                f"{usage.sessions} sessions, conversations and chains of responses, which is the most there may be"
+            )
+        if documents and usage.documents + documents > self.max_sessions:
+            raise OwnerFull(f"{usage.documents} responses, which is the most there may be")
+        if usage.bytes + added_bytes > self.max_bytes:
+            raise OwnerFull(
+                f"{usage.bytes} bytes, and this needs {added_bytes} more than {self.max_bytes} has room for"
+            )
+
+
+DEFAULT_LIMITS = OwnerLimits()
+
+ENTRY_OVERHEAD_BYTES, SESSION_OVERHEAD_BYTES, DOCUMENT_OVERHEAD_BYTES = 64, 512, 256
+"""What a store needs beside the bytes that it was given, roughly."""
+
+
+def size_of(entries: Sequence[bytes]) -> int:
+    return sum(map(len, entries)) + ENTRY_OVERHEAD_BYTES * len(entries)
 
 
 class Corrupt(Exception):
@@ -101,6 +166,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """None where the known one holds, and where there never was one."""
     starts_over: bool
     tail: Sequence[bytes]
+    """From where the known log ends; not always up to the head."""
     appended: bool
     worker: str
     """Its last turn's; empty where there was none."""
@@ -161,7 +227,7 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
 class Store(Protocol):
     async def ping(self) -> None:
-        """Would it take a call now?"""
+        """Would it take a write now?"""
         ...
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:

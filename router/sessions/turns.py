@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import msgspec
 
 from router.context.entry import BadEntry, Draft, Kind, decode
 from router.context.history import History
-from router.context.prompt import HistoryDiffers, NothingNew, replay
+from router.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
 from router.core.errors import (
     InvalidRequest,
     RouterError,
@@ -36,13 +37,16 @@ from router.core.worker import WorkerName
 from router.sessions.claims import Claim, Claims
 from router.sessions.counts import TurnCounts
 from router.sessions.door import Door, HeldClient, Kept
-from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked
+from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked, beside
 from router.sessions.names import affinity_key
 from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
-from router.sessions.store import NOTHING, Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
+from router.sessions.store import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 from router.sessions.upkeep import Upkeep
 from router.sides import Client, Dispatch
 from router.wire.answers import BadAnswer
+
+KEY_CHARS = 32
+"""Of the digest that stands for a request and its id."""
 
 CUTS = 2
 """Of one turn's history: the second where the view was changed by another in between."""
@@ -224,8 +228,12 @@ class Turns:
         return "lost"
 
     async def add(self, ask: Ask) -> tuple[History, int]:
-        """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number.
+        """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number. The same
+        body under the same X-Request-Id of the client's is the same turn: a retry.
         Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable, SessionCorrupt."""
+        if not ask.idempotency_key and (request_id := ask.headers.get("X-Request-Id")):
+            key = sha256(f"{request_id} {ask.asked}".encode()).hexdigest()
+            ask = replace(ask, idempotency_key=f"request:{key[:KEY_CHARS]}")
         return await self._append_turn(ask, lambda history: self._planner.news(ask, history))
 
     async def append(self, ask: Ask, drafts: Sequence[Draft]) -> tuple[History, int]:
@@ -240,7 +248,10 @@ class Turns:
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history, _ = begun
-                drafts = drafts_for(history)
+                try:
+                    drafts = drafts_for(history)
+                except NothingNew:
+                    raise InvalidRequest("there is no message among the items", param="items") from None
                 self.histories.require_room(history, drafts)
                 entries = self.histories.encode(history, drafts, claim.turn, ends=True)
                 await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
@@ -254,11 +265,11 @@ class Turns:
         """The body that a turn sent; None: it sent none. Reads the whole log. Raises StateUnavailable, SessionCorrupt."""
         owner = caller.rules.tenant
         record = await self.histories.ask(self.histories.store.read_turn(sid, owner, turn))
-        loaded = await self.histories.ask(self.histories.store.load(sid, owner, NOTHING))
-        if record is None or loaded is None or (recipe := read_note(record.record).recipe) is None:
+        if record is None or (recipe := read_note(record.record).recipe) is None:
             return None
+        entries = await self.histories.log_of(sid, owner)
         try:
-            return replay(recipe, {at: decode(data) for at, data in enumerate(loaded.tail, 1)})
+            return await beside(len(entries), _replay, recipe, entries)
         except (KeyError, BadEntry):
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 
@@ -459,6 +470,11 @@ class Turns:
     def _fenced(self, ask: Ask) -> SessionBusy:
         self.counts.fence_rejections += 1
         return ask.busy("the turn lost its session to another, or the session was deleted", retry_after_s=1)
+
+
+def _replay(recipe: Recipe, entries: Sequence[bytes]) -> bytes:
+    """Raises KeyError, BadEntry."""
+    return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
 
 
 def _read_answer(door: Door, held: HeldClient) -> Kept:

@@ -300,6 +300,29 @@ async def test_a_deleted_response_is_gone_and_what_followed_it_stays() -> None:
         assert sent(worker) == ["one", "to one", "two", "to two", "three"]
 
 
+async def test_with_the_last_response_of_a_chain_all_that_was_said_in_it_is_deleted(tmp_path: Path) -> None:
+    async with speaking(**{"sessions.store": f"sqlite://{tmp_path}/state/sessions.db"}) as (_, _, client):
+        first = await client.responses.create(model="m", input="a secret word", instructions="another secret word")
+        second = await client.responses.create(model="m", input="and", previous_response_id=first.id)
+        branch = await client.responses.create(model="m", input="or", previous_response_id=first.id)
+        other = await client.responses.create(model="m", input="something else")
+        for made in (second, first):
+            await client.responses.delete(made.id)
+        assert await said_on_disk(tmp_path, b"secret word")
+        assert (await client.responses.retrieve(branch.id)).id == branch.id
+        await client.responses.delete(branch.id)
+        while await said_on_disk(tmp_path, b"secret word"):  # until it is overwritten
+            await asyncio.sleep(0.05)
+        assert (await client.responses.retrieve(other.id)).id == other.id
+
+
+async def said_on_disk(directory: Path, words: bytes) -> bool:
+    def search() -> bool:
+        return any(words in path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+    return await asyncio.to_thread(search)
+
+
 async def test_only_what_runs_in_the_background_could_be_cancelled() -> None:
     async with speaking() as (_, _, client):
         made = await client.responses.create(model="m", input="one")

@@ -29,6 +29,7 @@ SHOWN_NOWHERE = {
     "warmroute_max_known_token_counts": BOUND,
     "warmroute_max_session_bytes": BOUND,
     "warmroute_max_session_items": BOUND,
+    "warmroute_max_tenant_sessions": BOUND,
     "warmroute_open_worker_connections": DETAIL,
     "warmroute_max_status_viewers": BOUND,
     "warmroute_queue_bytes": BOUND,

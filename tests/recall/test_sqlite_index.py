@@ -112,6 +112,16 @@ async def test_what_is_forgotten_is_deleted(path: Path) -> None:
         assert connection.execute("SELECT bytes FROM total").fetchone() == (0,)
 
 
+async def test_what_is_forgotten_is_overwritten_in_the_log_of_writes_too(path: Path) -> None:
+    words = b"my cat is called Mimi"
+    index = await SqliteIndex.open(str(path))
+    await index.add(SID, ANN, [Passage(1, words.decode())])
+    await index.forget(SID, ANN)
+    await index.tidy()
+    assert [file.name for file in path.parent.iterdir() if words in file.read_bytes()] == []
+    await index.close()
+
+
 async def test_a_sessions_oldest_pieces_go_when_it_has_too_many(path: Path) -> None:
     index = await SqliteIndex.open(str(path), LetterEmbedder(), IndexLimits(max_session_pieces=3))
     await index.add(SID, ANN, [Passage(n, f"apple word{n}") for n in range(1, 6)])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +22,13 @@ from router.sessions.memory import MemoryStore
 from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.sealed import SealedStore
 from router.sessions.sqlite import SqliteStore
-from router.sessions.store import Append, Begin, Begun, Sid, Store
+from router.sessions.store import Append, Begin, Begun, OwnerLimits, Sid, Store, Usage
 from tests.redis_servers import RedisProcess, running
 from tests.sessions import redis_clock
 
 OWNER, STRANGER = Tenant("ann"), Tenant("bob")
 LEASE_S, LIFETIME_S = 15.0, 601.0
+LIMITS = OwnerLimits(max_sessions=200, max_bytes=64 << 20)
 
 
 class Advance(Protocol):
@@ -42,6 +44,19 @@ class Trial:
     store: Store
     advance: Advance
     unix_time: Callable[[], float]
+    usage: Callable[[], Awaitable[Mapping[Tenant, Usage]]]
+
+
+class Sweeping(Protocol):
+    async def sweep(self, limit: int) -> int: ...
+
+    async def usage(self) -> Mapping[Tenant, Usage]: ...
+
+
+async def swept(store: Sweeping) -> Mapping[Tenant, Usage]:
+    """What owners have, once what has expired is gone."""
+    await store.sweep(1000)
+    return await store.usage()
 
 
 class Clocks:
@@ -64,8 +79,8 @@ class Clocks:
 async def memory_trial(directory: Path) -> AsyncIterator[Trial]:
     del directory
     clocks = Clocks()
-    store = MemoryStore(clocks.monotonic, clocks.unix_time)
-    yield Trial(store, clocks.advance, clocks.unix_time)
+    store = MemoryStore(clocks.monotonic, clocks.unix_time, LIMITS)
+    yield Trial(store, clocks.advance, clocks.unix_time, partial(swept, store))
     await store.close()
 
 
@@ -81,27 +96,32 @@ async def redis_trial(directory: Path) -> AsyncIterator[Trial]:
 async def redis_trial_on(server: RedisProcess) -> AsyncIterator[Trial]:
     """One that is used by nobody else, and emptied first."""
     server.ask("FLUSHALL")
-    store = RedisStore.from_url(server.url, RedisLimits(deadline_s=10), time.monotonic)
+    store = RedisStore.from_url(server.url, RedisLimits(deadline_s=10, owner=LIMITS), time.monotonic)
 
     async def advance(seconds: float) -> None:
         redis_clock.advance(server, seconds)
 
-    yield Trial(store, advance, time.time)
+    async def usage() -> Mapping[Tenant, Usage]:
+        await store.tidy()
+        return {OWNER: Usage(), **await store.usage()}
+
+    yield Trial(store, advance, time.time, usage)
     await store.close()
 
 
 @asynccontextmanager
 async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
     clocks = Clocks()
-    store = await SqliteStore.open(directory / "sessions" / "of.db", clocks.monotonic, clocks.unix_time, boot="this")
-    yield Trial(store, clocks.advance, clocks.unix_time)
+    path = directory / "sessions" / "of.db"
+    store = await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this", limits=LIMITS)
+    yield Trial(store, clocks.advance, clocks.unix_time, partial(swept, store))
     await store.close()
 
 
 @asynccontextmanager
 async def sealed_trial(directory: Path) -> AsyncIterator[Trial]:
     async with memory_trial(directory) as trial:
-        yield Trial(SealedStore(trial.store, b"a secret of the tests"), trial.advance, trial.unix_time)
+        yield replace(trial, store=SealedStore(trial.store, b"a secret of the tests"))
 
 
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {

@@ -8,7 +8,9 @@ _AGE = """
 for _, key in ipairs(redis.call('KEYS', 'wr1:*')) do
   local by_ms = tonumber(ARGV[1])
   local left_ms = redis.call('PTTL', key)
-  if left_ms >= 0 and left_ms <= by_ms then
+  if redis.call('TYPE', key).ok == 'zset' then
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -by_ms, member) end
+  elseif left_ms >= 0 and left_ms <= by_ms then
     redis.call('DEL', key)
   else
     if left_ms > 0 then redis.call('PEXPIRE', key, left_ms - by_ms) end

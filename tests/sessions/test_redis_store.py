@@ -18,6 +18,7 @@ from router.core.request import Tenant
 from router.sessions.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.redis import store as redis_store
 from router.sessions.redis.breaker import BreakerState, Patience
+from router.sessions.redis.eviction import Evictions
 from router.sessions.store import NOTHING, Append, Begin, Begun, Corrupt, Fenced, Sid
 from tests.redis_fakes import HELLO, ScriptedRedis, delaying_proxy
 from tests.redis_servers import RedisProcess, running
@@ -289,7 +290,7 @@ async def test_a_server_that_hangs_costs_a_deadline_and_then_nothing_until_it_is
                     await asyncio.sleep(0.01)
 
 
-async def test_calls_beyond_the_bound_of_connections_wait_within_their_deadline() -> None:
+async def test_calls_beyond_the_bound_of_connections_wait_for_their_turn() -> None:
     are_two_asked = asyncio.Event()
 
     class Silent(ScriptedRedis):
@@ -304,10 +305,40 @@ async def test_calls_beyond_the_bound_of_connections_wait_within_their_deadline(
     async with silent.serving() as url, store_at(url, limits) as store:
         calls = [asyncio.create_task(store.get_document(new_sid(), OWNER)) for _ in range(5)]
         await are_two_asked.wait()
-        assert (silent.connections, store.pending) == (2, 5)
+        assert (silent.connections, store.pending, store.calls.waiting) == (2, 5, 3)
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [getattr(error, "reason", None) for error in found] == [Reason.TIMEOUT] * 5
         assert store.pending == 0
+
+
+@pytest.mark.parametrize(("body_bytes", "state"), [(100, BreakerState.OPEN), (100_000, BreakerState.CLOSED)])
+async def test_only_small_calls_that_time_out_pause_the_way_for_all(body_bytes: int, state: BreakerState) -> None:
+    limits = RedisLimits(deadline_s=0.05, patience=Patience(max_failures=2))
+    async with ScriptedRedis({b"EVALSHA": b""}).serving() as url, store_at(url, limits) as store:
+        for _ in range(2):
+            with pytest.raises(RedisUnavailable, match="timeout"):
+                await store.put_document(new_sid(), OWNER, b"x" * body_bytes, 0)
+        assert store.breaker_state is state
+
+
+async def test_a_reply_of_which_some_has_come_pauses_the_way_for_nobody() -> None:
+    limits = RedisLimits(deadline_s=0.05, patience=Patience(max_failures=1))
+    half = b"*4\r\n$5\r\nother\r\n$800000\r\nxxxxxxx"
+    async with ScriptedRedis({b"EVALSHA": half}).serving() as url, store_at(url, limits) as store:
+        with pytest.raises(RedisUnavailable, match="timeout"):
+            await store.get_document(new_sid(), OWNER)
+        assert store.breaker_state is BreakerState.CLOSED
+
+
+async def test_a_loop_that_is_held_up_is_no_time_out_of_redis(redis_server: RedisProcess) -> None:
+    async with store_at(redis_server.url, RedisLimits(deadline_s=0.1)) as store:
+        sid = new_sid()
+        await store.put_document(sid, OWNER, b"d", 60)
+        for _ in range(3):
+            call = asyncio.create_task(store.get_document(sid, OWNER))
+            await asyncio.sleep(0)
+            time.sleep(0.2)  # noqa: ASYNC251  # the loop is held up
+            assert await call == b"d"
 
 
 # Nobody reads what another asked for
@@ -430,3 +461,58 @@ async def test_it_needs_no_other_commands_and_keys_than_are_documented() -> None
             await store.ping()
             told = server.ask("ACL", "LOG")
         assert [entry for entry in told if b"client|setinfo" not in entry] == []
+
+
+# Evictions
+
+
+def info(policy: str, evicted: int, max_bytes: int = 1 << 20) -> list[object]:
+    return [
+        b"# Memory\r\nused_memory:1\r\nmaxmemory:%d\r\nmaxmemory_policy:%b\r\n" % (max_bytes, policy.encode()),
+        b"# Stats\r\nevicted_keys:%d\r\n" % evicted,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "may_evict"),
+    [
+        (info("allkeys-lru", 0), True),
+        (info("volatile-ttl", 0), True),
+        (info("noeviction", 0), False),
+        (info("allkeys-lru", 0, max_bytes=0), False),
+    ],
+)
+def test_a_server_that_may_evict_is_told_of_once(
+    told: list[object], may_evict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    evictions = Evictions()
+    for _ in range(3):
+        evictions.learn(told)
+    assert evictions.may_evict is may_evict
+    assert sum("may throw sessions away" in line for line in caplog.messages) == may_evict
+
+
+def test_keys_that_are_evicted_while_the_router_looks_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    evictions = Evictions()
+    for evicted in (7, 7, 9):
+        evictions.learn(info("noeviction", evicted))
+    assert evictions.evicted_keys == 9
+    assert [record.__dict__["evicted_keys"] for record in caplog.records] == [2]
+
+
+def test_a_server_that_does_not_say_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    evictions = Evictions()
+    for _ in range(2):
+        evictions.learn([RedisUnavailable(Reason.AUTH), RedisUnavailable(Reason.AUTH)])
+    assert len(caplog.messages) == 1
+
+
+async def test_redis_says_that_it_evicts_and_a_full_one_is_not_up() -> None:
+    with running(("maxmemory 2mb", "maxmemory-policy allkeys-lru")) as server:
+        async with store_at(server.url) as store:
+            await store.tidy()
+            assert store.evictions.may_evict
+            server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+            server.ask("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(RedisUnavailable, match="full"):
+                await store.ping()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -13,10 +14,23 @@ from typing import Any
 
 import pytest
 
+from router.core.request import Tenant
 from router.sessions.sqlite import SqliteStore, rows
-from router.sessions.sqlite.schema import MIGRATIONS, PARTS
-from router.sessions.sqlite.store import SWEPT_DOCUMENTS, SWEPT_ENTRIES, read_boot
-from router.sessions.store import LINE_PATIENCE_S, NOTHING, Begun, Busy, Corrupt, Fenced, Known, Sid, StoreUnavailable
+from router.sessions.sqlite.schema import APPLICATION_ID, MIGRATIONS, PARTS
+from router.sessions.sqlite.store import MAX_OWNER_CALLS, SWEPT_DOCUMENTS, SWEPT_ENTRIES, read_boot
+from router.sessions.store import (
+    LINE_PATIENCE_S,
+    NOTHING,
+    Begun,
+    Busy,
+    Corrupt,
+    Crowded,
+    Fenced,
+    Known,
+    Sid,
+    StoreUnavailable,
+    Usage,
+)
 from tests.sessions.contract import LEASE_S, OWNER, STRANGER, Clocks, asks, more
 
 SID = Sid("sid")
@@ -93,7 +107,7 @@ async def test_only_its_owner_can_read_what_it_makes(path: Path, clocks: Clocks)
         await begun_in(store)
         modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert modes == {"sessions.db": 0o600, "sessions.db-wal": 0o600, "sessions.db-shm": 0o600}
+    assert modes == {f"sessions.db{kind}": 0o600 for kind in ("", "-wal", "-shm", "-reserve")}
 
 
 @pytest.mark.parametrize(("synchronous", "level"), [("NORMAL", 1), ("FULL", 2)])
@@ -106,6 +120,28 @@ async def test_how_sure_a_write_must_be_is_what_was_asked(
         ask = store._writer._thread.submit
         assert ask(lambda: connection.execute("PRAGMA synchronous").fetchone()).result() == (level,)
         assert ask(lambda: connection.execute("PRAGMA journal_mode").fetchone()).result() == ("wal",)
+
+
+async def test_what_a_file_of_the_first_version_has_is_counted_and_can_be_deleted(path: Path, clocks: Clocks) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as old, old:
+        for statement in MIGRATIONS[0]:
+            old.execute(statement)
+        old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        old.execute("PRAGMA user_version = 1")
+        old.execute(
+            "INSERT INTO session VALUES (?, ?, 'g', 0, 9e999, 2, 1, 1, 0, '', 0, 0, 'this', 0, '')", (SID, OWNER)
+        )
+        old.executemany("INSERT INTO entry VALUES (?, ?, ?)", [(SID, seq, b"x" * 1000) for seq in (1, 2)])
+        old.execute("INSERT INTO document VALUES ('d', ?, ?, 9e999)", (OWNER, b"d" * 100))
+    async with opened(path, clocks) as store:
+        (usage,) = (await store.usage()).values()
+        assert (usage.sessions, usage.documents) == (1, 1)
+        assert usage.bytes == 512 + 2 * 1064 + 100 + 256
+        assert len(await tail_in(store)) == 2
+        assert await store.delete(SID, OWNER)
+        assert await store.delete_document(Sid("d"), OWNER)
+        assert set((await store.usage()).values()) == {Usage()}
 
 
 async def test_a_newer_file_is_refused_and_not_touched(path: Path, clocks: Clocks) -> None:
@@ -254,16 +290,59 @@ async def test_calls_beyond_the_bound_are_refused_at_once(path: Path, clocks: Cl
     gate = Gate(clocks)
     async with opened(path, clocks, unix_time=gate.unix_time, max_pending=2) as store:
         first = await gate.stop(store)
-        second = asyncio.create_task(store.set_attributes(SID, OWNER, b"a"))
+        others = [asyncio.create_task(store.set_attributes(SID, OWNER, b"a")) for _ in range(MAX_OWNER_CALLS + 1)]
         await asyncio.sleep(0)
-        assert store.pending == 2
-        with pytest.raises(StoreUnavailable, match="2 calls wait") as refused:
+        assert store.pending == 2 + MAX_OWNER_CALLS
+        with pytest.raises(Crowded, match="2 calls of the tenant wait") as refused:
             await store.set_attributes(SID, OWNER, b"b")
         assert not refused.value.was_asked
         gate.is_open.set()
-        await asyncio.gather(first, second)
+        await asyncio.gather(first, *others)
         assert store.pending == 0
         assert await store.set_attributes(SID, OWNER, b"b")
+
+
+async def test_a_flood_of_one_owner_delays_another_by_the_calls_that_the_thread_has(path: Path, clocks: Clocks) -> None:
+    gate = Gate(clocks)
+    ended: list[Tenant] = []
+
+    async def put(n: int, owner: Tenant) -> None:
+        await store.put_document(Sid(f"{owner}{n}"), owner, b"d", 0)
+        ended.append(owner)
+
+    async with opened(path, clocks, unix_time=gate.unix_time) as store:
+        first = await gate.stop(store)
+        flood = [asyncio.create_task(put(n, OWNER)) for n in range(50)]
+        await asyncio.sleep(0)
+        other = asyncio.create_task(put(0, STRANGER))
+        await asyncio.sleep(0)
+        gate.is_open.set()
+        await asyncio.gather(first, other, *flood)
+    assert ended.index(STRANGER) <= MAX_OWNER_CALLS
+
+
+async def test_a_call_whose_time_is_over_before_its_turn_never_happens(path: Path, clocks: Clocks) -> None:
+    gate = Gate(clocks)
+    async with opened(path, clocks, unix_time=gate.unix_time) as store:
+        first = await gate.stop(store)
+        late = asyncio.create_task(store.put_document(SID, OWNER, b"d", 0))
+        await asyncio.sleep(0)
+        await clocks.advance(6)
+        gate.is_open.set()
+        with pytest.raises(StoreUnavailable, match="its time was over") as refused:
+            await late
+        assert not refused.value.was_asked
+        await first
+        assert await store.get_document(SID, OWNER) is None
+
+
+async def test_a_loop_that_is_held_up_is_no_time_out_of_the_store(path: Path, clocks: Clocks) -> None:
+    async with opened(path, clocks, timeout_s=0.05) as store:
+        call = asyncio.create_task(store.put_document(SID, OWNER, b"d", 0))
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251  # the loop is held up
+        await call
+        assert await store.get_document(SID, OWNER) == b"d"
 
 
 async def test_a_call_that_takes_too_long_is_given_up_and_comes_out_whole(path: Path, clocks: Clocks) -> None:
@@ -509,6 +588,32 @@ async def test_a_long_session_is_swept_by_one_call(path: Path, clocks: Clocks) -
         await clocks.advance(10)
         assert await store.sweep(1) == 1
         assert count(path, "session") == count(path, "entry") == 0
+
+
+async def test_a_session_that_is_deleted_while_it_is_large_is_absent_at_once_and_gone_in_parts(
+    path: Path, clocks: Clocks
+) -> None:
+    async with opened(path, clocks) as store:
+        await keep(store, SID, SWEPT_ENTRIES * 3, 0)
+        assert await store._writer.do(rows.hide, SID, OWNER)
+        assert await store.load(SID, OWNER, NOTHING) is None
+        assert not await store.delete(SID, OWNER)
+        assert count(path, "entry") == SWEPT_ENTRIES * 3
+        assert await store.sweep(10) == 1  # what a router that died did not end
+        assert count(path, "entry") == count(path, "session") == 0
+
+
+async def test_what_is_deleted_is_overwritten_in_the_log_of_writes_too(path: Path, clocks: Clocks) -> None:
+    words = b"my cat is called Mimi"
+    async with opened(path, clocks) as store:
+        await store.create(SID, OWNER, entries=[words * 9] * 50, attributes=b"a", turns=1, lifetime_s=60.0)
+        await store.put_document(SID, OWNER, words, 0)
+        await store.tidy()
+        assert await store.delete(SID, OWNER)
+        assert await store.delete_document(SID, OWNER)
+        await store.tidy()
+        found = [file.name for file in path.parent.iterdir() if words in file.read_bytes()]
+        assert found == []
 
 
 async def test_a_wall_clock_that_is_put_back_brings_back_no_half_of_a_session(path: Path, clocks: Clocks) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from router.sessions.store import (
     LINE_PATIENCE_S,
+    MAX_TAIL_BYTES,
     NOTHING,
     Begin,
     Begun,
@@ -18,12 +19,14 @@ from router.sessions.store import (
     Fenced,
     Known,
     Loaded,
+    OwnerFull,
     Repeated,
     Sid,
     Store,
     TurnRecord,
+    Usage,
 )
-from tests.sessions.contract import LEASE_S, LIFETIME_S, OWNER, STORES, STRANGER, Trial, asks, more
+from tests.sessions.contract import LEASE_S, LIFETIME_S, LIMITS, OWNER, STORES, STRANGER, Trial, asks, more
 
 
 @pytest.fixture(params=STORES)
@@ -213,6 +216,27 @@ async def test_sessions_do_not_meet(store: Store) -> None:
     await store.append(more(other, held, b"other"))
     assert again.turn == 2
     assert list((await loaded(store, one)).tail) == [b"one"]
+
+
+async def test_a_long_log_is_told_in_parts(store: Store, sid: Sid) -> None:
+    entries = [bytes([n]) * (MAX_TAIL_BYTES // 4 + 1) for n in range(10)]
+    begun = await begun_by(store, asks(sid))
+    for entry in entries:
+        await store.append(more(sid, begun, entry))
+    found = await loaded(store, sid)
+    read: list[bytes] = []
+    while len(read) < len(entries):
+        assert 0 < len(found.tail) < len(entries)
+        assert (found.head, found.starts_over) == (len(entries), not read)
+        read += found.tail
+        found = await loaded(store, sid, Known(begun.generation, len(read)))
+    assert read == entries
+    assert list(found.tail) == []
+
+
+async def test_an_entry_that_is_too_long_for_a_part_is_a_part(store: Store, sid: Sid) -> None:
+    await made(store, sid, b"x" * (MAX_TAIL_BYTES + 1), b"y", turns=1)
+    assert [len(entry) for entry in (await loaded(store, sid)).tail] == [MAX_TAIL_BYTES + 1]
 
 
 # The claim
@@ -781,3 +805,67 @@ async def test_a_document_is_no_session(store: Store, sid: Sid) -> None:
     assert await made(store, sid, b"1")
     assert await store.delete(sid, OWNER)
     assert await store.get_document(sid, OWNER) == b"d"
+
+
+# Room
+
+
+async def test_an_owner_has_so_many_sessions_and_deleting_one_makes_room(trial: Trial, sid: Sid) -> None:
+    sids = [Sid(f"{sid}{n}") for n in range(LIMITS.max_sessions)]
+    for each in sids:
+        assert await made(trial.store, each)
+    await trial.usage()
+    with pytest.raises(OwnerFull, match="200 sessions"):
+        await made(trial.store, sid)
+    with pytest.raises(OwnerFull):
+        await trial.store.begin(asks(sid))
+    assert await trial.store.load(sid, OWNER, NOTHING) is None
+    assert await trial.store.create(sid, STRANGER, entries=(), attributes=b"", turns=0, lifetime_s=0)
+    assert await trial.store.delete(sids[0], OWNER)
+    await trial.usage()
+    assert await made(trial.store, sids[0])
+
+
+async def test_an_owner_has_so_many_documents_and_replacing_one_needs_no_room(trial: Trial, sid: Sid) -> None:
+    keys = [Sid(f"{sid}{n}") for n in range(LIMITS.max_sessions)]
+    for key in keys:
+        await trial.store.put_document(key, OWNER, b"d", 0)
+    await trial.usage()
+    with pytest.raises(OwnerFull, match="200 responses"):
+        await trial.store.put_document(sid, OWNER, b"d", 0)
+    assert await trial.store.get_document(sid, OWNER) is None
+    await trial.store.put_document(keys[0], OWNER, b"e", 0)
+    await trial.store.put_document(sid, STRANGER, b"d", 0)
+
+
+async def test_an_owner_has_so_many_bytes_and_a_turn_that_began_ends_all_the_same(trial: Trial, sid: Sid) -> None:
+    begun = await begun_by(trial.store, asks(sid))
+    for _ in range(7):
+        await trial.store.append(more(sid, begun, b"x" * (8 << 20)))
+    await trial.usage()
+    with pytest.raises(OwnerFull, match="bytes"):
+        await trial.store.append(more(sid, begun, b"x" * (8 << 20)))
+    assert await trial.store.append(more(sid, begun, b"x" * (8 << 20), ends=True)) == 8
+    await trial.usage()
+    with pytest.raises(OwnerFull):
+        await trial.store.begin(asks(sid))
+    assert not (await loaded(trial.store, sid)).is_claimed
+    assert await trial.store.delete(sid, OWNER)
+    await trial.usage()
+    await begun_by(trial.store, asks(sid))
+
+
+async def test_what_is_deleted_or_expires_is_given_back(trial: Trial, sid: Sid) -> None:
+    other = Sid(token_hex(16))
+    begun = await begun_by(trial.store, asks(sid, record=b"r" * 100, entries=(b"1" * 50,), turn=1))
+    await trial.store.append(more(sid, begun, b"2", ends=True, record=b"r" * 200, lifetime_s=10))
+    await trial.store.commit_view(sid, OWNER, begun.generation, 0, b"v" * 300)
+    await made(trial.store, other, b"3", turns=1)
+    await trial.store.put_document(sid, OWNER, b"d" * 1000, 10)
+    usage = (await trial.usage())[OWNER]
+    assert (usage.sessions, usage.documents) == (2, 1)
+    assert 1200 < usage.bytes < 6000
+    await trial.advance(20)
+    assert (await trial.usage())[OWNER].documents == 0
+    assert await trial.store.delete(other, OWNER)
+    assert (await trial.usage())[OWNER] == Usage()

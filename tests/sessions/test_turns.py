@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,9 +26,9 @@ from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Request, Tenant
 from router.core.tenant import TenantRules, make_caller
-from router.sessions.histories import ENTRIES_AT_ONCE, Behind
+from router.sessions.histories import COPIED_BYTES, ENTRIES_AT_ONCE, Behind
 from router.sessions.names import affinity_key
-from router.sessions.store import NOTHING, Append, Sid
+from router.sessions.store import MAX_TAIL_BYTES, NOTHING, Append, Sid
 from router.sides import Client
 from tests.context.logs import message
 from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
@@ -813,6 +814,67 @@ async def test_a_long_log_is_read_while_others_are_served() -> None:
     assert [each["content"] for each in other.dispatch.sent()][2000:] == ["now"]
 
 
+async def test_a_history_that_the_store_tells_in_parts_is_read_whole() -> None:
+    one = Desk()
+    texts = [f"{number} " + "x" * (MAX_TAIL_BYTES // 2) for number in range(5)]
+    for text in texts:
+        await add(one, user(text))
+    other = Desk(one.store)
+    await other.take(user("now"))
+    assert await other.texts() == [*texts, "now", "to now"]
+    prompt = await other.turns.prompt_of(SID, ACME, 6)
+    assert prompt is not None
+    assert [each["content"] for each in json.loads(prompt)["messages"]] == [*texts, "now"]
+
+
+FORK = Sid("fork")
+
+
+async def filled(desk: Desk) -> list[str]:
+    """A session of which a copy takes several parts."""
+    texts = [f"{number} " + "x" * (COPIED_BYTES // 2) for number in range(5)]
+    for text in texts:
+        await add(desk, user(text))
+    return texts
+
+
+async def test_a_copy_in_parts_is_the_session_and_goes_on() -> None:
+    desk = Desk()
+    texts = await filled(desk)
+    assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    assert not await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    await desk.take(user("now"), sid=FORK)
+    assert await desk.texts(FORK) == [*texts, "now", "to now"]
+    assert await desk.texts() == texts
+
+
+async def test_no_call_of_a_copy_is_large() -> None:
+    desk = Desk()
+    await filled(desk)
+    sizes: list[int] = []
+    store_append = desk.store.append
+
+    async def watched(append: Append) -> int:
+        sizes.append(sum(map(len, append.entries)))
+        return await store_append(append)
+
+    desk.store.append = watched  # type: ignore[method-assign]
+    assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    assert len(sizes) > 2
+    assert max(sizes) < 1.1 * COPIED_BYTES
+
+
+async def test_a_copy_that_fails_half_way_leaves_nothing() -> None:
+    desk = Desk()
+    await filled(desk)
+    desk.store.fails["before append"] = 2
+    with pytest.raises(StateUnavailable):
+        await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    assert await desk.store.load(FORK, ACME.rules.tenant, NOTHING) is None
+    desk.store.fails.clear()
+    assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+
+
 async def test_a_slow_reader_does_not_replace_what_is_known_better() -> None:
     desk = Desk()
     await desk.take(user("one"))
@@ -894,6 +956,26 @@ async def test_adding_is_repeated_once_and_refused_under_a_key_of_another_reques
     with pytest.raises(InvalidRequest):
         await add(desk, user("other"), key="k-1", asked="b")
     assert await desk.texts() == ["note"]
+
+
+async def test_adding_again_under_the_same_request_id_adds_nothing() -> None:
+    desk = Desk()
+
+    async def add(text: str, request_id: str) -> None:
+        ask = desk.ask(Incoming(model="", messages=[user(text)], params={}), asked=text)
+        await desk.turns.add(replace(ask, headers={"X-Request-Id": request_id}))
+
+    for text, request_id in (("a", "1"), ("a", "1"), ("b", "1"), ("a", "2")):
+        await add(text, request_id)
+    assert await desk.texts() == ["a", "b", "a"]
+
+
+async def test_items_without_a_message_are_refused_and_leave_the_session_free() -> None:
+    desk = Desk()
+    with pytest.raises(InvalidRequest, match="no message"):
+        await add(desk)
+    await desk.require_quiet()
+    assert await add(desk, user("note")) == ["note"]
 
 
 async def test_adding_waits_for_a_turn_under_way() -> None:

@@ -97,6 +97,11 @@ class IndexFile:
             self._thread.transact, "BEGIN IMMEDIATE", lambda connection: work(connection, *args, **kwargs)
         )
 
+    async def overwrite(self) -> None:
+        """What was deleted, in the write-ahead log as well: it is brought into the file, and cut to nothing. Raises
+        IndexUnavailable, also where another process is at it."""
+        await self._run(self._truncate)
+
     async def close(self) -> None:
         """What was asked before is done first. Closing again does nothing."""
         await self._thread.close()
@@ -128,6 +133,14 @@ class IndexFile:
         # What is deleted is overwritten. Of FTS5's words only from SQLite 3.42 on; before, they go when their segments merge.
         connection.execute("PRAGMA secure_delete = ON")
         self._thread.transact("BEGIN IMMEDIATE", _migrate)
+
+    def _truncate(self) -> None:
+        connection = self._thread.connection
+        if connection is None:
+            raise NotBegun("closed")
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise IndexUnavailable(f"{self.path}: others read it")
 
 
 def _check(connection: sqlite3.Connection) -> None:

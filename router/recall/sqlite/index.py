@@ -72,6 +72,8 @@ class SqliteIndex:
         """Whose query the embedder could not embed, or not in time. They went by words alone."""
         self.bytes = 0
         """Of texts and vectors, when this process changed something last."""
+        self._is_untidy = False
+        """Something was deleted that still lies in the log of writes."""
         self.evicted: Counter[str] = Counter({"sessions": 0, "pieces": 0})
         """Sessions that went for others, and pieces that went for their own session's."""
 
@@ -149,6 +151,16 @@ class SqliteIndex:
         while await self._change(rows.forget_expired, self._wall_clock() - self._limits.lifetime_s):
             await self._delete_dropped()
 
+    async def tidy(self) -> None:
+        """To be called now and then: what was deleted is overwritten in the log of writes as well. Raises IndexUnavailable."""
+        if self._is_untidy:
+            self._is_untidy = False
+            try:
+                await self._file.overwrite()
+            except BaseException:
+                self._is_untidy = True
+                raise
+
     async def close(self) -> None:
         await self._file.close()
 
@@ -163,7 +175,7 @@ class SqliteIndex:
 
     async def _delete_dropped(self) -> None:
         while await self._file.write(rows.delete_dropped):
-            pass
+            self._is_untidy = True
 
     async def _embed(self, sid: Sid, owner: Tenant, embedder: Embedder) -> None:
         from router.recall.vectors import pack

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import hiredis
@@ -16,11 +17,17 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from router.sessions.redis.breaker import Breaker, BreakerState, Patience
+from router.sessions.redis.deadline import Deadline
 from router.sessions.redis.errors import Reason, RedisUnavailable, ends_connection, translate
 
 Command = tuple[bytes | str | int, ...]
 Reply = object
 """What Redis answered; an error reply is a ResponseError, as a value."""
+
+
+LARGE_CALL_BYTES = 64 << 10
+"""A call of so much, or a reply of which some has come, may be slow where others are not: that it timed out closes the way to
+nobody."""
 
 
 class Server(Protocol):
@@ -31,6 +38,19 @@ class Server(Protocol):
     def forget(self) -> None:
         """It failed: where it is has to be found out anew."""
         ...
+
+
+@dataclass(slots=True)
+class _Call:
+    packed: bytes
+    count: int
+    """Of its commands."""
+    is_arriving: bool = False
+    """It was left when some of a reply was there, and not all."""
+
+    @property
+    def is_large(self) -> bool:
+        return self.is_arriving or len(self.packed) >= LARGE_CALL_BYTES
 
 
 class Pool:
@@ -57,13 +77,21 @@ class Pool:
         """
         if not self._breaker.admits(self._clock()):
             raise RedisUnavailable(Reason.PAUSED)
+        call = _Call(_packed(commands), len(commands))
         self.pending += 1
         try:
-            async with asyncio.timeout_at(deadline), self._room:
-                replies = await self._exchange(_packed(commands), len(commands))
+            async with Deadline(deadline), self._room:
+                replies = await self._exchange(call)
         except asyncio.CancelledError:
             self._breaker.abandoned()
             raise
+        except TimeoutError as error:
+            if call.is_large:  # it tells of its size, and of nobody's health
+                self._breaker.abandoned()
+            else:
+                self._breaker.failed(self._clock())
+                await self.forget()
+            raise translate(error) from None
         except (RedisError, RedisUnavailable, OSError) as error:
             self._breaker.failed(self._clock())
             await self.forget()
@@ -73,18 +101,22 @@ class Pool:
         self._breaker.succeeded()
         return replies
 
-    async def _exchange(self, commands: bytes, count: int) -> list[Reply]:
+    async def _exchange(self, call: _Call) -> list[Reply]:
         era = self._era
         is_clean = False
         connection: AbstractConnection | None = None
         try:
             connection = await self._take()
-            await connection.send_packed_command(commands)
-            replies = [await _read(connection) for _ in range(count)]
+            await connection.send_packed_command(call.packed)
+            replies = [await _read(connection) for _ in range(call.count)]
             is_clean = not any(map(ends_connection, replies))
             if not is_clean:
                 await self.forget()
             return replies
+        except asyncio.CancelledError:
+            if connection is not None and connection.is_connected:
+                call.is_arriving = await connection.can_read()
+            raise
         finally:
             if connection is None:
                 pass
@@ -122,7 +154,8 @@ def _packed(commands: Sequence[Command]) -> bytes:
 
 async def _read(connection: AbstractConnection) -> Reply:
     try:
-        return await connection.read_response()
+        # It is looked at before it is given up, and whoever took it does that.
+        return await connection.read_response(disconnect_on_error=False)
     except InvalidResponse:
         raise
     except ResponseError as error:

@@ -10,7 +10,17 @@ from operator import attrgetter
 from router.core.request import Tenant
 from router.sessions.sqlite.database import Transaction
 from router.sessions.sqlite.schema import PARTS
-from router.sessions.store import Corrupt, Known, Loaded, Sid, TurnRecord
+from router.sessions.store import (
+    MAX_TAIL_BYTES,
+    SESSION_OVERHEAD_BYTES,
+    Corrupt,
+    Known,
+    Loaded,
+    Sid,
+    TurnRecord,
+    Usage,
+    size_of,
+)
 
 
 @dataclass(slots=True)
@@ -34,6 +44,8 @@ class Session:
     boot: str = ""
     epoch: int = 0
     worker: str = ""
+    bytes: int = SESSION_OVERHEAD_BYTES
+    """Of all that belongs to it, roughly: what its owner is charged with."""
 
     def is_claimed(self, at: Transaction) -> bool:
         return self.claimed_until > at.now and self.boot == at.boot
@@ -42,10 +54,18 @@ class Session:
         self.holder, self.claimed_turn, self.claimed_until = "", 0, 0.0
 
 
-_KINDS = (str, str, str, float, float, int, int, int, int, str, int, float, str, int, str)
+MAX_ERASED_BYTES = 1 << 20
+"""By one transaction, but for a row that is longer."""
+
+_KINDS = (str, str, str, float, float, int, int, int, int, str, int, float, str, int, str, int)
 """Of its columns: SQLite keeps whatever it is given, and what it reads from a damaged file."""
 _columns = attrgetter(*(field.name for field in fields(Session)))
-_SAVE = f"REPLACE INTO session VALUES ({', '.join('?' * len(fields(Session)))})"  # noqa: S608
+_NAMES = [field.name for field in fields(Session)]
+# No REPLACE, which would be a deletion to no trigger.
+_SAVE = (
+    f"INSERT INTO session VALUES ({', '.join('?' * len(_NAMES))}) ON CONFLICT (sid) DO UPDATE SET "  # noqa: S608
+    + ", ".join(f"{name} = excluded.{name}" for name in _NAMES[1:])
+)
 
 
 def find(at: Transaction, sid: Sid, owner: Tenant) -> Session | None:
@@ -95,6 +115,7 @@ def extend(at: Transaction, session: Session, entries: Sequence[bytes]) -> None:
         [(session.sid, seq, body) for seq, body in enumerate(entries, session.head + 1)],
     )
     session.head += len(entries)
+    session.bytes += size_of(entries)
 
 
 def end_of(at: Transaction, lifetime_s: float) -> float:
@@ -104,19 +125,32 @@ def end_of(at: Transaction, lifetime_s: float) -> float:
 def unknown(at: Transaction, session: Session, known: Known) -> tuple[bool, list[bytes], bytes | None]:
     """Must all be read anew; what of the log is not known; the view, where another is known."""
     is_same = known.generation == session.generation and known.head <= session.head
-    head = known.head if is_same else 0
-    tail: list[bytes] = []
-    if head < session.head:
-        rows = at.connection.execute(
-            "SELECT body FROM entry WHERE sid = ? AND seq > ? ORDER BY seq", (session.sid, head)
-        )
-        tail = [body for (body,) in rows]
-        if len(tail) != session.head - head or not all(isinstance(body, bytes) for body in tail):
-            raise Corrupt(f"session {session.sid}: entries are missing")
+    tail = _entries_behind(at, session, known.head if is_same else 0)
     view = None
     if session.epoch and not (is_same and known.epoch == session.epoch):
         view = read_body(at, "view", session.sid)
     return not is_same and max(known.head, session.head) > 0, tail, view
+
+
+def _entries_behind(at: Transaction, session: Session, head: int) -> list[bytes]:
+    """As many as one tail has at most."""
+    tail: list[bytes] = []
+    if head == session.head:
+        return tail
+    left = MAX_TAIL_BYTES
+    rows = at.connection.execute(
+        "SELECT seq, body FROM entry WHERE sid = ? AND seq > ? ORDER BY seq", (session.sid, head)
+    )
+    for seq, body in rows:
+        if seq != head + len(tail) + 1 or not isinstance(body, bytes):
+            break
+        tail.append(body)
+        left -= len(body)
+        if left <= 0:
+            return tail
+    if head + len(tail) != session.head:
+        raise Corrupt(f"session {session.sid}: entries are missing")
+    return tail
 
 
 def read_body(at: Transaction, table: str, sid: Sid) -> bytes | None:
@@ -125,8 +159,10 @@ def read_body(at: Transaction, table: str, sid: Sid) -> bytes | None:
     return row[0] if row else None
 
 
-def write_body(at: Transaction, table: str, sid: Sid, body: bytes) -> None:
-    at.connection.execute(f"REPLACE INTO {table} VALUES (?, ?)", (sid, body))  # noqa: S608
+def write_body(at: Transaction, table: str, session: Session, body: bytes) -> None:
+    """Of a session that is saved behind it."""
+    session.bytes += len(body) - len(read_body(at, table, session.sid) or b"")
+    at.connection.execute(f"REPLACE INTO {table} VALUES (?, ?)", (session.sid, body))  # noqa: S608
 
 
 def read_turn(at: Transaction, session: Session, turn: int) -> TurnRecord | None:
@@ -138,7 +174,8 @@ def read_turn(at: Transaction, session: Session, turn: int) -> TurnRecord | None
     return TurnRecord(bool(row[0]), row[1]) if row else None
 
 
-def write_turn(at: Transaction, session: Session, turn: int, record: TurnRecord) -> None:
+def write_turn(at: Transaction, session: Session, turn: int, record: TurnRecord, before: TurnRecord | None) -> None:
+    session.bytes += len(record.record) - (len(before.record) if before else 0)
     at.connection.execute("REPLACE INTO turn VALUES (?, ?, ?, ?)", (session.sid, turn, record.has_ended, record.record))
 
 
@@ -158,22 +195,52 @@ def load(at: Transaction, session: Session, known: Known) -> Loaded:
     )
 
 
-def sweep_session(at: Transaction, max_entries: int) -> bool | None:
-    """Deletes one that has expired, or its oldest entries only where there are more. None: no session has expired."""
+def hide(at: Transaction, sid: Sid, owner: Tenant) -> bool:
+    """From now on there is none. False: there was none."""
+    if not is_owned(at, sid, owner):
+        return False
+    at.connection.execute("UPDATE session SET expires_at = 0 WHERE sid = ?", (sid,))
+    return True
+
+
+def remove_part(at: Transaction, sid: Sid, max_rows: int) -> bool:
+    """Of a session that nobody sees any more, the oldest rows, so that no transaction is long. True: it is gone."""
+    for table in ("entry", "turn"):
+        if (first_left := _first_left(at, table, sid, max_rows)) is not None:
+            at.connection.execute(f"DELETE FROM {table} WHERE sid = ? AND seq < ?", (sid, first_left))  # noqa: S608
+            return False
+    remove(at, sid)
+    return True
+
+
+def _first_left(at: Transaction, table: str, sid: Sid, max_rows: int) -> int | None:
+    """None: all of it is one part."""
+    column = "body" if table == "entry" else "record"
+    found = at.connection.execute(
+        f"SELECT seq, length({column}) FROM {table} WHERE sid = ? ORDER BY seq LIMIT ?",  # noqa: S608
+        (sid, max_rows + 1),
+    )
+    total = 0
+    for number, (seq, size) in enumerate(found):
+        total += size or 0
+        if number and (number == max_rows or total > MAX_ERASED_BYTES):
+            return int(seq)
+    return None
+
+
+def sweep_session(at: Transaction, max_rows: int) -> bool | None:
+    """Deletes one that has expired, or its oldest rows only where there are more. None: no session has expired."""
     row = at.connection.execute("SELECT sid FROM session WHERE expires_at <= ? LIMIT 1", (at.unix_time,)).fetchone()
     if row is None:
         return None
-    (sid,) = row
     # A wall clock that is put back must not bring back half a session.
-    at.connection.execute("UPDATE session SET expires_at = 0 WHERE sid = ?", (sid,))
-    last = at.connection.execute(
-        "SELECT seq FROM entry WHERE sid = ? ORDER BY seq LIMIT 1 OFFSET ?", (sid, max_entries)
-    ).fetchone()
-    if last is None:
-        remove(at, sid)
-        return True
-    at.connection.execute("DELETE FROM entry WHERE sid = ? AND seq < ?", (sid, last[0]))
-    return False
+    at.connection.execute("UPDATE session SET expires_at = 0 WHERE sid = ?", (row[0],))
+    return remove_part(at, row[0], max_rows)
+
+
+def usage_of(at: Transaction, owner: Tenant) -> Usage:
+    row = at.connection.execute("SELECT sessions, documents, bytes FROM usage WHERE owner = ?", (owner,)).fetchone()
+    return Usage(*row) if row else Usage()
 
 
 def sweep_documents(at: Transaction, limit: int) -> int:

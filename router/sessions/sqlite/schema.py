@@ -48,8 +48,38 @@ CREATE TABLE last_fence (fence INTEGER NOT NULL);
 INSERT INTO last_fence VALUES (0);
 """
 
-MIGRATIONS = (_SESSIONS,)
-"""The n-th makes a file of version n - 1 one of version n. They are never changed, only added to."""
+# "usage" is what each owner has, kept by the triggers; a session's bytes are counted by whoever writes them. "pulse" is
+# written to learn whether anything can be.
+_USAGE = (
+    "ALTER TABLE session ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE usage (
+        owner TEXT PRIMARY KEY, sessions INTEGER NOT NULL, documents INTEGER NOT NULL, bytes INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    """UPDATE session SET bytes = 512
+        + coalesce((SELECT sum(length(body) + 64) FROM entry WHERE entry.sid = session.sid), 0)
+        + coalesce((SELECT sum(length(record)) FROM turn WHERE turn.sid = session.sid), 0)""",
+    """INSERT INTO usage SELECT owner, sum(sessions), sum(documents), sum(bytes) FROM (
+        SELECT owner, 1 AS sessions, 0 AS documents, bytes FROM session
+        UNION ALL SELECT owner, 0, 1, length(body) + 256 FROM document
+    ) GROUP BY owner""",
+    """CREATE TRIGGER session_added AFTER INSERT ON session BEGIN
+        INSERT INTO usage VALUES (new.owner, 1, 0, new.bytes) ON CONFLICT (owner)
+        DO UPDATE SET sessions = sessions + 1, bytes = bytes + new.bytes; END""",
+    """CREATE TRIGGER session_grown AFTER UPDATE OF bytes ON session WHEN new.bytes <> old.bytes BEGIN
+        UPDATE usage SET bytes = bytes + new.bytes - old.bytes WHERE owner = new.owner; END""",
+    """CREATE TRIGGER session_deleted AFTER DELETE ON session BEGIN
+        UPDATE usage SET sessions = sessions - 1, bytes = bytes - old.bytes WHERE owner = old.owner; END""",
+    """CREATE TRIGGER document_added AFTER INSERT ON document BEGIN
+        INSERT INTO usage VALUES (new.owner, 0, 1, length(new.body) + 256) ON CONFLICT (owner)
+        DO UPDATE SET documents = documents + 1, bytes = bytes + length(new.body) + 256; END""",
+    """CREATE TRIGGER document_deleted AFTER DELETE ON document BEGIN
+        UPDATE usage SET documents = documents - 1, bytes = bytes - length(old.body) - 256 WHERE owner = old.owner; END""",
+    "CREATE TABLE pulse (beats INTEGER NOT NULL)",
+    "INSERT INTO pulse VALUES (0)",
+)
+
+MIGRATIONS = (tuple(_SESSIONS.split(";")), _USAGE)
+"""The n-th, statement by statement, makes a file of version n - 1 one of version n. They are never changed, only added to."""
 
 PARTS = ("entry", "turn", "idempotency_key", "line", "view", "attributes")
 """The tables that hold what belongs to a session."""
@@ -75,7 +105,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     version = check_version(connection)
     for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-        for statement in migration.split(";"):
+        for statement in migration:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number}")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -14,18 +14,20 @@ from router.sessions.store import (
     Busy,
     Corrupt,
     Fenced,
+    OwnerLimits,
     Repeated,
     Sid,
     TurnRecord,
+    size_of,
 )
 
 
-def begin(at: Transaction, begin: Begin, generation: str) -> Begun | Busy | Repeated | None:
+def begin(at: Transaction, begin: Begin, generation: str, limits: OwnerLimits) -> Begun | Busy | Repeated | None:
     """``generation``: of the session, where it is a new one."""
     session = rows.find(at, begin.sid, begin.owner)
     if session is None:
         session = rows.add(at, begin.sid, begin.owner, generation) if begin.creates else None
-        return _claim(at, session, begin) if session else None
+        return _claim(at, session, begin, limits, sessions=1) if session else None
     if begin.idempotency_key and (repeated := _repeated(at, session, begin.idempotency_key)):
         return repeated
     line = _line(at, session.sid)
@@ -33,10 +35,10 @@ def begin(at: Transaction, begin: Begin, generation: str) -> Begun | Busy | Repe
         return _line_up(at, begin, line)
     if line:
         _leave_line(at, session.sid, begin.token)
-    return _claim(at, session, begin)
+    return _claim(at, session, begin, limits)
 
 
-def append(at: Transaction, append: Append) -> int:
+def append(at: Transaction, append: Append, limits: OwnerLimits) -> int:
     session = rows.find(at, append.sid, append.owner)
     if session is None or session.generation != append.generation:
         raise Fenced
@@ -48,10 +50,12 @@ def append(at: Transaction, append: Append) -> int:
     holds = session.fence == append.fence and bool(session.holder)
     if not holds and not (append.is_late and append.ends):
         raise Fenced
+    if append.entries and not append.ends:
+        limits.require_room(rows.usage_of(at, append.owner), added_bytes=size_of(append.entries))
     rows.extend(at, session, append.entries)
     if append.ends or append.record is not None:
         record = turn.record if append.record is None else append.record
-        rows.write_turn(at, session, append.turn, TurnRecord(turn.has_ended or append.ends, record))
+        rows.write_turn(at, session, append.turn, TurnRecord(turn.has_ended or append.ends, record), turn)
     session.worker = append.worker or session.worker
     session.expires_at = rows.end_of(at, append.lifetime_s)
     if append.ends and holds:
@@ -85,13 +89,16 @@ def leave(at: Transaction, sid: Sid, owner: Tenant, token: str) -> None:
         rows.save(at, session)
 
 
-def _claim(at: Transaction, session: Session, begin: Begin) -> Begun:
+def _claim(at: Transaction, session: Session, begin: Begin, limits: OwnerLimits, sessions: int = 0) -> Begun:
+    """``sessions``: 1 for a new one. Raises OwnerFull."""
+    added_bytes = size_of(begin.entries) + len(begin.record)
+    limits.require_room(rows.usage_of(at, begin.owner), sessions=sessions, added_bytes=added_bytes)
     session.fence += 1
     session.turns += 1
     session.holder, session.claimed_turn = begin.token, session.turns
     session.claimed_until, session.boot = at.now + begin.lease_s, at.boot
     session.expires_at = rows.end_of(at, begin.lifetime_s)
-    rows.write_turn(at, session, session.turns, TurnRecord(False, begin.record))
+    rows.write_turn(at, session, session.turns, TurnRecord(False, begin.record), None)
     if begin.idempotency_key:
         at.connection.execute(
             "REPLACE INTO idempotency_key VALUES (?, ?, ?)", (session.sid, begin.idempotency_key, session.turns)

@@ -8,7 +8,7 @@ calls only, where models go on with it; elsewhere chat templates drop it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -141,7 +141,7 @@ def _said(content: object, where: str) -> tuple[str, str]:
         part = read_object(each, place)
         if part.get("type") == "refusal":
             refusal += read_text(part.get("refusal"), f"{place}.refusal")
-        elif part.get("type") in _TEXTS:
+        elif _is_one_of(part.get("type"), _TEXTS):
             text += _text(part, place)
         else:
             _refuse_part(part, place)
@@ -156,7 +156,7 @@ def _content(content: object, media: MediaRule | None, where: str) -> str | list
     for number, each in enumerate(read_list(content, where)):
         place = f"{where}[{number}]"
         part = read_object(each, place)
-        if part.get("type") in _TEXTS:
+        if _is_one_of(part.get("type"), _TEXTS):
             parts.append({"type": "text", "text": _text(part, place)})
         elif part.get("type") == "input_image":
             parts.append(_image(part, media, place))
@@ -165,6 +165,11 @@ def _content(content: object, media: MediaRule | None, where: str) -> str | list
     if len(parts) == 1 and parts[0]["type"] == "text":
         return str(parts[0]["text"])
     return parts
+
+
+def _is_one_of(value: object, names: Collection[str]) -> bool:
+    """Of any JSON: a list, say, can be in no set."""
+    return isinstance(value, str) and value in names
 
 
 def _text(part: JsonObject, where: str) -> str:
@@ -178,7 +183,7 @@ def _image(part: JsonObject, media: MediaRule | None, where: str) -> JsonObject:
     image: JsonObject = {"url": read_text(part.get("image_url"), param)}
     if media is not None and not media.allows(image["url"]):
         refuse("image_url must be a data: URI; this router lets workers fetch nothing from where it points", param)
-    if part.get("detail") in _DETAILS:
+    if _is_one_of(part.get("detail"), _DETAILS):
         image["detail"] = part["detail"]
     return {"type": "image_url", "image_url": image}
 

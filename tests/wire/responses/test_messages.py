@@ -114,6 +114,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"role": "user", "content": [7]}, "input[1].content[0]"),
     ({"role": "user", "content": [{"type": "input_text"}]}, "input[1].content[0].text"),
     ({"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}, "input[1].content[0]"),
+    *(
+        ({"role": role, "content": [{"type": kind}]}, "input[1].content[0]")
+        for role in ("user", "assistant")
+        for kind in (["input_text"], {"type": "text"})
+    ),
     ({"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}, "input[1].content[0].file_id"),
     ({"role": "user", "content": [{"type": "input_image"}]}, "input[1].content[0].image_url"),
     (
@@ -127,6 +132,12 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "function_call_output", "call_id": "c"}, "input[1].output"),
     ({"type": "reasoning", "content": "x"}, "input[1].content"),
 ]
+
+
+def test_a_detail_that_is_no_name_is_left_out() -> None:
+    part = {"type": "input_image", "image_url": DATA, "detail": []}
+    (message,) = read({"role": "user", "content": [part]})
+    assert message["content"] == [{"type": "image_url", "image_url": {"url": DATA}}]
 
 
 @pytest.mark.parametrize(("item", "param"), REFUSED, ids=lambda value: str(value)[:60])

@@ -16,10 +16,11 @@ for i = first_entry, #ARGV do
   head = head + 1
   put(changes, 'e:' .. head, ARGV[i])
 end
-put(changes, 'head', head)
+local bytes = session.bytes + size_of(first_entry) + (has_record and #record - #old.record or 0)
+put(changes, 'head', head, 'bytes', bytes)
 if worker ~= '' then put(changes, 'worker', worker) end
 if ends or has_record then put(changes, 't:' .. n, turn_text(ends or old.has_ended, fence, has_record and record or old.record)) end
 if ends and holds then put_release(changes) end
 write(changes)
 live(lifetime_ms)
-return {key, 'appended', head}
+return {key, 'appended', head, bytes}

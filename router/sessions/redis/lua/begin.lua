@@ -12,7 +12,7 @@ if not session then
   changes = newborn(owner, new_generation)
   session = {
     generation = new_generation, fence = 0, claimed = 0, claimed_until = 0, line = '', head = 0, turns = 0, epoch = 0,
-    worker = '',
+    worker = '', bytes = SESSION_OVERHEAD_BYTES,
   }
 end
 
@@ -59,14 +59,15 @@ if appends then
     put(changes, 'e:' .. head, ARGV[i])
   end
 end
+local bytes = session.bytes + #record + (appends and size_of(first_entry) or 0)
 -- By the clock, so that two servers that were both primary for a moment have not given the same one.
 local fence = math.max(session.fence + 1, now_us)
 put(changes, 'fence', fence, 'holder', token, 'claimed', number_of_turn, 'until', now + lease_ms, 'line', line_text(line),
-  'turns', number_of_turn, 'head', head, 't:' .. number_of_turn, turn_text(false, fence, record))
+  'turns', number_of_turn, 'head', head, 'bytes', bytes, 't:' .. number_of_turn, turn_text(false, fence, record))
 if idempotency_key ~= '' then put(changes, 'k:' .. idempotency_key, number_of_turn) end
 write(changes)
 live(lifetime_ms)
 return {
   key, 'begun', owner, session.generation, fence, number_of_turn, head, session.epoch, view, starts_over and 1 or 0,
-  appends and 1 or 0, session.worker, tail,
+  appends and 1 or 0, session.worker, tail, bytes,
 }

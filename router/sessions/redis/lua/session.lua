@@ -1,7 +1,7 @@
 -- What the scripts of sessions have in common; it is put before each of them.
 --
 -- A session is one hash, so that nothing of it can expire, be evicted or move to another node without the rest:
---   owner generation created fence holder claimed until line head turns epoch view worker attributes
+--   owner generation created fence holder claimed until line head turns epoch view worker attributes bytes
 --   e:N  entry N          t:N  turn N: has it ended (0, 1), its fence, a colon, its record
 --   k:K  the turn that was begun with idempotency key K
 -- All is read and understood before the first write: a script that fails has changed nothing.
@@ -11,6 +11,8 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
 local CHUNK = 1000 -- arguments to one call: Lua's stack has room for a few thousand
+local MAX_TAIL_BYTES = 4194304 -- of entries in one reply: others wait while it is made
+local SESSION_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES = 512, 64 -- what owners are charged with besides
 
 local function number(value)
   return tonumber(value) or error('CORRUPT: not a number')
@@ -19,7 +21,7 @@ end
 -- The session, or nil and whether it is somebody else's.
 local function find(owner)
   local found = redis.call('HMGET', key, 'owner', 'generation', 'fence', 'holder', 'claimed', 'until', 'line',
-    'head', 'turns', 'epoch', 'worker')
+    'head', 'turns', 'epoch', 'worker', 'bytes')
   if not found[1] then
     if redis.call('EXISTS', key) == 1 then error('CORRUPT: no owner') end
     return nil, false
@@ -36,6 +38,7 @@ local function find(owner)
     turns = number(found[9]),
     epoch = number(found[10]),
     worker = found[11],
+    bytes = number(found[12] or 0),
   }
 end
 
@@ -43,7 +46,7 @@ end
 local function newborn(owner, generation)
   return {
     'owner', owner, 'generation', generation, 'created', now_us, 'fence', 0, 'holder', '', 'claimed', 0, 'until', 0,
-    'line', '', 'head', 0, 'turns', 0, 'epoch', 0, 'worker', '',
+    'line', '', 'head', 0, 'turns', 0, 'epoch', 0, 'worker', '', 'bytes', SESSION_OVERHEAD_BYTES,
   }
 end
 
@@ -57,17 +60,29 @@ local function write(list)
   end
 end
 
--- Entries first … last.
+-- Entries first … last, as many as one tail has at most.
 local function entries(first, last)
+  local size, stop = 0, first - 1
+  while stop < last and size < MAX_TAIL_BYTES do
+    stop = stop + 1
+    size = size + redis.call('HSTRLEN', key, 'e:' .. stop)
+  end
   local all = {}
-  for start = first, last, CHUNK do
+  for start = first, stop, CHUNK do
     local names = {}
-    for n = start, math.min(start + CHUNK - 1, last) do names[#names + 1] = 'e:' .. n end
+    for n = start, math.min(start + CHUNK - 1, stop) do names[#names + 1] = 'e:' .. n end
     for _, entry in ipairs(redis.call('HMGET', key, unpack(names))) do
       all[#all + 1] = entry or error('CORRUPT: an entry is missing')
     end
   end
   return all
+end
+
+-- What the arguments from there on cost, which are entries.
+local function size_of(first)
+  local size = 0
+  for i = first, #ARGV do size = size + #ARGV[i] + ENTRY_OVERHEAD_BYTES end
+  return size
 end
 
 -- The turn, or nil.

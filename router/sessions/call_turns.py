@@ -1,0 +1,110 @@
+"""Whose call goes to the store next: each tenant has its own line, and the tenants take turns, so that nobody's flood delays
+others by more than the calls that it has under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import TracebackType
+
+from router.core.request import Tenant
+from router.sessions.store import Crowded
+
+
+class CallTurns:
+    """``max_calls``: under way at once, of all owners. ``max_owner_calls``: of one owner. ``max_waiting``: of one owner; a call
+    beyond is refused. ``max_wait_s``: a call that has waited for so long is refused."""
+
+    def __init__(self, *, max_calls: int, max_owner_calls: int, max_waiting: int, max_wait_s: float) -> None:
+        self._max_calls = max_calls
+        self._max_owner_calls = max_owner_calls
+        self.max_waiting = max_waiting
+        self._max_wait_s = max_wait_s
+        self._under_way = 0
+        self._of_owner: dict[Tenant, int] = {}
+        self._lines: dict[Tenant, deque[asyncio.Future[None]]] = {}
+        """In the order in which their owners come next; none of them is empty."""
+        self.refused = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def waiting_of(self, owner: Tenant) -> int:
+        return len(self._lines.get(owner, ()))
+
+    def of(self, owner: Tenant) -> _Turn:
+        """``async with``: the block is one call. Raises Crowded."""
+        return _Turn(self, owner)
+
+    async def take(self, owner: Tenant) -> None:
+        if self._has_room(owner) and owner not in self._lines:
+            self._begin(owner)
+            return
+        line = self._lines.setdefault(owner, deque())
+        if len(line) >= self.max_waiting:
+            self.refused += 1
+            raise Crowded(f"{len(line)} calls of the tenant wait for the store already")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.append(turn)
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.give(owner)  # its turn came in the same moment
+            else:
+                self._leave(owner, turn)
+            if not isinstance(error, TimeoutError):
+                raise
+            self.refused += 1
+            raise Crowded(f"calls of the tenant kept this one waiting for {self._max_wait_s} s") from None
+
+    def give(self, owner: Tenant) -> None:
+        self._under_way -= 1
+        self._of_owner[owner] -= 1
+        if not self._of_owner[owner]:
+            del self._of_owner[owner]
+        if self._lines:
+            self._call_next()
+
+    def _has_room(self, owner: Tenant) -> bool:
+        return self._under_way < self._max_calls and self._of_owner.get(owner, 0) < self._max_owner_calls
+
+    def _begin(self, owner: Tenant) -> None:
+        self._under_way += 1
+        self._of_owner[owner] = self._of_owner.get(owner, 0) + 1
+
+    def _leave(self, owner: Tenant, turn: asyncio.Future[None]) -> None:
+        line = self._lines.get(owner, deque())
+        if turn in line:
+            line.remove(turn)
+            if not line:
+                del self._lines[owner]
+
+    def _call_next(self) -> None:
+        """One owner's first, whose turn it is; the owner comes last then."""
+        while (owner := next(filter(self._has_room, self._lines), None)) is not None:
+            line = self._lines.pop(owner)
+            turn = line.popleft()
+            if line:
+                self._lines[owner] = line
+            if not turn.cancelled():  # else it has left just now
+                self._begin(owner)
+                turn.set_result(None)
+                return
+
+
+class _Turn:
+    def __init__(self, turns: CallTurns, owner: Tenant) -> None:
+        self._turns = turns
+        self._owner = owner
+
+    async def __aenter__(self) -> None:
+        await self._turns.take(self._owner)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._turns.give(self._owner)

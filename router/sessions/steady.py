@@ -1,0 +1,40 @@
+"""Unix time that does not jump ahead: what lives until a time is not gone because a clock was put wrong for a moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+log = logging.getLogger("warmroute.sessions")
+
+JUMP_S = 60.0
+"""By which the wall clock may pass the monotonic one between two looks; more is a jump."""
+BELIEVED_AFTER_S = 3600.0
+"""From then on a clock that has jumped ahead, and stayed there, is believed."""
+
+
+class SteadyClock:
+    """Goes as the wall clock does, also back; ahead only as fast as the monotonic one, until the wall clock is believed."""
+
+    def __init__(self, wall_clock: Callable[[], float], clock: Callable[[], float]) -> None:
+        self._wall_clock = wall_clock
+        self._clock = clock
+        self._seen = (wall_clock(), clock())
+        """Unix time that is believed, and when it was, by the monotonic clock."""
+        self._jumped_at: float | None = None
+
+    def __call__(self) -> float:
+        wall, now = self._wall_clock(), self._clock()
+        believed, then = self._seen
+        steady = believed + (now - then)
+        if wall <= steady + JUMP_S or (self._jumped_at is not None and now - self._jumped_at >= BELIEVED_AFTER_S):
+            self._seen = (wall, now)
+            self._jumped_at = None
+            return wall
+        if self._jumped_at is None:
+            self._jumped_at = now
+            log.warning(
+                "the wall clock has jumped ahead: nothing expires by it for an hour, unless it is put right before",
+                extra={"jump_s": round(wall - steady)},
+            )
+        return steady
