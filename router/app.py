@@ -276,9 +276,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "max_status_viewers", "How many may.", feed.max_viewers
         yield "head_bytes", "Heads of requests that are not whole yet.", clients.head_bytes + admins.head_bytes
         yield "max_head_bytes", "Most bytes that those heads may have together.", config.limits.max_total_head_bytes
-        yield "parsing_waiting", "Costly bodies that wait for a process to read them.", len(parsers.turns)
+        yield "parsing_waiting", "Costly bodies that wait for a process to read them.", parsers.turns.waiting
         yield "parsing_processes", "Processes that read costly bodies.", parsers.processes
-        yield "max_parsing_processes", "Most processes that may read bodies.", parsers.turns.seats
+        yield "max_parsing_processes", "Most processes that may read bodies.", parsers.max_processes
         yield "admin_connections", "Connections to the admin port.", admins.open_connections
         yield "max_admin_connections", "How many there may be.", may_administer
         yield (

@@ -198,7 +198,7 @@ class LimitsConfig(Section, frozen=True):
         Meta(
             ge=1, le=64, description="Processes that read costly bodies, begun when needed; other bodies wait in turn."
         ),
-    ] = 2
+    ] = 3
     max_json_depth: Annotated[int, Meta(ge=4, le=256, description="Deepest nesting of a body's JSON.")] = 64
     max_messages: Annotated[int, Meta(ge=1, le=1 << 20, description="Most messages of one request.")] = 2048
     max_inputs: Annotated[

@@ -13,12 +13,12 @@ from tempfile import NamedTemporaryFile
 
 from router.config import ConfigError, SessionsConfig, read_secret
 from router.core.request import Tenant
-from router.sessions.call_turns import CallTurns
 from router.sessions.journal import Journal, JournaledStore
 from router.sessions.memory import MemoryStore
 from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.sqlite import SqliteStore
 from router.sessions.store import DEFAULT_LIMITS, Corrupt, OwnerLimits, Store, StoreUnavailable, Usage
+from router.tenant_turns import TenantTurns
 
 log = logging.getLogger("warmroute.sessions")
 
@@ -72,7 +72,7 @@ class OpenedStore:
         return known.usage if known is not None else None
 
     @property
-    def lines(self) -> Sequence[CallTurns]:
+    def lines(self) -> Sequence[TenantTurns]:
         """In which calls wait for their tenants' turns."""
         if self.sqlite is not None:
             return self.sqlite.writes, self.sqlite.reads

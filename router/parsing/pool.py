@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from router.core.errors import InvalidRequest, RouterError, Unavailable
-from router.core.fair_turns import FairTurns
+from router.core.errors import InvalidRequest, Overloaded, RouterError, Unavailable
 from router.core.request import Tenant
 from router.parsing.child import LENGTH_BYTES
+from router.tenant_turns import TenantTurns
 
 log = logging.getLogger("warmroute.parsing")
 
@@ -29,6 +29,9 @@ CHEAP_BYTES = 64 << 10
 
 READ_S = 20.0
 """For one body. The slowest seen of 8 MiB took a second."""
+
+MAX_WAITING, MAX_WAIT_S = 64, 30.0
+"""Bodies of one tenant that wait for a process, and for how long."""
 
 IDLE_S = 10.0
 """After which a process that has nothing to do ends, and gives back its memory."""
@@ -57,10 +60,18 @@ class Parsers:
     """``max_body_bytes``: of the largest body, by which a process's memory is bounded."""
 
     def __init__(self, processes: int, max_body_bytes: int) -> None:
+        """A tenant leaves one process to the others, where there are several."""
         self._max_memory_bytes = BASE_MEMORY_BYTES + MEMORY_RATIO * max_body_bytes
         self._idle: list[_Parser] = []
         self._working: set[asyncio.Task[object]] = set()
-        self.turns: FairTurns[asyncio.Future[None]] = FairTurns(processes)
+        self.max_processes = processes
+        self.turns = TenantTurns(
+            max_calls=processes,
+            max_owner_calls=max(1, processes - 1),
+            max_waiting=MAX_WAITING,
+            max_wait_s=MAX_WAIT_S,
+            refuse=lambda why: Overloaded(f"too many large bodies: {why}", retry_after_s=1),
+        )
         self.is_closed = False
 
     @property
@@ -68,34 +79,15 @@ class Parsers:
         return len(self._idle) + len(self._working)
 
     async def run(self, tenant: Tenant, parse: Callable[[bytes], T], body: bytes) -> T:
-        """What ``parse`` makes of it, in another process. Raises what it raises; ParserDied."""
-        await self._take_seat(tenant)
+        """What ``parse`` makes of it, in another process. Raises what it raises; Overloaded, ParserDied."""
+        await self.turns.take(tenant)
         # A caller that leaves does not end the process, which a flood of such callers would make new ones of.
-        work = asyncio.ensure_future(self._work(parse, body))
+        work = asyncio.ensure_future(self._work(tenant, parse, body))
         self._working.add(work)
         work.add_done_callback(self._working.discard)
         return await asyncio.shield(work)
 
-    async def _take_seat(self, tenant: Tenant) -> None:
-        if self.turns.take():
-            return
-        called = asyncio.get_running_loop().create_future()
-        self.turns.wait(tenant, called)
-        try:
-            await called
-        except asyncio.CancelledError:
-            self.turns.leave(tenant, called)
-            if called.done() and not called.cancelled():
-                self._free_seat()
-            raise
-
-    def _free_seat(self) -> None:
-        while (waiter := self.turns.give_back()) is not None:
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    async def _work(self, parse: Callable[[bytes], T], body: bytes) -> T:
+    async def _work(self, tenant: Tenant, parse: Callable[[bytes], T], body: bytes) -> T:
         parser, is_sound = None, False
         try:
             parser = self._idle.pop() if self._idle else await _Parser.begin(self._max_memory_bytes)
@@ -119,7 +111,7 @@ class Parsers:
                 parser.begin_idling(self._retire)
             elif parser is not None:
                 parser.end()
-            self._free_seat()
+            self.turns.give(tenant)
 
     def _retire(self, parser: _Parser) -> None:
         if parser in self._idle:

@@ -75,7 +75,7 @@ async def test_tenants_take_turns_however_many_bodies_one_of_them_sent(tmp_path:
             parse = partial(note_and_wait, began=str(note), gate=str(gate))
             work.append(asyncio.ensure_future(many.run(Tenant(name[0]), parse, b"")))
             await asyncio.sleep(0)
-        assert len(many.turns) == 3
+        assert many.turns.waiting == 3
         began: list[str] = []
 
         def has_another_begun() -> bool:
@@ -99,9 +99,9 @@ async def test_whoever_leaves_the_line_is_not_waited_for_and_a_seat_is_never_los
         for task in (waiting, at_work):
             task.cancel()
         await asyncio.wait((waiting, at_work))
-        assert (len(many.turns), many.turns.taken) == (0, 1), "the process is still at work"
+        assert (many.turns.waiting, many.turns.under_way) == (0, 1), "the process is still at work"
         await asyncio.to_thread(gate.write_text, "go")
-        await until(lambda: many.turns.taken == 0)
+        await until(lambda: many.turns.under_way == 0)
         assert await many.run(A, length, b"x") == 1
 
 

@@ -29,7 +29,6 @@ from typing import Any, Self
 from redis.exceptions import NoScriptError
 
 from router.core.request import NO_TENANT, Tenant
-from router.sessions.call_turns import CallTurns
 from router.sessions.redis import scripts
 from router.sessions.redis.breaker import BreakerState, Patience
 from router.sessions.redis.cluster import Cluster
@@ -49,6 +48,7 @@ from router.sessions.store import (
     Begin,
     Begun,
     Busy,
+    Crowded,
     Fenced,
     Known,
     Loaded,
@@ -60,6 +60,7 @@ from router.sessions.store import (
     Usage,
     size_of,
 )
+from router.tenant_turns import TenantTurns
 
 _PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
 
@@ -97,11 +98,12 @@ class RedisStore:
         self._replicas = limits.wait_replicas
         self.evictions = Evictions()
         self._ledger = Ledger(limits.owner)
-        self.calls = CallTurns(
+        self.calls = TenantTurns(
             max_calls=limits.max_connections,
             max_owner_calls=min(MAX_OWNER_CALLS, limits.max_connections),
             max_waiting=limits.max_waiting,
             max_wait_s=max(MAX_TURN_WAIT_S, limits.deadline_s),
+            refuse=Crowded,
         )
         self._wait: Command = ("WAIT", limits.wait_replicas, ceil(limits.wait_s * 1000))
 

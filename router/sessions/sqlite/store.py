@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.core.request import NO_TENANT, Tenant
-from router.sessions.call_turns import CallTurns
 from router.sessions.sqlite import rows, turns
 from router.sessions.sqlite.database import Clock, Database, Synchronous, Transaction
 from router.sessions.store import (
@@ -24,6 +23,7 @@ from router.sessions.store import (
     Begin,
     Begun,
     Busy,
+    Crowded,
     Full,
     Known,
     Loaded,
@@ -35,6 +35,7 @@ from router.sessions.store import (
     Usage,
     size_of,
 )
+from router.tenant_turns import TenantTurns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class SqliteStore:
         self._reader = reader
         self._limits = limits
         bounds = {"max_calls": MAX_CALLS, "max_owner_calls": MAX_OWNER_CALLS, "max_waiting": writer.max_pending}
-        self.writes, self.reads = (CallTurns(max_wait_s=timeout_s, **bounds) for _ in range(2))
+        self.writes, self.reads = (TenantTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
         self._writes = 0
         self._is_untidy = False
         """Something was deleted that still lies in the log of writes."""

@@ -1,31 +1,44 @@
-"""Whose call goes to the store next: each tenant has its own line, and the tenants take turns, so that nobody's flood delays
-others by more than the calls that it has under way.
+"""Whose call is next where only a few can be under way: each tenant has its own line, and the tenants take turns, so that no
+flood of one delays the others by more than its calls under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 from router.core.request import Tenant
-from router.sessions.store import Crowded
 
 
-class CallTurns:
+class TenantTurns:
     """``max_calls``: under way at once, of all owners. ``max_owner_calls``: of one owner. ``max_waiting``: of one owner; a call
-    beyond is refused. ``max_wait_s``: a call that has waited for so long is refused."""
+    beyond is refused. ``max_wait_s``: a call that has waited for so long is refused. ``refuse`` makes the error."""
 
-    def __init__(self, *, max_calls: int, max_owner_calls: int, max_waiting: int, max_wait_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        max_owner_calls: int,
+        max_waiting: int,
+        max_wait_s: float,
+        refuse: Callable[[str], Exception],
+    ) -> None:
         self._max_calls = max_calls
         self._max_owner_calls = max_owner_calls
         self.max_waiting = max_waiting
         self._max_wait_s = max_wait_s
+        self._refuse = refuse
         self._under_way = 0
         self._of_owner: dict[Tenant, int] = {}
         self._lines: dict[Tenant, deque[asyncio.Future[None]]] = {}
         """In the order in which their owners come next; none of them is empty."""
         self.refused = 0
+
+    @property
+    def under_way(self) -> int:
+        return self._under_way
 
     @property
     def waiting(self) -> int:
@@ -35,7 +48,7 @@ class CallTurns:
         return len(self._lines.get(owner, ()))
 
     def of(self, owner: Tenant) -> _Turn:
-        """``async with``: the block is one call. Raises Crowded."""
+        """``async with``: the block is one call. Raises what ``refuse`` makes."""
         return _Turn(self, owner)
 
     async def take(self, owner: Tenant) -> None:
@@ -45,7 +58,7 @@ class CallTurns:
         line = self._lines.setdefault(owner, deque())
         if len(line) >= self.max_waiting:
             self.refused += 1
-            raise Crowded(f"{len(line)} calls of the tenant wait for the store already")
+            raise self._refuse(f"{len(line)} calls of the tenant wait already")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line.append(turn)
         try:
@@ -59,7 +72,7 @@ class CallTurns:
             if not isinstance(error, TimeoutError):
                 raise
             self.refused += 1
-            raise Crowded(f"calls of the tenant kept this one waiting for {self._max_wait_s} s") from None
+            raise self._refuse(f"calls of the tenant kept this one waiting for {self._max_wait_s} s") from None
 
     def give(self, owner: Tenant) -> None:
         self._under_way -= 1
@@ -97,7 +110,7 @@ class CallTurns:
 
 
 class _Turn:
-    def __init__(self, turns: CallTurns, owner: Tenant) -> None:
+    def __init__(self, turns: TenantTurns, owner: Tenant) -> None:
         self._turns = turns
         self._owner = owner
 

@@ -7,20 +7,22 @@ import asyncio
 import pytest
 
 from router.core.request import Tenant
-from router.sessions.call_turns import CallTurns
 from router.sessions.store import Crowded
+from router.tenant_turns import TenantTurns
 
 ANN, BOB, EVE = Tenant("ann"), Tenant("bob"), Tenant("eve")
 
 
-def turns(**changes: float) -> CallTurns:
-    return CallTurns(**{"max_calls": 2, "max_owner_calls": 1, "max_waiting": 3, "max_wait_s": 10.0, **changes})  # type: ignore[arg-type]
+def turns(*, max_waiting: int = 3, max_wait_s: float = 10.0, max_calls: int = 2) -> TenantTurns:
+    return TenantTurns(
+        max_calls=max_calls, max_owner_calls=1, max_waiting=max_waiting, max_wait_s=max_wait_s, refuse=Crowded
+    )
 
 
 class Calls:
     """Calls that have their turn, in order, and end when they are told."""
 
-    def __init__(self, line: CallTurns) -> None:
+    def __init__(self, line: TenantTurns) -> None:
         self.line = line
         self.begun: list[Tenant] = []
         self._ends: list[asyncio.Event] = []
