@@ -37,7 +37,7 @@ from router.config import Config, ConfigError, FleetConfig, PolicyConfig, Server
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
-from router.core.fleet import Fleet, FleetRules, Member
+from router.core.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
@@ -61,6 +61,7 @@ from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.sessions.views import Lookups
+from router.sessions.windows import Windows
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
 from router.status_snapshot import describe, describe_workers
@@ -157,7 +158,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
     state_metrics = StateMetrics(registry)
-    lookups = Lookups(fleet.window, counts.total, counts.is_exact, routing.cached_tokens)
+    lookups = Lookups(Windows(fleet.window, clock), counts.total, counts.is_exact, routing.cached_tokens)
     state = await build_state(
         config,
         dispatcher,
@@ -214,6 +215,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
+        yield (
+            "worker_reads_waiting",
+            "Large reads from workers that wait for their share of the loop.",
+            len(pool.shares),
+        )
+        yield "known_models", "Models whose names are remembered, served now or once.", fleet.known_models
+        yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
         yield "max_client_connections", "How many there may be.", config.limits.max_connections
         yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
@@ -229,7 +237,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "body_bytes", "Bodies of requests under way.", data.bodies.bytes
         yield "max_body_bytes", "How large those may be together.", data.bodies.max_bytes
 
-    registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
+    registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes, pool.breaches))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(StateCollector(state.turns, state.store, state.watch))

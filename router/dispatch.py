@@ -33,6 +33,7 @@ from router.core.errors import (
 )
 from router.core.facts import Facts
 from router.core.fleet import Member
+from router.core.memory import REPLY, MemoryFull
 from router.core.quota import Reservation
 from router.core.record import Record
 from router.core.reply import StreamEnd, Verdict, judge
@@ -239,13 +240,17 @@ class Dispatcher:
         except WorkerError:
             attempt.outcome = ReplyTooLarge.cause
             raise
+        except MemoryFull as full:
+            attempt.outcome = full.code
+            raise
         finally:
             attempt.ended_at = trace.phase_began_at = self._clock()
             if record.stream and record.first_byte_at > attempt.began_at:
                 attempt.first_event_at = record.first_byte_at
 
     async def _try(self, flight: _Flight, request: Request, facts: Facts, member: Member) -> Refusal | _Break | None:
-        """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large."""
+        """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large, and
+        MemoryFull, which is nobody's failure and no other worker's affair."""
         client, record = flight.client, flight.record
         routing = self._routing
         watch = _watch(flight) if request.stream else None
@@ -257,13 +262,14 @@ class Dispatcher:
             try:
                 # An answer that is held shows nothing before its end, however long that takes: it has a deadline of its own.
                 patience_s = routing.first_event_s(member, facts, cached) if request.stream else None
-                reply = await exchange.ask(request, watch, patience_s)
+                reply = await exchange.ask(request, watch, client.memory, patience_s)
                 refusal = routing.on_answered(member, reply)
             except ReplyTooLarge:
                 raise WorkerError("the answer is too large") from None  # another worker's would be, too
             except (WorkerDied, WorkerErred, WorkerSilent) as error:
                 refusal = routing.on_failed(member, error)
             if refusal is not None:
+                client.memory.resize(REPLY, 0)
                 routing.on_unanswered(member, request, facts, cached)
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
@@ -275,13 +281,13 @@ class Dispatcher:
                     return _Break(member, end, watch)
             else:
                 if reply.status == 400:
-                    reply = msgspec.structs.replace(reply, body=with_known_code(reply.body))
+                    reply = msgspec.structs.replace(reply, content=with_known_code(reply.body))
                 end = StreamEnd.DONE
                 usage = read_usage(reply.body) if reply.status == 200 else None
                 await client.answer(reply, record)
                 record.outcome = "ok" if reply.status < 400 else "client_error"
         if end is StreamEnd.TOO_LARGE:
-            client.break_off(WorkerError("an event of the answer is too large"))
+            client.break_off(WorkerError("an event of the answer is larger than may be held"))
         routing.learn(request, facts, lease, record, usage)
         return None
 

@@ -26,6 +26,7 @@ from router.core.facts import Facts
 from router.core.fingerprint import fingerprint
 from router.core.fleet import Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
+from router.core.memory import Holding
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
@@ -36,6 +37,7 @@ from router.policies.base import Ranking
 from router.routing import Routing
 from router.sides import Client
 from router.wire.sse import EventWatch, Usage, Watch
+from tests.upstream.wires import a_holding
 
 PROMPT = b"p" * 8192
 USAGE = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600,"prompt_tokens_details":{"cached_tokens":1024}}}'
@@ -103,7 +105,9 @@ class FakeExchange:
 
     def require_unbroken(self) -> None: ...
 
-    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
+    async def ask(
+        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+    ) -> Reply:
         self.waits.append(first_event_s)
         if isinstance(watch, EventWatch):
             watch.usage = self._usage
@@ -154,6 +158,7 @@ class FakeClient:
         """Error events of workers."""
         self.hold: asyncio.Event | None = None
         self.has_been_asked = False
+        self.memory = a_holding()
 
     async def answer(self, reply: Reply, record: Record) -> None:
         self.has_been_asked = True
@@ -165,6 +170,8 @@ class FakeClient:
         return b""
 
     def write(self, data: bytes) -> None: ...
+
+    def write_last(self, data: bytes) -> None: ...
 
     def is_closing(self) -> bool:
         return False

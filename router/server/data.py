@@ -34,6 +34,7 @@ from router.core.errors import (
     RouterError,
     UnsupportedEncoding,
 )
+from router.core.memory import MemoryBudget
 from router.core.request import Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.core.trace import TRACE
@@ -110,6 +111,7 @@ class DataPort:
         self._stall = stall_rule(limits)
         self.key_connections = gate.connections
         self.bodies = BodyBudget(limits.max_total_body_bytes)
+        self.memory = MemoryBudget(limits.max_total_body_bytes)
         self._parse = partial(parse_request, limits=body_limits(limits), resumes=resumes)
         self._parsers = ThreadPoolExecutor(limits.max_parsing_bodies, thread_name_prefix="parse")
         self._id_prefix = secrets.token_hex(6)
@@ -181,7 +183,7 @@ class DataPort:
         finally:
             self.live -= 1
             self.bodies.bytes -= body_bytes
-            self._clients.pop(request.protocol, None)
+            self._let_go(self._clients.pop(request.protocol, None))
 
     async def _answer_state(
         self, request: web.BaseRequest, match: Match, request_id: str, started_at: float
@@ -228,8 +230,15 @@ class DataPort:
         """The client's answer is on its way, and nothing may follow it. Workers and sessions are free; the client has yet to
         read the end."""
         del self._clients[request.protocol]
-        await client.drained()
+        try:
+            await client.drained()
+        finally:
+            self._let_go(client)
         return client.sent()
+
+    def _let_go(self, client: ClientConnection | None) -> None:
+        if client is not None:
+            client.memory.release()
 
     def _connect(
         self, request: web.BaseRequest, route: Route, request_id: str, caller: Caller, hidden: str
@@ -242,6 +251,7 @@ class DataPort:
             decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
             stays_open=self.phase is Phase.OPEN,
             hidden=hidden,
+            memory=self.memory.hold(caller.rules.tenant),
         )
         self._clients[request.protocol] = client
         return client

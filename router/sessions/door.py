@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from router.core.errors import RouterError, WorkerError
+from router.core.memory import Holding
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.sessions.store import Sid
@@ -80,6 +81,10 @@ class HeldClient:
 
     # Dispatch's side
 
+    @property
+    def memory(self) -> Holding:
+        return self._client.memory
+
     async def answer(self, reply: Reply, record: Record) -> None:
         self.reply, self.record = reply, record
 
@@ -97,6 +102,10 @@ class HeldClient:
             return
         if (out or self._head) and not self._client.is_closing():
             self._client.write(self._take_head() + (self._framed(out) if out else b""))
+
+    def write_last(self, data: bytes) -> None:
+        """The client's own end comes once the turn is saved."""
+        self.write(data)
 
     def is_closing(self) -> bool:
         return self._client.is_closing()
@@ -122,7 +131,7 @@ class HeldClient:
     def translate(self) -> None:
         """A reply that is not streamed, as the door's clients read it. Raises BadAnswer."""
         if self.reply is not None:
-            self.reply = msgspec.structs.replace(self.reply, body=self._door.whole(self.reply.body))
+            self.reply = msgspec.structs.replace(self.reply, content=self._door.whole(self.reply.body))
 
     async def finish(self) -> None:
         """The turn is saved: let the client have the end."""

@@ -12,7 +12,7 @@ import msgspec
 
 from router.core.request import Route
 from router.wire.continuation import Asked, Seam
-from router.wire.sse import DIALECTS, Usage, each_event, read_usage
+from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, Usage, each_event, is_costly, read_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
 
 _encode = msgspec.json.encode
@@ -80,6 +80,8 @@ class ContinuedWatch:
         self._before = len(delivered.ids) if seam is not None else delivered.chunks
         self._finish: tuple[str, int | str | None] | None = None
         self._began = False
+        self._empty = 0
+        """Events without data since the last one that had some."""
         self._unsent_ids: list[int] = []
         """Nothing is sent before the first text, which tells whether this is the answer's rest at all."""
         self.first_ids: list[int] = []
@@ -105,6 +107,10 @@ class ContinuedWatch:
         out = []
         for event in each_event(events):
             if self.failed or self.closed:
+                break
+            self._empty = 0 if b"data:" in event else self._empty + 1
+            if self._empty > MAX_EMPTY_EVENTS or is_costly(event):
+                self.failed = True
                 break
             out.append(self._take_one(event))
         return b"".join(out)

@@ -58,6 +58,23 @@ _ANTHROPIC = Dialect(
 )
 DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
 
+MAX_EMPTY_EVENTS = 10_000
+"""Comments and other events without data that may follow one another. A keep-alive comes once in seconds."""
+
+MAX_LINES = 64
+"""Of one event. Workers write one or two."""
+
+LARGE_EVENT_BYTES, MAX_CONTAINERS = 64 << 10, 100_000
+"""A large event has so many brackets at most: decoded, each is some 200 bytes."""
+
+MAX_LAST_BYTES = 8 << 20
+"""Of events that wait for the hidden usage event."""
+
+_DIED_WITHIN_BYTES = 64 << 10
+
+_PLAIN_BEGIN = re.compile(rb"event: (?:content_block_(?:start|delta|stop)|ping)\ndata: \{")
+"""How a named event begins that is none of those which begin, end or fail a stream."""
+
 _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
 _ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
@@ -103,13 +120,31 @@ def read_error(event: bytes) -> tuple[int, bytes]:
 
 def says_engine_died(text: bytes) -> bool:
     """An answer or an error event of vLLM's front end, which outlives its engine by some seconds."""
-    return any(mark in text for mark in _ENGINE_DIED)
+    begin = text[:_DIED_WITHIN_BYTES]
+    return any(mark in begin for mark in _ENGINE_DIED)
 
 
-def split_events(payload: bytes) -> tuple[bytes, bytes]:
-    """Whole events, and the rest that is not one yet."""
-    end = max(payload.rfind(b"\n\n") + 2, payload.rfind(b"\n\r\n") + 3)
-    return (payload[:end], payload[end:]) if end > 2 else (b"", payload)
+def take_events(held: bytearray, payload: bytes) -> bytes:
+    """The events that are whole with ``payload``. ``held`` keeps what is not one yet; each byte is searched once."""
+    if not held:
+        end = _end_of_events(payload, 0)
+        if end == len(payload):
+            return payload
+        held += memoryview(payload)[end:]
+        return payload[:end]
+    searched = max(len(held) - 2, 0)
+    held += payload
+    end = _end_of_events(held, searched)
+    with memoryview(held) as view:
+        whole = bytes(view[:end])
+    del held[:end]
+    return whole
+
+
+def _end_of_events(text: bytes | bytearray, searched: int) -> int:
+    """Where the last whole event ends; 0 where none does behind ``searched``."""
+    end = max(text.rfind(b"\n\n", searched) + 2, text.rfind(b"\n\r\n", searched) + 3)
+    return end if end > 2 else 0
 
 
 class _Anything(msgspec.Struct):
@@ -119,9 +154,20 @@ class _Anything(msgspec.Struct):
 _object = msgspec.json.Decoder(_Anything)
 
 
+def is_costly(event: bytes) -> bool:
+    """True where to read it would cost far more than its bytes: very many lines, or brackets."""
+    if len(event) < 2 * MAX_LINES:
+        return False
+    if event.count(b"\n") + event.count(b"\r") > 2 * MAX_LINES:
+        return True
+    return len(event) > LARGE_EVENT_BYTES and event.count(b"[") + event.count(b"{") > MAX_CONTAINERS
+
+
 def is_sound(event: bytes) -> bool:
     """True for what every client can parse: JSON objects in UTF-8, the closing word, and comments. Vendors' clients raise on
     anything else what no caller of theirs expects."""
+    if is_costly(event):
+        return False
     data = None
     for line in event.splitlines() if b"\r" in event else event.split(b"\n"):
         if line.startswith(b"data:"):
@@ -138,7 +184,7 @@ def _is_object(data: bytes) -> bool:
     try:
         _object.decode(data)
         data.isascii() or data.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
@@ -158,10 +204,14 @@ def cut_ids(event: bytes) -> bytes:
     """An event without the token ids that the router asked for. They are arrays of numbers, so the next bracket ends them,
     and their names cannot appear inside text, where every quotation mark is escaped."""
     for mark in (PROMPT_IDS, _IDS):
-        while (at := event.find(mark)) >= 0 and (end := event.find(b"]", at)) >= 0:
-            event = event[:at] + event[end + 1 :]
+        kept, at = [], 0
+        while (begin := event.find(mark, at)) >= 0 and (end := event.find(b"]", begin)) >= 0:
+            kept.append(event[at:begin])
+            at = end + 1
+        if kept:
+            event = b"".join((*kept, event[at:]))
             if mark is PROMPT_IDS:
-                event = event.replace(_NO_PROMPT_TEXT, b"", 1)
+                event = event.replace(_NO_PROMPT_TEXT, b"", len(kept))
     return event
 
 
@@ -202,7 +252,9 @@ class EventWatch:
 
     __slots__ = (
         *(
+            "_empty",
             "_last",
+            "_last_bytes",
             "closed",
             "dialect",
             "error",
@@ -231,17 +283,21 @@ class EventWatch:
         self.failed = False
         """The worker sent an error event, or closed without a reason for finishing."""
         self.usage: Usage | None = None
+        self._empty = 0
+        """Events without data since the last one that had some."""
+        self._last_bytes = 0
         self._last: list[bytes] = []
         """Events that gave a reason for finishing, until the hidden usage event after them has told what belongs there."""
 
     def is_plain(self, data: bytes) -> bool:
         """True where nothing in ``data`` needs ``take``: one sound event, without anything remarkable. Its searches cost
         0.5 µs for a chunk, and to look whether it is JSON half as much."""
-        begin = data.find(b"data: {") + 6
-        if begin < 6 or data.find(b"\n", begin) != len(data) - 4 or not _is_object(data[begin:-4]):
-            return False
-        before = data[:begin]
-        if b"[DONE]" in before or b"event: message_" in before:
+        begin = data.find(b"\n") + 7
+        if not data.startswith(b"data: {", begin - 6):
+            if (named := _PLAIN_BEGIN.match(data, begin - 6)) is None:
+                return False
+            begin = named.end() - 1
+        if data.find(b"\n", begin) != len(data) - 4 or not _is_object(data[begin:-4]):
             return False
         # From behind, since that takes the interpreter half as long.
         return (
@@ -254,6 +310,7 @@ class EventWatch:
 
     def pass_frame(self, data: bytes, at: int) -> bytes:
         """One frame of the chunked coding whose payload, from ``at`` on, is plain whole events: as the client gets it."""
+        self._empty = 0
         if self.transcript is not None:
             self.transcript.keep(data)
         if not self.hides_ids or (begin := data.rfind(_ANY_IDS, at)) < 0:
@@ -266,12 +323,14 @@ class EventWatch:
         return b"%x\r\n%b\r\n" % (len(payload), payload)
 
     def take(self, events: bytes) -> bytes:
-        """Whole events in; out come those that the client may see. Nothing is given from a failure on."""
+        """Whole events in; out come those that the client may see. Nothing is given from a failure or the closing event
+        on."""
         seen: list[bytes] = []
         for event in each_event(events):
-            if self.failed:
+            if self.failed or self.closed:
                 break
-            if not is_sound(event):
+            self._empty = 0 if b"data:" in event else self._empty + 1
+            if self._empty > MAX_EMPTY_EVENTS or not is_sound(event):
                 self.failed = True
                 break
             if self.transcript is not None:
@@ -294,6 +353,8 @@ class EventWatch:
             self.finished = True
             if self.hides_usage:
                 self._last.append(event)
+                self._last_bytes += len(event)
+                self.failed = self._last_bytes > MAX_LAST_BYTES
                 return []
         if dialect.closing.search(event):
             self.closed = self.finished
@@ -307,7 +368,7 @@ class EventWatch:
         return [event]
 
     def _give_last(self) -> list[bytes]:
-        last, self._last = self._last, []
+        last, self._last, self._last_bytes = self._last, [], 0
         return last
 
     def _take_usage(self, event: bytes) -> None:

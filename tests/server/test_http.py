@@ -93,9 +93,11 @@ async def test_of_a_workers_headers_only_a_few_reach_the_client() -> None:
             "content-type",
             "retry-after",
             "content-length",
+            "x-content-type-options",
             "x-request-id",
             "x-warmroute-worker",
         }
+        assert answer.headers["content-type"] == "application/octet-stream"
         assert answer.headers["x-warmroute-worker"].startswith("w-")
 
 
