@@ -121,10 +121,10 @@ class ContinuedWatch:
 
     def _take_one(self, event: bytes) -> bytes:
         dialect = DIALECTS[self._asked.route]
-        if dialect.failed.search(event):
+        if dialect.failed.is_in(event):
             self.failed, self.error = True, event
             return b""
-        if dialect.closing.search(event):
+        if dialect.closing.is_in(event):
             self.failed = not self.finished
             return self.rest()
         try:

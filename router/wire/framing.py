@@ -149,7 +149,7 @@ class ChunkedReader:
                 raise BadFraming("bad chunk size")
             self._left = int(match[1], 16)
             self._expect = _Expect.PAYLOAD if self._left else _Expect.TRAILER
-            self._chunks += 1
+            self._chunks += self._left > 0
             self._payload_bytes += self._left
             if self._chunks > MANY_CHUNKS and self._payload_bytes < self._chunks * MIN_MEAN_CHUNK_BYTES:
                 raise BadFraming("too many tiny chunks")

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.fingerprint import fingerprint
-from router.core.fleet import Fleet, FleetRules, Lease, Member
+from router.core.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Lease, Member
 from router.core.health import HealthRules, State
 from router.core.load import LoadReport
 from router.core.prefix_index import PrefixIndex
@@ -225,6 +225,30 @@ def test_a_window_is_that_of_the_workers_that_may_be_tried() -> None:
     assert fleet.window("m") == 4_096
     fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 2_048}})
     assert fleet.window("m") == 2_048
+
+
+def test_names_that_a_worker_makes_up_at_each_look_push_out_nobodys_that_are_served() -> None:
+    fleet, _ = make_fleet("abc")
+    fleet.set_models(of(fleet, "b"), {"gone": {}})
+    fleet.set_members(addresses("ac"))
+    fleet.learn_bytes_per_token("gone", 3000, 1000)
+    for look in range(30):
+        fleet.set_models(of(fleet, "c"), {f"{look}-{number}": {} for number in range(1000)})
+    assert fleet.known_models == MAX_KNOWN_MODELS
+    assert fleet.knows("m")
+    assert fleet.knows("29-999")
+    assert not fleet.knows("gone")
+    assert not fleet.knows("0-0")
+    assert fleet.bytes_per_token("gone") == 4.0
+    assert len(fleet.served_models()) == 1001
+
+
+def test_what_is_served_follows_the_fleet() -> None:
+    fleet, _ = make_fleet("ab")
+    fleet.set_models(of(fleet, "b"), {"m": {"id": "other"}, "n": {}})
+    assert list(fleet.served_models()) == ["m", "n"]
+    fleet.set_members(addresses("a"))
+    assert fleet.served_models() == {"m": {"id": "m"}}
 
 
 def test_an_adapter_has_its_base_models_window() -> None:

@@ -209,6 +209,28 @@ def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest:
 
 
 @pytest.mark.parametrize(
+    "begin",
+    [
+        b"event:message_stop\n",
+        b"event: message_stop\n",
+        b"event:message_delta\n",
+        b"event: error\n",
+        b"event:error\n",
+        b"event: content_block_delta\n\nevent: message_stop\n",
+        b": comment\n\n",
+        b"id: 1\n",
+        b"garbage\n",
+        b"data: [DONE]\n\n",
+    ],
+)
+def test_an_event_that_may_mean_something_is_never_passed_unseen(begin: bytes) -> None:
+    watch = EventWatch(DIALECTS[Route.MESSAGES], hides_usage=False)
+    assert not watch.is_plain(frame(begin + event({"type": "x"})))
+    assert watch.is_plain(frame(named("content_block_delta", {"delta": {"text": "a"}})))
+    assert watch.is_plain(frame(event({"type": "x"})))
+
+
+@pytest.mark.parametrize(
     ("text", "found"),
     [
         (b"{}", None),
