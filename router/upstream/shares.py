@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-SHARE_BYTES = 8 << 10
-"""Of one slice: at worst 3,000 events or chunks, which take 8 ms."""
+SHARE_BYTES = 2 << 10
+"""Of one slice: at worst 700 events or 400 chunks, which take 2 ms."""
 
-TURN_S = 0.005
-"""After that others are served: at most so long and one slice more."""
+TURN_S = 0.002
+"""After that others are served: at most so long and one slice more. A request takes some ten turns of the loop."""
 
 
 class Taker(Protocol):

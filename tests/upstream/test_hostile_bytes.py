@@ -10,7 +10,7 @@ import pytest
 from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.memory import REPLY, Holding, MemoryFull
 from router.core.request import Route
-from router.upstream.connection import LARGE_BYTES, MAX_INTERIM_HEADS, Limits, State, Turn
+from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, Limits, State, Turn
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, EventWatch
@@ -243,10 +243,10 @@ async def test_a_client_that_is_full_stops_a_large_read_where_it_is() -> None:
 
 async def test_surplus_behind_a_large_body_is_never_taken_for_the_next_answer() -> None:
     wire = asked()
-    body = frame(b"x" * (SHARE_BYTES - 13)) + LAST_CHUNK
-    assert len(body) == SHARE_BYTES
+    body = frame(b"x" * (2 * SHARE_BYTES - 12)) + LAST_CHUNK
+    assert len(body) == 2 * SHARE_BYTES >= EAGER_BYTES
     wire.feed(CHUNKED_HEAD, body + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nz")
-    assert len((await wire.connection.reply()).body) == SHARE_BYTES - 13
+    assert len((await wire.connection.reply()).body) == 2 * SHARE_BYTES - 12
     wire.connection.release()
     assert not wire.idled
     assert wire.transport.closing
