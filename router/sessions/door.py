@@ -18,6 +18,9 @@ from router.sides import Client
 from router.wire.answers import BadAnswer
 from router.wire.framing import frame
 
+MAX_ANSWER_BYTES = 64 << 20
+"""Of one answer's events, or of a whole one that is decoded: more than any session may have, framing and all."""
+
 
 class Kept(NamedTuple):
     """What of an answer goes into the log. ``tokens``: as the worker counted; 0 where it did not say."""
@@ -71,6 +74,7 @@ class HeldClient:
         self._client = client
         self._door = door
         self._head = b""
+        self._event_bytes = 0
         self.record: Record | None = None
         self.reply: Reply | None = None
         self.has_begun = False
@@ -95,6 +99,10 @@ class HeldClient:
         return b""
 
     def write(self, data: bytes) -> None:
+        self._event_bytes += len(data)
+        if self._event_bytes > MAX_ANSWER_BYTES:  # nothing more is kept of it
+            self.error = self.error or WorkerError("the worker's answer is larger than a session can keep")
+            return
         try:
             out = self._door.events(data)
         except BadAnswer:
