@@ -17,6 +17,9 @@ from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_c
 
 _encode = msgspec.json.encode
 
+MAX_FIRST_IDS = 10_000
+"""Tokens that a continuation may begin with before any text comes."""
+
 
 class StopSearch:
     """Text in, text out, up to the first stop string; what may be the beginning of one is held back."""
@@ -145,6 +148,8 @@ class ContinuedWatch:
         if not choice.is_plain or (self._is_exact and choice.content and not choice.token_ids):
             return self._give_up("parsed")  # without ids nobody could say how far this goes
         text = self._past_the_seam(choice)
+        if len(self.first_ids) > MAX_FIRST_IDS:
+            return self._give_up("parsed")
         if text is None or (choice.finish_reason and self._skipped):
             return self._give_up("seam")
         shown = self._search.feed(text)
