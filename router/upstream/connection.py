@@ -137,6 +137,7 @@ class WorkerConnection(asyncio.Protocol):
         self._memory: Holding | None = None
         self._is_counted = False
         """An event that is not whole yet is counted as memory."""
+        self._has_answered = False
         self._interim_heads = 0
         self._backlog = b""
         """A read that waits for its share of the loop, or for its client; what was taken of it ends at ``_taken_bytes``."""
@@ -166,7 +167,7 @@ class WorkerConnection(asyncio.Protocol):
     @property
     def has_answered(self) -> bool:
         """True once any byte of the reply came."""
-        return bool(self._head.status or self._held or self._interim_heads)
+        return self._has_answered
 
     def ask(
         self,
@@ -190,7 +191,7 @@ class WorkerConnection(asyncio.Protocol):
         self._max_reply_bytes = self._limits.max_reply_bytes if max_reply_bytes is None else max_reply_bytes
         self._held.clear()
         self._pieces.clear()
-        self._is_counted = self._is_paused = False
+        self._is_counted = self._is_paused = self._has_answered = False
         self._piece_bytes = self.sent_bytes = self.chunks = self._interim_heads = 0
         self.state = State.HEAD
         limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
@@ -424,6 +425,7 @@ class WorkerConnection(asyncio.Protocol):
     # Heads and bodies
 
     def _on_head(self, data: bytes) -> None:
+        self._has_answered = True
         if self._held:
             data = bytes(self._held) + data
             self._held.clear()

@@ -86,6 +86,7 @@ async def test_a_head_that_no_server_sends_is_a_death(head: bytes) -> None:
     with pytest.raises(WorkerDied):
         await wire.connection.reply()
     assert wire.breaches["head"] == 1
+    assert wire.connection.has_answered, "or the request would be sent again"
 
 
 # Floods
