@@ -145,8 +145,8 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Answers that were ended",
-                    description="Workers sent what no worker should, by what was wrong. A worker whose engine dies ends streams "
-                    "so; any other kind is a broken worker, a proxy before it, or an attack.",
+                    description="Workers sent what no worker should, by what was wrong. A worker whose engine dies ends "
+                    "streams so; any other kind is a broken worker, a proxy before it, or an attack.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("worker_breaches_total", by="kind"), "{{kind}}"),),
