@@ -14,9 +14,10 @@ import msgspec
 
 from router.app import _keep_freed_memory
 from router.context.prompt import Incoming
+from router.core.memory import MemoryBudget
 from router.core.record import Record
 from router.core.reply import Reply
-from router.core.request import Request, Route, Tenant
+from router.core.request import NO_TENANT, Request, Route, Tenant
 from router.core.tenant import TenantRules, make_caller
 from router.sessions.chat_door import ChatDoor
 from router.sessions.chat_requests import read_chat
@@ -59,6 +60,7 @@ class Worker:
 
 class Reader:
     is_chunked = True
+    memory = MemoryBudget(1 << 30).hold(NO_TENANT)
 
     async def answer(self, reply: Reply, record: Record) -> None: ...
 
@@ -66,6 +68,8 @@ class Reader:
         return b""
 
     def write(self, data: bytes) -> None: ...
+
+    def write_last(self, data: bytes) -> None: ...
 
     def is_closing(self) -> bool:
         return False

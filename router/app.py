@@ -47,7 +47,7 @@ from router.config import (
 from router.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
 from router.core.affinity import LastWorkers
 from router.core.fingerprint import BLOCK_BYTES
-from router.core.fleet import Fleet, FleetRules, Member
+from router.core.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
 from router.core.memory import MemoryBudget
 from router.core.prefix_index import PrefixIndex
@@ -81,6 +81,7 @@ from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.sessions.views import Lookups
+from router.sessions.windows import Windows
 from router.state import build_state
 from router.state_metrics import StateCollector, StateMetrics
 from router.status_snapshot import describe, describe_workers
@@ -187,7 +188,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
     state_metrics = StateMetrics(registry)
-    lookups = Lookups(fleet.window, counts.total, counts.is_exact, routing.cached_tokens)
+    lookups = Lookups(Windows(fleet.window, clock), counts.total, counts.is_exact, routing.cached_tokens)
     state = await build_state(
         config,
         dispatcher,
@@ -251,6 +252,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
+        yield (
+            "worker_reads_waiting",
+            "Large reads from workers that wait for their share of the loop.",
+            len(pool.shares),
+        )
+        yield "known_models", "Models whose names are remembered, served now or once.", fleet.known_models
+        yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
         yield "max_client_connections", "How many there may be.", may_connect
         yield "peak_key_connections", "Connections that show the API key which most show.", data.key_connections.peak
@@ -288,7 +296,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         )
         yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
 
-    registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes))
+    registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes, pool.breaches))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(MemoryCollector(memory))

@@ -34,6 +34,7 @@ from router.core.errors import (
 )
 from router.core.facts import Facts
 from router.core.fleet import Member
+from router.core.memory import REPLY, MemoryFull
 from router.core.quota import Reservation
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd, Verdict, judge
@@ -63,11 +64,11 @@ MAX_READ_HERE_BYTES = 1 << 20
 class Read(Protocol):
     """Calls a pure function on bytes, where that holds nobody up. ``tenant``: on whose behalf."""
 
-    async def __call__(self, tenant: Tenant, parse: Callable[[bytes], T], body: bytes, /) -> T: ...
+    async def __call__(self, tenant: Tenant, parse: Callable[[bytes], T], /, *pieces: bytes) -> T: ...
 
 
-async def read_here(_tenant: Tenant, parse: Callable[[bytes], T], body: bytes) -> T:
-    return parse(body)
+async def read_here(_tenant: Tenant, parse: Callable[[bytes], T], *pieces: bytes) -> T:
+    return parse(b"".join(pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +270,17 @@ class Dispatcher:
         except WorkerError:
             attempt.outcome = ReplyTooLarge.cause
             raise
+        except MemoryFull as full:
+            attempt.outcome = full.code
+            raise
         finally:
             attempt.ended_at = trace.phase_began_at = self._clock()
             if record.stream and record.first_byte_at > attempt.began_at:
                 attempt.first_event_at = record.first_byte_at
 
     async def _try(self, flight: _Flight, request: Request, facts: Facts, member: Member) -> Refusal | _Break | None:
-        """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large."""
+        """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large, and
+        MemoryFull, which is nobody's failure and no other worker's affair."""
         client, record = flight.client, flight.record
         routing = self._routing
         watch = record.tally = _watch(flight) if request.stream else None
@@ -288,7 +293,7 @@ class Dispatcher:
             try:
                 # An answer that is held shows nothing before its end, however long that takes: it has a deadline of its own.
                 patience_s = routing.first_event_s(member, facts, cached) if request.stream else None
-                reply = await exchange.ask(request, watch, patience_s)
+                reply = await exchange.ask(request, watch, client.memory, patience_s)
                 refusal = routing.on_answered(member, reply)
             except ReplyTooLarge:
                 raise WorkerError("the answer is too large") from None  # another worker's would be, too
@@ -298,6 +303,7 @@ class Dispatcher:
             else:
                 record.was_sent = had_one or reply.status < 400
             if refusal is not None:
+                client.memory.resize(REPLY, 0)
                 routing.on_unanswered(request, lease)
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
@@ -309,22 +315,23 @@ class Dispatcher:
                     return _Break(member, end, watch)
             else:
                 if reply.status == 400:
-                    reply = msgspec.structs.replace(reply, body=with_known_code(reply.body))
+                    reply = msgspec.structs.replace(reply, content=with_known_code(reply.body))
                 end = StreamEnd.DONE
                 usage = await self._usage_of(request, reply, record) if reply.status == 200 else None
                 await client.answer(reply, record)
                 record.outcome = "ok" if reply.status < 400 else "client_error"
         if end is StreamEnd.TOO_LARGE:
-            client.break_off(WorkerError("an event of the answer is too large"))
+            client.break_off(WorkerError("an event of the answer is larger than may be held"))
         routing.learn(request, facts, lease, record, usage)
         return None
 
     async def _usage_of(self, request: Request, reply: Reply, record: Record) -> Usage | None:
         """As the worker counted. Where it did not, what the answer weighs stands for it."""
-        is_large = len(reply.body) > MAX_READ_HERE_BYTES
-        usage = await self._read(request.tenant, read_usage, reply.body) if is_large else read_usage(reply.body)
+        body_bytes = sum(map(len, reply.pieces))
+        is_large = body_bytes > MAX_READ_HERE_BYTES
+        usage = await self._read(request.tenant, read_usage, *reply.pieces) if is_large else read_usage(reply.body)
         if usage is None and request.max_answer_tokens != 0:
-            record.delivered_tokens = len(reply.body) / self._routing.fleet.bytes_per_token(request.model)
+            record.delivered_tokens = body_bytes / self._routing.fleet.bytes_per_token(request.model)
         return usage
 
     async def _mend(self, flight: _Flight, broken: _Break) -> None:

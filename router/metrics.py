@@ -322,7 +322,10 @@ class FleetCollector(Collector):
         misses: Misses,
         budget: RetryBudget,
         sizes: Callable[[], Iterable[tuple[str, str, float]]],
+        breaches: Mapping[str, int],
     ) -> None:
+        """``breaches``: answers of workers that were ended or dropped, by what was wrong with them."""
+        self._breaches = breaches
         self._fleet = fleet
         self._index = index
         self._misses = misses
@@ -362,6 +365,13 @@ class FleetCollector(Collector):
             "Prompt tokens that were computed, by why: new, cached elsewhere, or gone from the chosen worker's cache.",
             self._misses.tokens,
             "reason",
+        )
+        yield counter(
+            "worker_breaches",
+            "Answers of workers that the router ended since they were not as they must be, by what was wrong: the head, the "
+            "framing, the stream's events or its end, the size, or a probe's answer.",
+            self._breaches,
+            "kind",
         )
         retrying = _gauge("retries_in_flight", "Retries under way that the budget governs.")
         retrying.add_metric((), self._budget.retrying)

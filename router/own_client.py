@@ -7,20 +7,27 @@ from typing import Final
 import msgspec
 
 from router.core.errors import RouterError, WorkerError
+from router.core.memory import Holding, MemoryBudget
 from router.core.record import Record
 from router.core.reply import Reply
+from router.core.request import NO_TENANT
 from router.core.tenant import EVERYBODY, TenantRules
 
 PATIENT: Final[TenantRules] = msgspec.structs.replace(EVERYBODY, priority=-100)
 """Of requests that nobody waits for. No tenant's limits count them: its own requests would be refused for it."""
 
 
+MAX_REPLY_BYTES = 16 << 20
+"""Of notes, or of vectors: a few at a time."""
+
+
 class OwnClient:
-    """Of one request. ``reply`` and ``record`` are there once it was dispatched."""
+    """Of one request. ``reply`` and ``record`` are there once it was dispatched. Its answer has a bound of its own."""
 
     is_chunked = False
 
     def __init__(self) -> None:
+        self.memory: Holding = MemoryBudget(MAX_REPLY_BYTES).hold(NO_TENANT)
         self.reply: Reply | None = None
         self.record: Record | None = None
 
@@ -31,6 +38,8 @@ class OwnClient:
         raise WorkerError("a worker streamed what was not to be streamed")
 
     def write(self, data: bytes) -> None: ...
+
+    def write_last(self, data: bytes) -> None: ...
 
     def is_closing(self) -> bool:
         return False

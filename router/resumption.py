@@ -243,7 +243,9 @@ class Resumer:
         lease, cached = self._routing.send_to(member, stream.request, facts)
         with lease, self._upstream.exchange(member.address) as exchange:
             try:
-                reply = await exchange.ask(request, watch, self._routing.first_event_s(member, facts, cached))
+                reply = await exchange.ask(
+                    request, watch, stream.client.memory, self._routing.first_event_s(member, facts, cached)
+                )
                 await self._require_rest(stream, member, reply, watch)
                 exchange.require_unbroken()
             except (AttemptFailed, _Refused):

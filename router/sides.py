@@ -8,6 +8,7 @@ from typing import Protocol
 
 from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError, WorkersBusy
 from router.core.facts import Facts
+from router.core.memory import Holding
 from router.core.quota import Reservation
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
@@ -20,9 +21,11 @@ from router.wire.sse import Watch
 class Exchange(Protocol):
     """One request to one worker; leaving its context gives the connection back, or ends the worker's work on it."""
 
-    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
-        """``first_event_s``: how long a stream's first event may take; None: as long as configured.
-        Raises AttemptFailed."""
+    async def ask(
+        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+    ) -> Reply:
+        """``memory`` grows with what is held of the answer. ``first_event_s``: how long a stream's first event may take; None:
+        as long as configured. Raises AttemptFailed, MemoryFull."""
         ...
 
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
@@ -95,6 +98,11 @@ class Client(Protocol):
 
     is_chunked: bool
 
+    @property
+    def memory(self) -> Holding:
+        """What the router holds for it."""
+        ...
+
     async def answer(self, reply: Reply, record: Record) -> None:
         """A whole reply."""
         ...
@@ -104,6 +112,10 @@ class Client(Protocol):
         ...
 
     def write(self, data: bytes) -> None: ...
+
+    def write_last(self, data: bytes) -> None:
+        """The end of the answer's body; nothing may follow."""
+        ...
 
     def is_closing(self) -> bool: ...
 

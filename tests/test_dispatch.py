@@ -27,6 +27,7 @@ from router.core.facts import Facts
 from router.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.fleet import Fleet, FleetRules, Member
 from router.core.health import HealthRules, State
+from router.core.memory import REPLY, Holding, MemoryFull
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
@@ -37,6 +38,7 @@ from router.policies.base import Ranking
 from router.routing import Routing
 from router.sides import Client
 from router.wire.sse import EventWatch, Usage, Watch
+from tests.upstream.wires import a_holding
 
 PROMPT = b"p" * 8192
 USAGE = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600,"prompt_tokens_details":{"cached_tokens":1024}}}'
@@ -55,7 +57,7 @@ OPEN = AdmissionSettings(
 )
 """Nobody waits."""
 
-Answer = Reply | AttemptFailed | asyncio.Event | asyncio.Future[Reply]
+Answer = Reply | AttemptFailed | MemoryFull | asyncio.Event | asyncio.Future[Reply]
 
 
 class InOrder:
@@ -104,7 +106,9 @@ class FakeExchange:
 
     def require_unbroken(self) -> None: ...
 
-    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
+    async def ask(
+        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+    ) -> Reply:
         self.waits.append(first_event_s)
         if isinstance(watch, EventWatch):
             watch.usage = self._usage
@@ -113,7 +117,7 @@ class FakeExchange:
             await self._answer.wait()
         if isinstance(self._answer, asyncio.Future):
             return await self._answer
-        if isinstance(self._answer, AttemptFailed):
+        if isinstance(self._answer, AttemptFailed | MemoryFull):
             raise self._answer
         assert isinstance(self._answer, Reply)
         return self._answer
@@ -155,6 +159,7 @@ class FakeClient:
         """Error events of workers."""
         self.hold: asyncio.Event | None = None
         self.has_been_asked = False
+        self.memory = a_holding()
 
     async def answer(self, reply: Reply, record: Record) -> None:
         self.has_been_asked = True
@@ -166,6 +171,8 @@ class FakeClient:
         return b""
 
     def write(self, data: bytes) -> None: ...
+
+    def write_last(self, data: bytes) -> None: ...
 
     def is_closing(self) -> bool:
         return False
@@ -369,6 +376,27 @@ async def test_an_answer_that_is_too_large_is_not_asked_of_another() -> None:
     assert house.member("a").health.state is State.UP
     assert house.index.match(make_request().fingerprint, 2048.0).tokens(house.member("a").position) > 0
     house.assert_nothing_is_held()
+
+
+async def test_an_answer_for_which_there_is_no_memory_is_nobodys_failure_and_not_asked_of_another() -> None:
+    house = House()
+    house.upstream.answers["a"] = MemoryFull("full", retry_after_s=1)
+    with pytest.raises(MemoryFull):
+        await house.send()
+    assert house.upstream.asked == ["a"]
+    assert house.member("a").health.state is State.UP
+    record = house.records[-1]
+    assert (record.status, record.outcome, record.retries) == (503, "overloaded", [])
+    house.assert_nothing_is_held()
+
+
+async def test_what_was_held_of_an_attempt_that_failed_is_given_back() -> None:
+    house = House()
+    house.upstream.answers["a"] = Reply(500, {}, b"", is_stream=False)
+    house.client.memory.grow(REPLY, 1000)
+    await house.send()
+    assert house.upstream.asked == ["a", "b"]
+    assert house.client.memory[REPLY] == 0
 
 
 async def test_answered_errors_are_retried_within_the_budget_only() -> None:

@@ -18,6 +18,7 @@ from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, Wor
 from router.core.deaths import PROGRESS_CHUNKS
 from router.core.fleet import Fleet, FleetRules
 from router.core.health import HealthRules, State
+from router.core.memory import Holding
 from router.core.prefix_index import PrefixIndex
 from router.core.record import Record, Resumption
 from router.core.reply import Reply, StreamEnd
@@ -107,7 +108,9 @@ class FakeExchange:
         text = WORDS.text_of(json.loads(body)["tokens"])
         return answer or Reply(200, {}, json.dumps({"prompt": text}).encode(), is_stream=False)
 
-    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
+    async def ask(
+        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+    ) -> Reply:
         workers, body = self._workers, json.loads(request.body)
         workers.asked.append((self._host, body))
         if scripts := workers.scripts[self._host]:
@@ -160,6 +163,9 @@ class Reader(FakeClient):
 
     def write(self, data: bytes) -> None:
         self.seen += data
+
+    def write_last(self, data: bytes) -> None:
+        self.write(data)
 
     def end_stream(self, events: bytes) -> None:
         self.seen += events

@@ -144,6 +144,14 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
+                    title="Answers that were ended",
+                    description="Workers sent what no worker should, by what was wrong. A worker whose engine dies ends "
+                    "streams so; any other kind is a broken worker, a proxy before it, or an attack.",
+                    unit="cps",
+                    kind="stack",
+                    queries=(Query(rate("worker_breaches_total", by="kind"), "{{kind}}"),),
+                ),
+                Panel(
                     title="Streams that broke",
                     description="exact, text and finished went on with another worker; unsafe and failed left half an answer.",
                     unit="cps",

@@ -39,8 +39,14 @@ LOST_SHARE = 0.002
 CAPACITY_STEP = 0.02
 """A cache's size in index blocks follows the learnt bytes per token; smaller changes than this are not worth the work."""
 
+MAX_KNOWN_MODELS = 10_000
+"""Names that are remembered, beyond those that are served now."""
+
+MAX_MODEL_LEN = 1 << 27
+"""Tokens; no worker that says more is believed."""
+
 ModelCard = Mapping[str, Any]
-"""One entry of a worker's /v1/models, as it wrote it."""
+"""One entry of a worker's /v1/models: of what it wrote, a few short members."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +77,8 @@ class Member:
         length = card.get("max_model_len")
         if length is None:  # an adapter has its base model's
             length = self.models.get(str(card.get("parent")), {}).get("max_model_len")
-        return length if isinstance(length, int) else None
+        is_sane = isinstance(length, int) and not isinstance(length, bool) and 0 < length <= MAX_MODEL_LEN
+        return length if is_sane else None
 
 
 class Lease:
@@ -167,7 +174,9 @@ class Fleet:
         self._by_name: dict[WorkerName, Member] = {}
         self._eligible: dict[str, Eligible] = {}
         self._windows: dict[str, int] = {}
-        self._known_models: set[str] = set()
+        self._known_models: dict[str, None] = {}
+        """Names that some worker listed, the newest last."""
+        self._served: dict[str, ModelCard] | None = None
         self._bytes_per_token: dict[str, DecayedRatio] = {}
         self._returning: set[Member] = set()
         self._prefills = believed(rules.initial_prefill_rate)
@@ -206,8 +215,7 @@ class Fleet:
             self._remove(member)
         came = [self._add(address) for name, address in wanted.items() if name not in self._by_name]
         if came or left:
-            self._eligible.clear()
-            self._windows.clear()
+            self._forget_who_serves()
         return came, left
 
     def members(self) -> Iterator[Member]:
@@ -293,19 +301,43 @@ class Fleet:
 
     def served_models(self) -> dict[str, ModelCard]:
         """By name, in order; a model of several workers with the card of the first."""
-        cards: dict[str, ModelCard] = {}
-        for member in self._by_name.values():
-            for model, card in member.models.items():
-                cards.setdefault(model, card)
-        return dict(sorted(cards.items()))
+        if self._served is None:
+            cards: dict[str, ModelCard] = {}
+            for member in self._by_name.values():
+                for model, card in member.models.items():
+                    cards.setdefault(model, card)
+            self._served = dict(sorted(cards.items()))
+        return self._served
 
     def set_models(self, member: Member, models: Mapping[str, ModelCard]) -> None:
         if models != member.models:
             member.models = models
-            self._known_models.update(models)
-            self._eligible.clear()
-            self._windows.clear()
+            self._forget_who_serves()
+            self._remember(models)
             self.on_room(member)
+
+    def _forget_who_serves(self) -> None:
+        self._eligible.clear()
+        self._windows.clear()
+        self._served = None
+
+    def _remember(self, models: Iterable[str]) -> None:
+        """Names, of which a broken worker may list others at each look: beyond the bound those go that nobody serves, the
+        oldest first, and what was learnt of them."""
+        for model in models:
+            self._known_models.pop(model, None)
+            self._known_models[model] = None
+        if (surplus := len(self._known_models) - MAX_KNOWN_MODELS) <= 0:
+            return
+        served = self.served_models()
+        for model in [model for model in self._known_models if model not in served][:surplus]:
+            del self._known_models[model]
+            self._bytes_per_token.pop(model, None)
+
+    @property
+    def known_models(self) -> int:
+        """How many names are remembered."""
+        return len(self._known_models)
 
     def on_room(self, member: Member) -> None:
         """It gave a first token, ended a request, said how busy it is, serves other models, or came up."""
@@ -320,6 +352,7 @@ class Fleet:
     def on_health_changed(self, member: Member) -> None:
         """To be called when one of the member's health methods returned True."""
         self._eligible.clear()
+        self._windows.clear()
         if member.health.returned_at is not None and not member.removed:
             self._returning.add(member)
         self._notify(member)
@@ -378,12 +411,15 @@ class Fleet:
             self.seconds_per_token[member.position] = member.prefills.seconds_per_token(self._prefills)
 
     def window(self, model: str) -> int:
-        """Tokens of a prompt and its answer together that every worker of the model takes; 0: none says."""
+        """Tokens of a prompt and its answer together, by the workers that may be tried for the model; 0: none says. The upper
+        median of what they say: where most agree, one that is wrong changes nothing for requests that go to others, and of
+        two that differ the larger counts, since a prompt that fits there is not to be refused or cut."""
         if (found := self._windows.get(model)) is not None:
             return found
-        lengths = [member.max_model_len(model) for member in self.members() if model in member.models]
-        window = min((length for length in lengths if length), default=0)
-        if lengths:  # names that clients make up are never kept
+        serving = [self.member(position) for position in self._find_eligible(model).positions]
+        lengths = sorted(length for member in serving if (length := member.max_model_len(model)))
+        window = lengths[len(lengths) // 2] if lengths else 0
+        if serving:  # names that clients make up are never kept
             self._windows[model] = window
         return window
 

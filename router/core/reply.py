@@ -14,8 +14,18 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     headers: Mapping[bytes, bytes]
     """Names in lower case."""
-    body: bytes
+    content: bytes | tuple[bytes, ...]
+    """A large body is kept in the pieces that it came in."""
     is_stream: bool
+
+    @property
+    def body(self) -> bytes:
+        """All of it; of a large one a copy, to be let go soon."""
+        return self.content if isinstance(self.content, bytes) else b"".join(self.content)
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        return (self.content,) if isinstance(self.content, bytes) else self.content
 
 
 class Verdict(Enum):

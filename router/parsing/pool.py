@@ -10,7 +10,7 @@ import asyncio
 import logging
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -78,22 +78,22 @@ class Parsers:
     def processes(self) -> int:
         return len(self._idle) + len(self._working)
 
-    async def run(self, tenant: Tenant, parse: Callable[[bytes], T], body: bytes) -> T:
-        """What ``parse`` makes of it, in another process. Raises what it raises; Overloaded, ParserDied."""
+    async def run(self, tenant: Tenant, parse: Callable[[bytes], T], *pieces: bytes) -> T:
+        """What ``parse`` makes of the body, in another process. Raises what it raises; Overloaded, ParserDied."""
         await self.turns.take(tenant)
         # A caller that leaves does not end the process, which a flood of such callers would make new ones of.
-        work = asyncio.ensure_future(self._work(tenant, parse, body))
+        work = asyncio.ensure_future(self._work(tenant, parse, pieces))
         self._working.add(work)
         work.add_done_callback(self._working.discard)
         return await asyncio.shield(work)
 
-    async def _work(self, tenant: Tenant, parse: Callable[[bytes], T], body: bytes) -> T:
+    async def _work(self, tenant: Tenant, parse: Callable[[bytes], T], pieces: Sequence[bytes]) -> T:
         parser, is_sound = None, False
         try:
             parser = self._idle.pop() if self._idle else await _Parser.begin(self._max_memory_bytes)
             parser.stop_idling()
             async with asyncio.timeout(READ_S):
-                answer = await parser.ask(parse, body)
+                answer = await parser.ask(parse, pieces)
             is_sound = True
             return answer
         except RouterError:
@@ -102,7 +102,7 @@ class Parsers:
         except TimeoutError:
             raise InvalidRequest(f"the body took over {READ_S:g} s to read: send it in parts") from None
         except (OSError, EOFError, asyncio.IncompleteReadError) as error:
-            fields = {"error": type(error).__name__, "body_bytes": len(body)}
+            fields = {"error": type(error).__name__, "body_bytes": sum(map(len, pieces))}
             log.error("a parsing process ended", extra=fields)  # noqa: TRY400  # the trace ends at a pipe
             raise ParserDied("the router could not read the body: try again", retry_after_s=1) from None
         finally:
@@ -145,14 +145,14 @@ class _Parser:
             )
         )
 
-    async def ask(self, parse: Callable[[bytes], T], body: bytes) -> T:
+    async def ask(self, parse: Callable[[bytes], T], pieces: Sequence[bytes]) -> T:
         """Raises what it raises; OSError, IncompleteReadError where the process has ended."""
         call = pickle.dumps(parse, protocol=5)
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise EOFError
-        stdin.write(len(call).to_bytes(LENGTH_BYTES) + len(body).to_bytes(LENGTH_BYTES) + call)
-        stdin.write(body)
+        stdin.write(len(call).to_bytes(LENGTH_BYTES) + sum(map(len, pieces)).to_bytes(LENGTH_BYTES) + call)
+        stdin.writelines(pieces)
         size = int.from_bytes(await stdout.readexactly(LENGTH_BYTES))
         is_ok, value = pickle.loads(await stdout.readexactly(size))  # noqa: S301  # our own child's
         if is_ok:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -16,7 +18,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from router.core.errors import RouterError
-from router.core.memory import Holding
+from router.core.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.core.record import Record
 from router.core.reply import Reply
 from router.core.request import Route
@@ -26,8 +28,12 @@ from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-_PASSED_HEADERS = (b"content-type", b"retry-after", b"date")
-"""All that a worker's headers may tell a client."""
+_CONTENT_TYPES = (b"application/json", b"text/event-stream", b"text/plain")
+"""What workers' answers are. A page or a script would be the worker's own, under the router's name."""
+
+_MAX_HEADER_BYTES = 128
+
+log = logging.getLogger("warmroute.server")
 
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
@@ -58,6 +64,7 @@ class ClientConnection:
     __slots__ = (
         "_decision_headers",
         "_extra_head",
+        "_has_ended",
         "_hidden",
         "_protocol",
         "_request",
@@ -75,23 +82,25 @@ class ClientConnection:
         request: web.BaseRequest,
         route: Route,
         *,
-        memory: Holding,
         extra_head: bytes,
         stall: StallRule,
         decision_headers: bool,
+        memory: Holding,
         stays_open: bool = True,
         hidden: str = "",
     ) -> None:
-        """``hidden``: what the router put into the request's body; workers quote bodies in their complaints."""
+        """``hidden``: what the router put into the request's body; workers quote bodies in their complaints. ``memory``: what
+        is held for the request; its owner releases it once the client has read the answer."""
         self._request = request
         self._transport = request.transport
         self._protocol = request.protocol
-        self.memory = memory
         self._extra_head = extra_head
         self._hidden = hidden.encode()
         self._stall = stall
         self._decision_headers = decision_headers
+        self.memory = memory
         self.route = route
+        self._has_ended = False
         self.is_chunked = request.version >= HttpVersion11
         self.keep_alive = stays_open and request.keep_alive and self.is_chunked
         self.has_started = False
@@ -103,7 +112,15 @@ class ClientConnection:
     # The splice's side
 
     def write(self, data: bytes) -> None:
+        if self._has_ended:  # the client would take it for the next answer
+            log.error("bytes behind the end of an answer: the connection was aborted")
+            self.abort()
+            return
         self._transport.write(data)  # type: ignore[union-attr]  # is_closing is asked before
+
+    def write_last(self, data: bytes) -> None:
+        self.write(data)
+        self._has_ended = True
 
     def is_closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
@@ -114,18 +131,20 @@ class ClientConnection:
     # Dispatch's side
 
     async def answer(self, reply: Reply, record: Record) -> None:
-        body = reply.body
+        pieces = reply.pieces
         if reply.status >= 400 and self._hidden:
-            body = body.replace(self._hidden, b"***")
-        head = self._head(reply, record) + b"Content-Length: %d\r\n\r\n" % len(body)
-        record.bytes_out = len(body)
+            pieces = (reply.body.replace(self._hidden, b"***"),)
+        body_bytes = sum(map(len, pieces))
+        head = self._head(reply, record) + b"Content-Length: %d\r\n\r\n" % body_bytes
+        record.bytes_out = body_bytes
         if self.is_closing():
             return
         self.has_started = True
-        if len(body) < _ONE_WRITE_BYTES:
-            self.write(head + body)
-        else:
-            self._transport.writelines((head, body))  # type: ignore[union-attr]
+        if body_bytes < _ONE_WRITE_BYTES:
+            self.write_last(b"".join((head, *pieces)))
+        elif not self._has_ended:
+            self._transport.writelines((head, *pieces))  # type: ignore[union-attr]
+            self._has_ended = True
 
     def stream_head(self, reply: Reply, record: Record) -> bytes:
         if self.has_started:
@@ -135,8 +154,12 @@ class ClientConnection:
         return self._head(reply, record) + b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" + framing
 
     async def drained(self) -> bool:
-        """Until the client has read on (True) or is gone (False): one that reads too little for the stall limit is cut."""
+        """Until the client has read on (True) or is gone (False): one that reads too little for the stall limit is cut, and so
+        is one for whose unread bytes there is no memory."""
         if self.is_full() and not self.is_closing():
+            if not self._holds_unread():
+                self.abort()
+                return False
             room = asyncio.ensure_future(self._room())
             try:
                 while not room.done():
@@ -147,7 +170,16 @@ class ClientConnection:
                         break
             finally:
                 room.cancel()
+                self.memory.resize(UNREAD, 0)
         return not self.is_closing()
+
+    def _holds_unread(self) -> bool:
+        """A whole answer is counted already."""
+        try:
+            self.memory.resize(UNREAD, max(self._unsent_bytes() - self.memory[REPLY], 0))
+        except MemoryFull:
+            return False
+        return True
 
     async def _room(self) -> None:
         """Waited for without a timeout of its own, which would cancel the one future that every drain of aiohttp waits for."""
@@ -159,13 +191,14 @@ class ClientConnection:
 
     def end_stream(self, events: bytes) -> None:
         if not self.is_closing():
-            self.write(frame(events) + LAST_CHUNK if self.is_chunked else events)
+            framed = frame(events) if self.is_chunked and events else events
+            self.write_last(framed + LAST_CHUNK if self.is_chunked else framed)
 
     def break_off(self, error: RouterError) -> None:
         self.break_off_with(DIALECTS[self.route].error_event % error_body(error, self.route))
 
     def break_off_with(self, event: bytes) -> None:
-        if not self.is_closing():
+        if not self.is_closing() and not self._has_ended:
             event = event.replace(self._hidden, b"***") if self._hidden else event
             self.write(frame(event) if self.is_chunked else event)
         self.keep_alive = False
@@ -182,7 +215,7 @@ class ClientConnection:
         if self._transport is not None and not self._transport.is_closing():
             body = error_body(error, self.route)
             reason = _REASONS[error.status].encode()
-            self.write(
+            self.write_last(
                 b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nRetry-After: %d\r\nConnection: close\r\n%b"
                 b"Content-Length: %d\r\n\r\n%b"
                 % (error.status, reason, error.retry_after_s or 1, self._extra_head, len(body), body)
@@ -199,8 +232,7 @@ class ClientConnection:
 
     def _head(self, reply: Reply, record: Record) -> bytes:
         lines = [b"HTTP/1.1 %d %b\r\n" % (reply.status, _REASONS.get(reply.status, "").encode())]
-        headers = reply.headers
-        lines += [b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_HEADERS if name in headers]
+        lines += _passed(reply.headers)
         lines.append(b"x-warmroute-worker: %b\r\n" % record.worker.encode())
         if self._decision_headers:
             lines.append(
@@ -211,6 +243,21 @@ class ClientConnection:
             lines.append(b"Connection: close\r\n")
         lines.append(self._extra_head)
         return b"".join(lines)
+
+
+def _passed(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """Lines that a worker's headers may add. What is too long or odd is left out, or named as bytes of no kind."""
+    kind = headers.get(b"content-type", b"")
+    if not kind.startswith(_CONTENT_TYPES) or len(kind) > _MAX_HEADER_BYTES:
+        kind = b"application/octet-stream"
+    return [
+        b"content-type: %b\r\nX-Content-Type-Options: nosniff\r\n" % kind,
+        *(
+            b"%b: %b\r\n" % (name, value)
+            for name in (b"retry-after", b"date")
+            if (value := headers.get(name)) is not None and len(value) <= _MAX_HEADER_BYTES
+        ),
+    ]
 
 
 SENT = _Sent(keep_alive=True)

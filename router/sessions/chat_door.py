@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from router.context.messages import message_bytes
@@ -15,10 +13,14 @@ from router.sessions.door import Kept
 from router.sessions.store import Sid
 from router.sides import Client
 from router.wire.answers import Answer, AnswerReader, BadAnswer, read_completion, write_completion, write_events
-from router.wire.sse import each_event
+from router.wire.sse import DIALECTS, each_event
 
-_ENDS = re.compile(rb'"finish_reason": ?"|"choices": ?\[\]|(?m:^data: ?\[DONE\])')
-"""What belongs to a stream's end."""
+_CHAT = DIALECTS[Route.CHAT]
+
+
+def _ends(events: bytes) -> bool:
+    """True where something in them belongs to a stream's end."""
+    return _CHAT.finished.is_in(events) or _CHAT.usage.is_in(events) or _CHAT.closing.is_in(events)
 
 
 class ChatDoor:
@@ -34,11 +36,11 @@ class ChatDoor:
 
     def events(self, events: bytes) -> bytes:
         self._reader.feed(events)
-        if not self._held and not _ENDS.search(events):
+        if not self._held and not _ends(events):
             return events
         passed = []
         for event in each_event(events):
-            if self._held or _ENDS.search(event):
+            if self._held or _ends(event):
                 self._held.append(event)
             else:
                 passed.append(event)

@@ -10,12 +10,16 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from router.core.errors import RouterError, WorkerError
+from router.core.memory import Holding
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.sessions.store import Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
 from router.wire.framing import frame
+
+MAX_ANSWER_BYTES = 64 << 20
+"""Of one answer's events, or of a whole one that is decoded: more than any session may have, framing and all."""
 
 
 class Kept(NamedTuple):
@@ -70,6 +74,7 @@ class HeldClient:
         self._client = client
         self._door = door
         self._head = b""
+        self._event_bytes = 0
         self.record: Record | None = None
         self.reply: Reply | None = None
         self.has_begun = False
@@ -79,6 +84,10 @@ class HeldClient:
         """In which the worker said so, of a request that was wrong."""
 
     # Dispatch's side
+
+    @property
+    def memory(self) -> Holding:
+        return self._client.memory
 
     async def answer(self, reply: Reply, record: Record) -> None:
         self.reply, self.record = reply, record
@@ -90,6 +99,10 @@ class HeldClient:
         return b""
 
     def write(self, data: bytes) -> None:
+        self._event_bytes += len(data)
+        if self._event_bytes > MAX_ANSWER_BYTES:  # nothing more is kept of it
+            self.error = self.error or WorkerError("the worker's answer is larger than a session can keep")
+            return
         try:
             out = self._door.events(data)
         except BadAnswer:
@@ -97,6 +110,10 @@ class HeldClient:
             return
         if (out or self._head) and not self._client.is_closing():
             self._client.write(self._take_head() + (self._framed(out) if out else b""))
+
+    def write_last(self, data: bytes) -> None:
+        """The client's own end comes once the turn is saved."""
+        self.write(data)
 
     def is_closing(self) -> bool:
         """Also once the answer cannot be kept any more: the worker need not go on with it."""
@@ -123,7 +140,7 @@ class HeldClient:
     def translate(self) -> None:
         """A reply that is not streamed, as the door's clients read it. Raises BadAnswer."""
         if self.reply is not None:
-            self.reply = msgspec.structs.replace(self.reply, body=self._door.whole(self.reply.body))
+            self.reply = msgspec.structs.replace(self.reply, content=self._door.whole(self.reply.body))
 
     async def finish(self) -> None:
         """The turn is saved: let the client have the end."""

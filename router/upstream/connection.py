@@ -7,22 +7,28 @@ In FLOW a read that is one whole frame of whole events, with nothing in it that 
 as it came: no task switch, no copy, no new framing. Everything else is walked: frames undone, events made whole, the usage
 chunk hidden, the end judged. A byte of an incomplete event is never forwarded, nor the worker's own last chunk. Any error
 makes the connection unusable, and ``release`` aborts what is not idle and clean.
+
+A worker may be hostile or broken: whatever it sends, what is held of it is bounded and counted, each byte is looked at a fixed
+number of times, and a large read is taken in slices (see ``shares``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.memory import REPLY, Holding, MemoryFull
 from router.core.reply import Reply
-from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, LengthReader, UntilClosed, frame
+from router.upstream.shares import SHARE_BYTES, Shares
+from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, ChunkedReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import Watch, read_error, split_events
+from router.wire.sse import Watch, read_error, take_events
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""
@@ -33,6 +39,17 @@ KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TC
 GIVE_UP_S, GIVE_UP_WHOLE_S = 3.0, 30.0
 """Silence, of a stream and of an answer that is held, after which a worker that answers no probes either is given up. One
 that is too busy for probes may still be at work on an answer of which nothing is seen before its end."""
+
+EAGER_BYTES = 4096
+"""A read up to here is taken at once: a chunk or a dozen. A larger one waits for its share of the loop."""
+
+LARGE_BYTES = 64 << 10
+"""Of what is not forwarded yet: beyond it an event counts as memory, and an early stream is not read on."""
+
+MAX_INTERIM_HEADS = 16
+
+BREACHES = ("head", "framing", "stream", "size", "probe")
+"""What of a worker's answer was not as it must be. Label values of a metric."""
 
 TAIL_S = 1.0
 """How long a worker may take for its last chunk, which usually is in the read that closed the stream."""
@@ -45,6 +62,10 @@ class Sink(Protocol):
     """False for an HTTP/1.0 client, which gets bare events and then the end of the connection."""
 
     def write(self, data: bytes) -> None: ...
+
+    def write_last(self, data: bytes) -> None:
+        """The end of the body; nothing may follow."""
+        ...
 
     def is_closing(self) -> bool: ...
 
@@ -89,11 +110,18 @@ class WorkerConnection(asyncio.Protocol):
     """Owned by one request at a time, from ``ask`` to ``release``."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limits: Limits, on_idle: Callable[[WorkerConnection], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        on_idle: Callable[[WorkerConnection], None],
+        shares: Shares,
+        breaches: Counter[str],
     ) -> None:
         self._loop = loop
         self._limits = limits
         self._on_idle = on_idle
+        self._shares = shares
+        self._breaches = breaches
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._head = ReplyHead()
@@ -101,15 +129,24 @@ class WorkerConnection(asyncio.Protocol):
         self._watch: Watch | None = None
         self._sink: Sink | None = None
         self._observe_gap: Callable[[float], None] | None = None
-        self._held = b""
-        """What is not whole yet: a piece of the head, or of an event."""
+        self._held = bytearray()
+        """What is not whole yet: a piece of the head, of an event, or the end of a reply."""
         self._pieces: list[bytes] = []
         self._piece_bytes = 0
+        self._max_reply_bytes = 0
+        self._memory: Holding | None = None
+        self._is_counted = False
+        """An event that is not whole yet is counted as memory."""
+        self._has_answered = False
+        self._interim_heads = 0
+        self._backlog = b""
+        """A read that waits for its share of the loop, or for its client; what was taken of it ends at ``_taken_bytes``."""
+        self._taken_bytes = 0
         self._is_paused = False
         self._is_delivered = False
         self._read_at = 0.0
         self.state = State.IDLE
-        self.error: AttemptFailed | None = None
+        self.error: AttemptFailed | MemoryFull | None = None
         self.deadline = float("inf")
         """On the loop's clock; whoever sweeps calls ``expire`` behind it."""
         self.idle_since = 0.0
@@ -130,19 +167,32 @@ class WorkerConnection(asyncio.Protocol):
     @property
     def has_answered(self) -> bool:
         """True once any byte of the reply came."""
-        return bool(self._head.status or self._held)
+        return self._has_answered
 
-    def ask(self, head: bytes, body: bytes, watch: Watch | None, within_s: float | None = None) -> None:
-        """Send a request; ``watch`` for one that asks for a stream. ``within_s`` shortens the wait for its answer or first
-        event. Raises WorkerDied on a closed connection."""
+    def ask(
+        self,
+        head: bytes,
+        body: bytes,
+        watch: Watch | None,
+        within_s: float | None = None,
+        *,
+        memory: Holding | None = None,
+        max_reply_bytes: int | None = None,
+    ) -> None:
+        """Send a request; ``watch`` for one that asks for a stream. ``within_s`` and ``max_reply_bytes`` shorten the wait for
+        its answer or first event, and the largest answer. ``memory`` grows with what is held of the answer. Raises WorkerDied
+        on a closed connection."""
         transport = self._transport
         if transport is None or not self.is_usable:
             raise WorkerDied("the connection is closed")
         self._head = ReplyHead()
         self._watch = watch
-        self._held = b""
+        self._memory = memory
+        self._max_reply_bytes = self._limits.max_reply_bytes if max_reply_bytes is None else max_reply_bytes
+        self._held.clear()
         self._pieces.clear()
-        self._piece_bytes = self.sent_bytes = self.chunks = 0
+        self._is_counted = self._is_paused = self._has_answered = False
+        self._piece_bytes = self.sent_bytes = self.chunks = self._interim_heads = 0
         self.state = State.HEAD
         limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
         self._read_at = now = self._loop.time()
@@ -153,20 +203,29 @@ class WorkerConnection(asyncio.Protocol):
             transport.writelines((head, body))
 
     async def reply(self) -> Reply:
-        """A whole reply, or a stream of which the first event is here. Raises AttemptFailed."""
+        """A whole reply, or a stream of which the first event is here. Raises AttemptFailed, MemoryFull."""
         while self.state in (State.HEAD, State.WHOLE) or (self.state is State.EVENTS and not self._pieces):
             await self._wait()
         if self.error is not None:
             raise self.error
         is_stream = self.state is State.EVENTS
-        body = b"" if is_stream else b"".join(self._pieces)
-        return Reply(self._head.status, self._head.headers, body, is_stream)
+        content = b"" if is_stream else self._take_whole()
+        return Reply(self._head.status, self._head.headers, content, is_stream)
+
+    def _take_whole(self) -> bytes | tuple[bytes, ...]:
+        """The reply's body, which is kept here no longer."""
+        if self._held:
+            self._pieces.append(bytes(self._held))
+            self._held.clear()
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces) if self._piece_bytes <= LARGE_BYTES else tuple(pieces)
 
     def flow(self, sink: Sink, head: bytes, observe_gap: Callable[[float], None]) -> None:
         """Begin to splice: ``head`` and the events that are here leave in one write."""
         self._sink = sink
         self._observe_gap = observe_gap
         self.state = State.FLOW
+        was_paused = self._is_paused
         self._is_paused = self._is_delivered = False
         self._touch(self._loop.time())
         events = b"".join(self._pieces)
@@ -174,6 +233,8 @@ class WorkerConnection(asyncio.Protocol):
         self._send(events, head)
         if self._body.finished and self.state is not State.CLOSED:
             self._on_body_end()
+        if was_paused:
+            self._read_on()
 
     async def turn(self) -> Turn:
         """Wait until the stream needs its owner."""
@@ -189,12 +250,12 @@ class WorkerConnection(asyncio.Protocol):
         """The client reads again."""
         self._is_paused = False
         self._touch(self._loop.time())
-        if self._transport is not None:
-            self._transport.resume_reading()
+        self._read_on()
 
     def release(self) -> None:
         """Give the connection back: it is kept if it is clean, else aborted, which stops the worker's work at once."""
-        self._sink = self._observe_gap = None
+        self._sink = self._observe_gap = self._memory = None
+        self._pieces.clear()
         if self.state is State.IDLE:
             self._on_idle(self)
         elif self.state is State.TAIL:
@@ -205,6 +266,7 @@ class WorkerConnection(asyncio.Protocol):
     def abort(self) -> None:
         self.state = State.CLOSED
         self.deadline = float("inf")
+        self._backlog = b""
         if self._transport is not None:
             self._transport.abort()
 
@@ -251,7 +313,10 @@ class WorkerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self.state
-        if state is State.FLOW:
+        if self._backlog:
+            self._backlog = self._backlog[self._taken_bytes :] + data
+            self._taken_bytes = 0
+        elif state is State.FLOW:
             self._on_flow(data)
         elif state is State.HEAD:
             self._on_head(data)
@@ -259,6 +324,21 @@ class WorkerConnection(asyncio.Protocol):
             self._on_body(data)
         else:
             self.abort()  # bytes that nobody asked for
+
+    def take_share(self) -> bool:
+        """What of the backlog is taken while others wait. True if more is left."""
+        if self._is_paused or not self._backlog:
+            return False
+        at = self._taken_bytes
+        piece = self._backlog[at : at + SHARE_BYTES]
+        self._taken_bytes = at + len(piece)
+        if self._taken_bytes >= len(self._backlog):
+            self._backlog = b""
+        self._take(piece)
+        if self._backlog:
+            return not self._is_paused
+        self._read_on()
+        return False
 
     # The splice
 
@@ -296,57 +376,97 @@ class WorkerConnection(asyncio.Protocol):
         if watch.closed:
             out += LAST_CHUNK if sink.is_chunked else b""
         if out:
-            self._write(out)
+            self._write(out, is_last=watch.closed)
         if self.state is not State.FLOW:
             return
-        if watch.failed:
-            error = WorkerErred if watch.error else WorkerDied
-            self._fail(error("the worker broke the stream off"))
-        elif watch.closed:
+        if watch.closed:
             self.state = State.TAIL
             self._is_delivered = True
             self._wake()
+        elif watch.failed:
+            self._fail_stream(watch, "the worker broke the stream off")
 
-    def _write(self, out: bytes) -> None:
+    def _fail_stream(self, watch: Watch, message: str) -> None:
+        if watch.error:
+            self._fail(WorkerErred(message))
+        else:
+            self._breach("stream", WorkerDied(message))
+
+    def _write(self, out: bytes, *, is_last: bool = False) -> None:
         sink = self._sink
         if sink is None or sink.is_closing():
             self.abort()  # the client is gone: its handler is about to be cancelled
             self._wake()
             return
-        sink.write(out)
         self.sent_bytes += len(out)
-        if sink.is_full() and self._transport is not None and not self._watch.closed:  # type: ignore[union-attr]
-            self._is_paused = True
-            self._transport.pause_reading()
+        if is_last:
+            sink.write_last(out)
+            return
+        sink.write(out)
+        if sink.is_full():
+            self._pause()
             self._wake()
+
+    def _pause(self) -> None:
+        """Until the owner goes on: with ``flow``, or ``resume``."""
+        self._is_paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def _read_on(self) -> None:
+        """Unless the owner is waited for: first what was read, then what comes."""
+        if self._is_paused:
+            return
+        if self._backlog:
+            self._shares.add(self)
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # Heads and bodies
 
     def _on_head(self, data: bytes) -> None:
-        self._held = data = self._held + data
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(data) > MAX_HEAD_BYTES or not b"HTTP/1.".startswith(data[:7]):
-                self._fail(WorkerDied("the worker does not speak HTTP"))
-            return
-        try:
-            head = parse_head(data[:end])
-            self._body = body_reader(head)
-        except BadHead:
-            self._fail(WorkerDied("the worker sent a bad response head"))
-            return
-        self._held = b""
-        rest = data[end:]
-        if head.is_interim:
-            if rest:
-                self._on_head(rest)
-            return
+        self._has_answered = True
+        if self._held:
+            data = bytes(self._held) + data
+            self._held.clear()
+        while (end := data.find(b"\r\n\r\n") + 4) >= 4:
+            try:
+                head = parse_head(data[:end])
+                body = body_reader(head)
+            except BadHead:
+                self._breach("head", WorkerDied("the worker sent a bad response head"))
+                return
+            data = data[end:]
+            if not head.is_interim:
+                self._on_final_head(head, body, data)
+                return
+            self._interim_heads += 1
+            if self._interim_heads > MAX_INTERIM_HEADS:
+                self._breach("head", WorkerDied("the worker sent one interim head after another"))
+                return
+        self._held += data
+        if len(data) > MAX_HEAD_BYTES or not b"HTTP/1.".startswith(data[:7]):
+            self._breach("head", WorkerDied("the worker does not speak HTTP"))
+
+    def _on_final_head(self, head: ReplyHead, body: BodyReader, rest: bytes) -> None:
         self._head = head
+        self._body = body
         self.state = State.EVENTS if self._watch is not None and head.is_event_stream else State.WHOLE
-        if rest or self._body.finished:
+        if rest or body.finished:
             self._on_body(rest)
 
     def _on_body(self, data: bytes) -> None:
+        """At once, if that is sure to be quick."""
+        if len(data) <= EAGER_BYTES or (self.state is State.WHOLE and not isinstance(self._body, ChunkedReader)):
+            self._take(data)
+            return
+        self._backlog = data
+        self._taken_bytes = 0
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._shares.add(self)
+
+    def _take(self, data: bytes) -> None:
         payload, error = self._body.feed(data)
         if payload:
             if self.state is State.WHOLE:
@@ -354,35 +474,64 @@ class WorkerConnection(asyncio.Protocol):
             elif self.state in (State.EVENTS, State.FLOW):
                 self._on_events(payload)
         if error is not None:
-            self._fail(WorkerDied("the worker broke its framing"))
+            self._breach("framing", WorkerDied("the worker broke its framing"))
         elif self._body.finished and self.state is not State.CLOSED:
             self._on_body_end()
 
     def _hold(self, payload: bytes) -> None:
-        self._pieces.append(payload)
+        """Small pieces are put together: as objects of their own they would take many times their bytes."""
         self._piece_bytes += len(payload)
-        if self._piece_bytes > self._limits.max_reply_bytes:
-            self._fail(ReplyTooLarge("the reply is larger than may be held"))
+        if self._piece_bytes > self._max_reply_bytes:
+            self._breach("size", ReplyTooLarge("the reply is larger than may be held"))
+            return
+        if self._memory is not None:
+            try:
+                self._memory.grow(REPLY, len(payload))
+            except MemoryFull as full:
+                self._fail(full)
+                return
+        if not self._held and (not self._pieces or len(payload) >= EAGER_BYTES):
+            self._pieces.append(payload)
+            return
+        self._held += payload
+        if len(self._held) >= LARGE_BYTES:
+            self._pieces.append(bytes(self._held))
+            self._held.clear()
 
     def _on_events(self, payload: bytes) -> None:
         watch = self._watch
         if watch is None:
             return
-        whole, self._held = split_events(self._held + payload)
+        whole = take_events(self._held, payload)
         if len(self._held) > self._limits.max_event_bytes:
-            self._fail(ReplyTooLarge("an event is larger than may be held"))
-        elif whole:
-            seen = watch.take(whole)
-            if self.state is State.FLOW:
-                self._send(seen)
-            elif seen:
-                self._pieces.append(seen)
-                self._wake()
-            elif watch.error and not self._pieces:
-                self._answer_error(watch.error)
-            elif watch.failed:
-                error = WorkerErred if watch.error else WorkerDied
-                self._fail(error("the stream was closed before it began"))
+            self._breach("size", ReplyTooLarge("an event is larger than may be held"))
+            return
+        if len(self._held) > LARGE_BYTES or self._is_counted:
+            self._count_event()
+        if not whole or self.state is State.CLOSED:
+            return
+        seen = watch.take(whole)
+        if self.state is State.FLOW:
+            self._send(seen)
+        elif seen:
+            self._pieces.append(seen)
+            self._piece_bytes += len(seen)
+            if self._piece_bytes > LARGE_BYTES:
+                self._pause()
+            self._wake()
+        elif watch.error and not self._pieces:
+            self._answer_error(watch.error)
+        elif watch.failed:
+            self._fail_stream(watch, "the stream was closed before it began")
+
+    def _count_event(self) -> None:
+        """A large event that is not whole is memory, too."""
+        self._is_counted = len(self._held) > LARGE_BYTES
+        if self._memory is not None:
+            try:
+                self._memory.resize(REPLY, len(self._held) if self._is_counted else 0)
+            except MemoryFull as full:
+                self._fail(full)
 
     def _answer_error(self, event: bytes) -> None:
         """A stream that begins with an error is an answer of that error: whose fault it is, its status says."""
@@ -394,11 +543,11 @@ class WorkerConnection(asyncio.Protocol):
 
     def _on_body_end(self) -> None:
         if self.state is State.FLOW or (self.state is State.EVENTS and not self._pieces):
-            self._fail(WorkerDied("the stream ended without its closing event"))
+            self._breach("stream", WorkerDied("the stream ended without its closing event"))
             return
         if self.state is State.EVENTS:
             return  # flow, called in a moment, comes back here
-        is_clean = self._head.keeps_alive and not self._body.surplus
+        is_clean = self._head.keeps_alive and not self._body.surplus and not self._backlog
         is_released = self.state is State.TAIL and self._sink is None
         self.state = State.IDLE if is_clean else State.CLOSED
         self.deadline = float("inf")
@@ -410,9 +559,14 @@ class WorkerConnection(asyncio.Protocol):
 
     # Waiting
 
-    def _fail(self, error: AttemptFailed) -> None:
+    def _breach(self, kind: str, error: AttemptFailed) -> None:
+        self._breaches[kind] += 1
+        self._fail(error)
+
+    def _fail(self, error: AttemptFailed | MemoryFull) -> None:
         if self.error is None:
             self.error = error
+        self._pieces.clear()  # the error's traceback may keep this object for a while
         self.abort()
         self._wake()
 

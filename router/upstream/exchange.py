@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from types import TracebackType
 from typing import Protocol
 
 from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.memory import Holding, MemoryFull
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import Request
@@ -14,6 +18,9 @@ from router.core.worker import WorkerAddress
 from router.upstream.connection import Sink, Turn, WorkerConnection
 from router.upstream.pool import Pool, WorkerPort
 from router.wire.sse import Watch
+
+MAX_POST_BYTES = 32 << 20
+"""Of an answer to what the router asks for itself: the ids of a long prompt, or their text."""
 
 
 class StreamClient(Sink, Protocol):
@@ -32,9 +39,16 @@ class Upstream:
     def __init__(self, pool: Pool, gaps: Callable[[str], Callable[[float], None]]) -> None:
         self._pool = pool
         self._gaps = gaps
+        self._name = secrets.token_hex(4)
+        self._numbers = count(1)
+
+    @property
+    def breaches(self) -> Counter[str]:
+        """Answers that were ended since they were not as they must be, by what was wrong."""
+        return self._pool.breaches
 
     def exchange(self, worker: WorkerAddress) -> Exchange:
-        return Exchange(self._pool, self._pool.port(worker), self._gaps)
+        return Exchange(self._pool, self._pool.port(worker), self._gaps, f"{self._name}{next(self._numbers):x}")
 
     def give_up(self, worker: WorkerAddress) -> None:
         """It answers no probes: end those of its exchanges that have been silent for a while."""
@@ -44,34 +58,48 @@ class Upstream:
 class Exchange:
     """A context: leaving it gives the connection back, or aborts it if it is not clean."""
 
-    __slots__ = ("_connection", "_gaps", "_pool", "_port", "_reply")
+    __slots__ = ("_connection", "_gaps", "_name", "_pool", "_port", "_reply")
 
-    def __init__(self, pool: Pool, port: WorkerPort, gaps: Callable[[str], Callable[[float], None]]) -> None:
+    def __init__(self, pool: Pool, port: WorkerPort, gaps: Callable[[str], Callable[[float], None]], name: str) -> None:
+        """``name``: of no other exchange with any worker, on any replica. It goes behind the request's id, which a client may
+        have chosen, and which engines may take for one of another request under way."""
+        self._name = name
         self._pool = pool
         self._port = port
         self._gaps = gaps
         self._connection: WorkerConnection | None = None
         self._reply: Reply | None = None
 
-    async def ask(self, request: Request, watch: Watch | None, first_event_s: float | None = None) -> Reply:
-        """Send the request; returns a whole reply, or a stream whose first event is here. Raises AttemptFailed."""
-        headers = f"X-Request-Id: {request.request_id}\r\n"
+    async def ask(
+        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+    ) -> Reply:
+        """Send the request; returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held of
+        the answer. Raises AttemptFailed, MemoryFull."""
+        headers = f"X-Request-Id: {request.request_id}-{self._name}\r\n"
         if request.traceparent:
             headers += f"traceparent: {request.traceparent}\r\n"
             if request.tracestate:
                 headers += f"tracestate: {request.tracestate}\r\n"
-        return await self._send("POST", request.route.value, request.body, headers, watch, first_event_s)
+        return await self._send("POST", request.route.value, request.body, headers, watch, first_event_s, memory)
 
-    async def get(self, path: str) -> Reply:
+    async def get(self, path: str, max_reply_bytes: int) -> Reply:
         """What the router asks for itself. Raises AttemptFailed."""
-        return await self._send("GET", path, b"", "", None, None)
+        return await self._send("GET", path, b"", "", None, None, max_reply_bytes=max_reply_bytes)
 
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
         """The same, with JSON, and an answer within so many seconds. Raises AttemptFailed."""
-        return await self._send("POST", path, body, "", None, answer_s)
+        return await self._send("POST", path, body, "", None, answer_s, max_reply_bytes=MAX_POST_BYTES)
 
     async def _send(
-        self, method: str, path: str, body: bytes, headers: str, watch: Watch | None, within_s: float | None
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: str,
+        watch: Watch | None,
+        within_s: float | None,
+        memory: Holding | None = None,
+        max_reply_bytes: int | None = None,
     ) -> Reply:
         """A kept connection that closes before any byte of an answer was idle for too long, which is nobody's failure:
         the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the request."""
@@ -80,7 +108,7 @@ class Exchange:
         self._connection = connection = self._port.take_idle()
         if connection is not None:
             try:
-                connection.ask(head, body, watch, within_s)
+                connection.ask(head, body, watch, within_s, memory=memory, max_reply_bytes=max_reply_bytes)
                 self._reply = await connection.reply()
             except WorkerDied:
                 if connection.has_answered:
@@ -93,7 +121,7 @@ class Exchange:
             self._connection = connection = await self._pool.connect(self._port)
         except CannotConnect as refused:
             raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
-        connection.ask(head, body, watch, within_s)
+        connection.ask(head, body, watch, within_s, memory=memory, max_reply_bytes=max_reply_bytes)
         self._reply = await connection.reply()
         return self._reply
 
@@ -127,9 +155,10 @@ class Exchange:
 
 
 _ENDS = {Turn.DONE: StreamEnd.DONE, Turn.CLIENT_GONE: StreamEnd.CLIENT_GONE}
-_BREAKS: dict[type[AttemptFailed], StreamEnd] = {
+_BREAKS: dict[type[AttemptFailed | MemoryFull], StreamEnd] = {
     WorkerDied: StreamEnd.DIED,
     WorkerSilent: StreamEnd.SILENT,
     WorkerErred: StreamEnd.ERRED,
     ReplyTooLarge: StreamEnd.TOO_LARGE,
+    MemoryFull: StreamEnd.TOO_LARGE,
 }

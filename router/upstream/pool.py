@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from router.core.address import is_forbidden
 from router.core.attempt import CannotConnect
 from router.core.worker import WorkerAddress
-from router.upstream.connection import Limits, WorkerConnection
+from router.upstream.connection import BREACHES, Limits, WorkerConnection
+from router.upstream.shares import Shares
 
 SWEEP_S = 0.25
 
@@ -81,6 +82,9 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
+        self.shares = Shares(self._loop)
+        self.breaches: Counter[str] = Counter(dict.fromkeys(BREACHES, 0))
+        """Answers that were ended since they were not as they must be, by what was wrong."""
 
     def forget(self, address: WorkerAddress) -> None:
         """The worker left: close what is idle. Live requests end in their own time, and their connections with them."""
@@ -100,7 +104,9 @@ class Pool:
         try:
             async with asyncio.timeout(self._settings.connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: WorkerConnection(self._loop, self._settings.limits, port.put_idle),
+                    lambda: WorkerConnection(
+                        self._loop, self._settings.limits, port.put_idle, self.shares, self.breaches
+                    ),
                     address.host,
                     address.port,
                     ssl=tls,

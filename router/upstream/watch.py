@@ -1,4 +1,7 @@
-"""Looks at one worker again and again: is it there, what does it serve, how busy is it. Requests never wait for this."""
+"""Looks at one worker again and again: is it there, what does it serve, how busy is it. Requests never wait for this.
+
+What a worker says is bounded in size and in what is kept of it, and is read in steps of a few milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,30 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from router.core.attempt import AttemptFailed
+from router.core.attempt import AttemptFailed, ReplyTooLarge
 from router.core.fleet import Fleet, Member, ModelCard
 from router.core.health import State
 from router.core.load import LoadReport
 from router.core.reply import Reply
 from router.upstream.exchange import Upstream
-from router.upstream.load import BadLoad, parse_load
+from router.upstream.load import BadLoad, LoadReader, slices
 
 log = logging.getLogger("warmroute.fleet")
 
 MAX_MODELS = 1000
 """Models and adapters that one worker may list."""
+
+MAX_NAME_CHARS, MAX_FIELD_BYTES = 256, 512
+
+MAX_PROBE_BYTES, MAX_METRICS_BYTES = 1 << 20, 4 << 20
+"""Of answers to looks. A worker of many engines writes some hundred KB of metrics."""
+
+BAD_LOAD_WAIT_S = 5.0
+"""Until a worker is asked again whose metrics were too large or made no sense: reading them costs others' time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +47,49 @@ class WatchSettings:
     load_timeout_s: float
 
 
+_NOTHING = msgspec.Raw()
+
+
+class _Card(msgspec.Struct):
+    """What is kept of a model's card. Its other members are skipped, and nothing is made of them."""
+
+    id: msgspec.Raw = _NOTHING
+    object: msgspec.Raw = _NOTHING
+    created: msgspec.Raw = _NOTHING
+    owned_by: msgspec.Raw = _NOTHING
+    root: msgspec.Raw = _NOTHING
+    parent: msgspec.Raw = _NOTHING
+    max_model_len: msgspec.Raw = _NOTHING
+
+
 class _Models(msgspec.Struct):
-    data: list[ModelCard]
+    data: list[_Card]
+
+
+_scalar = msgspec.json.Decoder(str | int | float | bool | None)
+
+
+def read_models(body: bytes) -> dict[str, ModelCard]:
+    """By name. A card without a sane name is left out, and so is a member that is long or no scalar. Raises
+    msgspec.MsgspecError, RecursionError."""
+    cards: dict[str, ModelCard] = {}
+    for listed in msgspec.json.decode(body, type=_Models).data[:MAX_MODELS]:
+        card = {
+            name: value for name in _Card.__struct_fields__ if (value := _read(getattr(listed, name))) is not _NOTHING
+        }
+        name = card.get("id")
+        if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable():
+            cards[name] = card
+    return cards
+
+
+def _read(raw: msgspec.Raw) -> Any:
+    if not 0 < len(bytes(raw)) <= MAX_FIELD_BYTES:
+        return _NOTHING
+    try:
+        return _scalar.decode(raw)
+    except msgspec.MsgspecError:
+        return _NOTHING
 
 
 class WorkerWatch:
@@ -51,6 +104,9 @@ class WorkerWatch:
         self._settings = settings
         self._clock = clock
         self._models_due = 0.0
+        self._is_load_bad = False
+        self._complaints: dict[str, str] = {}
+        """By path, what was told last of its answers."""
         self.has_looked = asyncio.Event()
         """Set once the worker was probed and its load read, whatever came of it."""
 
@@ -71,12 +127,13 @@ class WorkerWatch:
         while True:
             await self.poll()
             self.has_looked.set()
-            await asyncio.sleep(self._settings.load_interval_s)
+            wait_s = self._settings.load_interval_s
+            await asyncio.sleep(max(wait_s, BAD_LOAD_WAIT_S) if self._is_load_bad else wait_s)
 
     async def probe(self) -> None:
         """Once: health, and the models if it is time for them."""
         health = self._member.health
-        reply = await self._get("/health", self._settings.probe_timeout_s)
+        reply = await self._get("/health", self._settings.probe_timeout_s, MAX_PROBE_BYTES)
         now = self._clock()
         if reply is not None and reply.status == 200:
             if not self._member.models or now >= self._models_due:
@@ -103,31 +160,57 @@ class WorkerWatch:
     async def _read_load(self) -> LoadReport | None:
         if self._member.health.state is State.EJECTED:
             return None
-        reply = await self._get("/metrics", self._settings.load_timeout_s)
+        self._is_load_bad = False
+        reply = await self._get("/metrics", self._settings.load_timeout_s, MAX_METRICS_BYTES)
         if reply is None or reply.status != 200:
             return None
         try:
-            return parse_load(reply.body)
+            report = await _parse_in_steps(reply.body)
         except BadLoad as error:
-            log.warning("unreadable metrics", extra={"worker": self._member.name, "error": str(error)})
+            self._complain("/metrics", str(error))
             return None
+        self._complaints.pop("/metrics", None)
+        return report
 
     async def _read_models(self, now: float) -> None:
-        reply = await self._get("/v1/models", self._settings.probe_timeout_s)
+        reply = await self._get("/v1/models", self._settings.probe_timeout_s, MAX_PROBE_BYTES)
         if reply is None or reply.status != 200:
             return
         try:
-            listed = msgspec.json.decode(reply.body, type=_Models).data[:MAX_MODELS]
-        except msgspec.MsgspecError as error:
-            log.warning("unreadable model list", extra={"worker": self._member.name, "error": str(error)})
+            models = read_models(reply.body)
+        except (msgspec.MsgspecError, RecursionError):
+            self._complain("/v1/models", "it is no list of models")
             return
+        self._complaints.pop("/v1/models", None)
         self._models_due = now + self._settings.models_interval_s
-        self._fleet.set_models(self._member, {card["id"]: card for card in listed if isinstance(card.get("id"), str)})
+        self._fleet.set_models(self._member, models)
 
-    async def _get(self, path: str, timeout_s: float) -> Reply | None:
+    async def _get(self, path: str, timeout_s: float, max_bytes: int) -> Reply | None:
         try:
             async with asyncio.timeout(timeout_s):
                 with self._upstream.exchange(self._member.address) as exchange:
-                    return await exchange.get(path)
+                    return await exchange.get(path, max_bytes)
+        except ReplyTooLarge:
+            self._complain(path, f"it is larger than {max_bytes} bytes")
+            return None
         except (AttemptFailed, TimeoutError):
             return None
+
+    def _complain(self, path: str, error: str) -> None:
+        """Each time is counted, and told once. Never in the worker's words, of which there may be megabytes."""
+        self._is_load_bad |= path == "/metrics"
+        self._upstream.breaches["probe"] += 1
+        if self._complaints.get(path) != error:
+            self._complaints[path] = error
+            fields = {"worker": self._member.name, "path": path, "error": error}
+            log.warning("a worker's answer to a probe is unusable", extra=fields)
+
+
+async def _parse_in_steps(text: bytes) -> LoadReport:
+    """Others are served in between. Raises BadLoad."""
+    reader = LoadReader()
+    for number, lines in enumerate(slices(text)):
+        if number:
+            await asyncio.sleep(0)
+        reader.feed(lines)
+    return reader.report()

@@ -12,10 +12,13 @@ import msgspec
 
 from router.core.request import Route
 from router.wire.continuation import Asked, Seam
-from router.wire.sse import DIALECTS, Usage, each_event, read_event_usage
+from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, Usage, each_event, is_costly, read_event_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
 
 _encode = msgspec.json.encode
+
+MAX_FIRST_IDS = 10_000
+"""Tokens that a continuation may begin with before any text comes."""
 
 
 class StopSearch:
@@ -80,6 +83,8 @@ class ContinuedWatch:
         self._before = len(delivered.ids) if seam is not None else delivered.chunks
         self._finish: tuple[str, int | str | None] | None = None
         self._began = False
+        self._empty = 0
+        """Events without data since the last one that had some."""
         self._unsent_ids: list[int] = []
         """Nothing is sent before the first text, which tells whether this is the answer's rest at all."""
         self.first_ids: list[int] = []
@@ -106,6 +111,10 @@ class ContinuedWatch:
         for event in each_event(events):
             if self.failed or self.closed:
                 break
+            self._empty = 0 if b"data:" in event else self._empty + 1
+            if self._empty > MAX_EMPTY_EVENTS or is_costly(event):
+                self.failed = True
+                break
             out.append(self._take_one(event))
         return b"".join(out)
 
@@ -120,10 +129,10 @@ class ContinuedWatch:
 
     def _take_one(self, event: bytes) -> bytes:
         dialect = DIALECTS[self._asked.route]
-        if dialect.failed.search(event):
+        if dialect.failed.is_in(event):
             self.failed, self.error = True, event
             return b""
-        if dialect.closing.search(event):
+        if dialect.closing.is_in(event):
             self.failed = not self.finished
             return self.rest()
         try:
@@ -144,6 +153,8 @@ class ContinuedWatch:
         if not choice.is_plain or (self._is_exact and choice.content and not choice.token_ids):
             return self._give_up("parsed")  # without ids nobody could say how far this goes
         text = self._past_the_seam(choice)
+        if len(self.first_ids) > MAX_FIRST_IDS:
+            return self._give_up("parsed")
         if text is None or (choice.finish_reason and self._skipped):
             return self._give_up("seam")
         shown = self._search.feed(text)

@@ -14,6 +14,10 @@ CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 
 _SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?")
 _MAX_LINE_BYTES = 1024
+MAX_TRAILER_BYTES = 16 << 10
+MANY_CHUNKS, MIN_MEAN_CHUNK_BYTES = 4096, 16
+"""A body of more chunks than that has chunks of so many bytes on average: each costs as much as reading 1,000 bytes."""
+
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -87,9 +91,10 @@ class LengthReader:
 class ChunkedReader:
     """A chunked body; trailers are read and dropped."""
 
-    __slots__ = ("_expect", "_left", "_line", "finished", "surplus")
+    __slots__ = ("_chunks", "_expect", "_left", "_line", "_payload_bytes", "_trailer_bytes", "finished", "surplus")
 
     def __init__(self) -> None:
+        self._chunks = self._payload_bytes = self._trailer_bytes = 0
         self._expect = _Expect.SIZE
         self._left = 0
         self._line = b""
@@ -130,7 +135,8 @@ class ChunkedReader:
 
     def _take_line(self, line: bytes) -> None:
         if self._expect is _Expect.TRAILER:
-            if b"\n" in line or len(line) > _MAX_LINE_BYTES:
+            self._trailer_bytes += len(line) + 2
+            if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._trailer_bytes > MAX_TRAILER_BYTES:
                 raise BadFraming("bad trailer")
             self.finished = not line
         elif self._expect is _Expect.PAYLOAD_END:
@@ -143,6 +149,10 @@ class ChunkedReader:
                 raise BadFraming("bad chunk size")
             self._left = int(match[1], 16)
             self._expect = _Expect.PAYLOAD if self._left else _Expect.TRAILER
+            self._chunks += self._left > 0
+            self._payload_bytes += self._left
+            if self._chunks > MANY_CHUNKS and self._payload_bytes < self._chunks * MIN_MEAN_CHUNK_BYTES:
+                raise BadFraming("too many tiny chunks")
 
     def _begun(self, line: bytes) -> bytes:
         """A line that is not whole yet, if it may still become one."""

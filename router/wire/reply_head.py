@@ -8,7 +8,8 @@ import httptools
 
 from router.wire.framing import BodyReader, ChunkedReader, LengthReader, UntilClosed
 
-MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_BYTES = 32 << 10
+_MAX_LENGTH_DIGITS = 15
 
 
 class BadHead(Exception):
@@ -58,6 +59,8 @@ def parse_head(data: bytes) -> ReplyHead:
     if b"transfer-encoding" in head.headers and data.lower().count(b"\r\ntransfer-encoding:") > 1:
         raise BadHead("several transfer codings")
     head.status = parser.get_status_code()
+    if not 100 <= head.status <= 599:
+        raise BadHead("no such status")
     connection = head.headers.get(b"connection", b"").lower()
     # RFC 9112, section 9.3. Not the parser's own word: behind an empty body it has forgotten the head already.
     head.keeps_alive = b"close" not in connection and (
@@ -77,7 +80,7 @@ def body_reader(head: ReplyHead) -> BodyReader:
             raise BadHead("unknown transfer coding")
         return ChunkedReader()
     if length is not None:
-        if not length.isdigit():
+        if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
             raise BadHead("bad content length")
         return LengthReader(int(length))
     return UntilClosed()

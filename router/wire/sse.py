@@ -7,6 +7,7 @@ appear inside text: there, every quotation mark is escaped.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,36 +28,81 @@ class Usage(msgspec.Struct, frozen=True):
     output_tokens: int
 
 
+class Mark:
+    """Bytes of which an event has one: anywhere in it, or at the beginning of a line. Plain searches, since an event may have
+    megabytes, through which a pattern would take ten times as long."""
+
+    __slots__ = ("_begins", "_texts")
+
+    def __init__(self, *texts: bytes, begins_line: bool = False) -> None:
+        self._texts = () if begins_line else texts
+        self._begins = texts if begins_line else ()
+
+    def is_in(self, event: bytes) -> bool:
+        for text in self._texts:  # a generator would take twice as long
+            if text in event:
+                return True
+        return bool(self._begins) and self._begins_a_line(event)
+
+    def _begins_a_line(self, event: bytes) -> bool:
+        """Events have few lines: to find them is ten times faster than to search the marks in megabytes."""
+        at = 0
+        while not event.startswith(self._begins, at):
+            at = event.find(b"\n", at) + 1
+            if not at:
+                return False
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How one route's stream speaks. Every mark is searched in whole events."""
 
-    closing: re.Pattern[bytes]
-    finished: re.Pattern[bytes]
-    failed: re.Pattern[bytes]
-    usage: re.Pattern[bytes]
+    closing: Mark
+    finished: Mark
+    failed: Mark
+    usage: Mark
     closing_event: bytes
     error_event: bytes
     """``%b`` takes the error's JSON."""
 
 
 _OPENAI = Dialect(
-    closing=re.compile(rb"(?m)^data: ?\[DONE\]"),
-    finished=re.compile(rb'"finish_reason": ?"'),
-    failed=re.compile(rb'(?m)^data: ?\{"error":'),
-    usage=re.compile(rb'"choices": ?\[\]'),
+    closing=Mark(b"data: [DONE]", b"data:[DONE]", begins_line=True),
+    finished=Mark(b'"finish_reason":"', b'"finish_reason": "'),
+    failed=Mark(b'data: {"error":', b'data:{"error":', begins_line=True),
+    usage=Mark(b'"choices":[]', b'"choices": []'),
     closing_event=b"data: [DONE]\n\n",
     error_event=b"data: %b\n\n",
 )
 _ANTHROPIC = Dialect(
-    closing=re.compile(rb"(?m)^event: ?message_stop"),
-    finished=re.compile(rb'"stop_reason": ?"'),
-    failed=re.compile(rb'(?m)^(?:event: ?error|data: ?\{"error":)'),  # the latter where the engine below it died
-    usage=re.compile(rb'"usage": ?\{'),
+    closing=Mark(b"event: message_stop", b"event:message_stop", begins_line=True),
+    finished=Mark(b'"stop_reason":"', b'"stop_reason": "'),
+    failed=Mark(  # the latter two where the engine below it died
+        b"event: error", b"event:error", b'data: {"error":', b'data:{"error":', begins_line=True
+    ),
+    usage=Mark(b'"usage":{', b'"usage": {'),
     closing_event=b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     error_event=b"event: error\ndata: %b\n\n",
 )
 DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
+
+MAX_EMPTY_EVENTS = 10_000
+"""Comments and other events without data that may follow one another. A keep-alive comes once in seconds."""
+
+MAX_LINES = 64
+"""Of one event. Workers write one or two."""
+
+LARGE_EVENT_BYTES, MAX_CONTAINERS = 64 << 10, 100_000
+"""A large event has so many brackets at most: decoded, each is some 200 bytes."""
+
+MAX_LAST_BYTES = 8 << 20
+"""Of events that wait for the hidden usage event."""
+
+_DIED_WITHIN_BYTES = 64 << 10
+
+_PLAIN_BEGIN = re.compile(rb"event: (?:content_block_(?:start|delta|stop)|ping)\ndata: \{")
+"""How a named event begins that is none of those which begin, end or fail a stream."""
 
 _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
 _ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
@@ -143,13 +189,31 @@ def read_error(event: bytes) -> tuple[int, bytes]:
 
 def says_engine_died(text: bytes) -> bool:
     """An answer or an error event of vLLM's front end, which outlives its engine by some seconds."""
-    return any(mark in text for mark in _ENGINE_DIED)
+    begin = text[:_DIED_WITHIN_BYTES]
+    return any(mark in begin for mark in _ENGINE_DIED)
 
 
-def split_events(payload: bytes) -> tuple[bytes, bytes]:
-    """Whole events, and the rest that is not one yet."""
-    end = max(payload.rfind(b"\n\n") + 2, payload.rfind(b"\n\r\n") + 3)
-    return (payload[:end], payload[end:]) if end > 2 else (b"", payload)
+def take_events(held: bytearray, payload: bytes) -> bytes:
+    """The events that are whole with ``payload``. ``held`` keeps what is not one yet; each byte is searched once."""
+    if not held:
+        end = _end_of_events(payload, 0)
+        if end == len(payload):
+            return payload
+        held += memoryview(payload)[end:]
+        return payload[:end]
+    searched = max(len(held) - 2, 0)
+    held += payload
+    end = _end_of_events(held, searched)
+    with memoryview(held) as view:
+        whole = bytes(view[:end])
+    del held[:end]
+    return whole
+
+
+def _end_of_events(text: bytes | bytearray, searched: int) -> int:
+    """Where the last whole event ends; 0 where none does behind ``searched``."""
+    end = max(text.rfind(b"\n\n", searched) + 2, text.rfind(b"\n\r\n", searched) + 3)
+    return end if end > 2 else 0
 
 
 class _Anything(msgspec.Struct):
@@ -157,11 +221,34 @@ class _Anything(msgspec.Struct):
 
 
 _object = msgspec.json.Decoder(_Anything)
+_utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+def is_costly(event: bytes) -> bool:
+    """True where to read it would cost far more than its bytes: very many lines, or brackets."""
+    if len(event) < 2 * MAX_LINES:
+        return False
+    if _has_more(event, b"\n", b"\r", 2 * MAX_LINES):
+        return True
+    return len(event) > LARGE_EVENT_BYTES and _has_more(event, b"[", b"{", MAX_CONTAINERS)
+
+
+def _has_more(event: bytes, one: bytes, other: bytes, most: int) -> bool:
+    """Of both together. In windows: few are found fast, and of many not all are counted."""
+    found = 0
+    for at in range(0, len(event), LARGE_EVENT_BYTES):
+        end = at + LARGE_EVENT_BYTES
+        found += event.count(one, at, end) + event.count(other, at, end)
+        if found > most:
+            return True
+    return False
 
 
 def is_sound(event: bytes) -> bool:
     """True for what every client can parse: JSON objects in UTF-8, the closing word, and comments. Vendors' clients raise on
     anything else what no caller of theirs expects."""
+    if is_costly(event):
+        return False
     data = None
     for line in event.splitlines() if b"\r" in event else event.split(b"\n"):
         if line.startswith(b"data:"):
@@ -177,10 +264,22 @@ def _is_object(data: bytes) -> bool:
     """0.3 µs for a chunk's: a look at structure and text without making anything of either."""
     try:
         _object.decode(data)
-        data.isascii() or data.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        if not data.isascii():
+            _require_utf8(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
+
+
+def _require_utf8(data: bytes) -> None:
+    """In pieces, since nothing is to be kept of it: a text of megabytes takes four times as long. Raises UnicodeDecodeError."""
+    if len(data) <= LARGE_EVENT_BYTES:
+        data.decode()
+        return
+    decode = _utf8().decode
+    for at in range(0, len(data), LARGE_EVENT_BYTES):
+        decode(data[at : at + LARGE_EVENT_BYTES])
+    decode(b"", final=True)
 
 
 def each_event(events: bytes) -> Iterator[bytes]:
@@ -198,10 +297,14 @@ def cut_ids(event: bytes) -> bytes:
     """An event without the token ids that the router asked for. They are arrays of numbers, so the next bracket ends them,
     and their names cannot appear inside text, where every quotation mark is escaped."""
     for mark in (PROMPT_IDS, _IDS):
-        while (at := event.find(mark)) >= 0 and (end := event.find(b"]", at)) >= 0:
-            event = event[:at] + event[end + 1 :]
+        kept, at = [], 0
+        while (begin := event.find(mark, at)) >= 0 and (end := event.find(b"]", begin)) >= 0:
+            kept.append(event[at:begin])
+            at = end + 1
+        if kept:
+            event = b"".join((*kept, event[at:]))
             if mark is PROMPT_IDS:
-                event = event.replace(_NO_PROMPT_TEXT, b"", 1)
+                event = event.replace(_NO_PROMPT_TEXT, b"", len(kept))
     return event
 
 
@@ -242,9 +345,11 @@ class EventWatch:
 
     __slots__ = (
         *(
+            "_empty",
             "_last",
             "_event_bytes",
             "_least_bytes",
+            "_last_bytes",
             "closed",
             "dialect",
             "error",
@@ -278,17 +383,21 @@ class EventWatch:
         self._event_bytes = 0
         self._least_bytes = 1 << 30
         """Of all events, and of the shortest, which says what is in each beside its text."""
+        self._empty = 0
+        """Events without data since the last one that had some."""
+        self._last_bytes = 0
         self._last: list[bytes] = []
         """Events that gave a reason for finishing, until the hidden usage event after them has told what belongs there."""
 
     def is_plain(self, data: bytes) -> bool:
         """True where nothing in ``data`` needs ``take``: one sound event, without anything remarkable. Its searches cost
         0.5 µs for a chunk, and to look whether it is JSON half as much."""
-        begin = data.find(b"data: {") + 6
-        if begin < 6 or data.find(b"\n", begin) != len(data) - 4 or not _is_object(data[begin:-4]):
-            return False
-        before = data[:begin]
-        if b"[DONE]" in before or b"event: message_" in before:
+        begin = data.find(b"\n") + 7
+        if not data.startswith(b"data: {", begin - 6):
+            if (named := _PLAIN_BEGIN.match(data, begin - 6)) is None:
+                return False
+            begin = named.end() - 1
+        if data.find(b"\n", begin) != len(data) - 4 or not _is_object(data[begin:-4]):
             return False
         # From behind, since that takes the interpreter half as long.
         return (
@@ -301,6 +410,7 @@ class EventWatch:
 
     def pass_frame(self, data: bytes, at: int) -> bytes:
         """One frame of the chunked coding whose payload, from ``at`` on, is plain whole events: as the client gets it."""
+        self._empty = 0
         if self.transcript is not None:
             self.transcript.keep(data)
         self._count(len(data))
@@ -314,12 +424,14 @@ class EventWatch:
         return b"%x\r\n%b\r\n" % (len(payload), payload)
 
     def take(self, events: bytes) -> bytes:
-        """Whole events in; out come those that the client may see. Nothing is given from a failure on."""
+        """Whole events in; out come those that the client may see. Nothing is given from a failure or the closing event
+        on."""
         seen: list[bytes] = []
         for event in each_event(events):
-            if self.failed:
+            if self.failed or self.closed:
                 break
-            if not is_sound(event):
+            self._empty = 0 if b"data:" in event else self._empty + 1
+            if self._empty > MAX_EMPTY_EVENTS or not is_sound(event):
                 self.failed = True
                 break
             if self.transcript is not None:
@@ -350,20 +462,22 @@ class EventWatch:
     def _take_one(self, event: bytes) -> list[bytes]:
         """What the client sees at this event."""
         dialect = self.dialect
-        if dialect.failed.search(event):
+        if dialect.failed.is_in(event):
             self.failed = True
             self.error = event
             return []
-        if dialect.finished.search(event):
+        if dialect.finished.is_in(event):
             self.finished = True
             if self.hides_usage:
                 self._last.append(event)
+                self._last_bytes += len(event)
+                self.failed = self._last_bytes > MAX_LAST_BYTES
                 return []
-        if dialect.closing.search(event):
+        if dialect.closing.is_in(event):
             self.closed = self.finished
             self.failed = not self.finished
             return [*self._give_last(), event] if self.closed else []
-        if dialect.usage.search(event):
+        if dialect.usage.is_in(event):
             self._take_usage(event)
             if self.hides_usage:
                 self._last = [_with_fingerprint(last, event) for last in self._last]
@@ -371,7 +485,7 @@ class EventWatch:
         return [event]
 
     def _give_last(self) -> list[bytes]:
-        last, self._last = self._last, []
+        last, self._last, self._last_bytes = self._last, [], 0
         return last
 
     def _take_usage(self, event: bytes) -> None:

@@ -16,6 +16,9 @@ import msgspec
 FOLD_BYTES = 64 << 10
 """Raw events beyond these are folded: about 250 tokens, in half a millisecond."""
 
+MAX_FOLD_BYTES = FOLD_BYTES + (256 << 10)
+"""What is parsed at once, without the prompt's ids: some milliseconds."""
+
 REPLACEMENT = "\ufffd"
 """What decoding puts where a character is not whole."""
 
@@ -217,17 +220,22 @@ class Transcript:
         for chunk in read_chunks(raw):
             self._delivered.add(chunk)
 
+    def _try_read(self) -> int:
+        """About how many bytes are kept then; more than may be, of events that cannot be read or are too large for it."""
+        if sum(map(len, self._raw)) > MAX_FOLD_BYTES:
+            return self._max_bytes + 1
+        try:
+            self._read()
+        except (msgspec.DecodeError, RecursionError):
+            return self._max_bytes + 1
+        return self._delivered.bytes
+
     def _fold(self) -> None:
         first = self._raw[0]
         if not self._prompt_ids and (at := first.find(PROMPT_IDS)) >= 0:
             end = first.index(b"]", at) + 1
             self._prompt_ids, self._raw[0] = first[at + len(PROMPT_IDS) - 1 : end], first[:at] + first[end:]
-        try:
-            self._read()
-        except msgspec.DecodeError:
-            size = self._max_bytes + 1
-        else:
-            size = len(self._prompt_ids) + self._delivered.bytes
+        size = len(self._prompt_ids) + self._try_read()
         if size > self._max_bytes or self._kept.bytes + size - self._counted > self._kept.max_bytes:
             self.clear()
             self.is_lost = True

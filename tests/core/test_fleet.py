@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.fingerprint import fingerprint
-from router.core.fleet import Fleet, FleetRules, Lease, Member
+from router.core.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Lease, Member
 from router.core.health import HealthRules, State
 from router.core.load import LoadReport
 from router.core.prefix_index import PrefixIndex
@@ -183,22 +183,72 @@ def test_workers_that_showed_nothing_follow_those_that_did() -> None:
     assert fleet.seconds_per_token[unseen] == pytest.approx(1e-5, rel=0.05)
 
 
-def test_a_models_window_is_what_every_worker_of_it_takes() -> None:
-    fleet, _ = make_fleet("abc")
-    fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 8_192}})
-    fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 4_096}})
-    assert (fleet.window("m"), fleet.window("made up")) == (4_096, 0)
+@pytest.mark.parametrize(
+    ("lengths", "window"),
+    [
+        ((8_192,), 8_192),
+        ((8_192, 8_192, 50), 8_192),
+        ((8_192, 8_192, 1 << 26), 8_192),
+        ((8_192, 50), 8_192),
+        ((50, 8_192), 8_192),
+        ((8_192, True), 8_192),
+        ((8_192, -5), 8_192),
+        ((8_192, 1 << 40), 8_192),
+        ((8_192, 4_096.0), 8_192),
+        ((8_192, None), 8_192),
+        ((True, None), 0),
+    ],
+)
+def test_a_worker_that_lies_about_its_window_changes_nothing_where_others_say_more_or_agree(
+    lengths: tuple[Any, ...], window: int
+) -> None:
+    hosts = "abcd"[: len(lengths)]
+    fleet, _ = make_fleet(hosts)
+    for host, length in zip(hosts, lengths, strict=True):
+        fleet.set_models(of(fleet, host), {"m": {"max_model_len": length}})
+    assert (fleet.window("m"), fleet.window("made up")) == (window, 0)
 
 
-def test_a_window_follows_the_fleet() -> None:
+def test_a_window_is_that_of_the_workers_that_may_be_tried() -> None:
     fleet, _ = make_fleet("ab")
     fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 8_192}})
     fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 4_096}})
+    for _ in range(RULES.health.failures):
+        if of(fleet, "a").health.on_death(1.0):
+            fleet.on_health_changed(of(fleet, "a"))
     assert fleet.window("m") == 4_096
-    fleet.set_members(addresses("a"))
-    assert fleet.window("m") == 8_192
     fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 2_048}})
+    fleet.set_models(of(fleet, "b"), {"n": {}})
+    assert fleet.window("m") == 2_048, "an ejected worker is better than none"
+    fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 4_096}})
+    fleet.set_members(addresses("b"))
+    assert fleet.window("m") == 4_096
+    fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 2_048}})
     assert fleet.window("m") == 2_048
+
+
+def test_names_that_a_worker_makes_up_at_each_look_push_out_nobodys_that_are_served() -> None:
+    fleet, _ = make_fleet("abc")
+    fleet.set_models(of(fleet, "b"), {"gone": {}})
+    fleet.set_members(addresses("ac"))
+    fleet.learn_bytes_per_token("gone", 3000, 1000)
+    for look in range(30):
+        fleet.set_models(of(fleet, "c"), {f"{look}-{number}": {} for number in range(1000)})
+    assert fleet.known_models == MAX_KNOWN_MODELS
+    assert fleet.knows("m")
+    assert fleet.knows("29-999")
+    assert not fleet.knows("gone")
+    assert not fleet.knows("0-0")
+    assert fleet.bytes_per_token("gone") == 4.0
+    assert len(fleet.served_models()) == 1001
+
+
+def test_what_is_served_follows_the_fleet() -> None:
+    fleet, _ = make_fleet("ab")
+    fleet.set_models(of(fleet, "b"), {"m": {"id": "other"}, "n": {}})
+    assert list(fleet.served_models()) == ["m", "n"]
+    fleet.set_members(addresses("a"))
+    assert fleet.served_models() == {"m": {"id": "m"}}
 
 
 def test_an_adapter_has_its_base_models_window() -> None:

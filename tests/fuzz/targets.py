@@ -22,7 +22,7 @@ from router.wire.responses.items import items_of
 from router.wire.responses.output import translate
 from router.wire.responses.shapes import Head, response
 from router.wire.responses.stream import ResponseEvents
-from router.wire.sse import DIALECTS, EventWatch, read_error, split_events
+from router.wire.sse import DIALECTS, EventWatch, read_error, take_events
 from router.wire.strict_json import decode_object, set_members
 from tests.wire.parsed import parse_request
 
@@ -101,8 +101,9 @@ def sse(data: bytes) -> None:
     watch = EventWatch(
         DIALECTS[STREAMING[kind % len(STREAMING)]], hides_usage=bool(kind & 32), hides_ids=bool(kind & 64)
     )
-    events, rest = split_events(data)
-    assert events + rest == data
+    held = bytearray()
+    events = take_events(held, data)
+    assert events + held == data
     framed = frame(events)
     if events and watch.is_plain(framed):
         watch.pass_frame(framed, framed.index(b"\r\n") + 2)

@@ -23,9 +23,11 @@ DETAIL = "for a question at hand; docs/metrics.md"
 SHOWN_NOWHERE = {
     "warmroute_give_backs": BOUND,
     "warmroute_hot_sessions": DETAIL,
+    "warmroute_known_models": BOUND,
     "warmroute_known_token_counts": BOUND,
     "warmroute_live_turns": DETAIL,
     "warmroute_max_give_backs": BOUND,
+    "warmroute_max_known_models": BOUND,
     "warmroute_max_known_token_counts": BOUND,
     "warmroute_max_session_bytes": BOUND,
     "warmroute_max_session_items": BOUND,
@@ -40,6 +42,7 @@ SHOWN_NOWHERE = {
     "warmroute_session_bytes": "as session_items, which is shown",
     "warmroute_status_viewers": BOUND,
     "warmroute_token_count_seconds": DETAIL,
+    "warmroute_worker_reads_waiting": DETAIL,
 }
 
 

@@ -198,7 +198,7 @@ class Fleet:
         record = Record(
             route=request.route, model=request.model, policy="", request_id="", stream=False, started_at=started_at
         )
-        await client.answer(Reply(status=self.status, headers={}, body=body, is_stream=False), record)
+        await client.answer(Reply(status=self.status, headers={}, content=body, is_stream=False), record)
 
     def embedder(self, **settings: Any) -> FleetEmbedder:
         return FleetEmbedder(self, lambda: 7.0, "bge", 2, **settings)

@@ -15,9 +15,10 @@ import msgspec
 from router.context.history import History
 from router.context.view import NO_WISHES, Wishes
 from router.core.errors import RouterError, WorkerError
+from router.core.memory import MemoryBudget
 from router.core.record import Record
 from router.core.reply import Reply
-from router.core.request import Request, Route, Tenant
+from router.core.request import NO_TENANT, Request, Route, Tenant
 from router.core.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.sessions.chat_door import ChatDoor
 from router.sessions.chat_requests import read_chat, streams, wants_usage
@@ -131,6 +132,7 @@ class FakeClient:
         self.is_gone = False
         self.begun = asyncio.Event()
         """Something of a stream has arrived."""
+        self.memory = MemoryBudget(1 << 30).hold(NO_TENANT)
 
     async def answer(self, reply: Reply, record: Record) -> None:
         assert not self.told
@@ -145,6 +147,9 @@ class FakeClient:
         assert not self.is_gone
         self.told += data
         self.begun.set()
+
+    def write_last(self, data: bytes) -> None:
+        self.write(data)
 
     def is_closing(self) -> bool:
         return self.is_gone

@@ -73,6 +73,8 @@ class ScriptedWorker:
     script: Script = answer_empty
     models: tuple[str, ...] = ("m",)
     is_ill: bool = False
+    probed: dict[str, bytes] = field(default_factory=dict)
+    """Bodies by path, of a worker that answers probes otherwise."""
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     """Without the probes."""
@@ -105,6 +107,8 @@ class ScriptedWorker:
             self.ended.put_nowait(number)
 
     def _probed(self, path: str) -> bytes:
+        if path in self.probed:
+            return answer(self.probed[path])
         if path == "/health":
             return b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % (503 if self.is_ill else 200)
         if path == "/v1/models":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS, EventWatch
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
-from tests.upstream.wires import FakeClient
+from tests.upstream.wires import FakeClient, a_holding
 
 LIMITS = Limits(max_reply_bytes=1 << 20, max_event_bytes=1 << 16, first_event_s=20, event_gap_s=20, answer_s=20)
 SETTINGS = PoolSettings(LIMITS, connect_s=5.0, idle_s=60.0, max_idle=4)
@@ -91,7 +92,7 @@ class Fixture:
 
     async def ask(self) -> Reply:
         with self.exchange() as exchange:
-            return await exchange.ask(a_request(), None)
+            return await exchange.ask(a_request(), None, a_holding())
 
     @property
     def idle(self) -> int:
@@ -131,15 +132,15 @@ async def test_a_worker_sees_its_own_host_the_request_id_the_workers_key_and_not
     async with scripted() as worker, pooled(worker, replace(SETTINGS, worker_key="s3cret")) as fixture:
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         with fixture.exchange() as exchange:
-            await exchange.ask(a_request(b'{"a": "\xc3\xa9"}', trace), None)
+            await exchange.ask(a_request(b'{"a": "\xc3\xa9"}', trace), None, a_holding())
         asked = worker.asked[0]
         assert asked.line == "POST /v1/chat/completions HTTP/1.1"
         assert asked.body == b'{"a": "\xc3\xa9"}'
+        assert re.fullmatch(r"r-1-[0-9a-f]{9,}", asked.headers.pop("x-request-id"))
         assert asked.headers == {
             "host": worker.url.removeprefix("http://"),
             "accept-encoding": "identity",
             "authorization": "Bearer s3cret",
-            "x-request-id": "r-1",
             "traceparent": trace,
             "content-type": "application/json",
             "content-length": "11",
@@ -238,7 +239,7 @@ async def test_a_stream_is_relayed_and_its_connection_kept_even_if_its_last_chun
     async with scripted(stream) as worker, pooled(worker) as fixture:
         client, record = Client(), a_record()
         with fixture.exchange() as exchange:
-            assert (await exchange.ask(a_request(), a_watch())).is_stream
+            assert (await exchange.ask(a_request(), a_watch(), a_holding())).is_stream
             assert await exchange.relay(client, record) is StreamEnd.DONE
         relayed.set()
         assert client.events == TEXT + LAST + DONE
@@ -266,7 +267,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_until_it_stalls(stalls: 
     async with scripted(stream) as worker, pooled(worker) as fixture:
         client = Client(is_full_behind=0, stalls=stalls)
         with fixture.exchange() as exchange:
-            await exchange.ask(a_request(), a_watch())
+            await exchange.ask(a_request(), a_watch(), a_holding())
             end = await exchange.relay(client, a_record())
         if stalls:
             assert end is StreamEnd.CLIENT_STALLED
@@ -284,7 +285,7 @@ async def test_leaving_an_exchange_in_any_phase_closes_the_workers_connection(se
 
     async def use(fixture: Fixture) -> None:
         with fixture.exchange() as exchange:
-            await exchange.ask(a_request(), a_watch())
+            await exchange.ask(a_request(), a_watch(), a_holding())
             await exchange.relay(Client(), a_record())
 
     asked = asyncio.Event()
@@ -310,7 +311,7 @@ async def test_a_silent_worker_is_given_up_by_the_sweep() -> None:
         worker.script = stop_after_an_event
         client = Client()
         with fixture.exchange() as exchange:
-            await exchange.ask(a_request(), a_watch())
+            await exchange.ask(a_request(), a_watch(), a_holding())
             assert await exchange.relay(client, a_record()) is StreamEnd.SILENT
         assert client.events == TEXT
         assert [await worker.ended.get() for _ in range(2)] == [0, 1]
@@ -357,7 +358,7 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
             worker.script = stream
             client = Client(is_full_behind=4000)
             with fixture.exchange() as exchange:
-                await exchange.ask(a_request(), a_watch())
+                await exchange.ask(a_request(), a_watch(), a_holding())
                 assert await exchange.relay(client, a_record()) is StreamEnd.DONE
             assert client.events == TEXT * 300 + LAST + DONE
             assert worker.connections == 1
@@ -394,7 +395,7 @@ async def test_a_stream_that_breaks_before_its_relay_says_so_and_sends_nothing(
     begun = asyncio.Event()
     async with scripted(break_later) as worker, pooled(worker) as fixture:
         with fixture.exchange() as exchange:
-            reply = await exchange.ask(a_request(), a_watch())
+            reply = await exchange.ask(a_request(), a_watch(), a_holding())
             assert reply.is_stream
             exchange.require_unbroken()
             begun.set()
@@ -410,9 +411,9 @@ async def test_a_stream_of_several_workers_counts_the_bytes_of_all() -> None:
         await peer.send(STREAM_HEAD, frame(TEXT + LAST + DONE) + LAST_CHUNK)
 
     async with scripted(stream) as worker, pooled(worker) as fixture:
-        client, record = Client(), a_record()
-        for _ in range(2):
+        clients, record = (Client(), Client()), a_record()
+        for client in clients:
             with fixture.exchange() as exchange:
-                await exchange.ask(a_request(), a_watch())
+                await exchange.ask(a_request(), a_watch(), a_holding())
                 await exchange.relay(client, record)
-        assert record.bytes_out == len(client.sent)
+        assert record.bytes_out == sum(len(client.sent) for client in clients)

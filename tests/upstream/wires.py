@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import cast
 
+from router.core.memory import Holding, MemoryBudget
+from router.core.request import NO_TENANT
 from router.upstream.connection import Limits, WorkerConnection
+from router.upstream.shares import Shares
 from router.wire.framing import ChunkedReader
 
 LIMITS = Limits(max_reply_bytes=2000, max_event_bytes=1000, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0)
 
 
+def a_holding(max_bytes: int = 1 << 30) -> Holding:
+    return MemoryBudget(max_bytes).hold(NO_TENANT)
+
+
 class Clock:
-    """What a connection asks of its loop: the time, which only a test moves, and futures."""
+    """What a connection asks of its loop: the time, which only a test moves, futures, and callbacks, which a test runs."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._soon: deque[Callable[[], None]] = deque()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def run(self) -> None:
+        """All that is due, and what that makes due."""
+        while self._soon:
+            self._soon.popleft()()
 
     def time(self) -> float:
         return self.now
@@ -59,10 +77,17 @@ class FakeClient:
         self.is_full_behind = is_full_behind
         self.writes: list[bytes] = []
         self.gone = False
+        self.was_ended = False
+        self.memory = a_holding()
 
     def write(self, data: bytes) -> None:
         assert not self.gone
+        assert not self.was_ended
         self.writes.append(data)
+
+    def write_last(self, data: bytes) -> None:
+        self.write(data)
+        self.was_ended = True
 
     def is_closing(self) -> bool:
         return self.gone
@@ -100,7 +125,9 @@ class Wire:
         self.transport = FakeTransport()
         self.idled: list[WorkerConnection] = []
         loop = cast(asyncio.AbstractEventLoop, self.clock)
-        self.connection = WorkerConnection(loop, limits, self.idled.append)
+        self.shares = Shares(loop, self.clock.time)
+        self.breaches: Counter[str] = Counter()
+        self.connection = WorkerConnection(loop, limits, self.idled.append, self.shares, self.breaches)
         self.connection.connection_made(self.transport)
 
     def feed(self, *pieces: bytes) -> None:
@@ -108,6 +135,7 @@ class Wire:
         for piece in pieces:
             if not self.transport.closing:
                 self.connection.data_received(piece)
+                self.clock.run()
 
     def lose(self, error: Exception | None = None) -> None:
         """The worker's side closed: the end of what it sends, and then the connection's."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router.core.request import Route
 from router.wire.framing import CHUNK_SIZE, frame
-from router.wire.sse import DIALECTS, EventWatch, Usage, cut_ids, read_usage, split_events
+from router.wire.sse import DIALECTS, EventWatch, Usage, cut_ids, read_usage, take_events
 from router.wire.transcript import Kept, Transcript
 from tests.wire.cuts import cut, cuts
 
@@ -53,13 +53,12 @@ STREAM = delta("a") + delta("b") + delta("", "stop") + usage() + DONE
 
 def follow(pieces: list[bytes], *, hides_usage: bool = False, route: Route = Route.CHAT) -> tuple[bytes, EventWatch]:
     """As a connection follows a stream: whole events to the watch, unless all is plain and nothing is held back."""
-    watch, held, seen = EventWatch(DIALECTS[route], hides_usage=hides_usage), b"", b""
+    watch, held, seen = EventWatch(DIALECTS[route], hides_usage=hides_usage), bytearray(), b""
     for piece in pieces:
-        if not held and piece.endswith(b"\n\n") and watch.is_plain(piece):
+        if not held and piece.endswith(b"\n\n") and watch.is_plain(frame(piece)):
             seen += piece
             continue
-        whole, held = split_events(held + piece)
-        if whole:
+        if whole := take_events(held, piece):
             seen += watch.take(whole)
     return seen, watch
 
@@ -203,9 +202,32 @@ class TestMessages:
 )
 def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest: bytes) -> None:
     rest = rest.replace(b"\n", b"x")
-    whole, held = split_events(b"".join(events) + b"data: " + rest)
+    held = bytearray()
+    whole = take_events(held, b"".join(events) + b"data: " + rest)
     assert whole + held == b"".join(events) + b"data: " + rest
     assert held.endswith(b"data: " + rest)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"event:message_stop\n",
+        b"event: message_stop\n",
+        b"event:message_delta\n",
+        b"event: error\n",
+        b"event:error\n",
+        b"event: content_block_delta\n\nevent: message_stop\n",
+        b": comment\n\n",
+        b"id: 1\n",
+        b"garbage\n",
+        b"data: [DONE]\n\n",
+    ],
+)
+def test_an_event_that_may_mean_something_is_never_passed_unseen(begin: bytes) -> None:
+    watch = EventWatch(DIALECTS[Route.MESSAGES], hides_usage=False)
+    assert not watch.is_plain(frame(begin + event({"type": "x"})))
+    assert watch.is_plain(frame(named("content_block_delta", {"delta": {"text": "a"}})))
+    assert watch.is_plain(frame(event({"type": "x"})))
 
 
 @pytest.mark.parametrize(
@@ -285,10 +307,9 @@ def test_ids_are_cut_out_and_nothing_else_however_the_stream_is_cut(
     stream = b"".join(event(with_ids(*chunk)) for chunk in chunks)
     bare = b"".join(event(with_ids(text, None)) for text, _, _ in chunks)
     watch, transcript = hiding()
-    held, seen = b"", b""
+    held, seen = bytearray(), b""
     for piece in cut(stream, places):
-        whole, held = split_events(held + piece)
-        seen += watch.take(whole)
+        seen += watch.take(take_events(held, piece))
     assert seen == bare
     delivered = transcript.delivered()
     assert delivered.ids.tolist() == [token for _, ids, _ in chunks for token in ids or ()]

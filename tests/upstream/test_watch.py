@@ -1,0 +1,122 @@
+"""What is kept of a worker's answers to probes, however large and strange they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from router.core.fleet import Fleet, FleetRules
+from router.core.health import HealthRules, State
+from router.core.prefix_index import PrefixIndex
+from router.core.worker import parse_address
+from router.upstream.connection import Limits
+from router.upstream.exchange import Upstream
+from router.upstream.load import SLICE_BYTES, BadLoad, LoadReader, parse_load, slices
+from router.upstream.pool import Pool, PoolSettings
+from router.upstream.watch import (
+    MAX_METRICS_BYTES,
+    MAX_MODELS,
+    MAX_PROBE_BYTES,
+    WatchSettings,
+    WorkerWatch,
+    read_models,
+)
+from tests.upstream.scripted import METRICS, ScriptedWorker, scripted
+
+LIMITS = Limits(max_reply_bytes=64 << 20, max_event_bytes=8 << 20, first_event_s=20, event_gap_s=20, answer_s=20)
+
+
+def listing(*cards: Any) -> bytes:
+    return json.dumps({"object": "list", "data": cards}).encode()
+
+
+def test_of_a_card_a_few_short_members_are_kept() -> None:
+    card = {"id": "m", "object": "model", "created": 1, "owned_by": "vllm", "root": "/m", "max_model_len": 4096}
+    odd = {"permission": [{"id": "p"}], "x": [[]] * 1000, "parent": "a" * 600}
+    assert read_models(listing(card | odd)) == {"m": card}
+    assert read_models(listing({"id": "m", "parent": None, "root": ["a"]})) == {"m": {"id": "m", "parent": None}}
+
+
+@pytest.mark.parametrize("name", ["", "a" * 257, "a\nb", "\x1b[31m", 5, None, ["m"], {"m": 1}], ids=repr)
+def test_a_name_that_is_none_is_left_out(name: Any) -> None:
+    assert list(read_models(listing({"id": name}, {"id": "m"}, {}))) == ["m"]
+
+
+def test_a_worker_lists_so_many_models_and_no_more() -> None:
+    assert len(read_models(listing(*({"id": f"m{number}"} for number in range(MAX_MODELS + 5))))) == MAX_MODELS
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"data":{}}', b'{"data":[' + b"[" * 100_000, b'{"data":[5]}'], ids=repr)
+def test_what_is_no_list_of_models_raises(body: bytes) -> None:
+    with pytest.raises((msgspec.MsgspecError, RecursionError)):
+        read_models(body)
+
+
+def test_metrics_are_read_in_slices_of_whole_lines_and_none_is_lost() -> None:
+    line = b'vllm:num_requests_running{engine="0"} 1.0\n'
+    text = b"# a comment that is no figure\n" * 9000 + line * 9000
+    parts = list(slices(text))
+    assert b"".join(parts) == text
+    assert all(len(part) <= SLICE_BYTES and part.endswith(b"\n") for part in parts)
+    assert parse_load(text).running == 9000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"vllm:cache_config_info{" + b"a" * (2 * SLICE_BYTES) + b"} 1\n" + b"\n" * SLICE_BYTES,
+        b"vllm:num_requests_running 1\n" * 20_000,
+        b"vllm:num_requests_running 1e300\n",
+        b"vllm:num_requests_waiting -1e18\n",
+        b"vllm:num_requests_running 1e308\n" * 2,
+    ],
+    ids=["a line without end", "too many", "large", "small", "infinite"],
+)
+def test_metrics_that_no_worker_has_are_refused(text: bytes) -> None:
+    with pytest.raises(BadLoad):
+        parse_load(text)
+
+
+def test_a_figure_of_many_digits_is_none() -> None:
+    reader = LoadReader()
+    reader.feed(b"vllm:num_requests_running " + b"9" * 100_000 + b"\nvllm:num_requests_waiting 2\n")
+    assert (reader.report().running, reader.report().waiting) == (0, 2)
+
+
+@asynccontextmanager
+async def watched(worker: ScriptedWorker) -> AsyncIterator[tuple[WorkerWatch, Fleet, Pool]]:
+    pool = Pool(PoolSettings(LIMITS, connect_s=5.0, idle_s=60.0, max_idle=4))
+    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), PrefixIndex(1000, 100))
+    fleet.set_members([parse_address(worker.url)])
+    (member,) = fleet.members()
+    upstream = Upstream(pool, lambda _model: lambda _gap: None)
+    settings = WatchSettings(1.0, 1.0, 5.0, 10.0, 1.0, 10.0)
+    try:
+        yield WorkerWatch(member, fleet, upstream, settings, lambda: 1000.0), fleet, pool
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models", b'{"data":[{"id":"a","x":[' + b"[]," * MAX_PROBE_BYTES + b"1]}]}"),
+        ("/metrics", METRICS + b"junk 1\n" * MAX_METRICS_BYTES),
+        ("/health", b"x" * (MAX_PROBE_BYTES + 1)),
+    ],
+    ids=["models", "metrics", "health"],
+)
+async def test_an_answer_to_a_probe_that_is_too_large_is_read_no_further_and_counted(path: str, body: bytes) -> None:
+    async with scripted() as worker, watched(worker) as (watch, fleet, pool):
+        worker.probed[path] = body
+        (member,) = fleet.members()
+        await watch.probe()
+        await watch.poll()
+        assert pool.breaches["size"] == pool.breaches["probe"] == 1
+        assert (member.health.state is State.UP) == (path == "/metrics")
+        assert (member.load is None) == (path == "/metrics")
