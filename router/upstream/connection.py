@@ -46,6 +46,9 @@ EAGER_BYTES = 4096
 LARGE_BYTES = 64 << 10
 """Of what is not forwarded yet: beyond it an event counts as memory, and an early stream is not read on."""
 
+PIECE_BYTES = 1 << 20
+"""Of a whole reply: the allocator gives pieces of this size back to the system at once."""
+
 MAX_INTERIM_HEADS = 16
 
 BREACHES = ("head", "framing", "stream", "size", "probe")
@@ -479,7 +482,8 @@ class WorkerConnection(asyncio.Protocol):
             self._on_body_end()
 
     def _hold(self, payload: bytes) -> None:
-        """Small pieces are put together: as objects of their own they would take many times their bytes."""
+        """Pieces are put together: small ones would take many times their bytes, and what is not large stays with the process when
+        it is let go."""
         self._piece_bytes += len(payload)
         if self._piece_bytes > self._max_reply_bytes:
             self._breach("size", ReplyTooLarge("the reply is larger than may be held"))
@@ -490,11 +494,11 @@ class WorkerConnection(asyncio.Protocol):
             except MemoryFull as full:
                 self._fail(full)
                 return
-        if not self._held and (not self._pieces or len(payload) >= EAGER_BYTES):
+        if not self._held and not self._pieces:
             self._pieces.append(payload)
             return
         self._held += payload
-        if len(self._held) >= LARGE_BYTES:
+        if len(self._held) >= PIECE_BYTES:
             self._pieces.append(bytes(self._held))
             self._held.clear()
 
