@@ -482,8 +482,8 @@ class WorkerConnection(asyncio.Protocol):
             self._on_body_end()
 
     def _hold(self, payload: bytes) -> None:
-        """Pieces are put together: small ones would take many times their bytes, and what is not large stays with the process when
-        it is let go."""
+        """Pieces are put together: small ones would take many times their bytes, and what is not large stays with the process
+        when it is let go."""
         self._piece_bytes += len(payload)
         if self._piece_bytes > self._max_reply_bytes:
             self._breach("size", ReplyTooLarge("the reply is larger than may be held"))
