@@ -80,6 +80,7 @@ from router.server.listen import BACKLOG, listen, require_c_parser
 from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
+from router.sessions.steady import SteadyClock
 from router.sessions.views import Lookups
 from router.sessions.windows import Windows
 from router.state import build_state
@@ -175,7 +176,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics.observe(record)
 
     routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
-    admission = Admission(_admission_settings(config), fleet, clock, time.time)
+    admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission, read=parsers.run)
     audit = Audit(logging.getLogger(AUDIT))

@@ -67,7 +67,8 @@ class Day:
     used: float = 0.0
 
     def begin(self, number: int) -> None:
-        if number != self.number:
+        """A clock that is put back begins no day anew."""
+        if number > self.number:
             self.number, self.used = number, 0.0
 
     def has_room(self, amount: float, limit: int | None) -> bool:

@@ -190,6 +190,14 @@ def test_a_days_budget_ends_at_midnight_utc() -> None:
     tenancy.ask(200)
 
 
+def test_a_clock_that_is_put_back_begins_no_day_anew() -> None:
+    tenancy = Tenancy(prompt_tokens_per_day=1000)
+    tenancy.end(tenancy.ask(900), make_record(900))
+    tenancy.wall_s -= DAY_S
+    with pytest.raises(BudgetExceeded):
+        tenancy.ask(200)
+
+
 def test_what_began_yesterday_takes_nothing_from_today() -> None:
     tenancy = Tenancy(completion_tokens_per_day=10_000)
     late = tenancy.ask()
