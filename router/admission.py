@@ -126,30 +126,36 @@ class Admission:
         if rules.tenant == NO_TENANT:
             return None
         with self._counting_refusals():
-            return self.ledger.account(rules).reserve(rules, self._asked(request), self._clock(), self._wall_clock())
+            account = self.ledger.account(rules)
+            reservation = account.reserve(rules, self._asked(request), self._clock(), self._wall_clock())
+        if reservation.is_capped and not self._may_be_shortened(request, reservation):
+            return account.reserve_all(reservation)
+        return reservation
 
     def _asked(self, request: Request) -> Asked:
         """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
         if request.route is Route.COUNT_TOKENS:
-            return Asked(0.0, 0.0, request.is_entered)
+            return Asked(0.0, 0.0, is_entered=request.is_entered)
         prompt_tokens = self._prompt_tokens(request)
         if request.max_answer_tokens is not None:
             most = float(request.max_answer_tokens)
         else:
             window = self._fleet.window(request.model)
             most = max(1.0, window - prompt_tokens) if window else math.inf
-        return Asked(prompt_tokens, most * request.answers, request.is_entered)
+        return Asked(prompt_tokens, most * request.answers, request.answers, request.is_entered)
+
+    def _may_be_shortened(self, request: Request, reservation: Reservation) -> bool:
+        """Where the client set no limit of its own, one is set only where it surely fits into the window beside the prompt:
+        workers refuse what does not."""
+        if request.max_answer_tokens is not None:
+            return True
+        prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
+        return prompt_tokens + reservation.most_of_each <= self._fleet.window(request.model)
 
     def shortened(self, request: Request, reservation: Reservation) -> Request:
-        """The request, asking the worker for no more tokens than are reserved for it. Where the client set no limit of its own,
-        one is set only where it surely fits into the window beside the prompt: workers refuse what does not."""
-        most = max(1, int(reservation.completion_tokens / request.answers))
-        if request.max_answer_tokens is None:
-            prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
-            if prompt_tokens + most > self._fleet.window(request.model):
-                return request
+        """The request, asking the worker for no more tokens than are reserved for it."""
         reservation.account.totals.capped += 1
-        return with_shorter_answers(request, most)
+        return with_shorter_answers(request, reservation.most_of_each)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:

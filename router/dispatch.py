@@ -330,7 +330,7 @@ class Dispatcher:
         body_bytes = sum(map(len, reply.pieces))
         is_large = body_bytes > MAX_READ_HERE_BYTES
         usage = await self._read(request.tenant, read_usage, *reply.pieces) if is_large else read_usage(reply.body)
-        if usage is None and request.max_answer_tokens != 0:
+        if (usage is None or not usage.output_tokens) and request.max_answer_tokens != 0:
             record.delivered_tokens = body_bytes / self._routing.fleet.bytes_per_token(request.model)
         return usage
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from router.admission import Admission, AdmissionSettings
-from router.core.errors import ModelUnavailable, NoWorkerAvailable, Overloaded, RateLimited
+from router.core.errors import BudgetExceeded, ModelUnavailable, NoWorkerAvailable, Overloaded, RateLimited
 from router.core.facts import Facts
 from router.core.fleet import Lease, Member
 from router.core.request import Request, Route, Tenant
@@ -482,6 +482,40 @@ async def test_a_route_is_charged_for_what_its_workers_do(route: Route, prompt: 
     reservation = door.admission.charge(request, rules("t"))
     assert reservation is not None
     assert (reservation.asked.prompt_tokens, reservation.completion_tokens) == (prompt, completion)
+
+
+def make_door(window: int) -> Door:
+    door = Door()
+    for member in door.fleet.members():
+        door.fleet.set_models(member, {"m": {"id": "m", "max_model_len": window}})
+    return door
+
+
+async def test_an_answer_for_which_nobody_set_a_limit_is_made_shorter_where_that_fits_into_the_window() -> None:
+    door = make_door(100_000)
+    request = make_request()
+    reservation = door.admission.charge(request, rules("t", completion_tokens_per_day=20_000))
+    assert reservation is not None
+    assert reservation.is_capped
+    assert b'"max_tokens":10000' in door.admission.shortened(request, reservation).body
+
+
+async def test_an_answer_that_may_not_fit_into_the_window_is_left_alone_and_reserves_all_that_it_may_take() -> None:
+    door = make_door(3000)
+    limited = rules("t", completion_tokens_per_day=800)
+    reservation = door.admission.charge(make_request(), limited)
+    assert reservation is not None
+    assert (reservation.completion_tokens, reservation.is_capped) == (3000 - 2048, False)
+    with pytest.raises(BudgetExceeded):
+        door.admission.charge(make_request(), limited)
+
+
+async def test_an_answer_with_a_limit_of_its_own_is_made_shorter_however_small_the_window_is() -> None:
+    door = make_door(2100)
+    request = msgspec.structs.replace(make_request(), max_answer_tokens=5000)
+    reservation = door.admission.charge(request, rules("t", completion_tokens_per_day=800))
+    assert reservation is not None
+    assert reservation.is_capped
 
 
 # Seats

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from router.core.errors import BudgetExceeded, RateLimited
 from router.core.record import Record
@@ -23,6 +23,8 @@ DAY_S = 86_400
 INITIAL_COMPLETION_TOKENS = 256.0
 """What an answer is expected to take before its tenant has had any."""
 ROUNDING_S = 1e-6
+FASTEST_TOKENS_S = 500.0
+"""No worker writes one answer faster than so many tokens a second."""
 NEWEST = 0.05
 """What the newest answer weighs in the mean."""
 SHARE = 0.5
@@ -87,6 +89,8 @@ class Asked:
     prompt_tokens: float
     max_tokens: float = 0.0
     """Of all its answers together; 0: it generates none; infinite: nobody can say."""
+    answers: int = 1
+    """Each takes one token at least."""
     is_entered: bool = False
     """Counted among the tenant's requests already."""
 
@@ -102,6 +106,16 @@ class Reservation:
     is_capped: bool
     at: float
     day: int
+
+    @property
+    def most_tokens(self) -> float:
+        """The most that all its answers together can have, since the worker was asked for no more."""
+        return self.completion_tokens if self.is_capped else self.asked.max_tokens
+
+    @property
+    def most_of_each(self) -> int:
+        """What a capped request may ask of its worker, for each of its answers."""
+        return max(1, int(self.completion_tokens / self.asked.answers))
 
 
 @dataclass(slots=True)
@@ -148,20 +162,34 @@ class Account:
         """``now``: monotonic seconds; ``wall_s``: Unix time. Raises RateLimited, BudgetExceeded, and then takes nothing."""
         self.rules = rules
         day = int(wall_s // DAY_S)
-        expected = min(self.mean_completion_tokens, asked.max_tokens)
+        expected = min(max(self.mean_completion_tokens, asked.answers), asked.max_tokens)
         self._check(asked, expected, now, wall_s, day)
         if not asked.is_entered:
             self._begin()
         left = self._left()
         completion_tokens = expected
         if asked.max_tokens and left < math.inf:
-            completion_tokens = min(asked.max_tokens, left, max(expected, SHARE * left / max(self.in_flight, 1)))
+            share = min(left, max(expected, SHARE * left / max(self.in_flight, 1)))
+            completion_tokens = min(asked.max_tokens, max(asked.answers, share))
         self.prompt.used += asked.prompt_tokens
         self.completion.used += completion_tokens
         self.prompt_day.used += asked.prompt_tokens
         self.completion_day.used += completion_tokens
         is_capped = left < math.inf and completion_tokens < asked.max_tokens
         return Reservation(self, asked, completion_tokens, is_capped, now, day)
+
+    def reserve_all(self, reservation: Reservation) -> Reservation:
+        """For a request whose worker cannot be asked for less. What that takes beyond the limit keeps others out until it is
+        settled, so that one such answer at a time can pass the limit."""
+        asked = reservation.asked
+        if asked.max_tokens == math.inf:
+            return replace(
+                reservation, is_capped=False
+            )  # nobody knows the window: what was reserved is all that can be
+        more = asked.max_tokens - reservation.completion_tokens
+        self.completion.used += more
+        self.completion_day.used += more
+        return replace(reservation, completion_tokens=asked.max_tokens, is_capped=False)
 
     def _check_in_flight(self) -> None:
         if 0 < (most := self.rules.max_in_flight) <= self.in_flight:
@@ -214,16 +242,17 @@ class Account:
         self.completion_day.settle(reservation.completion_tokens, completion, reservation.day)
 
     def _taken(self, reservation: Reservation, record: Record) -> tuple[float, float]:
-        """Prompt and completion tokens. What no worker counted is what was expected of the prompt, once a worker has it, and
-        what the client was seen to get of the answer; of a whole answer nothing is seen before its end."""
+        """Prompt and completion tokens, as the worker counted. What it did not count is what was expected of the prompt, once
+        it has that, and what the client was seen to get of the answer; of a whole answer nothing is seen before its end, and
+        so it counts what the worker may have written until then."""
         if not record.was_sent:
             return 0.0, 0.0
-        if not record.prompt_tokens:
-            unseen = 0.0 if record.stream else min(self.mean_completion_tokens, reservation.completion_tokens)
-            return reservation.asked.prompt_tokens, record.delivered_tokens or unseen
-        cached = record.actual_cached_tokens or 0
-        prompt = record.prompt_tokens - cached * (1.0 - self.rules.cached_token_weight)
-        return prompt, float(record.completion_tokens)
+        prompt = record.prompt_tokens or reservation.asked.prompt_tokens
+        cached = min(record.actual_cached_tokens or 0, record.prompt_tokens)
+        completion: float = record.completion_tokens
+        if not completion:
+            completion = min(record.delivered_tokens or _unseen(reservation.asked, record), reservation.most_tokens)
+        return prompt - cached * (1.0 - self.rules.cached_token_weight), completion
 
     def _learn(self, record: Record, completion: float) -> None:
         totals = self.totals
@@ -264,6 +293,11 @@ class Ledger:
         for tenant, account in tuple(self.accounts.items()):
             if tenant not in tenants and not account.in_flight:
                 del self.accounts[tenant]
+
+
+def _unseen(asked: Asked, record: Record) -> float:
+    """What a worker may have written of a whole answer whose client left."""
+    return 0.0 if record.stream else asked.answers * FASTEST_TOKENS_S * (record.ended_at - record.decided_at)
 
 
 def _require_no_wait(longest: tuple[float, str]) -> None:

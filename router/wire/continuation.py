@@ -134,8 +134,10 @@ def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool)
     if stops and given.get("min_tokens"):
         raise Unsafe("parameters")  # which of the held text was searched for them depends on the worker
     limit = given.get("max_tokens") if route is Route.COMPLETIONS else given.get("max_completion_tokens")
-    if limit is None:
-        limit = COMPLETIONS_MAX_TOKENS if route is Route.COMPLETIONS else given.get("max_tokens")
+    if limit is None and route is Route.CHAT:
+        limit = given.get("max_tokens")
+    elif route is Route.COMPLETIONS and "max_tokens" not in members:
+        limit = COMPLETIONS_MAX_TOKENS
     return Asked(
         route=route,
         members=given,

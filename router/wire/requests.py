@@ -242,13 +242,18 @@ def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
     limit = members.get("max_tokens")
     if route is Route.CHAT:
         limit = members.get("max_completion_tokens") or limit
-    elif route is Route.COMPLETIONS and limit is None:
+    elif route is Route.COMPLETIONS and "max_tokens" not in members:  # a null asks for all that the window leaves
         limit = COMPLETIONS_MAX_TOKENS
     answers = max(_count(members.get("n")), _count(members.get("best_of")))
-    prompts = members.get("prompt")
-    if type(prompts) is list and prompts and type(prompts[0]) is not int:
-        answers *= len(prompts)
-    return answers, limit if type(limit) is int else None
+    answers *= max(1, _prompts(members.get("prompt")) + _prompts(members.get("prompt_embeds")))
+    return answers, limit if type(limit) is int and limit >= 0 else None
+
+
+def _prompts(value: Any) -> int:
+    """How many prompts a member holds, each of which is answered: a list of numbers is one prompt, in token ids."""
+    if type(value) is list and value and type(value[0]) is not int:
+        return len(value)
+    return int(bool(value))
 
 
 def _count(value: Any) -> int:

@@ -158,11 +158,11 @@ def read_usage(body: bytes) -> Usage | None:
     if counts.prompt_tokens is not None:
         cached = counts.prompt_tokens_details.cached_tokens if counts.prompt_tokens_details else None
         return Usage(counts.prompt_tokens, cached, counts.completion_tokens or 0)
-    if counts.input_tokens is None:
+    if counts.input_tokens is None and counts.output_tokens is None:
         return None
-    # Anthropic counts apart what was read from the cache, what was put there, and the rest.
+    # Anthropic counts apart what was read from the cache, what was put there, and the rest; a stream's end the answer alone.
     read = counts.cache_read_input_tokens
-    prompt_tokens = counts.input_tokens + (read or 0) + (counts.cache_creation_input_tokens or 0)
+    prompt_tokens = (counts.input_tokens or 0) + (read or 0) + (counts.cache_creation_input_tokens or 0)
     return Usage(prompt_tokens, read, counts.output_tokens or 0)
 
 
@@ -459,9 +459,10 @@ class EventWatch:
         return b"".join(seen)
 
     def tokens(self, bytes_per_token: float) -> float:
-        """Of the answer so far: as the worker counted; else by its ids; else a token for each event, and more for those that
-        are longer than the shortest. Workers put several tokens into one event when nobody reads."""
-        if self.usage is not None:
+        """Of the answer so far: as the worker counted, once the answer is whole; else by its ids; else a token for each event,
+        and more for those that are longer than the shortest. Workers put several tokens into one event when nobody reads. The
+        first event of a message counts the answer, too, before there is any."""
+        if self.usage is not None and self.finished and self.usage.output_tokens:
             return self.usage.output_tokens
         if self.transcript is not None and (ids := self.transcript.count_ids()):
             return ids

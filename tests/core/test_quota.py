@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.errors import BudgetExceeded, RateLimited
-from router.core.quota import DAY_S, INITIAL_COMPLETION_TOKENS, Account, Asked, Bucket, Ledger, Reservation
+from router.core.quota import (
+    DAY_S,
+    FASTEST_TOKENS_S,
+    INITIAL_COMPLETION_TOKENS,
+    Account,
+    Asked,
+    Bucket,
+    Ledger,
+    Reservation,
+)
 from router.core.record import Record
 from router.core.request import Route, Tenant
 from router.core.tenant import TenantRules
@@ -243,10 +252,75 @@ def test_a_stream_that_broke_is_charged_for_what_was_seen_of_it() -> None:
     assert tenancy.left() == {"prompt": 800, "completion": 9500}
 
 
-def test_a_whole_answer_that_nobody_waited_for_is_charged_as_expected() -> None:
+def make_left(seconds: float) -> Record:
+    """Of a whole answer whose client left so long after its worker was asked."""
+    return make_record(stream=False, status=499, first_byte_at=0.0, decided_at=NOW, ended_at=NOW + seconds)
+
+
+def test_a_whole_answer_that_nobody_waited_for_is_charged_for_what_its_worker_may_have_written() -> None:
     tenancy = Tenancy(prompt_tokens_per_day=1000, completion_tokens_per_day=10_000)
-    tenancy.end(tenancy.ask(100), make_record(stream=False, status=499, first_byte_at=0.0))
-    assert tenancy.left() == {"prompt": 900, "completion": 10_000 - INITIAL_COMPLETION_TOKENS}
+    tenancy.end(tenancy.ask(100), make_left(2.0))
+    assert tenancy.left() == {"prompt": 900, "completion": 10_000 - 2.0 * FASTEST_TOKENS_S}
+
+
+def test_a_whole_answer_that_nobody_waited_for_is_charged_no_more_than_was_asked_of_its_worker() -> None:
+    tenancy = Tenancy(completion_tokens_per_day=10_000)
+    tenancy.end(tenancy.ask(most=300), make_left(60.0))
+    assert tenancy.left() == {"completion": 9700}
+
+
+def test_short_answers_before_do_not_make_left_ones_cheap() -> None:
+    tenancy = Tenancy(completion_tokens_per_day=20_000)
+    for _ in range(60):
+        tenancy.end(tenancy.ask(most=1), make_record(5, 0, 1))
+    left = 0
+    with suppress(BudgetExceeded):
+        while left < 100:
+            tenancy.end(tenancy.ask(most=5000), make_left(10.0))
+            left += 1
+    assert left < 50
+
+
+def test_each_answer_of_a_request_is_reserved_a_token_at_least() -> None:
+    tenancy = Tenancy(completion_tokens_per_day=20_000)
+    for _ in range(200):
+        tenancy.end(tenancy.ask(most=1), make_record(5, 0, 1))
+    many = Asked(1.0, math.inf, answers=8192)
+    reserved = [tenancy.account.reserve(tenancy.rules, many, NOW, NOON) for _ in range(2)]
+    assert sum(each.completion_tokens for each in reserved) <= 19_800
+    assert min(each.completion_tokens for each in reserved) >= 8192
+    with pytest.raises(BudgetExceeded):
+        tenancy.account.reserve(tenancy.rules, many, NOW, NOON)
+
+
+def test_an_answer_that_cannot_be_made_shorter_keeps_others_out_until_it_is_settled() -> None:
+    tenancy = Tenancy(completion_tokens_per_day=20_000)
+    whole = tenancy.account.reserve_all(tenancy.ask(most=38_000))
+    assert (whole.completion_tokens, whole.is_capped) == (38_000, False)
+    with pytest.raises(BudgetExceeded):
+        tenancy.ask(most=1)
+    tenancy.end(whole, make_record(1, 0, 500))
+    assert tenancy.left() == {"completion": 19_500}
+
+
+@pytest.mark.parametrize("answer", [make_record(0, 0, 500), make_record(100, 0, 0, delivered_tokens=500)])
+def test_what_a_worker_did_not_count_is_charged_as_seen_beside_what_it_did(answer: Record) -> None:
+    tenancy = Tenancy(prompt_tokens_per_day=1000, completion_tokens_per_day=10_000)
+    tenancy.end(tenancy.ask(100), answer)
+    assert tenancy.left() == {"prompt": 900, "completion": 9500}
+
+
+def test_an_answer_that_looks_longer_than_its_worker_was_asked_for_is_charged_as_asked() -> None:
+    tenancy = Tenancy(completion_tokens_per_day=10_000)
+    tenancy.end(tenancy.ask(most=100), make_record(delivered_tokens=4000))
+    assert tenancy.left() == {"completion": 9900}
+
+
+def test_more_cached_tokens_than_the_prompt_has_give_nothing_back() -> None:
+    tenancy = Tenancy(prompt_tokens_per_day=1000, cached_token_weight=0.0)
+    tenancy.end(tenancy.ask(500), make_record(500))
+    tenancy.end(tenancy.ask(100), make_record(100, 5000))
+    assert tenancy.left() == {"prompt": 500}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "end"]), st.floats(0, 1), st.integers(1, 50_000)), max_size=60))

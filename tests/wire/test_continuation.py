@@ -323,3 +323,8 @@ def test_ids_whose_text_is_not_the_clients_are_unsafe() -> None:
     finder.hear("<special>one")
     with pytest.raises(Unsafe, match="seam"):
         _ = finder.seam
+
+
+def test_a_completion_whose_limit_is_null_may_take_what_the_window_leaves() -> None:
+    assert read(Route.COMPLETIONS).max_tokens == 16
+    assert read(Route.COMPLETIONS, max_tokens=None).max_tokens is None

@@ -333,3 +333,31 @@ def test_with_a_secret_and_no_keys_everybody_is_one_tenant_and_is_salted() -> No
     everybody = make_caller(EVERYBODY, SECRET)
     assert salted(everybody).hidden_salt == salted(everybody).hidden_salt != ""
     assert salted(everybody).tenant == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "answers", "most"),
+    [
+        ({"prompt": "p"}, 1, 16),
+        ({"prompt": "p", "max_tokens": None}, 1, None),
+        ({"prompt": "p", "max_tokens": 7}, 1, 7),
+        ({"prompt": "p", "max_tokens": -7}, 1, None),
+        ({"prompt": [1, 2, 3], "n": 2}, 2, 16),
+        ({"prompt": ["p", "q", "r"], "n": 2, "best_of": 4}, 12, 16),
+        ({"prompt": [[1], [2]]}, 2, 16),
+        ({"prompt_embeds": "e"}, 1, 16),
+        ({"prompt_embeds": ["e", "f", "g"]}, 3, 16),
+        ({"prompt": ["p", "q"], "prompt_embeds": ["e", "f", "g"]}, 5, 16),
+    ],
+)
+def test_a_completion_has_as_many_answers_and_tokens_as_its_worker_reads(
+    body: dict[str, Any], answers: int, most: int | None
+) -> None:
+    request = parse(Route.COMPLETIONS, **body)
+    assert (request.answers, request.max_answer_tokens) == (answers, most)
+
+
+def test_a_chat_answer_may_be_as_long_as_its_newer_limit_says() -> None:
+    assert parse(messages=[USER], max_tokens=9, max_completion_tokens=5).max_answer_tokens == 5
+    assert parse(messages=[USER], max_tokens=9, max_completion_tokens=None).max_answer_tokens == 9
+    assert parse(messages=[USER]).max_answer_tokens is None

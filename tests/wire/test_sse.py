@@ -373,3 +373,22 @@ def test_ids_that_nothing_closes_are_no_reason_to_fall_over() -> None:
     assert watch.failed
     framed = b"%x\r\n%b\r\n" % (len(broken), broken)
     assert watch.pass_frame(framed, framed.index(b"\r\n") + 2) == framed
+
+
+def test_a_message_that_is_left_midway_has_the_tokens_that_were_seen_and_not_those_that_its_first_event_counts() -> (
+    None
+):
+    begin = named("message_start", {"message": {"usage": {"input_tokens": 10, "output_tokens": 0}}})
+    word = named("content_block_delta", {"delta": {"text": "word"}})
+    end = named("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 30}})
+    watch = EventWatch(MESSAGES, hides_usage=False)
+    watch.take(begin + word * 50)
+    assert watch.tokens(4.0) >= 50
+    watch.take(end)
+    assert watch.tokens(4.0) == 30
+
+
+def test_a_stream_whose_worker_counted_no_answer_has_the_tokens_that_were_seen() -> None:
+    watch = EventWatch(CHAT, hides_usage=False)
+    watch.take(delta("word") * 50 + delta("", "stop") + usage(output=0) + DONE)
+    assert watch.tokens(4.0) >= 50
