@@ -10,7 +10,7 @@ import pickle
 import resource
 import signal
 import sys
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from router.core.errors import RequestTooLarge, RouterError
 
@@ -18,7 +18,8 @@ LENGTH_BYTES = 8
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all: the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # terminals and supervisors send them to all: the parent decides
     max_memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (max_memory_bytes, max_memory_bytes))
     serve(sys.stdin.buffer, sys.stdout.buffer)
@@ -29,19 +30,23 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     while len(head := source.read(2 * LENGTH_BYTES)) == 2 * LENGTH_BYTES:
         call = source.read(int.from_bytes(head[:LENGTH_BYTES]))
         body = source.read(int.from_bytes(head[LENGTH_BYTES:]))
-        answer = pickle.dumps(_answer(call, body), protocol=5)
+        answer = _answer(call, body)
         sink.write(len(answer).to_bytes(LENGTH_BYTES))
         sink.write(answer)
         sink.flush()
 
 
-def _answer(call: bytes, body: bytes) -> tuple[bool, Any]:
+def _answer(call: bytes, body: bytes) -> bytes:
     try:
-        return True, pickle.loads(call)(body)  # noqa: S301  # our own parent's
+        return _pickled(True, pickle.loads(call)(body))  # noqa: S301  # our own parent's
     except RouterError as error:
-        return False, error
+        return _pickled(False, error)
     except MemoryError:
-        return False, RequestTooLarge("the body takes too much memory to read: it has too many values")
+        return _pickled(False, RequestTooLarge("the body takes too much memory to read: it has too many values"))
+
+
+def _pickled(is_ok: bool, value: object) -> bytes:
+    return pickle.dumps((is_ok, value), protocol=5)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from typing import TypeVar
 
 from router.core.errors import InvalidRequest, Overloaded, RouterError, Unavailable
@@ -41,13 +43,15 @@ MEMORY_RATIO = 64
 """Address space of a process: what Python itself maps, and so many bytes for each of the largest body. Dictionaries take the
 most: 35 bytes for each of JSON's."""
 
+_RUN_CHILD = "import sys; sys.path[:] = sys.argv[2:]; from router.parsing.child import main; main()"
+
 _COSTLY = b"[]{},:0123456789"
 
 T = TypeVar("T")
 
 
 class ParserDied(Unavailable):
-    """Its process ended, or was too slow, and was ended."""
+    """The process that should read the body ended, or could not be begun."""
 
 
 def is_cheap(body: bytes) -> bool:
@@ -64,6 +68,7 @@ class Parsers:
         self._max_memory_bytes = BASE_MEMORY_BYTES + MEMORY_RATIO * max_body_bytes
         self._idle: list[_Parser] = []
         self._working: set[asyncio.Task[object]] = set()
+        self._ending: set[asyncio.Future[None]] = set()
         self.max_processes = processes
         self.turns = TenantTurns(
             max_calls=processes,
@@ -90,7 +95,7 @@ class Parsers:
     async def _work(self, tenant: Tenant, parse: Callable[[bytes], T], pieces: Sequence[bytes]) -> T:
         parser, is_sound = None, False
         try:
-            parser = self._idle.pop() if self._idle else await _Parser.begin(self._max_memory_bytes)
+            parser = self._take_idle() or await self._begin()
             parser.stop_idling()
             async with asyncio.timeout(READ_S):
                 answer = await parser.ask(parse, pieces)
@@ -110,13 +115,35 @@ class Parsers:
                 self._idle.append(parser)
                 parser.begin_idling(self._retire)
             elif parser is not None:
-                parser.end()
+                self._end(parser)
             self.turns.give(tenant)
+
+    async def _begin(self) -> _Parser:
+        try:
+            return await _Parser.begin(self._max_memory_bytes)
+        except OSError as error:
+            log.error("no parsing process could be begun", extra={"error": str(error)})  # noqa: TRY400
+            message = "the router could not begin a process to read the body: try again, or send a smaller one"
+            raise ParserDied(message, retry_after_s=1) from None
+
+    def _take_idle(self) -> _Parser | None:
+        """A process may end while it idles: the system ends one where memory is short."""
+        while self._idle:
+            parser = self._idle.pop()
+            if parser.is_alive:
+                return parser
+            self._end(parser)
+        return None
 
     def _retire(self, parser: _Parser) -> None:
         if parser in self._idle:
             self._idle.remove(parser)
-            parser.end()
+            self._end(parser)
+
+    def _end(self, parser: _Parser) -> None:
+        ending = parser.end()
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def aclose(self) -> None:
         self.is_closed = True
@@ -124,37 +151,50 @@ class Parsers:
             work.cancel()
         await asyncio.gather(*self._working, return_exceptions=True)
         while self._idle:
-            await self._idle.pop().aclose()
+            self._end(self._idle.pop())
+        await asyncio.gather(*self._ending)
 
 
 class _Parser:
-    """One process."""
+    """One process, and the socket that is its standard input and output."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._process = process
+        self._reader = reader
+        self._writer = writer
         self._idling: asyncio.TimerHandle | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the process has ended."""
+        return self._process.poll() is None
 
     @classmethod
     async def begin(cls, max_memory_bytes: int) -> _Parser:
-        """Raises OSError."""
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "router.parsing.child", str(max_memory_bytes)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+        """Raises OSError, and then leaves no descriptor open; uvloop's own subprocesses leave some when there are too few. The
+        process imports from where this one does, and nothing from its working directory."""
+        ours, theirs = socket.socketpair()
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
+            process = subprocess.Popen(  # noqa: ASYNC220, S603  # 1 ms, and our own program
+                (sys.executable, "-P", "-c", _RUN_CHILD, str(max_memory_bytes), *sys.path),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
             )
-        )
+            undo.callback(_kill, process)
+            reader, writer = await asyncio.open_connection(sock=ours)
+            undo.pop_all()
+            return cls(process, reader, writer)
 
     async def ask(self, parse: Callable[[bytes], T], pieces: Sequence[bytes]) -> T:
         """Raises what it raises; OSError, IncompleteReadError where the process has ended."""
         call = pickle.dumps(parse, protocol=5)
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise EOFError
-        stdin.write(len(call).to_bytes(LENGTH_BYTES) + sum(map(len, pieces)).to_bytes(LENGTH_BYTES) + call)
-        stdin.writelines(pieces)
-        size = int.from_bytes(await stdout.readexactly(LENGTH_BYTES))
-        is_ok, value = pickle.loads(await stdout.readexactly(size))  # noqa: S301  # our own child's
+        sizes = len(call).to_bytes(LENGTH_BYTES) + sum(map(len, pieces)).to_bytes(LENGTH_BYTES)
+        self._writer.writelines((sizes, call, *pieces))
+        size = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES))
+        is_ok, value = pickle.loads(await self._reader.readexactly(size))  # noqa: S301  # our own child's
         if is_ok:
             answer: T = value
             return answer
@@ -168,11 +208,13 @@ class _Parser:
         if self._idling is not None:
             self._idling.cancel()
 
-    def end(self) -> None:
+    def end(self) -> asyncio.Future[None]:
+        """Done when the process is gone, which takes a while where it has much memory."""
         self.stop_idling()
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._writer.transport.abort()
+        return asyncio.get_running_loop().run_in_executor(None, _kill, self._process)
 
-    async def aclose(self) -> None:
-        self.end()
-        await self._process.wait()
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()

@@ -8,7 +8,7 @@ be set and cancelled for nothing. Bodies have deadlines of their own, where they
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import inf
@@ -227,6 +227,18 @@ class ClientProtocol(web.RequestHandler):
     def _end_head(self) -> None:
         self._clients.head_bytes -= self.head_bytes
         self.head_bytes = 0
+
+    def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """Where the answer needed no body: a short one is thrown away when it comes, and the connection goes on. The client is
+        told that the connection ends behind any other."""
+        if not request.content.is_eof() and self._awaits_body() and not self._force_close:
+            if not self._newest[0].chunked and (request.content_length or 0) <= LARGE_READ_BYTES:
+                self.begin_body()
+            else:
+                resp.force_close()
+        return super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,

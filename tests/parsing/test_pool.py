@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,7 +20,7 @@ from router.parsing.pool import CHEAP_BYTES, LARGE_BYTES, ParserDied, Parsers, i
 from router.parsing.weight import expected_weight, weight_of
 from router.wire.strict_json import decode_object
 from tests.e2e.routed import until
-from tests.parsing.parses import die, fill, length, note_and_wait, refuse, whose
+from tests.parsing.parses import die, fill, length, note_and_wait, refuse, swell, whose
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -111,6 +113,66 @@ async def test_a_process_without_work_ends_and_gives_its_memory_back(monkeypatch
         await many.run(A, length, b"x")
         await until(lambda: many.processes == 0)
         assert await many.run(A, length, b"x") == 1
+
+
+async def test_a_process_that_ended_while_it_had_no_work_is_replaced() -> None:
+    async with parsers() as many:
+        first = await many.run(A, whose, b"")
+        os.kill(first, signal.SIGKILL)
+        await asyncio.to_thread(os.waitid, os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        assert await many.run(A, whose, b"") != first
+
+
+async def test_signals_for_the_whole_group_leave_the_work_under_way_alone() -> None:
+    async with parsers() as many:
+        first = await many.run(A, whose, b"")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(first, number)
+        assert await many.run(A, whose, b"") == first
+
+
+async def test_a_process_that_cannot_be_begun_costs_no_descriptor_and_no_seat() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with parsers() as many:
+        for spare in range(6):
+            before = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before + spare, hard))
+            try:
+                await many.run(A, length, b"x")
+                break
+            except ParserDied:
+                pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert (len(os.listdir("/proc/self/fd")), many.turns.under_way) == (before, 0)
+        assert await many.run(A, length, b"x") == 1
+
+
+async def test_nothing_is_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "router").mkdir()
+    (tmp_path / "router" / "__init__.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    async with parsers() as many:
+        assert await many.run(A, length, b"x") == 1
+
+
+async def test_an_answer_that_takes_too_much_memory_to_send_is_the_bodys_fault() -> None:
+    async with parsers(max_body_bytes=1) as many:
+        with pytest.raises(RequestTooLarge, match="memory"):
+            await many.run(A, swell, b"")
+
+
+async def test_no_process_is_left_behind_one_that_closes_at_work(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    parse = partial(note_and_wait, began=str(tmp_path / "note"), gate=str(gate))
+    async with parsers() as many:
+        first = await many.run(A, whose, b"")
+        at_work = asyncio.ensure_future(many.run(A, parse, b""))
+        await until((tmp_path / "note").exists)
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    assert (await asyncio.wait((at_work,)))[0].pop().cancelled()
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,24 @@ async def test_requests_behind_a_large_body_on_one_connection_are_answered_in_or
 # Answers that are not read
 
 
+async def test_a_body_that_no_answer_needs_is_thrown_away_and_its_connection_goes_on() -> None:
+    async with scripted() as worker, routed(worker.url) as router, connected(router) as client:
+        for _ in range(3):
+            await client.send(b"GET /health HTTP/1.1\r\nHost: r\r\nContent-Length: 100000\r\n\r\n")
+            answer = await client.answer()
+            assert (answer.status, answer.headers.get("connection")) == (200, None)
+            await client.send(b"a" * 100_000)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10000000", "Transfer-Encoding: chunked"])
+async def test_a_client_with_a_body_that_nobody_will_read_is_told_that_its_connection_ends(framing: str) -> None:
+    async with scripted() as worker, routed(worker.url) as router, connected(router) as client:
+        await client.send(f"GET /health HTTP/1.1\r\nHost: r\r\n{framing}\r\n\r\n".encode())
+        answer = await client.answer()
+        assert (answer.status, answer.headers.get("connection")) == (200, "close")
+        assert await client.is_closed()
+
+
 async def test_an_answer_of_the_routers_own_counts_until_it_is_read() -> None:
     async with scripted() as worker, routed(worker.url) as router, connected(router, receive_bytes=4096) as client:
         await client.send(b"GET /openapi.json HTTP/1.1\r\nHost: r\r\n\r\n" * 8)
