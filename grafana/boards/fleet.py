@@ -12,6 +12,19 @@ _BY_WORKER = rate("worker_requests_total", by="worker")
 _SERVER_ERRORS = rate("requests_total", 'status=~"5.."')
 _CUT_OFF = rate("resumptions_total", 'outcome=~"unsafe|failed"')
 
+BOUNDS = (
+    ("heads", "head_bytes", "max_head_bytes"),
+    ("processes that read bodies", "parsing_processes", "max_parsing_processes"),
+    ("bodies that wait for a worker", "queue_bytes", "queue_max_bytes"),
+    ("kept of streams", "resumption_kept_bytes", "resumption_max_kept_bytes"),
+    ("connections of a key", "peak_key_connections", "max_key_connections"),
+    ("admin connections", "admin_connections", "max_admin_connections"),
+    ("viewers", "status_viewers", "max_status_viewers"),
+    ("wrong tokens", "admin_wrong_tokens", "max_admin_wrong_tokens"),
+    ("known models", "known_models", "max_known_models"),
+    ("claims to be given back", "give_backs", "max_give_backs"),
+)
+
 BOARD = Board(
     name="fleet",
     title="Warmroute / Fleet",
@@ -224,6 +237,30 @@ BOARD = Board(
                             "{{instance}}",
                         ),
                     ),
+                ),
+                Panel(
+                    title="Bounds",
+                    description="How full each other bound of a router is; at 1 it refuses, or forgets the oldest.",
+                    unit="percentunit",
+                    maximum=1,
+                    width=24,
+                    limits=(Limit(0.8, "orange"),),
+                    queries=tuple(
+                        Query(f"{now(figure, by='instance')} / {now(most, by='instance')}", f"{what} {{{{instance}}}}")
+                        for what, figure, most in BOUNDS
+                    ),
+                ),
+                Panel(
+                    title="Nothing more could be held",
+                    description="Requests refused, and clients cut that do not read, since memory for them was used up.",
+                    unit="cps",
+                    queries=(Query(rate("held_refusals_total", by="kind"), "{{kind}}"),),
+                ),
+                Panel(
+                    title="Costly bodies that wait",
+                    description="For one of the processes that read them.",
+                    unit="short",
+                    queries=(Query(now("parsing_waiting", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
                     title="Connections cut",

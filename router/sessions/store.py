@@ -78,6 +78,10 @@ class OwnerLimits(msgspec.Struct, frozen=True):
     max_sessions: int = 1_000_000
     max_bytes: int = 4 << 30
 
+    def within(self, max_bytes: int) -> OwnerLimits:
+        """The lower of both bounds of bytes."""
+        return self if max_bytes >= self.max_bytes else OwnerLimits(self.max_sessions, max_bytes)
+
     def used_ratio(self, usage: Usage) -> float:
         counts = max(usage.sessions, usage.documents)
         return max(counts / self.max_sessions, usage.bytes / self.max_bytes)

@@ -567,6 +567,8 @@ class WorkerConnection(asyncio.Protocol):
         if self.error is None:
             self.error = error
         self._pieces.clear()  # the error's traceback may keep this object for a while
+        if self._memory is not None:
+            self._memory.resize(REPLY, 0)  # at once: answers that grow beside this one shall not fail for what it held
         self.abort()
         self._wake()
 

@@ -108,6 +108,9 @@ _ERROR_CODE = re.compile(rb'"code": ?([45]\d\d)\b')
 _ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_text":null'
+_NUMBERS = b"0123456789, "
+MAX_BARE_BYTES = 2 << 20
+"""Of an event without its ids: a chunk of text, or a whole prompt that is echoed. Takes up to 20 ms."""
 _ANY_IDS = b'token_ids":['
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 
@@ -308,6 +311,20 @@ def cut_ids(event: bytes) -> bytes:
     return event
 
 
+def _is_sound_with(event: bytes, bare: bytes) -> bool:
+    """``bare``: the event without its ids, of which there may be megabytes: those need only be numbers."""
+    if len(event) <= LARGE_EVENT_BYTES:
+        return is_sound(event)
+    return is_sound(bare) and all(not ids.translate(None, _NUMBERS) for ids in _each_ids(event))
+
+
+def _each_ids(event: bytes) -> Iterator[bytes]:
+    at = 0
+    while (begin := event.find(_ANY_IDS, at)) >= 0 and (end := event.find(b"]", begin)) >= 0:
+        yield event[begin + len(_ANY_IDS) : end]
+        at = end
+
+
 class Watch(Protocol):
     """What follows a stream's events, and makes of them what the client gets."""
 
@@ -431,13 +448,14 @@ class EventWatch:
             if self.failed or self.closed:
                 break
             self._empty = 0 if b"data:" in event else self._empty + 1
-            if self._empty > MAX_EMPTY_EVENTS or not is_sound(event):
+            bare = cut_ids(event)
+            if self._empty > MAX_EMPTY_EVENTS or len(bare) > MAX_BARE_BYTES or not _is_sound_with(event, bare):
                 self.failed = True
                 break
             if self.transcript is not None:
                 self.transcript.keep(event)
-            self._count(len(event))
-            seen += self._take_one(cut_ids(event) if self.hides_ids else event)
+            self._count(len(bare))
+            seen += self._take_one(bare if self.hides_ids else event)
         return b"".join(seen)
 
     def tokens(self, bytes_per_token: float) -> float:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 SECONDS = 3.0
 P99_S, WORST_S = 0.5, 2.0
 MORE_MB = 400
-"""Beyond what a router has at rest: as much as five whole answers may be, which count against ``max_total_body_bytes``."""
+"""Beyond what a router has at rest: as much as five whole answers may be, which count against ``max_held_bytes``."""
 
 
 async def serve_well(_asked: Asked, peer: Peer) -> None:

@@ -692,7 +692,7 @@ async def test_what_another_tenant_has_is_as_absent_as_what_never_was(tmp_path: 
 
 
 async def test_large_bodies_are_taken_and_those_under_way_are_bounded_together() -> None:
-    async with speaking(limits__max_held_bytes=3 << 20) as (worker, router, client):
+    async with speaking(limits__max_held_bytes=7 << 20) as (worker, router, client):
         large = "x" * (2 << 20)
         go_on = held(worker)
         slow = asyncio.create_task(client.responses.create(model="m", input=large))

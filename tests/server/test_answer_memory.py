@@ -6,7 +6,7 @@ import pytest
 
 from router.app import Running
 from router.core.health import State
-from router.core.memory import REPLY, UNREAD
+from router.core.memory import BODY, REPLY, UNREAD
 from tests.e2e.routed import connected, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, stream_without_end
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, answer, scripted
@@ -29,7 +29,7 @@ async def test_a_whole_answer_is_counted_until_its_client_has_read_it() -> None:
             await client.post(PATH, CHAT)
             await client.reader.readuntil(b"\r\n\r\n")
             await until(lambda: not any(router.fleet.in_flight))
-            assert held(router) == {REPLY: len(LARGE)}
+            assert held(router)[REPLY] == len(LARGE)
             assert await client.reader.readexactly(len(LARGE)) == LARGE
             await until(lambda: not router.data.memory.bytes)
         assert (await post(router, PATH, CHAT)).body == LARGE
@@ -42,7 +42,7 @@ async def test_an_answer_for_which_there_is_no_room_is_refused_asked_of_nobody_e
     async with (
         scripted(answer_large) as one,
         scripted(answer_large) as other,
-        routed(one.url, other.url, limits__max_total_body_bytes=1 << 20) as router,
+        routed(one.url, other.url, limits__max_held_bytes=1 << 20) as router,
     ):
         refused = await post(router, PATH, CHAT)
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
@@ -64,7 +64,7 @@ async def test_an_attempt_that_came_to_nothing_is_not_counted_on() -> None:
         scripted(err) as one,
         scripted(err) as two,
         scripted(well) as three,
-        routed(one.url, two.url, three.url, limits__max_total_body_bytes=1 << 20) as router,
+        routed(one.url, two.url, three.url, limits__max_held_bytes=1 << 20) as router,
     ):
         assert (await post(router, PATH, CHAT)).status == 200
         await until(lambda: not router.data.memory.bytes)
@@ -75,13 +75,13 @@ async def test_what_a_slow_client_leaves_of_a_stream_is_counted_and_cut_where_th
     budget = 1 << 24 if has_room else 1024
     async with (
         scripted(stream_without_end) as worker,
-        routed(worker.url, limits__max_total_body_bytes=budget) as router,
+        routed(worker.url, limits__max_held_bytes=budget) as router,
     ):
         async with connected(router, receive_bytes=4096) as client:
             await client.post(PATH, STREAMED)
             if has_room:
                 await until(lambda: router.data.memory.by_kind[UNREAD] > 0)
-                assert held(router).keys() == {UNREAD}
+                assert held(router).keys() == {BODY, UNREAD}
             else:
                 await until(lambda: router.data.memory.refusals[UNREAD])
                 await until(lambda: not router.data.live)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from router.config import SessionsConfig
+from router.core.request import Tenant
 from router.sessions.sqlite import SqliteStore
-from router.sessions.store import NOTHING, Full, Sid
+from router.sessions.store import NOTHING, Full, OwnerFull, Sid
 from router.stores import open_store
 from tests.not_tested import not_tested
 from tests.sessions.contract import OWNER, asks
@@ -42,21 +43,22 @@ async def opened(disk: Path) -> AsyncIterator[SqliteStore]:
         await store.close()
 
 
-async def fill(store: SqliteStore) -> int:
+async def fill(store: SqliteStore, disk: Path) -> int:
     """With sessions s0, s1, …, until nothing more goes in."""
     count = 0
-    with suppress(Full):
+    with suppress(Full, OwnerFull):
         while True:
             await keep(store, f"s{count}")
             count += 1
+    take_the_rest(disk)
     with suppress(Full):
         for number in range(10_000):
-            await store.put_document(Sid(f"{number}"), OWNER, b"d" * 1000, 0)
+            await store.put_document(Sid(f"{number}"), Tenant(f"small{number % 100}"), b"d" * 1000, 0)
     return count
 
 
-async def keep(store: SqliteStore, name: str) -> None:
-    assert await store.create(Sid(name), OWNER, entries=[b"x" * 100_000] * 5, attributes=b"", turns=1, lifetime_s=0)
+async def keep(store: SqliteStore, name: str, owner: Tenant = OWNER) -> None:
+    assert await store.create(Sid(name), owner, entries=[b"x" * 100_000] * 5, attributes=b"", turns=1, lifetime_s=0)
 
 
 def take_the_rest(disk: Path) -> Path:
@@ -68,9 +70,23 @@ def take_the_rest(disk: Path) -> Path:
     return path
 
 
+async def test_a_tenant_that_stores_all_it_can_leaves_room_to_others(disk: Path) -> None:
+    async with opened(disk) as store:
+        count = 0
+        with suppress(OwnerFull):
+            while True:
+                await keep(store, f"s{count}")
+                count += 1
+        for number in range(5):
+            await keep(store, f"others{number}", Tenant("other"))
+        for number in range(count - 5):
+            assert await store.delete(Sid(f"s{number}"), OWNER)
+        await keep(store, "again")
+
+
 async def test_a_full_disk_takes_no_write_and_deletions_make_room(disk: Path) -> None:
     async with opened(disk) as store:
-        count = await fill(store)
+        count = await fill(store, disk)
         with pytest.raises(Full):
             await store.ping()
         for number in range(count // 2):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
-from router.core.memory import REPLY, Holding, MemoryFull
-from router.core.request import Route
+from router.core.memory import REPLY, Holding, MemoryBudget, MemoryFull
+from router.core.request import NO_TENANT, Route
 from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, Limits, State, Turn
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.framing import LAST_CHUNK, frame
@@ -297,6 +297,20 @@ async def test_a_reply_for_which_there_is_no_memory_ends_the_attempt_and_is_not_
     assert wire.transport.closing
     assert not wire.breaches
     assert not wire.connection._pieces
+
+
+async def test_of_answers_that_grow_beside_one_another_not_all_fail_where_there_is_room_for_some() -> None:
+    budget = MemoryBudget(250_000)
+    wires = [asked(memory=budget.hold(NO_TENANT)) for _ in range(20)]
+    for wire in wires:
+        wire.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+    for _ in range(12):
+        for wire in wires:
+            wire.feed(b"x" * 5000)
+    errors = [wire.connection.error for wire in wires]
+    assert errors.count(None) >= 3
+    assert all(error is None or isinstance(error, MemoryFull) for error in errors)
+    assert budget.bytes == 60_000 * errors.count(None)
 
 
 async def test_a_large_event_counts_until_it_is_whole() -> None:

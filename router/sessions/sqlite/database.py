@@ -63,6 +63,16 @@ class Transaction:
     unix_time: float
     """For lifetimes."""
     boot: str
+    path: Path
+
+    def disk(self) -> tuple[int, int]:
+        """Bytes that may still be written, with what is free in the file; and of the whole disk."""
+        free_pages, page_bytes = (self.connection.execute(f"PRAGMA {of}").fetchone()[0] for of in FREE_PAGES)
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize + free_pages * page_bytes, disk.f_blocks * disk.f_frsize
+
+
+FREE_PAGES = ("freelist_count", "page_size")
 
 
 def _begin_wal(connection: sqlite3.Connection) -> str:
@@ -272,5 +282,7 @@ class Database:
         clock = self._clock
         return self._thread.transact(
             self._begin,
-            lambda connection: work(Transaction(connection, clock.monotonic(), clock.unix_time(), clock.boot)),
+            lambda connection: work(
+                Transaction(connection, clock.monotonic(), clock.unix_time(), clock.boot, self.path)
+            ),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from math import inf
 from operator import attrgetter
 
-from router.core.request import Tenant
+from router.core.request import NO_TENANT, Tenant
 from router.sessions.sqlite.database import Transaction
 from router.sessions.sqlite.schema import PARTS
 from router.sessions.store import (
@@ -16,11 +16,16 @@ from router.sessions.store import (
     Corrupt,
     Known,
     Loaded,
+    OwnerLimits,
     Sid,
     TurnRecord,
     Usage,
     size_of,
 )
+
+DISK_SHARE, MUCH = 4, 8
+"""A tenant may have that many times what is still free, so alone it gets four fifths of the disk; and an eighth of it in any
+case: then it is not the one who filled it."""
 
 
 @dataclass(slots=True)
@@ -241,6 +246,22 @@ def sweep_session(at: Transaction, max_rows: int) -> bool | None:
 def usage_of(at: Transaction, owner: Tenant) -> Usage:
     row = at.connection.execute("SELECT sessions, documents, bytes FROM usage WHERE owner = ?", (owner,)).fetchone()
     return Usage(*row) if row else Usage()
+
+
+def require_room(
+    at: Transaction,
+    owner: Tenant,
+    limits: OwnerLimits,
+    *,
+    sessions: int = 0,
+    documents: int = 0,
+    added_bytes: int = 0,
+) -> None:
+    """As configured; and who has much of the disk gets no more than leaves room for the others. Raises OwnerFull."""
+    if owner != NO_TENANT:
+        free_bytes, disk_bytes = at.disk()
+        limits = limits.within(max(DISK_SHARE * free_bytes, disk_bytes // MUCH))
+    limits.require_room(usage_of(at, owner), sessions=sessions, documents=documents, added_bytes=added_bytes)
 
 
 def sweep_documents(at: Transaction, limit: int) -> int:

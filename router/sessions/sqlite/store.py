@@ -154,7 +154,7 @@ class SqliteStore:
             if session is None:
                 return False
             added_bytes = size_of(entries) + len(attributes)
-            self._limits.require_room(rows.usage_of(at, owner), sessions=1, added_bytes=added_bytes)
+            rows.require_room(at, owner, self._limits, sessions=1, added_bytes=added_bytes)
             rows.extend(at, session, entries)
             rows.write_body(at, "attributes", session, attributes)
             session.turns = session.given_turns = turns
@@ -208,7 +208,7 @@ class SqliteStore:
                 "DELETE FROM document WHERE id = ? AND (owner = ? OR expires_at <= ?)", (key, owner, at.unix_time)
             )
             added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
-            self._limits.require_room(rows.usage_of(at, owner), documents=1, added_bytes=added_bytes)
+            rows.require_room(at, owner, self._limits, documents=1, added_bytes=added_bytes)
             at.connection.execute(
                 "INSERT INTO document VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
                 (key, owner, body, rows.end_of(at, lifetime_s)),

@@ -51,7 +51,7 @@ def append(at: Transaction, append: Append, limits: OwnerLimits) -> int:
     if not holds and not (append.is_late and append.ends):
         raise Fenced
     if append.entries and not append.ends:
-        limits.require_room(rows.usage_of(at, append.owner), added_bytes=size_of(append.entries))
+        rows.require_room(at, append.owner, limits, added_bytes=size_of(append.entries))
     rows.extend(at, session, append.entries)
     if append.ends or append.record is not None:
         record = turn.record if append.record is None else append.record
@@ -92,7 +92,7 @@ def leave(at: Transaction, sid: Sid, owner: Tenant, token: str) -> None:
 def _claim(at: Transaction, session: Session, begin: Begin, limits: OwnerLimits, sessions: int = 0) -> Begun:
     """``sessions``: 1 for a new one. Raises OwnerFull."""
     added_bytes = size_of(begin.entries) + len(begin.record)
-    limits.require_room(rows.usage_of(at, begin.owner), sessions=sessions, added_bytes=added_bytes)
+    rows.require_room(at, begin.owner, limits, sessions=sessions, added_bytes=added_bytes)
     session.fence += 1
     session.turns += 1
     session.holder, session.claimed_turn = begin.token, session.turns
