@@ -9,9 +9,11 @@ SHELL := /bin/bash
 
 # Tests that start no process of their own, or hardly any.
 UNIT := $(addprefix tests/,context core policies recall server sessions simulator terminal tokens tracing upstream wire) $(wildcard tests/test_*.py)
+# Tests of the rooms without I/O, whose coverage is measured: there it costs a minute.
+PURE := $(addprefix tests/,context core policies wire)
 LOWEST := .venv-lowest
 
-.PHONY: run test servers check format lock coverage test-lowest test-system test-vllm fuzz bench soak clean
+.PHONY: run test servers check format lock test-lowest test-system test-vllm fuzz bench soak clean
 
 # Installed from the lock file, hashes checked. The stamps are what tell make that it is done.
 $(VENV)/run.stamp: requirements.lock deploy/image/build.lock pyproject.toml
@@ -35,13 +37,11 @@ servers:
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends redis-server redis-sentinel prometheus chromium > /dev/null; fi
 
 test: check servers  ## every check and every test
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q --cov --cov-report=term:skip-covered $(PURE)
+	$(BIN)/pytest -q $(PURE:%=--ignore=%) tests
 
 test-system: $(VENV)/dev.stamp servers  ## faults that need many processes, or their time
 	$(BIN)/pytest -q -m system tests
-
-coverage: $(VENV)/dev.stamp  ## unit tests, and that they still reach as much of the router as they did
-	$(BIN)/pytest -q --cov --cov-report=term $(UNIT)
 
 test-lowest: $(LOWEST)/stamp  ## unit tests with the lowest releases that pyproject.toml declares
 	$(LOWEST)/bin/pytest -q --deselect tests/test_docs.py $(UNIT)

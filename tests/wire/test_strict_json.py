@@ -88,7 +88,17 @@ def test_a_damaged_body_is_refused_wherever_the_standard_library_refuses_it(text
     body[at : at + data.draw(st.integers(0, 2))] = data.draw(
         st.sampled_from([b"", b"\x00", b'"', b"}", b",", b"\xff", b"\\"])
     )
-    assert decoded(bytes(body)) == reference(bytes(body))
+    expected, found = reference(bytes(body)), decoded(bytes(body))
+    assert found == expected or (found is None and is_no_text(expected))
+
+
+def is_no_text(value: object) -> bool:
+    """Half a surrogate pair is in it: the standard library takes what no text can be."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
