@@ -140,7 +140,7 @@ def test_a_check_that_fails_ends_the_step_before_anything_is_handed_on(tmp_path:
 def test_every_image_that_is_run_or_built_on_is_named_by_its_digest() -> None:
     images = [re.search(r"(?m)^  BASE: (.*)$", RELEASE.read_text("utf-8"))[1]]  # type: ignore[index]
     for job in jobs(CI).values():
-        versions = job["strategy"]["matrix"].get("python", [""])
+        versions = job.get("strategy", {"matrix": {}})["matrix"].get("python", [""])
         images += [job["container"].replace("${{ matrix.python }}", version) for version in versions]
     compose = yaml.safe_load((ROOT / "deploy" / "compose" / "docker-compose.yaml").read_text("utf-8"))
     for service in compose["services"].values():
