@@ -317,7 +317,12 @@ class Dispatcher:
                 if reply.status == 400:
                     reply = msgspec.structs.replace(reply, content=with_known_code(reply.body))
                 end = StreamEnd.DONE
-                usage = await self._usage_of(request, reply, record) if reply.status == 200 else None
+                usage = None
+                if reply.status == 200:
+                    whole = reply.content
+                    usage = read_usage(whole) if isinstance(whole, bytes) else await self._read_large(request, whole)
+                    if request.max_answer_tokens != 0 and not (usage and usage.output_tokens):
+                        record.delivered_tokens = self._weigh(request, reply)
                 await client.answer(reply, record)
                 record.outcome = "ok" if reply.status < 400 else "client_error"
         if end is StreamEnd.TOO_LARGE:
@@ -325,14 +330,15 @@ class Dispatcher:
         routing.learn(request, facts, lease, record, usage)
         return None
 
-    async def _usage_of(self, request: Request, reply: Reply, record: Record) -> Usage | None:
-        """As the worker counted. Where it did not, what the answer weighs stands for it."""
-        body_bytes = sum(map(len, reply.pieces))
-        is_large = body_bytes > MAX_READ_HERE_BYTES
-        usage = await self._read(request.tenant, read_usage, *reply.pieces) if is_large else read_usage(reply.body)
-        if (usage is None or not usage.output_tokens) and request.max_answer_tokens != 0:
-            record.delivered_tokens = body_bytes / self._routing.fleet.bytes_per_token(request.model)
-        return usage
+    async def _read_large(self, request: Request, pieces: Sequence[bytes]) -> Usage | None:
+        """As the worker counted."""
+        if sum(map(len, pieces)) <= MAX_READ_HERE_BYTES:
+            return read_usage(b"".join(pieces))
+        return await self._read(request.tenant, read_usage, *pieces)
+
+    def _weigh(self, request: Request, reply: Reply) -> float:
+        """Where the worker did not count an answer, its tokens by its bytes."""
+        return sum(map(len, reply.pieces)) / self._routing.fleet.bytes_per_token(request.model)
 
     async def _mend(self, flight: _Flight, broken: _Break) -> None:
         """Another worker goes on with the stream, or the client is told that nobody can."""

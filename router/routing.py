@@ -23,6 +23,9 @@ from router.core.ring import Ring
 from router.policies.base import Policy, Ranking
 from router.wire.sse import Usage, read_error, says_engine_died
 
+SOON_S, FEW_TOKENS = 1.0, 64
+"""A request that ended so soon, with an answer of less than a block, is not noted a second time in the index."""
+
 MISJUDGED, MISJUDGED_TOKENS = 0.1, 1024
 """A hit smaller than predicted by more than this share and, beyond it, so many tokens is more than a matter of rounding:
 workers count in blocks of their own, and compute at least one token of a prompt anew."""
@@ -181,7 +184,7 @@ class Routing:
         member = lease.member
         if request.session is not None:
             self._last_workers.set(request.session, member.name)
-        self._touch(member, request, 0 if usage is None else usage.output_tokens)
+        self._touch(member, request, 0 if usage is None else usage.output_tokens, record)
         if usage is None or record.outcome != "ok":
             return
         record.prompt_tokens = usage.prompt_tokens
@@ -203,9 +206,12 @@ class Routing:
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
 
-    def _touch(self, member: Member, request: Request, output_tokens: int) -> None:
-        """The prompt's blocks are the newest on the worker, now that it ended; whole blocks of the answer lie behind them."""
+    def _touch(self, member: Member, request: Request, output_tokens: int, record: Record) -> None:
+        """The prompt's blocks are the newest on the worker, now that it ended, and whole blocks of the answer lie behind. Where
+        it ended soon, they are the newest already, or nearly so."""
         if member.removed:  # its position may be another's
+            return
+        if output_tokens < FEW_TOKENS and self._clock() - record.decided_at < SOON_S:
             return
         output_bytes = int(output_tokens * self.fleet.bytes_per_token(request.model))
         self.index.record(member.position, request.fingerprint, output_bytes if output_bytes >= BLOCK_BYTES else 0)

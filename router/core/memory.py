@@ -13,6 +13,9 @@ from collections import Counter
 from router.core.errors import Overloaded
 from router.core.request import NO_TENANT, Tenant
 
+UNCOUNTED_BYTES = 4 << 10
+"""Bodies and answers up to here are part of what a connection takes, and not counted by themselves."""
+
 BODY, DECODED, REPLY, UNREAD = KINDS = ("body", "decoded", "reply", "unread")
 """What is held. Label values of a metric."""
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from router.config import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge
-from router.core.memory import BODY, Holding
+from router.core.memory import BODY, UNCOUNTED_BYTES, Holding
 from router.server.protocol import ClientProtocol
 
 LINGER_S = 1.0
@@ -29,7 +29,8 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
     content = request.content
     if content.is_eof():  # most came with their head
         body = content.read_nowait()
-        memory.grow(BODY, len(body))
+        if len(body) > UNCOUNTED_BYTES:
+            memory.grow(BODY, len(body))
         return body
     if request.headers.get("Expect") is not None and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

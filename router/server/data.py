@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
@@ -32,7 +32,7 @@ from router.core.errors import (
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.memory import UNREAD, Holding, MemoryBudget
+from router.core.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
 from router.core.request import NO_TENANT, Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.core.trace import TRACE
@@ -57,9 +57,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _INFERENCE = {route.value: route for route in Route}
 
 REQUEST_ID_BYTES = 9
-
-MAX_UNCOUNTED_BYTES = 4 << 10
-"""Answers up to here are written without a look at the memory budget: a connection's own buffer holds more."""
 
 
 class Dispatch(Protocol):
@@ -243,7 +240,7 @@ class DataPort:
         self._origins.add_to(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
-        if isinstance(response.body, bytes) and len(response.body) > MAX_UNCOUNTED_BYTES:
+        if isinstance(response.body, bytes) and len(response.body) > UNCOUNTED_BYTES:
             memory.grow(UNREAD, len(response.body))
             await response.prepare(request)
             await response.write_eof()
@@ -273,7 +270,7 @@ class DataPort:
         return client
 
     def new_request_id(self) -> str:
-        return secrets.token_hex(REQUEST_ID_BYTES)
+        return os.urandom(REQUEST_ID_BYTES).hex()
 
     def cut_short(self) -> None:
         """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""

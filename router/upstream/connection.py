@@ -23,7 +23,7 @@ from enum import Enum
 from typing import Protocol
 
 from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
-from router.core.memory import REPLY, Holding, MemoryFull
+from router.core.memory import REPLY, UNCOUNTED_BYTES, Holding, MemoryFull
 from router.core.reply import Reply
 from router.upstream.shares import SHARE_BYTES, Shares
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, ChunkedReader, LengthReader, UntilClosed, frame
@@ -488,9 +488,9 @@ class WorkerConnection(asyncio.Protocol):
         if self._piece_bytes > self._max_reply_bytes:
             self._breach("size", ReplyTooLarge("the reply is larger than may be held"))
             return
-        if self._memory is not None:
+        if self._memory is not None and self._piece_bytes > UNCOUNTED_BYTES:
             try:
-                self._memory.grow(REPLY, len(payload))
+                self._memory.resize(REPLY, self._piece_bytes)
             except MemoryFull as full:
                 self._fail(full)
                 return

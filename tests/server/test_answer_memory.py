@@ -6,7 +6,7 @@ import pytest
 
 from router.app import Running
 from router.core.health import State
-from router.core.memory import BODY, REPLY, UNREAD
+from router.core.memory import REPLY, UNREAD
 from tests.e2e.routed import connected, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, stream_without_end
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, answer, scripted
@@ -81,7 +81,7 @@ async def test_what_a_slow_client_leaves_of_a_stream_is_counted_and_cut_where_th
             await client.post(PATH, STREAMED)
             if has_room:
                 await until(lambda: router.data.memory.by_kind[UNREAD] > 0)
-                assert held(router).keys() == {BODY, UNREAD}
+                assert held(router).keys() == {UNREAD}
             else:
                 await until(lambda: router.data.memory.refusals[UNREAD])
                 await until(lambda: not router.data.live)
