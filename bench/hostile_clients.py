@@ -1,7 +1,7 @@
 """Clients that take what they can: ``python -m bench.hostile_clients KIND URL N [KEY …]``, until it is killed.
 
-N connections of one kind, each from an address of its own. A connection that is ended begins again at once, so that a bound is
-pressed upon all the time. ``URL`` is the data port's, or the admin port's for kinds that are said to be for that one.
+N connections of one kind, each from an address of its own, BEGUN_PER_S of them a second. One that is ended begins again, so
+that a bound is pressed upon all the time. ``URL`` is the data port's, or the admin port's for kinds that are for that one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 MB = 1 << 20
-AGAIN_S = 0.25
+BEGUN_PER_S = 1_000
+AGAIN_S = 2.0
 """Between the end of a connection and the next."""
 
 RECEIVE_BYTES = 4 << 10
@@ -141,10 +142,12 @@ def guess(number: int, _key: str) -> Send:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """``pause_s``: between two pieces. ``reads``: what it is answered; otherwise nothing is ever taken from the socket."""
+    """``pause_s``: between two pieces; ``again_s``: between two connections. ``reads``: what it is answered; otherwise nothing
+    is ever taken from the socket."""
 
     sends: Callable[[int, str], Send]
     pause_s: float = 0.0
+    again_s: float = AGAIN_S
     reads: bool = True
     is_for_admin_port: bool = False
 
@@ -172,7 +175,7 @@ KINDS = {
     "pipelined": Kind(pipelined, reads=False),
     "viewers": Kind(viewer, reads=False, is_for_admin_port=True),
     "admin_silence": Kind(silence, is_for_admin_port=True),
-    "guesses": Kind(guess, is_for_admin_port=True),
+    "guesses": Kind(guess, again_s=0.1, is_for_admin_port=True),
 }
 
 
@@ -215,6 +218,7 @@ async def attack(kind: Kind, url: str, count: int, keys: tuple[str, ...]) -> Non
     parts, numbers = urlsplit(url), itertools.count()
 
     async def go_on(place: int) -> None:
+        await asyncio.sleep(place / BEGUN_PER_S)
         while True:
             number = next(numbers)
             own = socket.socket()
@@ -229,7 +233,7 @@ async def attack(kind: Kind, url: str, count: int, keys: tuple[str, ...]) -> Non
                 await client.closed
             except OSError:
                 own.close()
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(kind.again_s)
 
     await asyncio.gather(*(go_on(place) for place in range(count)))
 

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from router.app import _keep_freed_memory
+from router import freed_memory
 from router.context.prompt import Incoming
 from router.core.memory import MemoryBudget
 from router.core.record import Record
@@ -149,7 +149,7 @@ async def talk(turns: Turns, sid: Sid, body: bytes) -> None:
 
 
 def main() -> None:
-    _keep_freed_memory()
+    freed_memory.keep_some()
     for items in (20, 200, 2000):
         found = asyncio.run(measure(items))
         print(f"{items:>5} items: " + ", ".join(f"{name} {value:,.0f} µs" for name, value in found.items()))

@@ -154,7 +154,7 @@ class Admission:
 
     def shortened(self, request: Request, reservation: Reservation) -> Request:
         """The request, asking the worker for no more tokens than are reserved for it."""
-        reservation.account.totals.capped += 1
+        reservation.account.totals.shortened += 1
         return with_shorter_answers(request, reservation.most_of_each)
 
     @contextmanager

@@ -52,6 +52,12 @@ class AdmissionCollector(Collector):
             "Tokens of the tenant's requests as workers counted them; cached ones are among the prompt's.",
             labels=("tenant", "kind"),
         )
+        shortened = CounterMetricFamily(
+            "warmroute_tenant_shortened",
+            "Requests whose worker was asked for a shorter answer than the client wanted, since the tenant's limit was near. Raise "
+            "the limit if that is not meant.",
+            labels=("tenant",),
+        )
         left = GaugeMetricFamily(
             "warmroute_tenant_day_tokens_left",
             "Of the tenant's budget, what is left until midnight UTC.",
@@ -66,6 +72,7 @@ class AdmissionCollector(Collector):
             queued.add_metric((tenant,), self._queue.waiting_of(tenant))
             totals = account.totals
             requests.add_metric((tenant,), totals.requests)
+            shortened.add_metric((tenant,), totals.shortened)
             for kind, count in (
                 ("prompt", totals.prompt_tokens),
                 ("cached", totals.cached_tokens),
@@ -75,4 +82,4 @@ class AdmissionCollector(Collector):
             for kind, amount, limit in account.day_tokens(wall_s):
                 left.add_metric((tenant, kind), amount)
                 budget.add_metric((tenant, kind), limit)
-        yield from (in_flight, queued, requests, tokens, left, budget)
+        yield from (in_flight, queued, requests, tokens, shortened, left, budget)

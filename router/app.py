@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import random
@@ -31,6 +30,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from router import freed_memory
 from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
@@ -102,9 +102,6 @@ from router.upstream.watch import WatchSettings
 
 log = logging.getLogger("warmroute")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers from malloc.h."""
-KEPT_FREE_BYTES, LARGE_BYTES = 16 << 20, 512 << 10
 SHUTDOWN_S = 0.5
 """For handlers that outlived the drain, before they are cancelled; and once more for them to end."""
 
@@ -144,7 +141,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
         if router.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.keys.wake)
         _calm_collector()
-        _keep_freed_memory()
+        freed_memory.keep_some()
         _allow_descriptors(config.limits.max_connections)
         sys.setswitchinterval(SWITCH_S)
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
@@ -325,6 +322,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         contextlib.aclosing(counts),
         state.working(background),
         _task(background, "status", feed.run),
+        _task(background, "freed_memory", freed_memory.Trimmer().run),
         _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(parsers),
@@ -414,16 +412,6 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 100, 100)
-
-
-def _keep_freed_memory() -> None:
-    """glibc gives freed memory back to the kernel at once, and has it zeroed again for the next body: that doubles what such a
-    body costs. So some is kept, and only what is large and seldom is given back at once, lest a wave of it stays for ever.
-    Other C libraries do without."""
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _connections_within(granted: int, max_connections: int, max_viewers: int) -> tuple[int, int]:

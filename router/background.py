@@ -20,6 +20,7 @@ STEADY_S = 60.0
 TASKS = (
     "sweep",
     "client_sweep",
+    "freed_memory",
     "keeper",
     "source",
     "watch",

@@ -182,8 +182,9 @@ class LimitsConfig(Section, frozen=True):
             ge=1024,
             le=1 << 40,
             description="Memory for what is held of clients' requests and answers together: bodies while they come, decoded "
-            "values, whole answers, and what clients have not read. Requests beyond are refused; a tenant gets as much as is "
-            "still free.",
+            "values, whole answers, and what clients have not read. Requests beyond are refused. A tenant gets as much as is "
+            "still free, so one that is alone gets half: set twice what your largest tenant needs. Without keys there are no "
+            "tenants, and all clients share the whole.",
         ),
     ] = 512 << 20
     max_head_bytes: Annotated[

@@ -49,10 +49,20 @@ class MemoryBudget:
         if free_bytes < 0:
             self.refusals[kind] += 1
             raise MemoryFull("the router holds as much for its clients as it may: try again", retry_after_s=1)
-        if (self._has_tenants or tenant != NO_TENANT) and self._by_tenant[tenant] + count > free_bytes:
+        if self._is_bounded(tenant) and self._by_tenant[tenant] + count > free_bytes:
             self.refusals[kind] += 1
-            raise MemoryFull("your other requests hold as much of the router's memory as they may", retry_after_s=1)
+            message = (
+                "your other requests hold as much of the router's memory as they may: try again when some have ended"
+            )
+            raise MemoryFull(message, retry_after_s=1)
         self.give_back(tenant, kind, -count)
+
+    def most_of(self, tenant: Tenant) -> int:
+        """What it may hold while nobody else holds anything."""
+        return self.max_bytes // 2 if self._is_bounded(tenant) else self.max_bytes
+
+    def _is_bounded(self, tenant: Tenant) -> bool:
+        return self._has_tenants or tenant != NO_TENANT
 
     def give_back(self, tenant: Tenant, kind: str, count: int) -> None:
         self.bytes -= count
@@ -82,7 +92,13 @@ class Holding:
 
     def grow(self, kind: str, count: int) -> None:
         """Before the bytes are kept. Raises MemoryFull, and then it is as large as before."""
-        self._budget.take(self.owner, kind, count)
+        try:
+            self._budget.take(self.owner, kind, count)
+        except MemoryFull:
+            if sum(self._held.values()) + count <= self._budget.most_of(self.owner):
+                raise
+            message = "the request and its answer take more of the router's memory than one client may ever hold"
+            raise MemoryFull(f"{message}: send less, or ask for less", retryable=False) from None
         self._held[kind] = self._held.get(kind, 0) + count
 
     def resize(self, kind: str, count: int) -> None:

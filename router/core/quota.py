@@ -126,7 +126,7 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    capped: int = 0
+    shortened: int = 0
     """Requests whose worker was asked for a shorter answer than the client had asked for."""
 
 

@@ -8,9 +8,9 @@ import contextlib
 from aiohttp import web
 
 from router.config import LimitsConfig
-from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge
+from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge, RouterError
 from router.core.memory import BODY, UNCOUNTED_BYTES, Holding
-from router.server.protocol import ClientProtocol
+from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, ClientProtocol
 
 LINGER_S = 1.0
 """How long the bytes of a refused body are taken in, so that a client which sends before it reads hears the answer and not
@@ -23,15 +23,19 @@ FRAMING_RATIO = 1 / 16
 chunk costs 0.4 µs, however small it is."""
 
 
+AHEAD_BYTES = 2 * READ_BUFFER_BYTES + LARGE_READ_BYTES
+"""So much of a body may be read before somebody has taken it: what pauses reading, and one read more."""
+
+
 async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Holding) -> bytes:
-    """Counted in ``memory`` as it comes. Raises BodyTimeout, MalformedRequest, RequestTooLarge, MemoryFull, each before its
-    bound is passed by more than one read."""
+    """Counted in ``memory`` before it comes. Raises BodyTimeout, MalformedRequest, RequestTooLarge, MemoryFull."""
     content = request.content
     if content.is_eof():  # most came with their head
         body = content.read_nowait()
         if len(body) > UNCOUNTED_BYTES:
             memory.grow(BODY, len(body))
         return body
+    memory.grow(BODY, _bytes_ahead(request, 0))
     if request.headers.get("Expect") is not None and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if isinstance(request.protocol, ClientProtocol):
@@ -43,8 +47,8 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
         async with asyncio.timeout(min(limits.body_grace_s, limits.body_timeout_s)) as deadline:
             while piece := await content.readany():
                 require_room(len(received) + len(piece), limits)
-                memory.grow(BODY, len(piece))
                 received += piece
+                memory.resize(BODY, len(received) + _bytes_ahead(request, len(received)))
                 _check_framing(request, len(received))
                 earned_s = limits.body_grace_s + len(received) / limits.min_body_bytes_per_s
                 deadline.reschedule(started_at + min(earned_s, limits.body_timeout_s))
@@ -52,7 +56,16 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
         raise BodyTimeout(f"the body came too slowly: {len(received)} bytes in {now() - started_at:.1f} s") from None
     except web.RequestPayloadError:
         raise MalformedRequest("the request's body is not framed as HTTP is") from None
+    except RouterError:
+        received.clear()  # this frame lives as long as the error, and that until the refusal is read
+        raise
+    memory.resize(BODY, len(received))
     return bytes(received)
+
+
+def _bytes_ahead(request: web.BaseRequest, received_bytes: int) -> int:
+    length = request.content_length
+    return AHEAD_BYTES if length is None else min(AHEAD_BYTES, max(length - received_bytes, 0))
 
 
 def require_room(body_bytes: int, limits: LimitsConfig) -> None:

@@ -28,6 +28,10 @@ SWEEP_S = 1.0
 CUTS_AT_ONCE = 32
 """Each costs about 0.1 ms, most of it after the sweep has moved on."""
 
+MAX_LINGERING = 64
+"""Connections whose refused bodies are taken in at once; others are closed with their answer. Two thousand that send as fast as
+they can would hold up everybody."""
+
 READ_BUFFER_BYTES = 128 << 10
 LINGER_S = 1.0
 
@@ -133,9 +137,7 @@ class ClientProtocol(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._discarded is not None:
-            self._discard_bytes -= len(data)
-            if self._discard_bytes <= 0:
-                self._end_discarding()
+            self._discard(len(data))
         elif not self._rest and (len(data) <= PIECE_BYTES or self._takes_as_it_is(len(data))):
             self._parse(data)  # also nothing: aiohttp looks again at what its parser has left
         elif data:
@@ -151,16 +153,33 @@ class ClientProtocol(web.RequestHandler):
         self._parse_rest()
 
     def discard(self, most_bytes: int) -> asyncio.Future[None]:
-        """From now on nothing is parsed: to do so would cost more than the request that was refused."""
+        """From now on nothing is parsed: to do so would cost more than the request that was refused. Done at once where too
+        many others linger."""
         self._rest = NOTHING
         self._discard_bytes = most_bytes
         self._discarded = self._loop.create_future()
-        super()._resume_transport_reading()
+        self._clients.lingering += 1
+        if self._awaits_body() and self._newest[1].exception() is None:
+            self._newest[1].read_nowait()  # nobody else will
+        if self._clients.lingering > MAX_LINGERING:
+            self._end_discarding()
+        else:
+            super()._resume_transport_reading()
         return self._discarded
+
+    def _discard(self, count: int) -> None:
+        """One read, and the next when others had their turn."""
+        self._discard_bytes -= count
+        self._pause_transport_reading()
+        if self._discard_bytes <= 0:
+            self._end_discarding()
+        else:
+            self._loop.call_soon(super()._resume_transport_reading)
 
     def _end_discarding(self) -> None:
         if self._discarded is not None and not self._discarded.done():
             self._discarded.set_result(None)
+            self._clients.lingering -= 1
 
     def _parse_rest(self) -> None:
         """A piece of a body, and the next when others had their turn. One of known length costs nothing to parse."""
@@ -273,6 +292,8 @@ class ClientServer(web.Server):
         self.observers = observers
         self.head_bytes = 0
         """Of all heads that are not whole."""
+        self.lingering = 0
+        """Connections whose refused bodies are being taken in."""
         self.large_buffer = memoryview(bytearray(LARGE_READ_BYTES))
         self.small_buffer = self.large_buffer[:SMALL_READ_BYTES]
         self._stall = stall_rule(limits)

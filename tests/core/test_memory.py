@@ -14,12 +14,23 @@ A, B = Tenant("a"), Tenant("b")
 
 def test_one_tenant_leaves_half_of_the_budget_to_others() -> None:
     budget = MemoryBudget(100)
-    first = budget.hold(A)
-    first.grow(BODY, 50)
+    budget.hold(A).grow(BODY, 50)
     with pytest.raises(MemoryFull, match="your other requests"):
-        first.grow(BODY, 1)
+        budget.hold(A).grow(BODY, 1)
     budget.hold(B).grow(BODY, 25)
     assert budget.refusals[BODY] == 1
+
+
+@pytest.mark.parametrize(("owner", "most"), [(A, 50), (NO_TENANT, 100)])
+def test_a_request_that_can_never_fit_is_not_told_to_try_again(owner: Tenant, most: int) -> None:
+    budget = MemoryBudget(100)
+    holding = budget.hold(owner)
+    holding.grow(BODY, 10)
+    holding.grow(REPLY, most - 10)
+    with pytest.raises(MemoryFull, match="than one client may ever hold") as refused:
+        holding.grow(REPLY, 1)
+    assert (refused.value.retry_after_s, refused.value.retryable) == (None, False)
+    assert budget.bytes == most
 
 
 def test_clients_without_a_tenant_share_the_whole_budget() -> None:

@@ -36,6 +36,7 @@ SHOWN_NOWHERE = {
     "warmroute_open_worker_connections": DETAIL,
     "warmroute_resent_messages_total": DETAIL,
     "warmroute_session_bytes": "as session_items, which is shown",
+    "warmroute_tenant_shortened_total": DETAIL,
     "warmroute_token_count_seconds": DETAIL,
     "warmroute_worker_reads_waiting": DETAIL,
 }
