@@ -54,7 +54,7 @@ class AdmissionCollector(Collector):
         )
         shortened = CounterMetricFamily(
             "warmroute_tenant_shortened",
-            "Requests whose worker was asked for a shorter answer than the client wanted, since the tenant's limit was near. Raise "
+            "Requests whose worker was asked for a shorter answer than the client wanted: the tenant's limit was near. Raise "
             "the limit if that is not meant.",
             labels=("tenant",),
         )
