@@ -109,8 +109,8 @@ _ENGINE_DIED = (b"EngineCore encountered an issue", b"EngineDeadError")
 _FINGERPRINT = re.compile(rb'"system_fingerprint": ?"[^"\\]*"')
 _IDS, _NO_PROMPT_TEXT = b',"token_ids":[', b',"prompt_text":null'
 _NUMBERS = b"0123456789, "
-MAX_BARE_BYTES = 2 << 20
-"""Of an event without its ids: a chunk of text, or a whole prompt that is echoed. Takes up to 20 ms."""
+MAX_BARE_BYTES = 4 << 20
+"""Of an event without its ids: a chunk of text, or a whole prompt that is echoed."""
 _ANY_IDS = b'token_ids":['
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 
