@@ -408,10 +408,10 @@ async def _listening(
 
 
 def _calm_collector() -> None:
-    """Requests make almost no cycles, and a full collection walks the whole index: rarely is often enough."""
+    """Requests make no cycles, and a full collection walks the whole index: rarely is often enough."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 100, 100)
+    gc.set_threshold(10_000, 10, 1_000)
 
 
 def _connections_within(granted: int, max_connections: int, max_viewers: int) -> tuple[int, int]:

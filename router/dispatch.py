@@ -42,6 +42,7 @@ from router.core.request import Request, Tenant
 from router.core.retry import RetryBudget
 from router.core.tenant import EVERYBODY, TenantRules
 from router.core.trace import Trace, trace_of
+from router.freed_memory import untie_error
 from router.resumption import CAUSES, Resumer, ResumptionRules
 from router.routing import Refusal, Routing
 from router.sides import Admission, Client, Upstream
@@ -356,6 +357,7 @@ class Dispatcher:
                 return
         except GivenUp as given_up:
             _note_given_up(record, given_up)
+            untie_error(given_up)
             error = given_up
         client.break_off(error)
 

@@ -1,6 +1,9 @@
 """What is freed goes back to the system: glibc keeps a wave's memory for ever where anything small behind it is still used.
 
 Kept are a few megabytes, since to fetch them anew for each body would double what it costs. Other C libraries do without.
+
+Since the collector of cycles seldom looks at what is old, whatever comes for each connection or request must make no cycle:
+``untie_transport`` and ``untie_error`` break those that libraries make.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from resource import getpagesize
+from typing import Any, cast
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers from malloc.h."""
@@ -41,6 +45,21 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * getpagesize()
     except OSError:
         return 0
+
+
+def untie_transport(transport: asyncio.BaseTransport | None) -> None:
+    """Of a connection that was lost. asyncio's own holds a method of itself, until Python 3.12."""
+    if hasattr(transport, "_read_ready_cb"):
+        cast(Any, transport)._read_ready_cb = None  # noqa: SLF001
+
+
+def untie_error(error: BaseException | None) -> None:
+    """Of an error that was answered, and whose traceback nobody will read: one of its frames may hold it, and all of them hold
+    the request."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        untie_error(error.__cause__)
+        error = error.__context__
 
 
 class Trimmer:

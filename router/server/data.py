@@ -36,6 +36,7 @@ from router.core.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
 from router.core.request import NO_TENANT, Request, Route
 from router.core.tenant import Caller, TenantRules
 from router.core.trace import TRACE
+from router.freed_memory import untie_error
 from router.logs import ABOUT, redact
 from router.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.auth import Gate
@@ -162,12 +163,14 @@ class DataPort:
                 return await self._answer_plain(request, memory)
             return await self._infer(request, route, request_id, started_at, memory)
         except RouterError as error:
+            untie_error(error)
             memory.release()
             if not error.is_counted:
                 self._observe_refusal(route.value if route else "other", error.status)
             return await self._answer_error(request, error, route, request_id)
-        except Exception:
+        except Exception as error:
             log.exception("unexpected error", extra={"request_id": request_id})
+            untie_error(error)
             begun = self._clients.get(request.protocol)
             if begun is not None and begun.has_started:
                 begun.abort()

@@ -20,6 +20,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from router.config import LimitsConfig
 from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest, Overloaded, RouterError
+from router.freed_memory import untie_error, untie_transport
 from router.server.errors import error_body, error_response
 from router.server.key_connections import KeyConnections
 from router.server.stall import StallRule, stall_rule
@@ -114,6 +115,7 @@ class ClientProtocol(web.RequestHandler):
         self._rest, self._newest = NOTHING, None
         self._end_head()
         self._end_discarding()
+        untie_transport(self._clients.transport_of(self))
         super().connection_lost(exc)
 
     def has_stalled(self, transport: asyncio.Transport, now: float, rule: StallRule) -> bool:
@@ -226,7 +228,10 @@ class ClientProtocol(web.RequestHandler):
         is_body = self._awaits_body()
         super().data_received(data)
         if self._request_count != heads:
-            self._newest = None if isinstance(self._messages[-1][0], _ErrInfo) else self._messages[-1]
+            self._newest = self._messages[-1]
+            if isinstance(self._newest[0], _ErrInfo):
+                untie_error(self._newest[0].exc)
+                self._newest = None
             self.head_due = inf
             self.wire_bytes = 0
             self._end_head()
@@ -242,6 +247,12 @@ class ClientProtocol(web.RequestHandler):
             self.head_bytes += len(data)
             self._clients.head_bytes += len(data)
             self._clients.check_head(self)
+
+    def drop_head(self) -> None:
+        """Nothing more is parsed, and what the parser holds of the head is let go at once: the connection may end later."""
+        self.force_close()
+        self._parser = None
+        self._end_head()
 
     def _end_head(self) -> None:
         self._clients.head_bytes -= self.head_bytes
@@ -319,6 +330,10 @@ class ClientServer(web.Server):
     def has_room(self) -> bool:
         return len(self._connections) < self._limits.max_connections
 
+    def transport_of(self, client: ClientProtocol) -> asyncio.Transport | None:
+        """Also of one that is closing."""
+        return self._connections.get(client)
+
     def next_due(self) -> float:
         return self._loop.time() + self._limits.head_timeout_s
 
@@ -339,7 +354,7 @@ class ClientServer(web.Server):
         self.observers.cut("head_size")
         if client.transport is not None:
             self._refuse(client.transport, error)
-        client.force_close()
+        client.drop_head()
 
     def _refuse(self, transport: asyncio.Transport, error: RouterError) -> None:
         """Before there is a request that could be answered."""

@@ -13,6 +13,7 @@ from router.core.errors import RouterError, WorkerError
 from router.core.memory import Holding
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
+from router.freed_memory import untie_error
 from router.sessions.store import Sid
 from router.sides import Client
 from router.wire.answers import BadAnswer
@@ -160,6 +161,7 @@ class HeldClient:
         """A stream that has begun ends here; nothing else has been said yet, and the error can be the answer."""
         if not self.has_begun:
             raise error
+        untie_error(error)
         if self.record is not None and self.record.outcome == StreamEnd.DONE.value:
             self.record.outcome = error.code  # the worker's part was well, and the client was not told so
         if self._head and not self._client.is_closing():

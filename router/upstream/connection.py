@@ -25,6 +25,7 @@ from typing import Protocol
 from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.memory import REPLY, UNCOUNTED_BYTES, Holding, MemoryFull
 from router.core.reply import Reply
+from router.freed_memory import untie_transport
 from router.upstream.shares import SHARE_BYTES, Shares
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, ChunkedReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
@@ -302,6 +303,7 @@ class WorkerConnection(asyncio.Protocol):
         return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        untie_transport(self._transport)
         self._transport = None
         if self.state in (State.IDLE, State.TAIL, State.CLOSED):
             self.state = State.CLOSED

@@ -62,6 +62,7 @@ class Bound:
 
 
 HELD = "limits.max_held_bytes"
+LONG_HEADS = {"limits.max_head_bytes": str(MB)}  # so that one is not refused before they are many
 FEW = {"admission.max_worker_requests": "2"}
 
 BOUNDS = (
@@ -69,7 +70,16 @@ BOUNDS = (
     Bound("limits.max_connections", 100, "silence", 200, "client_connections"),
     Bound("limits.max_key_connections", 3, "small_unfinished_bodies", 100, "peak_key_connections", bytes=48 * MB),
     Bound("limits.max_total_head_bytes", MB, "unfinished_heads", 200, "head_bytes", bytes=2 * MB),
-    Bound("limits.max_total_head_bytes", MB, "endless_heads", 100, "head_bytes", bytes=2 * MB, reaches=0.1),
+    Bound(
+        "limits.max_total_head_bytes",
+        MB,
+        "endless_heads",
+        100,
+        "head_bytes",
+        bytes=2 * MB,
+        reaches=0.3,
+        beside=LONG_HEADS,
+    ),
     # What is held of requests and answers, of which a tenant alone has half
     Bound(HELD, 32 * MB, "unfinished_bodies", 50, "held_bytes", {"kind": "body"}, 0.4, 32 * MB),
     Bound(HELD, 32 * MB, "costly_turns", 50, "held_bytes", {"kind": "decoded"}, 0.3, 32 * MB),
@@ -111,7 +121,6 @@ class Peaks:
         self.memory_bytes = max(self.memory_bytes, router.memory_bytes())
 
 
-@pytest.mark.parametrize("bound", BOUNDS, ids=str)
 async def fill(router: Router, bound: Bound, asked: Asked) -> Peaks:
     """Press until the bound is met, and a little longer. Raises AssertionError."""
     kind, peaks, looks = KINDS[bound.kind], Peaks(), 0

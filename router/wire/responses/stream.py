@@ -20,6 +20,24 @@ from router.wire.sse import each_event, read_error
 _encoder = msgspec.json.Encoder()
 
 
+class _Told:
+    """Events that the client has yet to get. Apart from who makes them, since the answer writes, too: else the two would hold
+    each other, and a whole answer, long after the request."""
+
+    def __init__(self) -> None:
+        self._events: list[bytes] = []
+        self._number = 0
+
+    def write(self, kind: str, /, **members: Any) -> None:
+        self._events.append(event_bytes(kind, self._number, members))
+        self._number += 1
+
+    def take(self) -> bytes:
+        told = b"".join(self._events)
+        self._events.clear()
+        return told
+
+
 class ResponseEvents:
     """``begin``, ``feed`` what the worker sends, and ``finish`` when it has closed its stream, or ``fail``. Each gives what
     the client is to be sent. Keeps the answer once; how long it may be is for the worker's limits."""
@@ -28,14 +46,13 @@ class ResponseEvents:
         self.outcome: Outcome | None = None
         """Once it is over, whichever way."""
         self._head = head
-        self._told: list[bytes] = []
-        self._number = 0
-        self._answer = Answer(head, self._write)
+        self._told = _Told()
+        self._answer = Answer(head, self._told.write)
 
     def begin(self) -> bytes:
         for kind in ("response.created", "response.in_progress"):
-            self._write(kind, response=response(self._head, "in_progress"))
-        return self._take_told()
+            self._told.write(kind, response=response(self._head, "in_progress"))
+        return self._told.take()
 
     def feed(self, events: bytes) -> bytes:
         """Whole events, grouped anyhow. Nothing is given once it is over."""
@@ -45,7 +62,7 @@ class ResponseEvents:
             data = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")).strip()
             if data and data != b"[DONE]":
                 self._take(data, event)
-        return self._take_told()
+        return self._told.take()
 
     def finish(self, completed_at: int) -> bytes:
         """``completed_at``: Unix seconds. Without a reason for finishing the answer has failed."""
@@ -54,13 +71,13 @@ class ResponseEvents:
                 self._end(self._answer.finish(completed_at))
             except BadAnswer as error:
                 self._fail({"code": "server_error", "message": str(error)})
-        return self._take_told()
+        return self._told.take()
 
     def fail(self, error: JsonObject) -> bytes:
         """``error``: as ``shapes.failure`` gives it, or another of the API's codes with our own words."""
         if self.outcome is None:
             self._fail(error)
-        return self._take_told()
+        return self._told.take()
 
     def _take(self, data: bytes, event: bytes) -> None:
         try:
@@ -78,17 +95,8 @@ class ResponseEvents:
         self._end(Outcome(response(self._head, "failed", self._answer.output, error=error), []))
 
     def _end(self, outcome: Outcome) -> None:
-        self._write(f"response.{outcome.response['status']}", response=outcome.response)
+        self._told.write(f"response.{outcome.response['status']}", response=outcome.response)
         self.outcome = outcome
-
-    def _write(self, kind: str, /, **members: Any) -> None:
-        self._told.append(event_bytes(kind, self._number, members))
-        self._number += 1
-
-    def _take_told(self) -> bytes:
-        told = b"".join(self._told)
-        self._told.clear()
-        return told
 
 
 def event_bytes(kind: str, number: int, members: JsonObject) -> bytes:
