@@ -33,6 +33,9 @@ CHEAP_BYTES = 64 << 10
 CHEAP_CONTAINERS = 32 << 10
 """Objects and arrays take 0.2 µs each, most of all that JSON has."""
 
+FEW_CONTAINERS = 1_000
+"""Of each. A long conversation has so many."""
+
 LONG_DIGITS, TWO_DIGITS = 500, re.compile(rb"[0-9]{2}")
 """Numbers of a thousand digits take 0.1 µs for each, and every such number has two of the bytes that lie so far apart."""
 
@@ -65,9 +68,18 @@ def is_cheap(body: bytes) -> bool:
         return True
     return (
         len(body) < LARGE_BYTES
-        and body.count(b"[") + body.count(b"{") < CHEAP_CONTAINERS
+        and (_has_few(body, b"[") and _has_few(body, b"{") or body.count(b"[") + body.count(b"{") < CHEAP_CONTAINERS)
         and TWO_DIGITS.search(body[::LONG_DIGITS]) is None
     )
+
+
+def _has_few(body: bytes, byte: bytes) -> bool:
+    """Where it has, this is ten times faster than to count them all: a kilobyte of text takes 20 ns."""
+    at = -1
+    for _ in range(FEW_CONTAINERS):
+        if (at := body.find(byte, at + 1)) < 0:
+            return True
+    return False
 
 
 class Parsers:

@@ -250,14 +250,12 @@ def _passed(headers: Mapping[bytes, bytes]) -> list[bytes]:
     kind = headers.get(b"content-type", b"")
     if not kind.startswith(_CONTENT_TYPES) or len(kind) > _MAX_HEADER_BYTES:
         kind = b"application/octet-stream"
-    return [
-        b"content-type: %b\r\nX-Content-Type-Options: nosniff\r\n" % kind,
-        *(
-            b"%b: %b\r\n" % (name, value)
-            for name in (b"retry-after", b"date")
-            if (value := headers.get(name)) is not None and len(value) <= _MAX_HEADER_BYTES
-        ),
-    ]
+    lines = [b"content-type: %b\r\nX-Content-Type-Options: nosniff\r\n" % kind]
+    for name in (b"retry-after", b"date"):
+        value = headers.get(name)
+        if value is not None and len(value) <= _MAX_HEADER_BYTES:
+            lines.append(b"%b: %b\r\n" % (name, value))
+    return lines
 
 
 SENT = _Sent(keep_alive=True)

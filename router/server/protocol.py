@@ -93,7 +93,7 @@ class ClientProtocol(web.RequestHandler):
         self._is_awaited = False
         """Somebody reads the newest request's body."""
         self._newest: Any = None
-        """The newest request, and its body."""
+        """The newest request and its body, while that is not whole."""
         self.head_due = inf
         self.head_bytes = 0
         self.wire_bytes = 0
@@ -131,11 +131,12 @@ class ClientProtocol(web.RequestHandler):
         return False
 
     def get_buffer(self, _size_hint: int) -> memoryview:
-        """Where the next read goes: at once from there to the parser, so all connections share it."""
+        """Where the next read goes: at once from there to the parser, so all connections share it. The small one is the large
+        one's beginning."""
         return self._clients.large_buffer if self._awaits_body() else self._clients.small_buffer
 
     def buffer_updated(self, count: int) -> None:
-        self.data_received(bytes(self.get_buffer(0)[:count]))
+        self.data_received(bytes(self._clients.large_buffer[:count]))
 
     def data_received(self, data: bytes) -> None:
         if self._discarded is not None:
@@ -228,15 +229,16 @@ class ClientProtocol(web.RequestHandler):
         is_body = self._awaits_body()
         super().data_received(data)
         if self._request_count != heads:
-            self._newest = self._messages[-1]
-            if isinstance(self._newest[0], _ErrInfo):
-                untie_error(self._newest[0].exc)
-                self._newest = None
+            message, body = self._messages[-1]
+            if isinstance(message, _ErrInfo):
+                untie_error(message.exc)
+            self._newest = None
             self.head_due = inf
             self.wire_bytes = 0
             self._end_head()
             self._is_awaited = False
-            if self._awaits_body():
+            if not body.is_eof():
+                self._newest = (message, body)
                 self._pause_transport_reading()
             return
         if self.head_due == inf and self._waiter is not None:

@@ -231,7 +231,9 @@ def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller,
         ours["return_token_ids"] = b"true"
     if caller.salt_key:
         ours["cache_salt"] = b'"%b"' % salt.encode()
-    ours |= {name: value for name, value in _ENGINES_OWN if name in members}
+    for name, value in _ENGINES_OWN:
+        if name in members:
+            ours[name] = value
     return Wish(stream, salt, usage is not None, hides_ids, is_resumable, *_bounds(route, members), ours)
 
 
@@ -239,13 +241,14 @@ def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
     """How many answers, and the most tokens of each, as vLLM reads it: the newer name counts before the older."""
     if route not in DIALECTS:
         return 1, 0
-    limit = members.get("max_tokens")
+    limit, answers = members.get("max_tokens"), _count(members.get("n"))
     if route is Route.CHAT:
         limit = members.get("max_completion_tokens") or limit
-    elif route is Route.COMPLETIONS and "max_tokens" not in members:  # a null asks for all that the window leaves
-        limit = COMPLETIONS_MAX_TOKENS
-    answers = max(_count(members.get("n")), _count(members.get("best_of")))
-    answers *= max(1, _prompts(members.get("prompt")) + _prompts(members.get("prompt_embeds")))
+    elif route is Route.COMPLETIONS:
+        if "max_tokens" not in members:  # a null asks for all that the window leaves
+            limit = COMPLETIONS_MAX_TOKENS
+        answers = max(answers, _count(members.get("best_of")))
+        answers *= max(1, _prompts(members.get("prompt")) + _prompts(members.get("prompt_embeds")))
     return answers, limit if type(limit) is int and limit >= 0 else None
 
 
