@@ -68,7 +68,7 @@ def is_cheap(body: bytes) -> bool:
         return True
     return (
         len(body) < LARGE_BYTES
-        and (_has_few(body, b"[") and _has_few(body, b"{") or body.count(b"[") + body.count(b"{") < CHEAP_CONTAINERS)
+        and ((_has_few(body, b"[") and _has_few(body, b"{")) or body.count(b"[") + body.count(b"{") < CHEAP_CONTAINERS)
         and TWO_DIGITS.search(body[::LONG_DIGITS]) is None
     )
 
@@ -76,10 +76,7 @@ def is_cheap(body: bytes) -> bool:
 def _has_few(body: bytes, byte: bytes) -> bool:
     """Where it has, this is ten times faster than to count them all: a kilobyte of text takes 20 ns."""
     at = -1
-    for _ in range(FEW_CONTAINERS):
-        if (at := body.find(byte, at + 1)) < 0:
-            return True
-    return False
+    return any((at := body.find(byte, at + 1)) < 0 for _ in range(FEW_CONTAINERS))
 
 
 class Parsers:

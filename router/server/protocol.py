@@ -133,7 +133,7 @@ class ClientProtocol(web.RequestHandler):
     def get_buffer(self, _size_hint: int) -> memoryview:
         """Where the next read goes: at once from there to the parser, so all connections share it. The small one is the large
         one's beginning."""
-        return self._clients.large_buffer if self._awaits_body() else self._clients.small_buffer
+        return self._clients.small_buffer if self._newest is None else self._clients.large_buffer
 
     def buffer_updated(self, count: int) -> None:
         self.data_received(bytes(self._clients.large_buffer[:count]))
@@ -162,7 +162,7 @@ class ClientProtocol(web.RequestHandler):
         self._discard_bytes = most_bytes
         self._discarded = self._loop.create_future()
         self._clients.lingering += 1
-        if self._awaits_body() and self._newest[1].exception() is None:
+        if self._newest is not None and self._newest[1].exception() is None:
             self._newest[1].read_nowait()  # nobody else will
         if self._clients.lingering > MAX_LINGERING:
             self._end_discarding()
@@ -191,7 +191,7 @@ class ClientProtocol(web.RequestHandler):
                 piece, self._rest = self._rest, NOTHING
             else:
                 piece, self._rest = self._rest[:PIECE_BYTES], self._rest[PIECE_BYTES:]
-            is_body = self._awaits_body()
+            is_body = self._newest is not None
             self._parse(bytes(piece))
             if is_body and self._rest:
                 self._loop.call_soon(self._parse_rest)
@@ -201,32 +201,31 @@ class ClientProtocol(web.RequestHandler):
 
     def _may_parse(self) -> bool:
         """Not while aiohttp has enough, nor a body that nobody has asked for: whoever is refused is refused by the head."""
-        is_wanted = self._is_awaited or not self._awaits_body()
+        is_wanted = self._is_awaited or self._newest is None
         return is_wanted and not (self._reading_paused or self._buffer_paused) and self.transport is not None
 
     def _resume_transport_reading(self) -> None:
-        if self._rest:
+        if self._newest is None and not self._rest:  # as with most: they came whole
+            super()._resume_transport_reading()
+        elif self._rest:
             self._loop.call_soon(self._parse_rest)
         elif self._may_parse():
             super()._resume_transport_reading()
 
     def _takes_as_it_is(self, count: int) -> bool:
         """Are the next bytes all of a body whose length is known?"""
-        if not self._awaits_body():
+        if self._newest is None:
             return False
         message, payload = self._newest
         length = None if message.chunked else message.headers.get("Content-Length")
         return length is not None and count <= int(length) - payload.total_bytes
-
-    def _awaits_body(self) -> bool:
-        return self._newest is not None and not self._newest[1].is_eof()
 
     def _parse(self, data: bytes) -> None:
         if self._force_close or self._close:
             self._rest = NOTHING
             return
         heads = self._request_count
-        is_body = self._awaits_body()
+        is_body = self._newest is not None
         super().data_received(data)
         if self._request_count != heads:
             message, body = self._messages[-1]
@@ -245,6 +244,8 @@ class ClientProtocol(web.RequestHandler):
             self.head_due = self._clients.next_due()
         if is_body:
             self.wire_bytes += len(data)
+            if self._newest[1].is_eof():
+                self._newest = None
         elif data:
             self.head_bytes += len(data)
             self._clients.head_bytes += len(data)
@@ -265,7 +266,7 @@ class ClientProtocol(web.RequestHandler):
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Where the answer needed no body: a short one is thrown away when it comes, and the connection goes on. The client is
         told that the connection ends behind any other."""
-        if not request.content.is_eof() and self._awaits_body() and not self._force_close:
+        if self._newest is not None and not request.content.is_eof() and not self._force_close:
             if not self._newest[0].chunked and (request.content_length or 0) <= LARGE_READ_BYTES:
                 self.begin_body()
             else:

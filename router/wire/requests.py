@@ -27,7 +27,7 @@ from router.wire.trace_context import passed_on
 JsonObject = dict[str, Any]
 Shape = TypeVar("Shape", bound="Body")
 
-_ENGINES_OWN = (("priority", b"0"), ("stream_interval", b"1"))
+_ENGINES_OWN = {"priority": b"0", "stream_interval": b"1"}
 """Knobs of the engine that one client would turn for all: whose request goes first is the router's to say, and several tokens
 in an event could not be counted one by one. What a client sets is set to the engine's own default."""
 
@@ -106,10 +106,11 @@ def parse_apart(
     *,
     limits: BodyLimits | None = None,
     resumes: bool = True,
+    is_apart: bool = True,
 ) -> Parsed:
-    """All but the body, so that a process which reads it need not send it back. ``limits``: what may be asked; None: anything
-    that the worker takes. ``resumes``: streams shall be kept so that another worker can go on with them. Linear in the body.
-    Raises InvalidJson, InvalidRequest."""
+    """All but the body, so that a process which reads it need not send it back; not ``is_apart``: the request is whole.
+    ``limits``: what may be asked; None: anything that the worker takes. ``resumes``: streams shall be kept so that another
+    worker can go on with them. Linear in the body. Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     if limits is not None:
         check_body(members, body, limits)
@@ -126,11 +127,12 @@ def parse_apart(
     wish = _wish(route, typed, members, caller, resumes=resumes)
     segments, tenant = prompt.segments, caller.rules.tenant
     traceparent, tracestate = passed_on(headers)
+    edits = edits_of(body, members, wish.ours) if wish.ours else []
     request = Request(
         route=route,
         model=typed.model,
         stream=wish.stream,
-        body=b"",
+        body=b"" if is_apart else apply_edits(body, edits),
         fingerprint=fingerprint(segments, model=typed.model, cache_salt=wish.salt, tenant=caller.scope)
         if segments
         else Fingerprint((), len(body)),
@@ -148,7 +150,7 @@ def parse_apart(
         tracestate=tracestate,
         hidden_salt=wish.salt if caller.salt_key else "",
     )
-    return Parsed(request, edits_of(body, members, wish.ours) if wish.ours else [])
+    return Parsed(request, edits)
 
 
 def with_shorter_answers(request: Request, most: int) -> Request:
@@ -231,9 +233,8 @@ def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller,
         ours["return_token_ids"] = b"true"
     if caller.salt_key:
         ours["cache_salt"] = b'"%b"' % salt.encode()
-    for name, value in _ENGINES_OWN:
-        if name in members:
-            ours[name] = value
+    if not _ENGINES_OWN.keys().isdisjoint(members):
+        ours |= {name: value for name, value in _ENGINES_OWN.items() if name in members}
     return Wish(stream, salt, usage is not None, hides_ids, is_resumable, *_bounds(route, members), ours)
 
 
