@@ -259,6 +259,7 @@ class WorkerConnection(asyncio.Protocol):
     def release(self) -> None:
         """Give the connection back: it is kept if it is clean, else aborted, which stops the worker's work at once."""
         self._sink = self._observe_gap = self._memory = None
+        self.error = None  # whose traceback holds this object
         self._pieces.clear()
         if self.state is State.IDLE:
             self._on_idle(self)
