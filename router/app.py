@@ -215,8 +215,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     about = {"version": version("warmroute"), "policy": config.policy.name}
 
+    def to_unix(at: float) -> float:
+        return time.time() - (clock() - at)
+
     def snapshot() -> dict[str, Any]:
-        return about | describe(fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue))
+        return about | describe(
+            fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue), to_unix
+        )
 
     def sums() -> tuple[float, float, float]:
         return routing.misses.prompt_tokens, routing.misses.predicted_tokens, routing.misses.cached_tokens
@@ -224,7 +229,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     feed = StatusFeed(snapshot, sums, config.admin.max_viewers, clock, time.time)
     guesses = Guesses(clock)
     admin = AdminPort(
-        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit, guesses
+        config.admin.token,
+        metrics.exposition,
+        lambda: describe_workers(fleet, index, to_unix),
+        decisions,
+        feed,
+        audit,
+        guesses,
     )
     background = Background(clock)
     keeper = FleetKeeper(
@@ -561,6 +572,7 @@ def _watch_settings(config: Config) -> WatchSettings:
         probe_timeout_s=probes.timeout_s,
         load_interval_s=load.poll_interval_s,
         load_timeout_s=load.timeout_s,
+        has_worker_key=bool(config.fleet.worker_key),
     )
 
 

@@ -16,13 +16,15 @@ from router.state import State
 DECISIONS = 20
 
 
-def describe_workers(fleet: Fleet, index: PrefixIndex) -> list[dict[str, Any]]:
-    """For the admin port, which alone may show URLs."""
+def describe_workers(fleet: Fleet, index: PrefixIndex, to_unix: Callable[[float], float]) -> list[dict[str, Any]]:
+    """For the admin port, which alone may show URLs. ``to_unix``: the fleet's time → Unix time."""
     return [
         {
             "name": member.name,
             "url": member.address.url,
             "state": member.health.state.value,
+            "since": None if member.health.since is None else round(to_unix(member.health.since), 1),
+            "last_error": member.last_error,
             "models": sorted(member.models),
             "in_flight": fleet.in_flight[member.position],
             "queued_prefill_tokens": round(fleet.queued_prefill_tokens[member.position]),
@@ -48,6 +50,7 @@ def describe(
     state: State,
     live_requests: Callable[[], int],
     queued: Callable[[], int],
+    to_unix: Callable[[float], float],
 ) -> dict[str, Any]:
     """O(workers): about a millisecond of 200."""
     journaled = state.store.journaled
@@ -58,7 +61,7 @@ def describe(
         "waiting": journaled.waiting if journaled else 0,
     }
     return {
-        "workers": describe_workers(fleet, index),
+        "workers": describe_workers(fleet, index, to_unix),
         "decisions": [show_decision(record) for record in islice(reversed(decisions), DECISIONS)],
         "live_requests": live_requests(),
         "queued": queued(),

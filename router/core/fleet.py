@@ -68,6 +68,8 @@ class Member:
     reuse: Reuse = field(default_factory=Reuse)
     last_answer_at: float = 0.0
     """When the worker last gave a first token: the prefill after it began no earlier."""
+    last_error: str | None = None
+    """What is wrong with the worker's answers to probes, bounded and printable; None while they are right."""
     removed: bool = False
     leases: set[Lease] = field(default_factory=set)
 

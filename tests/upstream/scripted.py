@@ -75,6 +75,8 @@ class ScriptedWorker:
     is_ill: bool = False
     probed: dict[str, bytes] = field(default_factory=dict)
     """Bodies by path, of a worker that answers probes otherwise."""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """By path, of probes that it refuses."""
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     """Without the probes."""
@@ -107,6 +109,8 @@ class ScriptedWorker:
             self.ended.put_nowait(number)
 
     def _probed(self, path: str) -> bytes:
+        if path in self.statuses:
+            return answer(b"\x1b[31m its own words", self.statuses[path])
         if path in self.probed:
             return answer(self.probed[path])
         if path == "/health":
