@@ -175,7 +175,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
     routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
     admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
-    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission, read=parsers.run)
+    dispatcher = Dispatcher(
+        _dispatch_settings(config),
+        routing,
+        upstream,
+        observe,
+        clock,
+        admission,
+        read=parsers.run,
+        look_for_models=lambda: keeper.look_for_models(),
+    )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
         KeyWatch(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
@@ -514,6 +523,7 @@ def _fleet_rules(config: Config) -> FleetRules:
         initial_bytes_per_token=config.policy.initial_bytes_per_token,
         stale_load_s=config.load.stale_s,
         default_cache_tokens=config.index.default_worker_tokens,
+        declared_models=frozenset(config.fleet.models),
     )
 
 

@@ -46,7 +46,7 @@ BATCH = 100
 """Records counted at once: about a millisecond."""
 
 CUT_CAUSES = ("head_timeout", "head_size", "body_timeout", "too_many", "write_stall")
-RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy")
+RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy", "no_model")
 RESUMPTION_CAUSES = ("died", "timeout", "error")
 RESUMPTION_OUTCOMES = ("exact", "text", "finished", "unsafe", "failed")
 FAILURES = ("499", "500", "502", "503", "504")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from router.core.affinity import LastWorkers
 from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent
-from router.core.errors import RouterError, WorkerError, WorkersBusy, WorkerTimeout
+from router.core.errors import ModelNotFound, RouterError, WorkerError, WorkersBusy, WorkerTimeout
 from router.core.facts import Facts
 from router.core.fingerprint import BLOCK_BYTES, Fingerprint
 from router.core.fleet import Fleet, Lease, Member
@@ -21,6 +21,7 @@ from router.core.request import Request
 from router.core.reuse import Misses
 from router.core.ring import Ring
 from router.policies.base import Policy, Ranking
+from router.wire.refusals import says_no_model
 from router.wire.sse import Usage, read_error, says_engine_died
 
 SOON_S, FEW_TOKENS = 1.0, 64
@@ -38,6 +39,10 @@ BUSY = "busy"
 """The cause of a refusal that says nothing of the worker but that it has no room."""
 
 
+NO_MODEL = "no_model"
+"""The cause of a refusal by a worker that does not serve a model of its list: the list is old."""
+
+
 class Refusal(NamedTuple):
     """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget. ``is_death``: the worker had
     the request, and died."""
@@ -48,7 +53,10 @@ class Refusal(NamedTuple):
     is_death: bool = False
 
     def or_sooner(self, before: Refusal | None) -> Refusal:
-        """Of two workers that are busy, the one that may be asked again sooner; else this."""
+        """Of two workers that are busy, the one that may be asked again sooner; else this. A worker that has not got the model
+        says nothing of the others."""
+        if before is not None and self.cause == NO_MODEL:
+            return before
         if before is None or not before.cause == self.cause == BUSY:
             return self
         return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
@@ -129,7 +137,7 @@ class Routing:
 
     # What answers and failures say of a worker's health
 
-    def on_answered(self, member: Member, reply: Reply) -> Refusal | None:
+    def on_answered(self, member: Member, reply: Reply, model: str) -> Refusal | None:
         """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
         are answered without its engine."""
         now = self._clock()
@@ -140,6 +148,9 @@ class Routing:
             self._heed(member, member.health.on_error_answer(now))
             is_death = says_engine_died(reply.body)
             return Refusal(WorkerError("the workers answered with errors"), "error", is_free=False, is_death=is_death)
+        if reply.status == 404 and says_no_model(reply.body, model):
+            self.fleet.disown(member, model)
+            return Refusal(ModelNotFound.of(model), NO_MODEL, is_free=True)
         if reply.status < 400:
             self._heed(member, member.health.on_success(now))
         return None

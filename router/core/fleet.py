@@ -68,6 +68,8 @@ class Member:
     reuse: Reuse = field(default_factory=Reuse)
     last_answer_at: float = 0.0
     """When the worker last gave a first token: the prefill after it began no earlier."""
+    is_list_old: bool = False
+    """Its list of models is to be read again as soon as it is healthy: it failed, restarted, or refused a model of its list."""
     last_error: str | None = None
     """What is wrong with the worker's answers to probes, bounded and printable; None while they are right."""
     removed: bool = False
@@ -160,6 +162,8 @@ class FleetRules:
     initial_bytes_per_token: float
     stale_load_s: float
     default_cache_tokens: int
+    declared_models: frozenset[str] = frozenset()
+    """Models that exist, whether or not a worker lists them."""
 
 
 class Fleet:
@@ -281,10 +285,13 @@ class Fleet:
         if found is None:
             found = self._find_eligible(model)
         if not found.positions:
-            if model in self._known_models:
+            if self.knows(model):
                 raise ModelUnavailable(f"no worker serves the model {model!r} at the moment", retry_after_s=2)
             if not self._known_models:
                 raise NoWorkerAvailable("no worker has come up yet", retry_after_s=1)
+            if not all(member.models for member in self._by_name.values()):
+                text = f"no worker that is up serves the model {model!r}, and others have not come up yet"
+                raise ModelUnavailable(text, retry_after_s=2)
             raise ModelNotFound.of(model)
         self._eligible[model] = found  # names that clients make up are never kept
         return found
@@ -294,12 +301,16 @@ class Fleet:
         up = sorted(member.position for member in serving if member.health.state is State.UP)
         return Eligible(up or sorted(member.position for member in serving), panic=not up)
 
+    def serves(self, model: str) -> bool:
+        """True if some worker lists it now."""
+        return any(model in member.models for member in self._by_name.values())
+
     def is_ready(self) -> bool:
         return any(member.models and member.health.state is State.UP for member in self._by_name.values())
 
     def knows(self, model: str) -> bool:
-        """True if some worker ever listed it."""
-        return model in self._known_models
+        """True if some worker ever listed it, or the configuration declares it."""
+        return model in self._known_models or model in self._rules.declared_models
 
     def served_models(self) -> dict[str, ModelCard]:
         """By name, in order; a model of several workers with the card of the first."""
@@ -312,11 +323,18 @@ class Fleet:
         return self._served
 
     def set_models(self, member: Member, models: Mapping[str, ModelCard]) -> None:
+        """The member lists these now."""
+        member.is_list_old = False
         if models != member.models:
             member.models = models
             self._forget_who_serves()
             self._remember(models)
             self.on_room(member)
+
+    def disown(self, member: Member, model: str) -> None:
+        """The member says that it does not serve a model of its list: until the list is read again, it is not tried for it."""
+        self.set_models(member, {name: card for name, card in member.models.items() if name != model})
+        member.is_list_old = True
 
     def _forget_who_serves(self) -> None:
         self._eligible.clear()
@@ -470,6 +488,7 @@ class Fleet:
         if restarted:
             self._holdings.clear(member.position)
             member.lost_tokens = 0.0
+            member.is_list_old = True
         blocks = self._capacity_blocks(member)
         if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
             member.cache_blocks = blocks

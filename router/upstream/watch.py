@@ -148,11 +148,12 @@ class WorkerWatch:
             health.since = now
         if reply is not None:
             self._clear("/health")
-            if not self._member.models or now >= self._models_due:
+            if not self._member.models or self._member.is_list_old or now >= self._models_due:
                 await self._read_models(now)
             changed = bool(self._member.models) and health.on_probe_answered(now)
         else:
             changed = health.on_probe_failed(now)
+            self._member.is_list_old = True
             if health.failed_probes >= health.rules.failures:
                 self._upstream.give_up(self._member.address)
         if changed:
@@ -183,6 +184,11 @@ class WorkerWatch:
             return None
         self._clear("/metrics")
         return report
+
+    async def look_for_models(self) -> None:
+        """Read the list of models now, of a worker that is healthy."""
+        if self._member.health.state is State.UP:
+            await self._read_models(self._clock())
 
     async def _read_models(self, now: float) -> None:
         reply = await self._get("/v1/models", self._settings.probe_timeout_s, MAX_PROBE_BYTES)

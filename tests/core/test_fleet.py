@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -73,6 +74,40 @@ def test_three_kinds_of_nobody() -> None:
     fleet.set_models(of(fleet, "a"), {})
     with pytest.raises(ModelUnavailable):
         fleet.eligible("m")
+
+
+def test_a_model_is_unavailable_and_not_absent_while_a_worker_has_not_told_its_models() -> None:
+    fleet, _ = make_fleet("a")
+    fleet.set_members(addresses("ab"))
+    with pytest.raises(ModelUnavailable) as error:
+        fleet.eligible("large")
+    assert error.value.retry_after_s
+    bring_up(fleet, of(fleet, "b"), "larger")
+    with pytest.raises(ModelNotFound):
+        fleet.eligible("large")
+
+
+def test_a_model_that_is_declared_is_unavailable_and_not_absent() -> None:
+    fleet = Fleet(dataclasses.replace(RULES, declared_models=frozenset({"large"})), PrefixIndex(10_000, 1_000))
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("large")
+    fleet.set_members(addresses("a"))
+    bring_up(fleet, of(fleet, "a"))
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("large")
+    with pytest.raises(ModelNotFound):
+        fleet.eligible("small")
+    assert fleet.knows("large")
+
+
+def test_a_worker_that_disowns_a_model_is_not_tried_for_it_until_it_lists_it_again() -> None:
+    fleet, _ = make_fleet("ab")
+    fleet.disown(of(fleet, "a"), "m")
+    assert fleet.eligible("m").positions == [1]
+    assert of(fleet, "a").is_list_old
+    bring_up(fleet, of(fleet, "a"))
+    assert fleet.eligible("m").positions == [0, 1]
+    assert not of(fleet, "a").is_list_old
 
 
 def test_models_that_nobody_serves_leave_nothing_behind() -> None:
