@@ -588,7 +588,9 @@ def _watch_settings(config: Config) -> WatchSettings:
 
 def _log_health(member: Member) -> None:
     fields = {"worker": member.name, "url": member.address.url}
-    if member.health.state is State.EJECTED:
+    if member.state is State.ASLEEP:
+        log.info("worker is asleep: its cache is empty", extra=fields)
+    elif member.health.state is State.EJECTED:
         causes = {cause.value: times for cause, times in member.health.ejections.items()}
         log.warning("worker ejected", extra={**fields, "ejections": causes})
     else:

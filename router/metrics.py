@@ -389,7 +389,7 @@ class FleetCollector(Collector):
         state = _gauge("worker_state", "1 for the state that the worker is in.", "worker", "state")
         for member in self._fleet.members():
             for each in State:
-                state.add_metric((str(member.name), each.value), float(member.health.state is each))
+                state.add_metric((str(member.name), each.value), float(member.state is each))
         return state
 
     def _ejections(self) -> Metric:

@@ -22,8 +22,8 @@ def describe_workers(fleet: Fleet, index: PrefixIndex, to_unix: Callable[[float]
         {
             "name": member.name,
             "url": member.address.url,
-            "state": member.health.state.value,
-            "since": None if member.health.since is None else round(to_unix(member.health.since), 1),
+            "state": member.state.value,
+            "since": None if member.since is None else round(to_unix(member.since), 1),
             "last_error": member.last_error,
             "models": sorted(member.models),
             "in_flight": fleet.in_flight[member.position],

@@ -65,6 +65,8 @@ class Member:
     """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
     load: LoadReport | None = None
     load_at: float = 0.0
+    asleep_since: float | None = None
+    """When its engine was first seen asleep; None while it is awake."""
     reuse: Reuse = field(default_factory=Reuse)
     last_answer_at: float = 0.0
     """When the worker last gave a first token: the prefill after it began no earlier."""
@@ -74,6 +76,15 @@ class Member:
     """What is wrong with the worker's answers to probes, bounded and printable; None while they are right."""
     removed: bool = False
     leases: set[Lease] = field(default_factory=set)
+
+    @property
+    def state(self) -> State:
+        return self.health.state if self.asleep_since is None else State.ASLEEP
+
+    @property
+    def since(self) -> float | None:
+        """When the state began, as far as it was seen."""
+        return self.health.since if self.asleep_since is None else self.asleep_since
 
     def max_model_len(self, model: str) -> int | None:
         """Tokens of a prompt and its answer together, if the worker says."""
@@ -297,8 +308,9 @@ class Fleet:
         return found
 
     def _find_eligible(self, model: str) -> Eligible:
-        serving = [member for member in self._by_name.values() if model in member.models]
-        up = sorted(member.position for member in serving if member.health.state is State.UP)
+        awake = (member for member in self._by_name.values() if member.state is not State.ASLEEP)
+        serving = [member for member in awake if model in member.models]
+        up = sorted(member.position for member in serving if member.state is State.UP)
         return Eligible(up or sorted(member.position for member in serving), panic=not up)
 
     def serves(self, model: str) -> bool:
@@ -306,7 +318,7 @@ class Fleet:
         return any(model in member.models for member in self._by_name.values())
 
     def is_ready(self) -> bool:
-        return any(member.models and member.health.state is State.UP for member in self._by_name.values())
+        return any(member.models and member.state is State.UP for member in self._by_name.values())
 
     def knows(self, model: str) -> bool:
         """True if some worker ever listed it, or the configuration declares it."""
@@ -361,7 +373,7 @@ class Fleet:
 
     def on_room(self, member: Member) -> None:
         """It gave a first token, ended a request, said how busy it is, serves other models, or came up."""
-        if self.tell_room is not None and member.health.state is State.UP:
+        if self.tell_room is not None and member.state is State.UP:
             self.tell_room(member)
 
     def on_alive(self, member: Member) -> None:
@@ -370,7 +382,7 @@ class Fleet:
             self.tell_alive(member)
 
     def on_health_changed(self, member: Member) -> None:
-        """To be called when one of the member's health methods returned True."""
+        """To be called when one of the member's health methods returned True, or it fell asleep or woke."""
         self._eligible.clear()
         self._windows.clear()
         if member.health.returned_at is not None and not member.removed:
@@ -489,6 +501,8 @@ class Fleet:
             self._holdings.clear(member.position)
             member.lost_tokens = 0.0
             member.is_list_old = True
+        if report.is_asleep != (member.asleep_since is not None):
+            self._on_sleep(member, report.is_asleep, now)
         blocks = self._capacity_blocks(member)
         if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
             member.cache_blocks = blocks
@@ -505,6 +519,16 @@ class Fleet:
         self.foreign_prefill_tokens[position] = foreign_queued if foreign else 0.0
         self.on_room(member)
         return restarted
+
+    def _on_sleep(self, member: Member, is_asleep: bool, now: float) -> None:
+        """It fell asleep, or woke. Sleep empties its cache; what was noted of it meanwhile ended before, and is lost, too. One
+        that woke is alive, whatever became of requests that it slept through."""
+        member.asleep_since = now if is_asleep else None
+        self._holdings.clear(member.position)
+        member.lost_tokens = 0.0
+        if not is_asleep:
+            member.health.on_success(now)
+        self.on_health_changed(member)
 
     def _prefilling(self, member: Member, report: LoadReport) -> float:
         """Tokens being prefilled. Requests that are aborted leave theirs in the worker's sums for ever, so what stays

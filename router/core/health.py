@@ -26,6 +26,8 @@ class State(Enum):
     STARTING = "starting"
     UP = "up"
     EJECTED = "ejected"
+    ASLEEP = "asleep"
+    """Its engine sleeps, as its metrics say: the fleet's to know, and no state of ``Health``."""
 
 
 class Cause(Enum):

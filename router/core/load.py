@@ -23,6 +23,9 @@ class LoadReport:
     process_start_time: float | None
     """Unix seconds; another value than before means another process, whose cache is empty."""
 
+    is_asleep: bool = False
+    """An engine of it has given its memory away, cache and all; requests would wait until somebody wakes it."""
+
     @property
     def is_short_of_seats(self) -> bool:
         """Requests wait although next to nothing is being prefilled: decoding has all the seats, and how long one waits for

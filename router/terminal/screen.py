@@ -19,7 +19,7 @@ DECISIONS = 8
 ERRORS = 4
 LEFT_FOR_OTHERS, LEFT_FOR_ERRORS = DECISIONS + 9, ERRORS + 2
 """Lines of a screen that are not workers'; the latter where probes fail."""
-_STYLES = {"up": "green", "starting": "yellow", "ejected": "red"}
+_STYLES = {"up": "green", "starting": "yellow", "asleep": "blue", "ejected": "red"}
 
 
 def printable(text: object) -> str:

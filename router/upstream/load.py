@@ -10,7 +10,7 @@ from router.core.load import LoadReport
 
 _LINES = re.compile(
     rb"\n(process_start_time_seconds|vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|prefix_cache_queries_total|prefix_cache_hits_total|prompt_tokens_by_source_total|cache_config_info))"
+    rb"|prefix_cache_queries_total|prefix_cache_hits_total|prompt_tokens_by_source_total|cache_config_info|engine_sleep_state))"
     rb"(\{[^\n]*\})? ([^ \n]{1,40})(?![^ \n])"
 )
 """Only these of a worker's hundreds of lines are read, since it is asked several times a second."""
@@ -21,6 +21,8 @@ _COMPUTED = b"vllm:prompt_tokens_by_source_total"
 _SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 """Labels; inside another label's value every quotation mark is escaped, so none looks like this."""
 
+
+_AWAKE = re.compile(rb'[{,]sleep_state="awake"')
 
 SLICE_BYTES = 128 << 10
 """Read at once: 3 ms at worst. Most workers write less."""
@@ -54,6 +56,7 @@ class LoadReader:
     def __init__(self) -> None:
         self._sums: dict[bytes, float] = {}
         self._cache_tokens = 0
+        self._is_asleep = False
         self._figures = 0
 
     def feed(self, lines: bytes) -> None:
@@ -67,6 +70,8 @@ class LoadReader:
             for name, labels, value in found:
                 if name == b"vllm:cache_config_info":
                     self._cache_tokens += _cache_tokens(labels)
+                elif name == b"vllm:engine_sleep_state":
+                    self._is_asleep |= float(value) > 0 and not _AWAKE.search(labels)
                 elif name != _COMPUTED or b'source="local_compute"' in labels:
                     sums[name] = sums.get(name, 0.0) + float(value)
         except ValueError:
@@ -85,6 +90,7 @@ class LoadReader:
             prefilling_tokens=_prefilling(sums),
             cache_tokens=min(self._cache_tokens, int(MAX_FIGURE)) or None,
             process_start_time=sums.get(b"process_start_time_seconds"),
+            is_asleep=self._is_asleep,
         )
 
 

@@ -36,6 +36,9 @@ TOLD_EVERY_S, MAX_TOLD = 60.0, 16
 
 MAX_ERROR_CHARS = 200
 
+WAKE_WAIT_S = 1.0
+"""A worker that sleeps is asked for its load no less often: that is how its waking is noticed."""
+
 BAD_LOAD_WAIT_S = 5.0
 """Until a worker is asked again whose metrics were too large or made no sense: reading them costs others' time."""
 
@@ -137,6 +140,8 @@ class WorkerWatch:
             await self.poll()
             self.has_looked.set()
             wait_s = self._settings.load_interval_s
+            if self._member.state is State.ASLEEP:
+                wait_s = min(wait_s, WAKE_WAIT_S)
             await asyncio.sleep(max(wait_s, BAD_LOAD_WAIT_S) if self._is_load_bad else wait_s)
 
     async def probe(self) -> None:
@@ -158,7 +163,7 @@ class WorkerWatch:
                 self._upstream.give_up(self._member.address)
         if changed:
             self._fleet.on_health_changed(self._member)
-        elif health.state is State.EJECTED and reply is not None:
+        elif self._member.state is State.EJECTED and reply is not None:
             self._fleet.on_alive(self._member)
 
     async def poll(self) -> None:
@@ -169,9 +174,11 @@ class WorkerWatch:
             self._fleet.expire_load(self._member, self._clock())
         elif self._fleet.on_load(self._member, report, asked, self._clock()):
             log.info("worker restarted: its cache is empty", extra={"worker": self._member.name})
+        if self._member.state is State.ASLEEP:
+            self._upstream.give_up(self._member.address)  # what was sent in the moment before it was seen
 
     async def _read_load(self) -> LoadReport | None:
-        if self._member.health.state is State.EJECTED:
+        if self._member.state is State.EJECTED:
             return None
         self._is_load_bad = False
         reply = await self._get("/metrics", self._settings.load_timeout_s, MAX_METRICS_BYTES)

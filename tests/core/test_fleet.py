@@ -368,6 +368,52 @@ def test_a_restart_empties_what_is_known_of_the_cache() -> None:
     assert index.blocks(member.position) == 0
 
 
+def test_a_worker_that_sleeps_is_tried_for_nothing_and_comes_back_with_an_empty_cache() -> None:
+    fleet, index = make_fleet("ab")
+    member = of(fleet, "a")
+    index.record(member.position, PROMPT)
+    poll(fleet, member, 5.0, report())
+    assert index.blocks(member.position) == 4
+    poll(fleet, member, 6.0, dataclasses.replace(report(), is_asleep=True))
+    assert (member.state, member.since) == (State.ASLEEP, 6.0)
+    assert fleet.eligible("m").positions == [1]
+    assert index.blocks(member.position) == 0
+    index.record(member.position, PROMPT)  # a request that was under way ends
+    poll(fleet, member, 7.0, dataclasses.replace(report(), is_asleep=True))
+    assert member.since == 6.0
+    poll(fleet, member, 8.0, report())
+    assert member.state is State.UP
+    assert fleet.eligible("m").positions == [0, 1]
+    assert index.blocks(member.position) == 0
+
+
+def test_a_model_whose_workers_all_sleep_is_unavailable_and_nobody_is_tried_in_a_panic() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    poll(fleet, member, 1.0, dataclasses.replace(report(), is_asleep=True))
+    assert not fleet.is_ready()
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("m")
+    member.health.on_death(2.0)
+    fleet.on_health_changed(member)
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("m")
+    assert member.state is State.ASLEEP
+    poll(fleet, member, 3.0, report())
+    assert (member.state, fleet.eligible("m").panic) == (State.UP, False)
+
+
+def test_room_is_told_of_when_a_worker_wakes_and_not_while_it_sleeps() -> None:
+    fleet, _ = make_fleet("a")
+    told: list[Member] = []
+    fleet.tell_room = told.append
+    member = of(fleet, "a")
+    poll(fleet, member, 1.0, dataclasses.replace(report(), is_asleep=True))
+    assert not told
+    poll(fleet, member, 2.0, report())
+    assert told
+
+
 def test_a_worker_that_does_not_say_when_it_started_has_not_restarted() -> None:
     fleet, index = make_fleet("a")
     member = of(fleet, "a")

@@ -16,7 +16,7 @@ from router.core.health import State
 from router.simulator import Fault, SimulatorSettings, start_fleet
 from tests.e2e.faults import CHAT_PATH, all_up, decisions_of, ejections_of, faulted
 from tests.e2e.routed import post, until
-from tests.upstream.scripted import Asked, Peer, ScriptedWorker, answer, scripted, unused_url
+from tests.upstream.scripted import METRICS, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
 
 OK_BODY = b'{"choices":[{"message":{"content":"ok"}}],"usage":{"prompt_tokens":5,"completion_tokens":1}}'
 
@@ -132,6 +132,31 @@ async def test_a_model_whose_worker_is_yet_to_come_up_is_waited_for_and_never_ab
         found = await post(router, CHAT_PATH, chat("large"))
         assert (found.status, found.error["code"], found.headers["retry-after"]) == (503, "model_unavailable", "2")
         assert (await post(router, CHAT_PATH, chat("small"))).status == 404
+
+
+def sleeping(state: str) -> bytes:
+    """A worker's metrics, as vLLM writes them."""
+    states = ("awake", "weights_offloaded", "discard_all")
+    line = b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="%b"} %b\n'
+    return METRICS + b"".join(line % (each.encode(), b"1.0" if each == state else b"0.0") for each in states)
+
+
+@pytest.mark.parametrize("state", ["weights_offloaded", "discard_all"])
+async def test_a_worker_that_sleeps_takes_no_request_and_returns_when_it_wakes(state: str) -> None:
+    async with by_name("m") as one, by_name("m") as two, faulted(one.url, two.url) as router:
+        member = next(each for each in router.fleet.members() if each.address.url == one.url)
+        one.probed["/metrics"] = sleeping(state)
+        await until(lambda: member.state is State.ASLEEP)
+        assert {(await post(router, CHAT_PATH, chat("m"))).status for _ in range(8)} == {200}
+        assert not one.asked
+        two.probed["/metrics"] = sleeping(state)
+        await until(lambda: not router.fleet.is_ready())
+        found = await post(router, CHAT_PATH, chat("m"))
+        assert (found.status, found.error["code"]) == (503, "model_unavailable")
+        one.probed["/metrics"] = sleeping("awake")
+        await until(lambda: member.state is State.UP)
+        assert (await post(router, CHAT_PATH, chat("m"))).status == 200
+        assert (len(one.asked), len(two.asked)) == (1, 8)
 
 
 NERVOUS: dict[str, Any] = {"probes__failures": 1, "probes__ejection_s": 5.0, "probes__max_ejection_s": 60.0}
