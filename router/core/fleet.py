@@ -490,12 +490,7 @@ class Fleet:
         What is ours of it is the larger of what was ours when the worker was ``asked``, and now: rather overlook
         another router's request than take one of our own for it.
         """
-        before = member.load
-        restarted = (
-            before is not None
-            and None not in (before.process_start_time, report.process_start_time)
-            and before.process_start_time != report.process_start_time
-        )
+        restarted = member.load is not None and report.is_after_restart(member.load)
         member.load, member.load_at = report, now
         if restarted:
             self._holdings.clear(member.position)

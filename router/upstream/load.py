@@ -18,6 +18,8 @@ _LINES = re.compile(
 _COMPUTED = b"vllm:prompt_tokens_by_source_total"
 """Of which only what was computed counts, and not what came from a cache."""
 
+_LOOKED_UP = b"vllm:prefix_cache_queries_total"
+
 _SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 """Labels; inside another label's value every quotation mark is escaped, so none looks like this."""
 
@@ -55,6 +57,7 @@ class LoadReader:
 
     def __init__(self) -> None:
         self._sums: dict[bytes, float] = {}
+        self._looked_up_tokens: dict[bytes, float] = {}
         self._cache_tokens = 0
         self._is_asleep = False
         self._figures = 0
@@ -74,6 +77,8 @@ class LoadReader:
                     self._is_asleep |= float(value) > 0 and not _AWAKE.search(labels)
                 elif name != _COMPUTED or b'source="local_compute"' in labels:
                     sums[name] = sums.get(name, 0.0) + float(value)
+                    if name == _LOOKED_UP:
+                        self._looked_up_tokens[labels] = float(value)
         except ValueError:
             raise BadLoad("a figure is no number") from None
 
@@ -91,6 +96,7 @@ class LoadReader:
             cache_tokens=min(self._cache_tokens, int(MAX_FIGURE)) or None,
             process_start_time=sums.get(b"process_start_time_seconds"),
             is_asleep=self._is_asleep,
+            looked_up_tokens=self._looked_up_tokens,
         )
 
 
@@ -103,7 +109,7 @@ def parse_load(text: bytes) -> LoadReport:
 
 
 def _prefilling(sums: dict[bytes, float]) -> float | None:
-    queries, hits = sums.get(b"vllm:prefix_cache_queries_total"), sums.get(b"vllm:prefix_cache_hits_total")
+    queries, hits = sums.get(_LOOKED_UP), sums.get(b"vllm:prefix_cache_hits_total")
     computed = sums.get(_COMPUTED)
     if queries is None or hits is None or computed is None:
         return None

@@ -424,6 +424,26 @@ def test_a_worker_that_does_not_say_when_it_started_has_not_restarted() -> None:
     assert index.blocks(member.position) == 4
 
 
+def test_where_no_start_is_told_a_counter_that_fell_is_a_restart() -> None:
+    fleet, index = make_fleet("a")
+    member = of(fleet, "a")
+
+    def told(*looked_up: float, start: float | None = None) -> LoadReport:
+        engines = {b'{engine="%d"}' % number: tokens for number, tokens in enumerate(looked_up)}
+        return dataclasses.replace(report(), process_start_time=start, looked_up_tokens=engines)
+
+    for given in (told(100.0, 50.0), told(100.0, 80.0), told(120.0)):
+        assert not poll(fleet, member, 1.0, given)
+    index.record(member.position, PROMPT)
+    assert not poll(fleet, member, 2.0, told(120.0, 80.0))
+    assert index.blocks(member.position) == 4
+    assert poll(fleet, member, 3.0, told(900.0, 0.0)), "one of two engines restarted"
+    assert index.blocks(member.position) == 0
+    assert member.is_list_old
+    assert poll(fleet, member, 4.0, told(5.0, start=1.0)), "a start is told since the restart"
+    assert not poll(fleet, member, 5.0, told(1.0, start=1.0)), "what is told of the start is believed"
+
+
 def test_the_index_hears_of_a_cache_only_when_its_size_really_changed() -> None:
     holdings = FakeHoldings()
     fleet = Fleet(RULES, holdings)

@@ -14,7 +14,7 @@ import pytest
 from router.app import Running
 from router.core.health import State
 from router.simulator import Fault, SimulatorSettings, start_fleet
-from tests.e2e.faults import CHAT_PATH, all_up, decisions_of, ejections_of, faulted
+from tests.e2e.faults import CHAT_PATH, all_up, decisions_of, ejections_of, faulted, metric
 from tests.e2e.routed import post, until
 from tests.upstream.scripted import METRICS, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
 
@@ -157,6 +157,20 @@ async def test_a_worker_that_sleeps_takes_no_request_and_returns_when_it_wakes(s
         await until(lambda: member.state is State.UP)
         assert (await post(router, CHAT_PATH, chat("m"))).status == 200
         assert (len(one.asked), len(two.asked)) == (1, 8)
+
+
+async def test_a_restart_of_data_parallel_engines_is_noticed_by_their_counters() -> None:
+    line = b'vllm:prefix_cache_queries_total{engine="%d"} %d.0\n'
+    async with by_name("m") as one, faulted(one.url) as router:
+        (member,) = router.fleet.members()
+        one.probed["/metrics"] = METRICS + line % (0, 5_000) + line % (1, 9_000)
+        await until(lambda: member.load is not None and len(member.load.looked_up_tokens) == 2)
+        asked = chat("m") | {"messages": [{"role": "user", "content": "word " * 2000}]}
+        assert (await post(router, CHAT_PATH, asked)).status == 200
+        assert await metric(router, "warmroute_prefix_index_blocks") > 0
+        one.probed["/metrics"] = METRICS + line % (0, 0) + line % (1, 0)
+        await until(lambda: member.load is not None and not any(member.load.looked_up_tokens.values()))
+        assert await metric(router, "warmroute_prefix_index_blocks") == 0
 
 
 NERVOUS: dict[str, Any] = {"probes__failures": 1, "probes__ejection_s": 5.0, "probes__max_ejection_s": 60.0}

@@ -69,6 +69,12 @@ def test_a_worker_sleeps_when_one_of_its_engines_does(states: tuple[str, ...], i
     assert parse_load(text).is_asleep is is_asleep
 
 
+def test_what_each_engine_looked_up_is_told_apart() -> None:
+    line = b'vllm:prefix_cache_queries_total{engine="%d",model_name="m"} %b\n'
+    report = parse_load(VLLM + line % (0, b"100.0") + line % (1, b"7.0"))
+    assert list(report.looked_up_tokens.values()) == [100.0, 7.0]
+
+
 def test_a_cache_size_in_tokens_is_taken_as_it_is() -> None:
     line = b'vllm:cache_config_info{kv_cache_size_tokens="5000",num_gpu_blocks="1000",block_size="16"} 1.0\n'
     assert parse_load(line).cache_tokens == 5000
