@@ -340,7 +340,8 @@ class IndexConfig(Section, frozen=True):
         int, Meta(ge=1024, le=1 << 28, description="Blocks of 1,024 bytes remembered over all workers.")
     ] = 4_000_000
     default_worker_tokens: Annotated[
-        int, Meta(ge=1, le=1 << 40, description="Cache size of a worker that does not report one, in tokens.")
+        int,
+        Meta(ge=1, le=1 << 40, description="Cache size of a worker that reports none, in tokens, until it is learnt."),
     ] = 500_000
     max_sessions: Annotated[int, Meta(ge=1, le=1 << 26, description="Sessions whose last worker is remembered.")] = (
         200_000

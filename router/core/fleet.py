@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+from router.core.capacity import LearntCapacity
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.facts import FleetView
 from router.core.fingerprint import BLOCK_BYTES
@@ -18,6 +19,7 @@ from router.core.health import Health, HealthRules, State
 from router.core.load import LoadReport
 from router.core.prefix_index import Recorded
 from router.core.rates import DecayedRatio, PrefillTimes, believed
+from router.core.request import Route
 from router.core.reuse import Reuse
 from router.core.worker import WorkerAddress, WorkerName
 
@@ -61,6 +63,12 @@ class Member:
     models: Mapping[str, ModelCard] = field(default_factory=dict)
     cache_blocks: int = 0
     """Its KV cache in blocks of the index, as last told to the index."""
+    learnt_capacity: LearntCapacity | None = None
+    """What is learnt of its KV cache while it does not say how large it is."""
+    tells_cached: set[Route] = field(default_factory=set)
+    """Routes on which it told how much of a prompt was cached."""
+    untold_hits: int = 0
+    """Answers without that count although hits were expected, since it started."""
     lost_tokens: float = 0.0
     """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
     load: LoadReport | None = None
@@ -473,10 +481,33 @@ class Fleet:
 
     def _capacity_blocks(self, member: Member) -> int:
         reported = member.load.cache_tokens if member.load else None
+        if reported is None and member.learnt_capacity is not None:
+            return max(1, int(member.learnt_capacity.blocks))
         tokens = self._rules.default_cache_tokens if reported is None else reported
         ratios = [self.bytes_per_token(model) for model in member.models]
         mean = sum(ratios) / len(ratios) if ratios else self._rules.initial_bytes_per_token
         return max(1, int(tokens * mean / BLOCK_BYTES))
+
+    def learns_capacity(self, member: Member) -> bool:
+        """True where the worker does not say how large its cache is."""
+        return not member.removed and (member.load is None or member.load.cache_tokens is None)
+
+    def learn_capacity(self, member: Member, age_blocks: float, *, was_held: bool) -> None:
+        """Of a worker that ``learns_capacity``: a prompt was held, or gone although it was expected. ``age_blocks``: those that
+        were used on the worker since the prompt was."""
+        if member.learnt_capacity is None:
+            member.learnt_capacity = LearntCapacity(member.cache_blocks)
+        if was_held:
+            member.learnt_capacity.on_held(age_blocks)
+        else:
+            member.learnt_capacity.on_gone(age_blocks)
+        self._follow_capacity(member)
+
+    def _follow_capacity(self, member: Member) -> None:
+        blocks = self._capacity_blocks(member)
+        if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
+            member.cache_blocks = blocks
+            self._holdings.resize(member.position, blocks)
 
     # --- polled load
 
@@ -496,12 +527,11 @@ class Fleet:
             self._holdings.clear(member.position)
             member.lost_tokens = 0.0
             member.is_list_old = True
+            member.tells_cached.clear()
+            member.untold_hits = 0
         if report.is_asleep != (member.asleep_since is not None):
             self._on_sleep(member, report.is_asleep, now)
-        blocks = self._capacity_blocks(member)
-        if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
-            member.cache_blocks = blocks
-            self._holdings.resize(member.position, blocks)
+        self._follow_capacity(member)
         self._settle_unstreamed(member, report, now)
         position = member.position
         here = self.own_load(member)
