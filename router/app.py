@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -224,12 +225,12 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     about = {"version": version("warmroute"), "policy": config.policy.name}
 
-    def to_unix(at: float) -> float:
-        return time.time() - (clock() - at)
+    def date_of(at: float) -> str:
+        return datetime.fromtimestamp(time.time() - (clock() - at), UTC).isoformat(timespec="seconds")
 
     def snapshot() -> dict[str, Any]:
         return about | describe(
-            fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue), to_unix
+            fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue), date_of
         )
 
     def sums() -> tuple[float, float, float]:
@@ -240,7 +241,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     admin = AdminPort(
         config.admin.token,
         metrics.exposition,
-        lambda: describe_workers(fleet, index, to_unix),
+        lambda: describe_workers(fleet, index, date_of),
         decisions,
         feed,
         audit,

@@ -16,14 +16,14 @@ from router.state import State
 DECISIONS = 20
 
 
-def describe_workers(fleet: Fleet, index: PrefixIndex, to_unix: Callable[[float], float]) -> list[dict[str, Any]]:
-    """For the admin port, which alone may show URLs. ``to_unix``: the fleet's time → Unix time."""
+def describe_workers(fleet: Fleet, index: PrefixIndex, date_of: Callable[[float], str]) -> list[dict[str, Any]]:
+    """For the admin port, which alone may show URLs. ``date_of``: the fleet's time, as people read it."""
     return [
         {
             "name": member.name,
             "url": member.address.url,
             "state": member.state.value,
-            "since": None if member.since is None else round(to_unix(member.since), 1),
+            "since": None if member.since is None else date_of(member.since),
             "last_error": member.last_error,
             "models": sorted(member.models),
             "in_flight": fleet.in_flight[member.position],
@@ -50,7 +50,7 @@ def describe(
     state: State,
     live_requests: Callable[[], int],
     queued: Callable[[], int],
-    to_unix: Callable[[float], float],
+    date_of: Callable[[float], str],
 ) -> dict[str, Any]:
     """O(workers): about a millisecond of 200."""
     journaled = state.store.journaled
@@ -61,7 +61,7 @@ def describe(
         "waiting": journaled.waiting if journaled else 0,
     }
     return {
-        "workers": describe_workers(fleet, index, to_unix),
+        "workers": describe_workers(fleet, index, date_of),
         "decisions": [show_decision(record) for record in islice(reversed(decisions), DECISIONS)],
         "live_requests": live_requests(),
         "queued": queued(),

@@ -13,8 +13,8 @@ class Worker(TypedDict):
     name: str
     url: str
     state: str
-    since: NotRequired[Number | None]
-    """Unix time at which the state began."""
+    since: NotRequired[str | None]
+    """When the state began."""
     last_error: NotRequired[str | None]
     """What is wrong with its answers to probes."""
     in_flight: Number

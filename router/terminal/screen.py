@@ -6,7 +6,6 @@ What comes from outside, such as a model's name, may hold control characters, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -74,7 +73,7 @@ def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> 
 
 
 def error_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> RenderableType:
-    """What is wrong with workers whose probes fail, and since when (UTC) each is in its state; nothing where none fails."""
+    """What is wrong with workers whose probes fail, and since when each is in its state; nothing where none fails."""
     ill = sorted(filter(_last_error, workers), key=lambda one: (one["state"] == "up", one["name"]))
     if not ill:
         return Group()
@@ -83,20 +82,15 @@ def error_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> R
     )
     for one in ill[:most]:
         style = _STYLES.get(one["state"], "")
-        table.add_row(plain(one["name"]), plain(one["state"], style), _time(one.get("since")), plain(one["last_error"]))
+        table.add_row(
+            plain(one["name"]), plain(one["state"], style), plain(one.get("since") or "-"), plain(one["last_error"])
+        )
     return table
 
 
 def _last_error(worker: dict[str, Any]) -> str | None:
     """Of a router that tells it."""
     return worker.get("last_error")
-
-
-def _time(unix_s: float | None) -> str:
-    try:
-        return "-" if unix_s is None else f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M:%S}"
-    except (OverflowError, OSError, ValueError):
-        return "-"
 
 
 def _glance(shown: dict[str, Any]) -> Text:

@@ -74,10 +74,12 @@ def test_no_colour_is_printed_where_none_is_wanted() -> None:
 
 def test_what_is_wrong_with_a_worker_is_said_and_since_when() -> None:
     error = "GET /health: cannot connect: Connection refused\x1b[2J"
-    ill = a_worker("w-2", state="starting", since=1_700_000_000.0, last_error=error)
-    text = printed(top_screen(a_snapshot(workers=[a_worker("w-1", since=1.0, last_error=None), ill])))
+    ill = a_worker("w-2", state="starting", since="2023-11-14T22:13:20+00:00", last_error=error)
+    text = printed(
+        top_screen(a_snapshot(workers=[a_worker("w-1", since="2023-11-14T22:13:20+00:00", last_error=None), ill]))
+    )
     (line,) = (line for line in text.splitlines() if "refused" in line)
-    assert line.split()[:4] == ["w-2", "starting", "2023-11-14", "22:13:20"]
+    assert line.split()[:3] == ["w-2", "starting", "2023-11-14T22:13:20+00:00"]
     assert "\x1b" not in line
     assert "last error" not in printed(top_screen(a_snapshot()))
 
