@@ -17,8 +17,8 @@ from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
 from router.upstream.watch import WatchSettings, WorkerWatch
 
-LOOK_EVERY_S = 1.0
-"""Looks for a model that nobody lists begin no more often, however many clients ask for whatever names."""
+FRESH_S = 0.5
+"""A look for a model that nobody lists serves all who ask within so long, whatever the names."""
 
 log = logging.getLogger("warmroute.fleet")
 
@@ -94,21 +94,15 @@ class FleetKeeper:
 
     async def look_for_models(self) -> None:
         """A client asks for a model that no worker lists: each healthy worker's list is read anew. Requests that ask meanwhile
-        share the look. It takes ``LOOK_EVERY_S`` and a probe's timeout at most."""
-        if self._look is None or self._look.done():
+        share the look. It takes a probe's timeout at most."""
+        if self._look is None or (self._look.done() and self._clock() >= self._look_due):
+            self._look_due = self._clock() + FRESH_S
             self._look = asyncio.create_task(self._look_everywhere(), name="look for models")
         await asyncio.shield(self._look)
 
     async def _look_everywhere(self) -> None:
-        await asyncio.sleep(self.look_wait_s)
-        self._look_due = self._clock() + LOOK_EVERY_S
         looks = [watch.look_for_models() for watch, _task in self._watched.values()]
         await asyncio.gather(*looks, return_exceptions=True)
-
-    @property
-    def look_wait_s(self) -> float:
-        """Until the next look may begin."""
-        return max(0.0, self._look_due - self._clock())
 
     def wake(self) -> None:
         """A source has news."""

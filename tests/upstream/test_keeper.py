@@ -18,7 +18,7 @@ from router.core.ring import Ring
 from router.core.worker import WorkerAddress, parse_address
 from router.upstream.discovery import Unreadable
 from router.upstream.exchange import Upstream
-from router.upstream.keeper import LOOK_EVERY_S, FleetKeeper
+from router.upstream.keeper import FRESH_S, FleetKeeper
 from router.upstream.pool import Pool
 from router.upstream.watch import WatchSettings, WorkerWatch
 from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
@@ -113,7 +113,7 @@ async def test_the_first_look_is_over_when_start_returns() -> None:
         assert all(member.load is not None for member in fixture.fleet.members())
 
 
-async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_looks_are_a_second_apart() -> None:
+async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_fresh_is_not_repeated() -> None:
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
         fixture.now += 10.0
         one.models = ("m", "adapter")
@@ -121,12 +121,11 @@ async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_looks_are_a_s
         await asyncio.gather(*[fixture.keeper.look_for_models() for _ in range(50)])
         assert one.probes["/v1/models"] == before + 1
         assert fixture.fleet.serves("adapter")
-        waiting = asyncio.create_task(fixture.keeper.look_for_models())
-        await asyncio.sleep(0)
-        assert fixture.keeper.look_wait_s == LOOK_EVERY_S
-        waiting.cancel()
-        fixture.now += LOOK_EVERY_S
-        assert fixture.keeper.look_wait_s == 0.0
+        await fixture.keeper.look_for_models()
+        assert one.probes["/v1/models"] == before + 1
+        fixture.now += FRESH_S
+        await fixture.keeper.look_for_models()
+        assert one.probes["/v1/models"] == before + 2
 
 
 async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_models_again() -> None:
