@@ -219,19 +219,25 @@ class Routing:
         was_held = cached >= predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS
         if told is not None:
             if predicted > MISJUDGED_TOKENS and fleet.learns_capacity(member):
-                self._learn_capacity(member, request, facts, was_held=was_held)
+                held_share = min(told, predicted) / max(usage.prompt_tokens, 1)
+                self._learn_capacity(request, facts, lease, held_share, was_held=was_held)
             self._account(member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, told)
         if not was_held:
             index.forget_older(member.position, facts.matches.last_used(member.position))
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
 
-    def _learn_capacity(self, member: Member, request: Request, facts: Facts, *, was_held: bool) -> None:
-        """By the prompt's age when it came. Its own blocks are the newest by now."""
-        position, own = member.position, len(request.fingerprint.hashes)
-        floor = own + int(NEAR * member.cache_blocks) if was_held else own  # what was held shows nothing below
+    def _learn_capacity(
+        self, request: Request, facts: Facts, lease: Lease, held_share: float, *, was_held: bool
+    ) -> None:
+        """By the age of the deepest block that was still held, of those that were expected: a cache drops a prompt's end before
+        its beginning. ``held_share``: of the prompt, whose own blocks are the newest in the index by now. What was sent since
+        the prompt was counts, too, so that the estimate is rather high where much is under way."""
+        position, own = lease.member.position, len(request.fingerprint.hashes)
+        rest = own - held_share * own
+        floor = int(rest + NEAR * lease.member.cache_blocks) if was_held else 0  # what was held shows nothing below
         age = self.index.age(position, facts.matches.last_used(position), floor)
-        self.fleet.learn_capacity(member, age - own, was_held=was_held)
+        self.fleet.learn_capacity(lease.member, age - rest, was_held=was_held)
 
     def _told_cached(self, member: Member, request: Request, usage: Usage, predicted: float) -> int | None:
         """What the worker told of the prompt's cached tokens. vLLM may leave a count of 0 out, so nothing means 0 once the

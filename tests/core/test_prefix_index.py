@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from router.core.fingerprint import BLOCK_BYTES, Fingerprint
+from router.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.prefix_index import NO_MATCHES, PrefixIndex, positions_of
 
 MAX_ENTRIES = 24
@@ -255,3 +255,13 @@ def test_many_distinct_prompts_leave_no_more_than_the_bound() -> None:
 @pytest.mark.parametrize("positions", [[], [0], [63], [0, 1, 64, 999], list(range(130))])
 def test_bits_name_their_positions(positions: list[int]) -> None:
     assert list(positions_of(sum(1 << position for position in positions))) == positions
+
+
+def test_an_age_is_what_was_used_since_and_no_less_than_what_is_of_interest() -> None:
+    index = PrefixIndex(10_000, 100)
+    index.add(0)
+    for name in range(4):
+        index.record(0, fingerprint([bytes([name]) * 4096], model="m"))
+    assert [index.age(0, at) for at in range(5)] == [16, 12, 8, 4, 0]
+    assert [index.age(0, at, 10) for at in range(5)] == [16, 12, 10, 10, 10]
+    assert index.age(7, 0) == 0, "no worker is there"
