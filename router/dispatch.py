@@ -215,6 +215,7 @@ class Dispatcher:
             except (ModelNotFound, ModelUnavailable, NoWorkerAvailable) as error:
                 if not has_looked and not isinstance(error, NoWorkerAvailable):
                     has_looked = True
+                    untie_error(error)  # an attempt's frame may hold it
                     await self._look_again(record)
                 elif isinstance(error, ModelNotFound):
                     raise
@@ -222,6 +223,7 @@ class Dispatcher:
                     await admission.wait_for_worker(request, rules, record, error)
             except WorkersBusy as busy:
                 await admission.wait_for_calm(request, record, busy, times_busy)
+                untie_error(busy)
                 times_busy += 1
 
     async def _look_again(self, record: Record) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,15 @@ async def die_amid(_asked: Asked, peer: Peer) -> None:
 
 async def babble(_asked: Asked, peer: Peer) -> None:
     await peer.send(b"no HTTP\r\n\r\n")
+
+
+def busy_every_other_time() -> Script:
+    asked = itertools.count()
+
+    async def script(given: Asked, peer: Peer) -> None:
+        await (answering(status=429) if next(asked) % 2 == 0 else answering())(given, peer)
+
+    return script
 
 
 def is_of_the_router(thing: object, ports: set[int]) -> bool:
@@ -87,6 +97,7 @@ async def read_all(client: RawClient) -> None:
         (HEAD + b"Content-Length: 5000000000\r\n\r\n", False),
         (post(b"no JSON"), False),
         (post({"model": "unknown", "messages": []}), False),
+        (post(CHAT | {"model": "unknown"}), False),
         (post(CHAT), False),
     ],
     ids=lambda value: value[:40].decode() if isinstance(value, bytes) else "",
@@ -100,6 +111,8 @@ async def test_a_connection_leaves_no_cycle(sent: bytes, is_left: bool) -> None:
     [
         (answering(), CHAT, False),
         (answering(b'{"error":{}}', 400), CHAT, False),
+        (answering(b'{"error":{"param":"model"}}', 404), CHAT, False),
+        (busy_every_other_time(), CHAT, False),
         (answering(b"", 500), CHAT, False),
         (stream, STREAMED, False),
         (hang, STREAMED, True),
