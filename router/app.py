@@ -163,7 +163,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
     metrics = Metrics(registry, fleet.knows)
-    pool = Pool(_pool_settings(config))
+    pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
     upstream = Upstream(pool, metrics.gaps)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
     last_workers = LastWorkers(config.index.max_sessions)
@@ -250,6 +250,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
+        yield (
+            "overdue_requests",
+            "Requests whose worker is silent beyond its deadline, and waited for since it shows that it is at work.",
+            pool.overdue,
+        )
         yield (
             "worker_reads_waiting",
             "Large reads from workers that wait for their share of the loop.",
@@ -541,6 +546,7 @@ def _pool_settings(config: Config) -> PoolSettings:
         first_event_s=timeouts.first_event_s,
         event_gap_s=timeouts.event_gap_s,
         answer_s=timeouts.answer_s,
+        silence_s=timeouts.silence_s,
     )
     return PoolSettings(
         limits=limits,

@@ -756,7 +756,10 @@ class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
     connect_s: Annotated[float, Meta(gt=0, le=600, description="Seconds to connect.")] = 2.0
-    first_event_s: Annotated[float, Meta(gt=0, le=86400, description="Most seconds to a stream's first event.")] = 300.0
+    first_event_s: Annotated[
+        float,
+        Meta(gt=0, le=86400, description="Most seconds to a stream's first event of a worker that shows no work."),
+    ] = 300.0
     min_first_event_s: Annotated[
         float,
         Meta(
@@ -765,10 +768,21 @@ class TimeoutsConfig(Section, frozen=True):
             description="Least of such a deadline; to it come ten times the seconds that the prefill is expected to take.",
         ),
     ] = 30.0
-    event_gap_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds between two events of a stream.")] = 60.0
+    event_gap_s: Annotated[
+        float,
+        Meta(gt=0, le=86400, description="Seconds between two events of a stream of a worker that shows no work."),
+    ] = 60.0
     answer_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds to a whole answer that is not streamed.")] = (
         1800.0
     )
+    silence_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=86400,
+            description="Most seconds of silence, past these deadlines, of a worker whose load shows that it is at work.",
+        ),
+    ] = 600.0
     max_reply_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest reply that is held until it is whole.")
     ] = 64 << 20

@@ -55,7 +55,7 @@ LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
 TEXT_OF_S = 5.0
 """How long a worker may take to say what text some ids are."""
 
-CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.ERRED: "error"}
+CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
 """How a stream can break that others may go on with; the value is a label of the resumption counter."""
 
 

@@ -13,7 +13,15 @@ import pytest
 
 from router.admission import Admission, AdmissionSettings
 from router.core.affinity import LastWorkers
-from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import (
+    AttemptFailed,
+    CannotConnect,
+    ReplyTooLarge,
+    WorkerDied,
+    WorkerErred,
+    WorkerSilent,
+    WorkerSlow,
+)
 from router.core.errors import (
     ModelNotFound,
     ModelUnavailable,
@@ -495,6 +503,21 @@ async def test_an_unknown_model_asks_nobody() -> None:
         await house.send(make_request(model="nobody"))
     assert house.upstream.asked == []
     assert house.records[-1].status == 404
+    house.assert_nothing_is_held()
+
+
+async def test_a_worker_that_is_at_work_for_too_long_is_not_ill() -> None:
+    house = House("ab")
+    house.upstream.answers = dict.fromkeys("ab", WorkerSlow("x"))
+    for _ in range(3):
+        with pytest.raises(WorkerTimeout):
+            await house.send()
+    house.upstream.answers = {"a": STREAM}
+    house.upstream.end = StreamEnd.SLOW
+    await house.send(make_request(stream=True))
+    assert house.records[-1].outcome == "slow"
+    assert house.states() == ["up", "up"]
+    assert [member.health.failed_requests for member in house.fleet.members()] == [0, 0]
     house.assert_nothing_is_held()
 
 

@@ -260,14 +260,14 @@ ALL = range(1, 11)
 
 
 @pytest.mark.parametrize("upto", ALL)
-@pytest.mark.parametrize("end", [StreamEnd.DIED, StreamEnd.SILENT])
+@pytest.mark.parametrize("end", [StreamEnd.DIED, StreamEnd.SILENT, StreamEnd.SLOW])
 async def test_a_stream_goes_on_with_the_next_worker_wherever_it_breaks(upto: int, end: StreamEnd) -> None:
     house = House()
     house.script(a=Script(upto, end))
     record = await house.send()
     house.assert_whole()
     assert house.workers.hosts == ["a", "b"]
-    assert record.resumptions == [Resumption({"broken": "died", "silent": "timeout"}[end.value], "exact")]
+    assert record.resumptions == [Resumption("died" if end is StreamEnd.DIED else "timeout", "exact")]
     assert (record.worker, record.outcome, record.attempts) == (house.member("b").name, "ok", 2)
     assert (record.prompt_tokens, record.completion_tokens) == (3, 10)
 

@@ -22,6 +22,8 @@ class LoadReport:
     cache_tokens: int | None
     process_start_time: float | None
     """Unix seconds; another value than before means another process, whose cache is empty."""
+    tokens: float | None = None
+    """Of prompts and of answers, computed since the process began: a figure that grows while the worker is at work."""
 
     @property
     def is_short_of_seats(self) -> bool:
