@@ -320,7 +320,7 @@ class Admission:
 
     def _fill(self, member: Member) -> None:
         """A worker that is up may have room: as many as it has seats for are woken, those first who were let in already."""
-        if member.removed or member.health.state is not State.UP:
+        if member.removed or member.state is not State.UP:
             return
         for waiter in self._warm.get(member, ()):
             if self.has_seat(member.position) and not waiter.outcome.done():

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
     routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
     admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
-    dispatcher = Dispatcher(_dispatch_settings(config), routing, upstream, observe, clock, admission, read=parsers.run)
+    dispatcher = Dispatcher(
+        _dispatch_settings(config),
+        routing,
+        upstream,
+        observe,
+        clock,
+        admission,
+        read=parsers.run,
+        look_for_models=lambda: keeper.look_for_models(),
+    )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
         KeyWatch(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
@@ -215,8 +225,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     about = {"version": version("warmroute"), "policy": config.policy.name}
 
+    def date_of(at: float) -> str:
+        return datetime.fromtimestamp(time.time() - (clock() - at), UTC).isoformat(timespec="seconds")
+
     def snapshot() -> dict[str, Any]:
-        return about | describe(fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue))
+        return about | describe(
+            fleet, index, decisions, state, lambda: data.live, lambda: len(admission.queue), date_of
+        )
 
     def sums() -> tuple[float, float, float]:
         return routing.misses.prompt_tokens, routing.misses.predicted_tokens, routing.misses.cached_tokens
@@ -224,7 +239,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     feed = StatusFeed(snapshot, sums, config.admin.max_viewers, clock, time.time)
     guesses = Guesses(clock)
     admin = AdminPort(
-        config.admin.token, metrics.exposition, lambda: describe_workers(fleet, index), decisions, feed, audit, guesses
+        config.admin.token,
+        metrics.exposition,
+        lambda: describe_workers(fleet, index, date_of),
+        decisions,
+        feed,
+        audit,
+        guesses,
     )
     background = Background(clock)
     keeper = FleetKeeper(
@@ -508,6 +529,7 @@ def _fleet_rules(config: Config) -> FleetRules:
         initial_bytes_per_token=config.policy.initial_bytes_per_token,
         stale_load_s=config.load.stale_s,
         default_cache_tokens=config.index.default_worker_tokens,
+        declared_models=frozenset(config.fleet.models),
     )
 
 
@@ -567,12 +589,15 @@ def _watch_settings(config: Config) -> WatchSettings:
         probe_timeout_s=probes.timeout_s,
         load_interval_s=load.poll_interval_s,
         load_timeout_s=load.timeout_s,
+        has_worker_key=bool(config.fleet.worker_key),
     )
 
 
 def _log_health(member: Member) -> None:
     fields = {"worker": member.name, "url": member.address.url}
-    if member.health.state is State.EJECTED:
+    if member.state is State.ASLEEP:
+        log.info("worker is asleep: its cache is empty", extra=fields)
+    elif member.health.state is State.EJECTED:
         causes = {cause.value: times for cause, times in member.health.ejections.items()}
         log.warning("worker ejected", extra={**fields, "ejections": causes})
     else:

@@ -256,6 +256,13 @@ class FleetConfig(Section, frozen=True):
         float, Meta(gt=0, le=3600, description="Seconds between looks at file and DNS.")
     ] = 2.0
     simulate: Annotated[int, Meta(ge=0, le=64, description="Simulated workers to start inside this process.")] = 0
+    models: Annotated[
+        list[str],
+        Meta(
+            description="Models that exist even while no worker serves them, as with a fleet that is scaled to zero: a request "
+            "for one waits, and is then answered 503 instead of 404."
+        ),
+    ] = []
     worker_key: Annotated[
         str, Meta(description="Key that workers ask for; sent as their Bearer token.", extra=_SECRET)
     ] = ""
@@ -333,7 +340,8 @@ class IndexConfig(Section, frozen=True):
         int, Meta(ge=1024, le=1 << 28, description="Blocks of 1,024 bytes remembered over all workers.")
     ] = 4_000_000
     default_worker_tokens: Annotated[
-        int, Meta(ge=1, le=1 << 40, description="Cache size of a worker that does not report one, in tokens.")
+        int,
+        Meta(ge=1, le=1 << 40, description="Cache size of a worker that reports none, in tokens, until it is learnt."),
     ] = 500_000
     max_sessions: Annotated[int, Meta(ge=1, le=1 << 26, description="Sessions whose last worker is remembered.")] = (
         200_000

@@ -26,6 +26,7 @@ from router.core.attempt import CannotConnect, ReplyTooLarge, WorkerDied, Worker
 from router.core.deaths import Deaths
 from router.core.errors import (
     GivenUp,
+    ModelNotFound,
     ModelUnavailable,
     NoWorkerAvailable,
     RouterError,
@@ -44,7 +45,7 @@ from router.core.tenant import EVERYBODY, TenantRules
 from router.core.trace import Trace, trace_of
 from router.freed_memory import untie_error
 from router.resumption import CAUSES, Resumer, ResumptionRules
-from router.routing import Refusal, Routing
+from router.routing import NO_MODEL, Refusal, Routing
 from router.sides import Admission, Client, Upstream
 from router.wire.refusals import with_known_code
 from router.wire.sse import DIALECTS, EventWatch, Usage, read_error, read_usage
@@ -70,6 +71,10 @@ class Read(Protocol):
 
 async def read_here(_tenant: Tenant, parse: Callable[[bytes], T], *pieces: bytes) -> T:
     return parse(b"".join(pieces))
+
+
+async def look_nowhere() -> None:
+    """Where no worker's list of models can be read anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,11 @@ class Dispatcher:
         admission: Admission,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         read: Read = read_here,
+        look_for_models: Callable[[], Awaitable[None]] = look_nowhere,
     ) -> None:
-        """``read``: where large answers are read for what they cost."""
+        """``read``: where large answers are read for what they cost. ``look_for_models``: reads the workers' lists anew."""
         self._read = read
+        self._look_for_models = look_for_models
         self._settings = settings
         self._admission = admission
         self._routing = routing
@@ -188,7 +195,7 @@ class Dispatcher:
         """Where there is room, or will be soon; again, when those who were tried are gone and others may come, or were busy and
         may be less so. Raises Unavailable, ModelNotFound, WorkerError."""
         request, record, admission = flight.request, flight.record, self._admission
-        is_patient, times_busy = True, 0
+        is_patient, has_looked, times_busy = True, False, 0
         while True:
             try:
                 if not admission.has_room(request.model):
@@ -205,11 +212,23 @@ class Dispatcher:
                 if record.trace is not None:
                     record.trace.reach("decide", record.decided_at)
                 return await self._attempt(flight, facts, order)
-            except (NoWorkerAvailable, ModelUnavailable) as error:
-                await admission.wait_for_worker(request, rules, record, error)
+            except (ModelNotFound, ModelUnavailable, NoWorkerAvailable) as error:
+                if not has_looked and not isinstance(error, NoWorkerAvailable):
+                    has_looked = True
+                    await self._look_again(record)
+                elif isinstance(error, ModelNotFound):
+                    raise
+                else:
+                    await admission.wait_for_worker(request, rules, record, error)
             except WorkersBusy as busy:
                 await admission.wait_for_calm(request, record, busy, times_busy)
                 times_busy += 1
+
+    async def _look_again(self, record: Record) -> None:
+        """No worker lists the model: it may have been loaded a moment ago. The look is a wait as others are."""
+        began_at = self._clock()
+        await self._look_for_models()
+        record.queued_s += self._clock() - began_at
 
     async def _attempt(self, flight: _Flight, facts: Facts, order: Sequence[int]) -> _Break | None:
         """Walk the ranking until a worker answers. Raises WorkerError, GivenUp, WorkersBusy, NoWorkerAvailable."""
@@ -223,6 +242,8 @@ class Dispatcher:
                 member = next((member for member in ranked if member not in tried and not member.removed), None)
                 if member is None:
                     # Who was worth ranking failed since, and who was not, being ejected, may be all that is left.
+                    if refusal is not None and refusal.cause == NO_MODEL and not fleet.serves(flight.request.model):
+                        break
                     again = self._members(self._routing.rank(flight.request)[1].order)
                     if all(member in tried for member in again):
                         break
@@ -250,6 +271,8 @@ class Dispatcher:
                 refusal = outcome.or_sooner(refusal)
         finally:
             self.budget.retrying -= retries
+        if refusal is not None and refusal.cause == NO_MODEL:
+            raise refusal.error
         if refusal is None or fleet.eligible(flight.request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
         raise refusal.error
@@ -295,7 +318,7 @@ class Dispatcher:
                 # An answer that is held shows nothing before its end, however long that takes: it has a deadline of its own.
                 patience_s = routing.first_event_s(member, facts, cached) if request.stream else None
                 reply = await exchange.ask(request, watch, client.memory, patience_s)
-                refusal = routing.on_answered(member, reply)
+                refusal = routing.on_answered(member, reply, request.model)
             except ReplyTooLarge:
                 raise WorkerError("the answer is too large") from None  # another worker's would be, too
             except (WorkerDied, WorkerErred, WorkerSilent) as error:

@@ -46,7 +46,7 @@ BATCH = 100
 """Records counted at once: about a millisecond."""
 
 CUT_CAUSES = ("head_timeout", "head_size", "body_timeout", "too_many", "write_stall")
-RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy")
+RETRY_CAUSES = ("connect", "died", "timeout", "error", "busy", "no_model")
 RESUMPTION_CAUSES = ("died", "timeout", "error")
 RESUMPTION_OUTCOMES = ("exact", "text", "finished", "unsafe", "failed")
 FAILURES = ("499", "500", "502", "503", "504")
@@ -389,7 +389,7 @@ class FleetCollector(Collector):
         state = _gauge("worker_state", "1 for the state that the worker is in.", "worker", "state")
         for member in self._fleet.members():
             for each in State:
-                state.add_metric((str(member.name), each.value), float(member.health.state is each))
+                state.add_metric((str(member.name), each.value), float(member.state is each))
         return state
 
     def _ejections(self) -> Metric:

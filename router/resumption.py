@@ -258,7 +258,7 @@ class Resumer:
 
     async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedWatch) -> None:
         """Is this the rest of the answer? Raises AttemptFailed, _Refused, Unsafe."""
-        if (refusal := self._routing.on_answered(member, reply)) is not None:
+        if (refusal := self._routing.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         if not reply.is_stream:
             raise Unsafe("refused")
@@ -311,7 +311,7 @@ class Resumer:
         body = msgspec.json.encode({"model": stream.request.model, "tokens": ids})
         with self._upstream.exchange(member.address) as exchange:
             reply = await exchange.post("/detokenize", body, TEXT_OF_S)
-        if (refusal := self._routing.on_answered(member, reply)) is not None:
+        if (refusal := self._routing.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         try:
             return msgspec.json.decode(reply.body, type=_Text).prompt

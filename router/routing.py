@@ -5,12 +5,14 @@ No request is carried here; dispatch does that. Every call is synchronous and en
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 from router.core.affinity import LastWorkers
 from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
-from router.core.errors import RouterError, WorkerError, WorkersBusy, WorkerTimeout
+from router.core.capacity import NEAR
+from router.core.errors import ModelNotFound, RouterError, WorkerError, WorkersBusy, WorkerTimeout
 from router.core.facts import Facts
 from router.core.fingerprint import BLOCK_BYTES, Fingerprint
 from router.core.fleet import Fleet, Lease, Member
@@ -21,7 +23,10 @@ from router.core.request import Request
 from router.core.reuse import Misses
 from router.core.ring import Ring
 from router.policies.base import Policy, Ranking
+from router.wire.refusals import says_no_model
 from router.wire.sse import Usage, read_error, says_engine_died
+
+log = logging.getLogger("warmroute.fleet")
 
 SOON_S, FEW_TOKENS = 1.0, 64
 """A request that ended so soon, with an answer of less than a block, is not noted a second time in the index."""
@@ -30,12 +35,20 @@ MISJUDGED, MISJUDGED_TOKENS = 0.1, 1024
 """A hit smaller than predicted by more than this share and, beyond it, so many tokens is more than a matter of rounding:
 workers count in blocks of their own, and compute at least one token of a prompt anew."""
 
+UNTOLD_HITS = 5
+"""So many hits are expected of a worker that never tells what was cached, before it is told of. vLLM leaves the count out for a
+miss, too, and some expectations are wrong."""
+
 PATIENCE = 10.0
 """A first token may take so many times as long as is expected of it; before that a worker is slow, and not ill."""
 
 
 BUSY = "busy"
 """The cause of a refusal that says nothing of the worker but that it has no room."""
+
+
+NO_MODEL = "no_model"
+"""The cause of a refusal by a worker that does not serve a model of its list: the list is old."""
 
 
 class Refusal(NamedTuple):
@@ -48,7 +61,10 @@ class Refusal(NamedTuple):
     is_death: bool = False
 
     def or_sooner(self, before: Refusal | None) -> Refusal:
-        """Of two workers that are busy, the one that may be asked again sooner; else this."""
+        """Of two workers that are busy, the one that may be asked again sooner; else this. A worker that has not got the model
+        says nothing of the others."""
+        if before is not None and self.cause == NO_MODEL:
+            return before
         if before is None or not before.cause == self.cause == BUSY:
             return self
         return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
@@ -127,7 +143,7 @@ class Routing:
 
     # What answers and failures say of a worker's health
 
-    def on_answered(self, member: Member, reply: Reply) -> Refusal | None:
+    def on_answered(self, member: Member, reply: Reply, model: str) -> Refusal | None:
         """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
         are answered without its engine."""
         now = self._clock()
@@ -138,6 +154,9 @@ class Routing:
             self._heed(member, member.health.on_error_answer(now))
             is_death = says_engine_died(reply.body)
             return Refusal(WorkerError("the workers answered with errors"), "error", is_free=False, is_death=is_death)
+        if reply.status == 404 and says_no_model(reply.body, model):
+            self.fleet.disown(member, model)
+            return Refusal(ModelNotFound.of(model), NO_MODEL, is_free=True)
         if reply.status < 400:
             self._heed(member, member.health.on_success(now))
         return None
@@ -188,22 +207,47 @@ class Routing:
             return
         record.prompt_tokens = usage.prompt_tokens
         record.completion_tokens = usage.output_tokens
-        record.actual_cached_tokens = usage.cached_tokens
         fleet, index = self.fleet, self.index
         if usage.prompt_tokens > 0 and request.fingerprint.hashes:
             fleet.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
         # The share of the prompt that was predicted is compared, not the tokens: how many those are was an estimate, too.
         per_estimate = usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
         predicted = record.predicted_cached_tokens * per_estimate
-        cached = predicted if usage.cached_tokens is None else usage.cached_tokens
-        if cached < predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS:
+        told = record.actual_cached_tokens = self._told_cached(member, request, usage, predicted)
+        cached = predicted if told is None else told
+        was_held = cached >= predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS
+        if told is not None:
+            if predicted > MISJUDGED_TOKENS and fleet.learns_capacity(member):
+                self._learn_capacity(member, request, facts, was_held=was_held)
+            self._account(member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, told)
+        if not was_held:
             index.forget_older(member.position, facts.matches.last_used(member.position))
-        if usage.cached_tokens is not None:
-            self._account(
-                member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, usage.cached_tokens
-            )
         if request.stream:
             fleet.learn_rate(lease, usage.prompt_tokens - cached)
+
+    def _learn_capacity(self, member: Member, request: Request, facts: Facts, *, was_held: bool) -> None:
+        """By the prompt's age when it came. Its own blocks are the newest by now."""
+        position, own = member.position, len(request.fingerprint.hashes)
+        floor = own + int(NEAR * member.cache_blocks) if was_held else own  # what was held shows nothing below
+        age = self.index.age(position, facts.matches.last_used(position), floor)
+        self.fleet.learn_capacity(member, age - own, was_held=was_held)
+
+    def _told_cached(self, member: Member, request: Request, usage: Usage, predicted: float) -> int | None:
+        """What the worker told of the prompt's cached tokens. vLLM may leave a count of 0 out, so nothing means 0 once the
+        worker told a count on the route. One that never tells any is logged once."""
+        if usage.cached_tokens is not None:
+            member.tells_cached.add(request.route)
+            return usage.cached_tokens
+        if request.route in member.tells_cached:
+            return 0
+        if predicted > MISJUDGED_TOKENS and not member.tells_cached:
+            member.untold_hits += 1
+            if member.untold_hits == UNTOLD_HITS:
+                log.warning(
+                    "a worker does not tell how much of a prompt was cached: start it with --enable-prompt-tokens-details",
+                    extra={"worker": member.name, "url": member.address.url},
+                )
+        return None
 
     def _touch(self, member: Member, request: Request, output_tokens: int, record: Record) -> None:
         """The prompt's blocks are the newest on the worker, now that it ended, and whole blocks of the answer lie behind. Where

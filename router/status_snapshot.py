@@ -16,13 +16,15 @@ from router.state import State
 DECISIONS = 20
 
 
-def describe_workers(fleet: Fleet, index: PrefixIndex) -> list[dict[str, Any]]:
-    """For the admin port, which alone may show URLs."""
+def describe_workers(fleet: Fleet, index: PrefixIndex, date_of: Callable[[float], str]) -> list[dict[str, Any]]:
+    """For the admin port, which alone may show URLs. ``date_of``: the fleet's time, as people read it."""
     return [
         {
             "name": member.name,
             "url": member.address.url,
-            "state": member.health.state.value,
+            "state": member.state.value,
+            "since": None if member.since is None else date_of(member.since),
+            "last_error": member.last_error,
             "models": sorted(member.models),
             "in_flight": fleet.in_flight[member.position],
             "queued_prefill_tokens": round(fleet.queued_prefill_tokens[member.position]),
@@ -48,6 +50,7 @@ def describe(
     state: State,
     live_requests: Callable[[], int],
     queued: Callable[[], int],
+    date_of: Callable[[float], str],
 ) -> dict[str, Any]:
     """O(workers): about a millisecond of 200."""
     journaled = state.store.journaled
@@ -58,7 +61,7 @@ def describe(
         "waiting": journaled.waiting if journaled else 0,
     }
     return {
-        "workers": describe_workers(fleet, index),
+        "workers": describe_workers(fleet, index, date_of),
         "decisions": [show_decision(record) for record in islice(reversed(decisions), DECISIONS)],
         "live_requests": live_requests(),
         "queued": queued(),

@@ -29,6 +29,7 @@ from router.core.errors import (
     Overloaded,
     RouterError,
     WorkerError,
+    WorkersBusy,
     WorkerTimeout,
 )
 from router.core.facts import Facts
@@ -234,12 +235,22 @@ class House:
             self.records.append,
             lambda: self.now,
             self.admission,
+            look_for_models=self.look,
         )
         self.client = FakeClient()
+        self.looks = 0
+        self.found: dict[str, set[str]] = {}
+        """By host, models that its worker turns out to list when it is looked at anew."""
 
     async def send(self, request: Request | None = None) -> Record:
         await self.dispatcher.dispatch(request or make_request(), self.client, self.now)
         return self.records[-1]
+
+    async def look(self) -> None:
+        self.looks += 1
+        self.now += 0.25
+        for host, models in self.found.items():
+            self.fleet.set_models(self.member(host), {model: {"id": model} for model in models})
 
     async def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -965,4 +976,65 @@ async def test_a_client_that_leaves_while_it_waits_for_busy_workers_leaves_nothi
     await asyncio.gather(task, return_exceptions=True)
     assert house.admission.pausing == 0
     assert house.admission._pausing_bytes == 0
+    house.assert_nothing_is_held()
+
+
+def no_model(model: str = "m") -> Reply:
+    body = b'{"error":{"message":"The model `%b` does not exist.","type":"NotFoundError","param":"model","code":404}}'
+    return Reply(404, {}, body % model.encode(), is_stream=False)
+
+
+async def test_a_model_that_was_loaded_a_moment_ago_is_found_by_a_look() -> None:
+    house = House()
+    house.found = {"b": {"m", "new"}}
+    record = await house.send(make_request(model="new"))
+    assert (house.looks, house.upstream.asked) == (1, ["b"])
+    assert record.queued_s == 0.25
+    house.assert_nothing_is_held()
+
+
+async def test_a_model_that_a_look_does_not_find_is_a_404_after_one_look() -> None:
+    house = House()
+    with pytest.raises(ModelNotFound):
+        await house.send(make_request(model="none"))
+    assert (house.looks, house.upstream.asked) == (1, [])
+
+
+async def test_a_worker_that_has_not_got_a_model_of_its_list_is_asked_no_more_and_the_next_one_is() -> None:
+    house = House()
+    house.upstream.answers["a"] = no_model()
+    record = await house.send()
+    assert (house.upstream.asked, record.retries, record.status) == (["a", "b"], ["no_model"], 200)
+    assert house.member("a").is_list_old
+    assert house.member("a").health.state is State.UP
+    await house.send()
+    assert house.upstream.asked == ["a", "b", "b"]
+    assert house.looks == 0
+    house.assert_nothing_is_held()
+
+
+async def test_a_model_that_every_worker_turns_out_not_to_have_is_unavailable() -> None:
+    house = House()
+    house.upstream.answer_of = lambda _host: no_model()
+    with pytest.raises(ModelUnavailable):
+        await house.send()
+    assert (house.upstream.asked, house.looks) == (["a", "b", "c"], 1)
+    house.assert_nothing_is_held()
+
+
+async def test_workers_that_list_what_they_refuse_are_asked_twice_and_believed() -> None:
+    house = House("ab")
+    house.upstream.answer_of = lambda _host: no_model()
+    house.found = {"a": {"m"}, "b": {"m"}}
+    with pytest.raises(ModelNotFound):
+        await house.send()
+    assert (house.upstream.asked, house.looks) == (["a", "b", "a", "b"], 1)
+    house.assert_nothing_is_held()
+
+
+async def test_a_worker_that_is_busy_counts_for_more_than_one_without_the_model() -> None:
+    house = House("ab")
+    house.upstream.answers = {"a": Reply(429, {}, b"", is_stream=False), "b": no_model()}
+    with pytest.raises(WorkersBusy):
+        await house.send()
     house.assert_nothing_is_held()

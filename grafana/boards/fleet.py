@@ -80,8 +80,8 @@ BOARD = Board(
             (
                 Panel(
                     title="Workers by state",
-                    description="starting: not yet answered a probe. ejected: failing. One that routers see differently "
-                    "counts in each state.",
+                    description="starting: not yet answered a probe. ejected: failing. asleep: its engine sleeps, and takes no "
+                    "requests. One that routers see differently counts in each state.",
                     unit="short",
                     kind="stack",
                     queries=(Query(total(worst("worker_state", by="state, worker"), "state"), "{{state}}"),),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+from router.core.capacity import LearntCapacity
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.facts import FleetView
 from router.core.fingerprint import BLOCK_BYTES
@@ -19,6 +20,7 @@ from router.core.load import LoadReport
 from router.core.patience import Signs, Work
 from router.core.prefix_index import Recorded
 from router.core.rates import DecayedRatio, PrefillTimes, believed
+from router.core.request import Route
 from router.core.reuse import Reuse
 from router.core.worker import WorkerAddress, WorkerName
 
@@ -62,16 +64,37 @@ class Member:
     models: Mapping[str, ModelCard] = field(default_factory=dict)
     cache_blocks: int = 0
     """Its KV cache in blocks of the index, as last told to the index."""
+    learnt_capacity: LearntCapacity | None = None
+    """What is learnt of its KV cache while it does not say how large it is."""
+    tells_cached: set[Route] = field(default_factory=set)
+    """Routes on which it told how much of a prompt was cached."""
+    untold_hits: int = 0
+    """Answers without that count although hits were expected, since it started."""
     lost_tokens: float = 0.0
     """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
     load: LoadReport | None = None
     load_at: float = 0.0
     work: Work = field(default_factory=Work)
+    asleep_since: float | None = None
+    """When its engine was first seen asleep; None while it is awake."""
     reuse: Reuse = field(default_factory=Reuse)
     last_answer_at: float = 0.0
     """When the worker last gave a first token: the prefill after it began no earlier."""
+    is_list_old: bool = False
+    """Its list of models is to be read again as soon as it is healthy: it failed, restarted, or refused a model of its list."""
+    last_error: str | None = None
+    """What is wrong with the worker's answers to probes, bounded and printable; None while they are right."""
     removed: bool = False
     leases: set[Lease] = field(default_factory=set)
+
+    @property
+    def state(self) -> State:
+        return self.health.state if self.asleep_since is None else State.ASLEEP
+
+    @property
+    def since(self) -> float | None:
+        """When the state began, as far as it was seen."""
+        return self.health.since if self.asleep_since is None else self.asleep_since
 
     def max_model_len(self, model: str) -> int | None:
         """Tokens of a prompt and its answer together, if the worker says."""
@@ -160,6 +183,8 @@ class FleetRules:
     initial_bytes_per_token: float
     stale_load_s: float
     default_cache_tokens: int
+    declared_models: frozenset[str] = frozenset()
+    """Models that exist, whether or not a worker lists them."""
 
 
 class Fleet:
@@ -281,25 +306,33 @@ class Fleet:
         if found is None:
             found = self._find_eligible(model)
         if not found.positions:
-            if model in self._known_models:
+            if self.knows(model):
                 raise ModelUnavailable(f"no worker serves the model {model!r} at the moment", retry_after_s=2)
             if not self._known_models:
                 raise NoWorkerAvailable("no worker has come up yet", retry_after_s=1)
+            if not all(member.models for member in self._by_name.values()):
+                text = f"no worker that is up serves the model {model!r}, and others have not come up yet"
+                raise ModelUnavailable(text, retry_after_s=2)
             raise ModelNotFound.of(model)
         self._eligible[model] = found  # names that clients make up are never kept
         return found
 
     def _find_eligible(self, model: str) -> Eligible:
-        serving = [member for member in self._by_name.values() if model in member.models]
-        up = sorted(member.position for member in serving if member.health.state is State.UP)
+        awake = (member for member in self._by_name.values() if member.state is not State.ASLEEP)
+        serving = [member for member in awake if model in member.models]
+        up = sorted(member.position for member in serving if member.state is State.UP)
         return Eligible(up or sorted(member.position for member in serving), panic=not up)
 
+    def serves(self, model: str) -> bool:
+        """True if some worker lists it now."""
+        return any(model in member.models for member in self._by_name.values())
+
     def is_ready(self) -> bool:
-        return any(member.models and member.health.state is State.UP for member in self._by_name.values())
+        return any(member.models and member.state is State.UP for member in self._by_name.values())
 
     def knows(self, model: str) -> bool:
-        """True if some worker ever listed it."""
-        return model in self._known_models
+        """True if some worker ever listed it, or the configuration declares it."""
+        return model in self._known_models or model in self._rules.declared_models
 
     def served_models(self) -> dict[str, ModelCard]:
         """By name, in order; a model of several workers with the card of the first."""
@@ -312,11 +345,18 @@ class Fleet:
         return self._served
 
     def set_models(self, member: Member, models: Mapping[str, ModelCard]) -> None:
+        """The member lists these now."""
+        member.is_list_old = False
         if models != member.models:
             member.models = models
             self._forget_who_serves()
             self._remember(models)
             self.on_room(member)
+
+    def disown(self, member: Member, model: str) -> None:
+        """The member says that it does not serve a model of its list: until the list is read again, it is not tried for it."""
+        self.set_models(member, {name: card for name, card in member.models.items() if name != model})
+        member.is_list_old = True
 
     def _forget_who_serves(self) -> None:
         self._eligible.clear()
@@ -343,7 +383,7 @@ class Fleet:
 
     def on_room(self, member: Member) -> None:
         """It gave a first token, ended a request, said how busy it is, serves other models, or came up."""
-        if self.tell_room is not None and member.health.state is State.UP:
+        if self.tell_room is not None and member.state is State.UP:
             self.tell_room(member)
 
     def on_alive(self, member: Member) -> None:
@@ -352,7 +392,7 @@ class Fleet:
             self.tell_alive(member)
 
     def on_health_changed(self, member: Member) -> None:
-        """To be called when one of the member's health methods returned True."""
+        """To be called when one of the member's health methods returned True, or it fell asleep or woke."""
         self._eligible.clear()
         self._windows.clear()
         if member.health.returned_at is not None and not member.removed:
@@ -443,10 +483,33 @@ class Fleet:
 
     def _capacity_blocks(self, member: Member) -> int:
         reported = member.load.cache_tokens if member.load else None
+        if reported is None and member.learnt_capacity is not None:
+            return max(1, int(member.learnt_capacity.blocks))
         tokens = self._rules.default_cache_tokens if reported is None else reported
         ratios = [self.bytes_per_token(model) for model in member.models]
         mean = sum(ratios) / len(ratios) if ratios else self._rules.initial_bytes_per_token
         return max(1, int(tokens * mean / BLOCK_BYTES))
+
+    def learns_capacity(self, member: Member) -> bool:
+        """True where the worker does not say how large its cache is."""
+        return not member.removed and (member.load is None or member.load.cache_tokens is None)
+
+    def learn_capacity(self, member: Member, age_blocks: float, *, was_held: bool) -> None:
+        """Of a worker that ``learns_capacity``: a prompt was held, or gone although it was expected. ``age_blocks``: those that
+        were used on the worker since the prompt was."""
+        if member.learnt_capacity is None:
+            member.learnt_capacity = LearntCapacity(member.cache_blocks)
+        if was_held:
+            member.learnt_capacity.on_held(age_blocks)
+        else:
+            member.learnt_capacity.on_gone(age_blocks)
+        self._follow_capacity(member)
+
+    def _follow_capacity(self, member: Member) -> None:
+        blocks = self._capacity_blocks(member)
+        if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
+            member.cache_blocks = blocks
+            self._holdings.resize(member.position, blocks)
 
     # --- polled load
 
@@ -460,20 +523,17 @@ class Fleet:
         What is ours of it is the larger of what was ours when the worker was ``asked``, and now: rather overlook
         another router's request than take one of our own for it.
         """
-        before = member.load
-        restarted = (
-            before is not None
-            and None not in (before.process_start_time, report.process_start_time)
-            and before.process_start_time != report.process_start_time
-        )
+        restarted = member.load is not None and report.is_after_restart(member.load)
         member.load, member.load_at = report, now
         if restarted:
             self._holdings.clear(member.position)
             member.lost_tokens = 0.0
-        blocks = self._capacity_blocks(member)
-        if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
-            member.cache_blocks = blocks
-            self._holdings.resize(member.position, blocks)
+            member.is_list_old = True
+            member.tells_cached.clear()
+            member.untold_hits = 0
+        if report.is_asleep != (member.asleep_since is not None):
+            self._on_sleep(member, report.is_asleep, now)
+        self._follow_capacity(member)
         self._settle_unstreamed(member, report, now)
         position = member.position
         here = self.own_load(member)
@@ -486,6 +546,16 @@ class Fleet:
         self.foreign_prefill_tokens[position] = foreign_queued if foreign else 0.0
         self.on_room(member)
         return restarted
+
+    def _on_sleep(self, member: Member, is_asleep: bool, now: float) -> None:
+        """It fell asleep, or woke. Sleep empties its cache; what was noted of it meanwhile ended before, and is lost, too. One
+        that woke is alive, whatever became of requests that it slept through."""
+        member.asleep_since = now if is_asleep else None
+        self._holdings.clear(member.position)
+        member.lost_tokens = 0.0
+        if not is_asleep:
+            member.health.on_success(now)
+        self.on_health_changed(member)
 
     def _prefilling(self, member: Member, report: LoadReport) -> float:
         """Tokens being prefilled. Requests that are aborted leave theirs in the worker's sums for ever, so what stays

@@ -26,6 +26,8 @@ class State(Enum):
     STARTING = "starting"
     UP = "up"
     EJECTED = "ejected"
+    ASLEEP = "asleep"
+    """Its engine sleeps, as its metrics say: the fleet's to know, and no state of ``Health``."""
 
 
 class Cause(Enum):
@@ -64,12 +66,14 @@ class Health:
     """Of the last ejection."""
     ejected_until: float = 0.0
     returned_at: float | None = None
+    since: float | None = None
+    """When the state began; None until that was seen."""
     ejections: Counter[Cause] = field(default_factory=Counter)
 
     def on_probe_answered(self, now: float) -> bool:
         self.failed_probes = 0
         if self.state is State.STARTING:
-            self.state = State.UP
+            self.state, self.since = State.UP, now
             return True
         return self._return(now) if self.state is State.EJECTED and now >= self.ejected_until else False
 
@@ -118,12 +122,12 @@ class Health:
             length = self.rules.max_ejection_s
         self.length_s = length
         self.ejections[cause] += 1
-        self.state = State.EJECTED
+        self.state, self.since = State.EJECTED, now
         self.ejected_until = now + length
         return True
 
     def _return(self, now: float) -> bool:
-        self.state = State.UP
+        self.state, self.since = State.UP, now
         self.failed_requests = self.failed_probes = 0
         self.returned_at = now
         return True

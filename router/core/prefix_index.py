@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress, islice
+from itertools import compress, islice, takewhile
 
 import msgspec
 
@@ -218,12 +218,17 @@ class PrefixIndex:
         held = self._held.get(position)
         if held is None:
             return
-        old = 0
-        for clock in islice(held.blocks.values(), MAX_FORGOTTEN):
-            if clock > than:
-                break
-            old += 1
-        self._evict(held, old)
+        self._evict(held, len(held.blocks) - self.age(position, than))
+
+    def age(self, position: int, at: int, floor: int = 0) -> int:
+        """Blocks that were used on the worker after ``at``, on the index's clock; no fewer than ``floor``. O(older blocks): at
+        most MAX_FORGOTTEN are passed over, and where there are more, the age is told too high."""
+        held = self._held.get(position)
+        if held is None:
+            return 0
+        most = max(0, min(len(held.blocks) - floor, MAX_FORGOTTEN))
+        older = sum(1 for _ in takewhile(at.__ge__, islice(held.blocks.values(), most)))
+        return max(len(held.blocks) - older, floor)
 
     def blocks(self, position: int) -> int:
         """Entries of one worker, its replies' included; 0 where no worker is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -13,6 +13,10 @@ class Worker(TypedDict):
     name: str
     url: str
     state: str
+    since: NotRequired[str | None]
+    """When the state began."""
+    last_error: NotRequired[str | None]
+    """What is wrong with its answers to probes."""
     in_flight: Number
     queued_prefill_tokens: Number
     prefill_rate: Number

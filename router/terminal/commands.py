@@ -22,7 +22,7 @@ from router.config import ConfigError, load_config
 from router.terminal.admin_client import AdminClient, AdminError, admin_url
 from router.terminal.answers import Decision, Worker
 from router.terminal.explain import explain
-from router.terminal.screen import plain, top_screen, worker_table
+from router.terminal.screen import error_table, plain, top_screen, worker_table
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps(workers, indent=2))
     else:
-        _console().print(worker_table(workers))
+        _console().print(Group(worker_table(workers), error_table(workers)))
 
 
 @click.command("explain")

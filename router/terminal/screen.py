@@ -15,9 +15,10 @@ from rich.text import Text
 RECENT_SAMPLES = 31
 """Of the hit ratio: five minutes, a sample each ten seconds."""
 DECISIONS = 8
-LEFT_FOR_OTHERS = DECISIONS + 9
-"""Lines of a screen that are not workers'."""
-_STYLES = {"up": "green", "starting": "yellow", "ejected": "red"}
+ERRORS = 4
+LEFT_FOR_OTHERS, LEFT_FOR_ERRORS = DECISIONS + 9, ERRORS + 2
+"""Lines of a screen that are not workers'; the latter where probes fail."""
+_STYLES = {"up": "green", "starting": "yellow", "asleep": "blue", "ejected": "red"}
 
 
 def printable(text: object) -> str:
@@ -32,8 +33,16 @@ def plain(text: object, style: str = "") -> Text:
 
 def top_screen(shown: dict[str, Any], height: int | None = None) -> RenderableType:
     """``shown``: a snapshot. ``height``: lines of the terminal; None: as many as it takes."""
-    most = None if height is None else max(height - LEFT_FOR_OTHERS, 1)
-    return Group(_glance(shown), worker_table(shown["workers"], most), _decision_table(shown["decisions"][:DECISIONS]))
+    most = most_errors = None
+    if height is not None:
+        left = LEFT_FOR_OTHERS + (LEFT_FOR_ERRORS if any(map(_last_error, shown["workers"])) else 0)
+        most, most_errors = max(height - left, 1), ERRORS
+    return Group(
+        _glance(shown),
+        worker_table(shown["workers"], most),
+        error_table(shown["workers"], most_errors),
+        _decision_table(shown["decisions"][:DECISIONS]),
+    )
 
 
 def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> Table:
@@ -61,6 +70,27 @@ def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> 
             plain(one["url"]),
         )
     return table
+
+
+def error_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> RenderableType:
+    """What is wrong with workers whose probes fail, and since when each is in its state; nothing where none fails."""
+    ill = sorted(filter(_last_error, workers), key=lambda one: (one["state"] == "up", one["name"]))
+    if not ill:
+        return Group()
+    table = _table(
+        ("worker", "state", "since", "last error"), f"and {len(ill) - most} more" if most and len(ill) > most else None
+    )
+    for one in ill[:most]:
+        style = _STYLES.get(one["state"], "")
+        table.add_row(
+            plain(one["name"]), plain(one["state"], style), plain(one.get("since") or "-"), plain(one["last_error"])
+        )
+    return table
+
+
+def _last_error(worker: dict[str, Any]) -> str | None:
+    """Of a router that tells it."""
+    return worker.get("last_error")
 
 
 def _glance(shown: dict[str, Any]) -> Text:

@@ -17,6 +17,9 @@ from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
 from router.upstream.watch import WatchSettings, WorkerWatch
 
+FRESH_S = 0.5
+"""A look for a model that nobody lists serves all who ask within so long, whatever the names."""
+
 log = logging.getLogger("warmroute.fleet")
 
 
@@ -56,6 +59,8 @@ class FleetKeeper:
         self._last: dict[int, Sequence[WorkerAddress]] = {}
         self._watched: dict[Member, tuple[WorkerWatch, asyncio.Task[None]]] = {}
         self._clock = clock
+        self._look: asyncio.Task[None] | None = None
+        self._look_due = 0.0
 
     async def start(self, at_most_s: float) -> None:
         """Find the workers and look at each once, so that the first request does not come before the first answer."""
@@ -87,6 +92,18 @@ class FleetKeeper:
             building.cancel()
             await asyncio.gather(building, return_exceptions=True)
 
+    async def look_for_models(self) -> None:
+        """A client asks for a model that no worker lists: each healthy worker's list is read anew. Requests that ask meanwhile
+        share the look. It takes a probe's timeout at most."""
+        if self._look is None or (self._look.done() and self._clock() >= self._look_due):
+            self._look_due = self._clock() + FRESH_S
+            self._look = asyncio.create_task(self._look_everywhere(), name="look for models")
+        await asyncio.shield(self._look)
+
+    async def _look_everywhere(self) -> None:
+        looks = [watch.look_for_models() for watch, _task in self._watched.values()]
+        await asyncio.gather(*looks, return_exceptions=True)
+
     def wake(self) -> None:
         """A source has news."""
         self._news.set()
@@ -94,6 +111,8 @@ class FleetKeeper:
     async def close(self) -> None:
         """Leave no task behind."""
         tasks = [*self._live, *(task for _watch, task in self._watched.values())]
+        if self._look is not None:
+            tasks.append(self._look)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ from router.core.load import LoadReport
 
 _LINES = re.compile(
     rb"\n(process_start_time_seconds|vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|prefix_cache_queries_total|prefix_cache_hits_total|prompt_tokens_by_source_total|cache_config_info"
+    rb"|prefix_cache_queries_total|prefix_cache_hits_total|prompt_tokens_by_source_total|cache_config_info|engine_sleep_state"
     rb"|prompt_tokens_total|generation_tokens_total))"
     rb"(\{[^\n]*\})? ([^ \n]{1,40})(?![^ \n])"
 )
@@ -19,9 +19,13 @@ _LINES = re.compile(
 _COMPUTED = b"vllm:prompt_tokens_by_source_total"
 """Of which only what was computed counts, and not what came from a cache."""
 
+_LOOKED_UP = b"vllm:prefix_cache_queries_total"
+
 _SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 """Labels; inside another label's value every quotation mark is escaped, so none looks like this."""
 
+
+_AWAKE = re.compile(rb'[{,]sleep_state="awake"')
 
 SLICE_BYTES = 128 << 10
 """Read at once: 3 ms at worst. Most workers write less."""
@@ -54,7 +58,9 @@ class LoadReader:
 
     def __init__(self) -> None:
         self._sums: dict[bytes, float] = {}
+        self._looked_up_tokens: dict[bytes, float] = {}
         self._cache_tokens = 0
+        self._is_asleep = False
         self._figures = 0
 
     def feed(self, lines: bytes) -> None:
@@ -68,8 +74,12 @@ class LoadReader:
             for name, labels, value in found:
                 if name == b"vllm:cache_config_info":
                     self._cache_tokens += _cache_tokens(labels)
+                elif name == b"vllm:engine_sleep_state":
+                    self._is_asleep |= float(value) > 0 and not _AWAKE.search(labels)
                 elif name != _COMPUTED or b'source="local_compute"' in labels:
                     sums[name] = sums.get(name, 0.0) + float(value)
+                    if name == _LOOKED_UP:
+                        self._looked_up_tokens[labels] = float(value)
         except ValueError:
             raise BadLoad("a figure is no number") from None
 
@@ -87,6 +97,8 @@ class LoadReader:
             cache_tokens=min(self._cache_tokens, int(MAX_FIGURE)) or None,
             process_start_time=sums.get(b"process_start_time_seconds"),
             tokens=_computed(sums),
+            is_asleep=self._is_asleep,
+            looked_up_tokens=self._looked_up_tokens,
         )
 
 
@@ -99,7 +111,7 @@ def parse_load(text: bytes) -> LoadReport:
 
 
 def _prefilling(sums: dict[bytes, float]) -> float | None:
-    queries, hits = sums.get(b"vllm:prefix_cache_queries_total"), sums.get(b"vllm:prefix_cache_hits_total")
+    queries, hits = sums.get(_LOOKED_UP), sums.get(b"vllm:prefix_cache_hits_total")
     computed = sums.get(_COMPUTED)
     if queries is None or hits is None or computed is None:
         return None

@@ -119,8 +119,8 @@ class Pool:
                 )
         except TimeoutError:
             raise CannotConnect("no connection in time") from None
-        except OSError as error:
-            raise CannotConnect(f"cannot connect: {error.strerror or type(error).__name__}") from None
+        except (OSError, UnicodeError) as error:
+            raise CannotConnect(f"cannot connect: {_reason(error)}") from None
         if is_forbidden(connection.peer_host):  # what its name resolves to now
             connection.abort()
             raise CannotConnect("the worker's name resolves to where no worker may be")
@@ -161,6 +161,19 @@ class Pool:
             settings = self._settings
             port = self._ports[address] = WorkerPort(address, settings.worker_key, settings.idle_s, settings.max_idle)
         return port
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """An SSLError is an OSError, and names a cause that few know. A host that no DNS name can be is a UnicodeError."""
+    if isinstance(error, UnicodeError):
+        return "its host is no host name"
+    if isinstance(error, ssl.SSLError) and error.reason in _PLAIN:
+        return "the worker does not speak TLS: should its URL begin with http://?"
+    return error.strerror or str(error) or type(error).__name__
+
+
+_PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
+"""How OpenSSL calls what answers a handshake in plain text."""
 
 
 def worker_tls_context(ca_file: str, client_cert: str, client_key: str) -> ssl.SSLContext:

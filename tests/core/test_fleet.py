@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -73,6 +74,40 @@ def test_three_kinds_of_nobody() -> None:
     fleet.set_models(of(fleet, "a"), {})
     with pytest.raises(ModelUnavailable):
         fleet.eligible("m")
+
+
+def test_a_model_is_unavailable_and_not_absent_while_a_worker_has_not_told_its_models() -> None:
+    fleet, _ = make_fleet("a")
+    fleet.set_members(addresses("ab"))
+    with pytest.raises(ModelUnavailable) as error:
+        fleet.eligible("large")
+    assert error.value.retry_after_s
+    bring_up(fleet, of(fleet, "b"), "larger")
+    with pytest.raises(ModelNotFound):
+        fleet.eligible("large")
+
+
+def test_a_model_that_is_declared_is_unavailable_and_not_absent() -> None:
+    fleet = Fleet(dataclasses.replace(RULES, declared_models=frozenset({"large"})), PrefixIndex(10_000, 1_000))
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("large")
+    fleet.set_members(addresses("a"))
+    bring_up(fleet, of(fleet, "a"))
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("large")
+    with pytest.raises(ModelNotFound):
+        fleet.eligible("small")
+    assert fleet.knows("large")
+
+
+def test_a_worker_that_disowns_a_model_is_not_tried_for_it_until_it_lists_it_again() -> None:
+    fleet, _ = make_fleet("ab")
+    fleet.disown(of(fleet, "a"), "m")
+    assert fleet.eligible("m").positions == [1]
+    assert of(fleet, "a").is_list_old
+    bring_up(fleet, of(fleet, "a"))
+    assert fleet.eligible("m").positions == [0, 1]
+    assert not of(fleet, "a").is_list_old
 
 
 def test_models_that_nobody_serves_leave_nothing_behind() -> None:
@@ -333,6 +368,52 @@ def test_a_restart_empties_what_is_known_of_the_cache() -> None:
     assert index.blocks(member.position) == 0
 
 
+def test_a_worker_that_sleeps_is_tried_for_nothing_and_comes_back_with_an_empty_cache() -> None:
+    fleet, index = make_fleet("ab")
+    member = of(fleet, "a")
+    index.record(member.position, PROMPT)
+    poll(fleet, member, 5.0, report())
+    assert index.blocks(member.position) == 4
+    poll(fleet, member, 6.0, dataclasses.replace(report(), is_asleep=True))
+    assert (member.state, member.since) == (State.ASLEEP, 6.0)
+    assert fleet.eligible("m").positions == [1]
+    assert index.blocks(member.position) == 0
+    index.record(member.position, PROMPT)  # a request that was under way ends
+    poll(fleet, member, 7.0, dataclasses.replace(report(), is_asleep=True))
+    assert member.since == 6.0
+    poll(fleet, member, 8.0, report())
+    assert member.state is State.UP
+    assert fleet.eligible("m").positions == [0, 1]
+    assert index.blocks(member.position) == 0
+
+
+def test_a_model_whose_workers_all_sleep_is_unavailable_and_nobody_is_tried_in_a_panic() -> None:
+    fleet, _ = make_fleet("a")
+    member = of(fleet, "a")
+    poll(fleet, member, 1.0, dataclasses.replace(report(), is_asleep=True))
+    assert not fleet.is_ready()
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("m")
+    member.health.on_death(2.0)
+    fleet.on_health_changed(member)
+    with pytest.raises(ModelUnavailable):
+        fleet.eligible("m")
+    assert member.state is State.ASLEEP
+    poll(fleet, member, 3.0, report())
+    assert (member.state, fleet.eligible("m").panic) == (State.UP, False)
+
+
+def test_room_is_told_of_when_a_worker_wakes_and_not_while_it_sleeps() -> None:
+    fleet, _ = make_fleet("a")
+    told: list[Member] = []
+    fleet.tell_room = told.append
+    member = of(fleet, "a")
+    poll(fleet, member, 1.0, dataclasses.replace(report(), is_asleep=True))
+    assert not told
+    poll(fleet, member, 2.0, report())
+    assert told
+
+
 def test_a_worker_that_does_not_say_when_it_started_has_not_restarted() -> None:
     fleet, index = make_fleet("a")
     member = of(fleet, "a")
@@ -341,6 +422,26 @@ def test_a_worker_that_does_not_say_when_it_started_has_not_restarted() -> None:
         given = LoadReport(0, 0, 0.5, None, None, start)
         assert not poll(fleet, member, 1.0, given)
     assert index.blocks(member.position) == 4
+
+
+def test_where_no_start_is_told_a_counter_that_fell_is_a_restart() -> None:
+    fleet, index = make_fleet("a")
+    member = of(fleet, "a")
+
+    def told(*looked_up: float, start: float | None = None) -> LoadReport:
+        engines = {b'{engine="%d"}' % number: tokens for number, tokens in enumerate(looked_up)}
+        return dataclasses.replace(report(), process_start_time=start, looked_up_tokens=engines)
+
+    for given in (told(100.0, 50.0), told(100.0, 80.0), told(120.0)):
+        assert not poll(fleet, member, 1.0, given)
+    index.record(member.position, PROMPT)
+    assert not poll(fleet, member, 2.0, told(120.0, 80.0))
+    assert index.blocks(member.position) == 4
+    assert poll(fleet, member, 3.0, told(900.0, 0.0)), "one of two engines restarted"
+    assert index.blocks(member.position) == 0
+    assert member.is_list_old
+    assert poll(fleet, member, 4.0, told(5.0, start=1.0)), "a start is told since the restart"
+    assert not poll(fleet, member, 5.0, told(1.0, start=1.0)), "what is told of the start is believed"
 
 
 def test_the_index_hears_of_a_cache_only_when_its_size_really_changed() -> None:

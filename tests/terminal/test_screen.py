@@ -70,3 +70,22 @@ def test_no_colour_is_printed_where_none_is_wanted() -> None:
     table = worker_table([a_worker("w-1")])
     assert "\x1b[" in printed(table, force_terminal=True)
     assert "\x1b[32m" not in printed(table, force_terminal=True, no_color=True)
+
+
+def test_what_is_wrong_with_a_worker_is_said_and_since_when() -> None:
+    error = "GET /health: cannot connect: Connection refused\x1b[2J"
+    ill = a_worker("w-2", state="starting", since="2023-11-14T22:13:20+00:00", last_error=error)
+    text = printed(
+        top_screen(a_snapshot(workers=[a_worker("w-1", since="2023-11-14T22:13:20+00:00", last_error=None), ill]))
+    )
+    (line,) = (line for line in text.splitlines() if "refused" in line)
+    assert line.split()[:3] == ["w-2", "starting", "2023-11-14T22:13:20+00:00"]
+    assert "\x1b" not in line
+    assert "last error" not in printed(top_screen(a_snapshot()))
+
+
+def test_a_low_terminal_shows_some_errors_and_says_how_many_are_left() -> None:
+    workers = [a_worker(f"w-{at:03}", state="starting", last_error="GET /health: gone") for at in range(200)]
+    text = printed(top_screen(a_snapshot(workers=workers), height=40))
+    assert "and 196 more" in text
+    assert len(text.splitlines()) <= 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -75,7 +76,11 @@ class ScriptedWorker:
     is_ill: bool = False
     probed: dict[str, bytes] = field(default_factory=dict)
     """Bodies by path, of a worker that answers probes otherwise."""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """By path, of probes that it refuses."""
     url: str = ""
+    probes: Counter[str] = field(default_factory=Counter)
+    """By path."""
     asked: list[Asked] = field(default_factory=list)
     """Without the probes."""
     connections: int = 0
@@ -96,6 +101,7 @@ class ScriptedWorker:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 asked = Asked(line, headers, body, number)
                 if line.startswith("GET "):
+                    self.probes[asked.path] += 1
                     await peer.send(self._probed(asked.path))
                 else:
                     self.asked.append(asked)
@@ -107,6 +113,8 @@ class ScriptedWorker:
             self.ended.put_nowait(number)
 
     def _probed(self, path: str) -> bytes:
+        if path in self.statuses:
+            return answer(b"\x1b[31m its own words", self.statuses[path])
         if path in self.probed:
             return answer(self.probed[path])
         if path == "/health":

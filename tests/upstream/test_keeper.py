@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -17,7 +18,7 @@ from router.core.ring import Ring
 from router.core.worker import WorkerAddress, parse_address
 from router.upstream.discovery import Unreadable
 from router.upstream.exchange import Upstream
-from router.upstream.keeper import FleetKeeper
+from router.upstream.keeper import FRESH_S, FleetKeeper
 from router.upstream.pool import Pool
 from router.upstream.watch import WatchSettings, WorkerWatch
 from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
@@ -110,6 +111,41 @@ async def test_the_first_look_is_over_when_start_returns() -> None:
         assert list(fixture.fleet.served_models()) == ["adapter", "m"]
         assert fixture.fleet.eligible("m").positions == [0, 1]
         assert all(member.load is not None for member in fixture.fleet.members())
+
+
+async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_fresh_is_not_repeated() -> None:
+    async with scripted() as one, kept(FakeSource(one.url)) as fixture:
+        fixture.now += 10.0
+        one.models = ("m", "adapter")
+        before = one.probes["/v1/models"]
+        await asyncio.gather(*[fixture.keeper.look_for_models() for _ in range(50)])
+        assert one.probes["/v1/models"] == before + 1
+        assert fixture.fleet.serves("adapter")
+        await fixture.keeper.look_for_models()
+        assert one.probes["/v1/models"] == before + 1
+        fixture.now += FRESH_S
+        await fixture.keeper.look_for_models()
+        assert one.probes["/v1/models"] == before + 2
+
+
+async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_models_again() -> None:
+    async with scripted() as one, kept(FakeSource(one.url)) as fixture:
+        (member,) = fixture.fleet.members()
+        settings = replace(WATCH, models_interval_s=60.0)
+        watch = WorkerWatch(member, fixture.fleet, fixture.upstream, settings, lambda: fixture.now)
+        await watch.probe()
+        one.models = ("other",)
+        await watch.probe()
+        assert list(member.models) == ["m"], "it is not time yet"
+        one.is_ill = True
+        await watch.probe()
+        one.is_ill = False
+        await watch.probe()
+        assert list(member.models) == ["other"]
+        fixture.fleet.disown(member, "other")
+        assert not member.models
+        await watch.probe()
+        assert list(member.models) == ["other"]
 
 
 async def test_a_worker_that_does_not_answer_holds_nobody_up_and_serves_nothing() -> None:

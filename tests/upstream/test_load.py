@@ -56,6 +56,32 @@ def test_the_engines_of_one_worker_are_added_up() -> None:
     assert report.process_start_time == 1.76374512345e9
 
 
+def sleep_states(engine: int, state: str) -> bytes:
+    names = ("awake", "weights_offloaded", "discard_all")
+    line = 'vllm:engine_sleep_state{engine="%d",model_name="m",sleep_state="%s"} %s\n'
+    return "".join(line % (engine, name, "1.0" if name == state else "0.0") for name in names).encode()
+
+
+@pytest.mark.parametrize(
+    ("states", "is_asleep"),
+    [
+        ((), False),
+        (("awake", "awake"), False),
+        (("weights_offloaded", "weights_offloaded"), True),
+        (("awake", "discard_all"), True),
+    ],
+)
+def test_a_worker_sleeps_when_one_of_its_engines_does(states: tuple[str, ...], is_asleep: bool) -> None:
+    text = VLLM + b"".join(sleep_states(number, state) for number, state in enumerate(states))
+    assert parse_load(text).is_asleep is is_asleep
+
+
+def test_what_each_engine_looked_up_is_told_apart() -> None:
+    line = b'vllm:prefix_cache_queries_total{engine="%d",model_name="m"} %b\n'
+    report = parse_load(VLLM + line % (0, b"100.0") + line % (1, b"7.0"))
+    assert list(report.looked_up_tokens.values()) == [100.0, 7.0]
+
+
 def test_a_cache_size_in_tokens_is_taken_as_it_is() -> None:
     line = b'vllm:cache_config_info{kv_cache_size_tokens="5000",num_gpu_blocks="1000",block_size="16"} 1.0\n'
     assert parse_load(line).cache_tokens == 5000

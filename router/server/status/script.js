@@ -22,6 +22,8 @@ const WORKERS = [
   ["Believed warm", (w) => share(w.index_blocks, w.max_blocks) ?? 0, 1],
   ["Tokens/s", (w) => w.prefill_rate, 1],
   ["URL", (w) => w.url],
+  ["Since", (w) => w.since ?? ""],
+  ["Last error", (w) => w.last_error ?? ""],
 ];
 const DECISIONS = ["Request", "Model", "Worker", "Why", "Status", "Prompt", "Predicted", "Cached", "First token"];
 
@@ -103,6 +105,8 @@ function showWorkers() {
     bar(row, 5, warm, percent(warm));
     cell(row, 6, short.format(w.prefill_rate), "number");
     cell(row, 7, w.url);
+    cell(row, 8, w.since ? new Date(w.since).toLocaleString() : "–");
+    cell(row, 9, w.last_error ?? "", "failed");
   });
   while (body.rows.length > shown.length) body.deleteRow(-1);
   say("count", shown.length + " of " + newest.workers.length);
