@@ -9,7 +9,7 @@ import pytest
 
 from router.server.data import Phase
 from tests.e2e.routed import Answer, connected, get, post, routed, until
-from tests.e2e.streams import CHAT, MESSAGES, answering, drop, hang
+from tests.e2e.streams import CHAT, MESSAGES, STREAMED, answering, drop, hang, stream
 from tests.upstream.scripted import Script, scripted, unused_url
 
 PATHS = ["/v1/chat/completions", "/v1/messages"]
@@ -279,3 +279,34 @@ async def test_origins_are_allowed_only_where_they_are_listed() -> None:
         assert preflight.headers["access-control-allow-headers"] == "authorization, x-session-id"
         assert "POST" in preflight.headers["access-control-allow-methods"]
         assert (await get(router, PATHS[0], other, method="OPTIONS")).status == 405
+
+
+async def test_pages_of_every_origin_may_read_answers_where_a_star_is_listed() -> None:
+    async with scripted() as worker, routed(worker.url, server__cors_origins=["*"]) as router:
+        for origin in ("Origin: https://app.example", "Origin: http://localhost:3000", "Origin: null"):
+            for answer in (
+                await post(router, PATHS[0], CHAT, origin),
+                await post(router, PATHS[0], b"{", origin),
+                await get(router, "/v1/models", origin),
+                await get(router, PATHS[0], origin, method="OPTIONS"),
+            ):
+                assert allowed(answer.headers) == "*"
+            assert (await get(router, PATHS[0], origin, method="OPTIONS")).status == 204
+        assert allowed((await post(router, PATHS[0], CHAT)).headers) is None
+        assert (await get(router, PATHS[0], method="OPTIONS")).status == 405
+
+
+async def test_pages_may_read_every_header_that_is_meant_for_clients() -> None:
+    origin = "Origin: https://app.example"
+    listed: dict[str, Any] = {"server__cors_origins": ["https://app.example"], "server__decision_headers": True}
+    async with scripted(stream) as worker, routed(worker.url, **listed) as router:
+        answers = [await post(router, PATHS[0], STREAMED, origin), await post(router, PATHS[0], b"{", origin)]
+        answers.append(await post(router, "/v1/sessions/s/chat/completions", STREAMED, origin))
+    async with routed(unused_url(), **listed) as router:
+        answers.append(await post(router, PATHS[0], CHAT, origin))
+    assert answers[0].headers["x-warmroute-reason"]
+    assert answers[-1].headers["retry-after"]
+    for answer in answers:
+        exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+        meant = {name for name in answer.headers if name.startswith("x-") or name == "retry-after"}
+        assert meant - exposed == {"x-content-type-options"} & meant
