@@ -160,18 +160,26 @@ class AdminConfig(Section, frozen=True):
 class LimitsConfig(Section, frozen=True):
     """What a client may cost."""
 
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 8 << 20
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 32 << 20
     max_header_bytes: Annotated[int, Meta(ge=512, le=1 << 20, description="Largest header field, in bytes.")] = 8190
     max_headers: Annotated[int, Meta(ge=8, le=1000, description="Most header fields of a request.")] = 64
     head_timeout_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds for a request's head to arrive, and for TLS to begin.")
     ] = 8.5
-    body_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds for a body to arrive.")] = 30.0
+    body_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="Most seconds that a body may pause, however fast it came before. min_body_bytes_per_s alone bounds "
+            "how long all of it takes.",
+        ),
+    ] = 30.0
     body_grace_s: Annotated[
-        float, Meta(gt=0, le=3600, description="Seconds of those in which a body may come as slowly as it likes.")
+        float, Meta(gt=0, le=3600, description="First seconds of a body, in which it may come as slowly as it likes.")
     ] = 5.0
     min_body_bytes_per_s: Annotated[
-        float, Meta(gt=0, le=1 << 30, description="Slowest body after those, in bytes per second.")
+        float, Meta(gt=0, le=1 << 30, description="Slowest pace of a body after those, in bytes per second.")
     ] = 1024.0
     max_connections: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Clients' connections on one port; the newest beyond are closed.")

@@ -320,7 +320,10 @@ class Dispatcher:
                 reply = await exchange.ask(request, watch, client.memory, patience_s)
                 refusal = routing.on_answered(member, reply, request.model)
             except ReplyTooLarge:
-                raise WorkerError("the answer is too large") from None  # another worker's would be, too
+                message = "the answer is too large: ask for less at once"
+                raise WorkerError(
+                    message, retryable=False
+                ) from None  # another worker's would be, too, and the next as well
             except (WorkerDied, WorkerErred, WorkerSilent) as error:
                 record.was_sent = had_one or not isinstance(error, CannotConnect)
                 refusal = routing.on_failed(member, error)

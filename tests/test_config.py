@@ -77,7 +77,6 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
                 "http://localhost:03000",
                 "http://localhost:65536",
                 "http://localhost:",
-                "https://a@app.example",
                 "https://bücher.example",
                 " https://app.example",
                 "https://",
@@ -90,6 +89,10 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
                 f"server.allowed_hosts={host!r}: must be a host's name or address",
             )
             for host in ("*", "https://llm.example", "llm.example:8080", "[::1]", "*.llm.example", "llm.example/", "")
+        ),
+        (
+            "[server]\ncors_origins = ['https://ada@app.example']",
+            "server.cors_origins='https://***@app.example': must be *",
         ),
         ("[server]\ntls_cert = 'a'", "must be given together with server.tls_cert"),
         ("[policy]\nprior = [2.0, 0.1]", "policy.prior=[2.0, 0.1]: must be list of 2 float each ≥ 0 ≤ 1"),
