@@ -12,7 +12,7 @@ import pytest
 
 from router.app import running
 from router.config import ConfigError, load_config
-from router.logs import AUDIT
+from router.logs import AUDIT, AUDIT_READS
 from tests.e2e.routed import QUICK, Answer, connected, get, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, MESSAGES, STREAMED, answering, stream
 from tests.server.keys import (
@@ -379,3 +379,14 @@ class TestTheAuditLog:
             at = each["page"], each["status"]
             times[at] = times.get(at, 0) + each["times"]
         assert times == {("/workers", 200): 1, ("/workers", 401): 4, ("other", 404): 1}
+        assert {each["name"] for each in told if each["status"] == 200} == {AUDIT_READS}
+        assert {each["name"] for each in told if each["status"] != 200} == {AUDIT}
+
+    async def test_a_scrape_is_told_where_it_was_refused_only(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, AUDIT)
+        async with scripted() as worker, routed(worker.url, admin__token="s3cret") as router:
+            for _ in range(3):
+                assert (await get_admin(router, "/metrics", "Authorization: Bearer s3cret")).status == 200
+            assert (await get_admin(router, "/metrics", "Authorization: Bearer wrong")).status == 401
+        told = [vars(record) for record in caplog.records if record.message == "admin call"]
+        assert [(each["page"], each["status"], each["times"]) for each in told] == [("/metrics", 401, 1)]
