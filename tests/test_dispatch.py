@@ -305,6 +305,10 @@ async def test_a_death_before_the_first_byte_is_invisible_and_outside_the_budget
     assert house.upstream.asked == ["a", "b", "c"]
     assert house.client.answered == [OK]
     assert record.retries == [death.cause, death.cause]
+    assert [(each.worker, each.failure) for each in record.tried] == [
+        (house.member(host).name, failure) for host, failure in zip("abc", [death.cause, death.cause, ""], strict=True)
+    ]
+    assert record.first_choice == house.member("a").name
     assert house.member("a").health.state is State.EJECTED
     house.assert_nothing_is_held()
 
@@ -331,6 +335,7 @@ async def test_what_no_attempt_follows_is_no_retry(failure: Answer, cause: str) 
         await house.send()
     assert house.records[-1].attempts == 2
     assert house.records[-1].retries == [cause]
+    assert [each.failure for each in house.records[-1].tried] == [cause, cause]
 
 
 async def test_the_last_worker_of_a_ranking_takes_nothing_from_the_budget() -> None:
