@@ -25,6 +25,7 @@ FAILURES = {
     "timeout": "said nothing for too long",
     "error": "answered with an error of its own",
     "busy": "said that it is busy",
+    "no_model": "does not serve the model any more",
     "left": "left the fleet",
     "unsafe": "could not go on with it rightly",
     "too_large": "answered with more than may be held",

@@ -8,7 +8,7 @@ from router.core.attempt import CannotConnect, ReplyTooLarge, WorkerDied, Worker
 from router.core.memory import MemoryFull
 from router.policies import POLICIES, PolicySettings
 from router.resumption import CAUSES
-from router.routing import BUSY
+from router.routing import BUSY, NO_MODEL
 from router.terminal.explain import BREAKS, FAILURES, REASONS, explain
 from tests.terminal.shown import a_decision, an_attempt
 
@@ -117,5 +117,5 @@ def test_what_clients_write_does_not_rule_the_terminal() -> None:
 
 def test_every_cause_of_a_failed_attempt_has_words() -> None:
     causes = {failure.cause for failure in (WorkerDied, CannotConnect, WorkerErred, WorkerSilent, ReplyTooLarge)}
-    assert causes | {BUSY, MemoryFull.code} <= FAILURES.keys()
+    assert causes | {BUSY, NO_MODEL, MemoryFull.code} <= FAILURES.keys()
     assert set(CAUSES.values()) == BREAKS.keys()
