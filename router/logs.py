@@ -36,7 +36,7 @@ ABOUT: ContextVar[tuple[str, str]] = ContextVar("about", default=("", ""))
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
-_CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:[^\s'\"]{0,1000}@")
+_CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:(?!//)[^\s'\"]{0,1000}@")
 """User and password of a URL, up to the last @, for a password may hold one that was not escaped; and of one that lost its
 scheme, where a value begins."""
 
