@@ -69,6 +69,8 @@ CLIENTS = {
     "viewers": Case(),
 }
 WORKERS = dict.fromkeys(WORKER_KINDS, Case(HELD_MB))
+NEVER_UP = {"models", "card"}
+"""Whose models cannot be read."""
 WORKER_CLIENTS = 16
 """Streams that a hostile worker answers at once."""
 
@@ -143,7 +145,7 @@ async def measure_worker(name: str) -> Any:
     async with AsyncExitStack() as stack:
         hostile = await stack.enter_async_context(Child("tests.e2e.hostile", name))
         workers = [(await stack.enter_async_context(shaped_workers()))[0], await hostile.url()]
-        router = await stack.enter_async_context(router_before(workers, {}))
+        router = await stack.enter_async_context(router_before(workers, {}, 1 if name in NEVER_UP else None))
         pressure = hostile_clients("evil_streams", router, WORKER_CLIENTS, is_for_admin_port=False)
         return await figures_of(router, WORKERS[name], WORKER_CLIENTS, pressure)
 

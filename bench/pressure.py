@@ -130,8 +130,10 @@ class Router:
 
 
 @asynccontextmanager
-async def router_before(workers: Sequence[str], settings: Mapping[str, str]) -> AsyncIterator[Router]:
-    """``settings``: ``{"limits.max_connections": "10"}``. Returns when both models are served."""
+async def router_before(
+    workers: Sequence[str], settings: Mapping[str, str], served_workers: int | None = None
+) -> AsyncIterator[Router]:
+    """``settings``: ``{"limits.max_connections": "10"}``. Returns when the models of all workers are served, or of so many."""
     environment = {f"WARMROUTE_{name.upper().replace('.', '__')}": value for name, value in settings.items()}
     named = [f"--worker={worker}" for worker in workers]
     command = (sys.executable, "-m", "router", "serve", "--port", "0", "--admin-port", "0", *named)
@@ -148,7 +150,7 @@ async def router_before(workers: Sequence[str], settings: Mapping[str, str]) -> 
             aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"Bearer {OTHER_KEY}"})
         )
         found = Router(router, operator, other)
-        await until(lambda: _serves(other, router.url, len(workers)))
+        await until(lambda: _serves(other, router.url, served_workers or len(workers)))
         yield found
 
 

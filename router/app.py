@@ -36,6 +36,7 @@ from router.admission import Admission, AdmissionSettings
 from router.admission_metrics import AdmissionCollector
 from router.background import Background
 from router.config import (
+    AdminConfig,
     Config,
     ConfigError,
     FleetConfig,
@@ -164,7 +165,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
     metrics = Metrics(registry, fleet.knows)
-    pool = Pool(_pool_settings(config))
+    pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
     upstream = Upstream(pool, metrics.gaps)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
     last_workers = LastWorkers(config.index.max_sessions)
@@ -272,6 +273,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
         yield (
+            "overdue_requests",
+            "Requests whose worker is silent beyond its deadline, and waited for since it shows that it is at work.",
+            pool.overdue,
+        )
+        yield (
             "worker_reads_waiting",
             "Large reads from workers that wait for their share of the loop.",
             len(pool.shares),
@@ -347,8 +353,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
         _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(parsers),
-        _listening(background, clients, config, config.server.host, config.server.port, tls) as site,
-        _listening(background, admins, config, config.admin.host, config.admin.port, None) as admin_site,
+        _listening(background, clients, config, "server", config.server, tls) as site,
+        _listening(background, admins, config, "admin", config.admin, None) as admin_site,
     ):
         yield Running(
             url=f"{'https' if tls else 'http'}://{_in_url(config.server.host)}:{site.port}",
@@ -405,9 +411,15 @@ class _Site:
 
 @asynccontextmanager
 async def _listening(
-    background: Background, clients: ClientServer, config: Config, host: str, port: int, tls: ssl.SSLContext | None
+    background: Background,
+    clients: ClientServer,
+    config: Config,
+    section: str,
+    where: ServerConfig | AdminConfig,
+    tls: ssl.SSLContext | None,
 ) -> AsyncIterator[_Site]:
-    listener = listen(host, port)
+    """``section``: of the configuration, which has ``where``. Raises ConfigError."""
+    listener = listen(section, where)
     handshake_s = config.limits.head_timeout_s if tls else None
     server = await asyncio.get_running_loop().create_server(
         clients, sock=listener, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake_s
@@ -563,6 +575,7 @@ def _pool_settings(config: Config) -> PoolSettings:
         first_event_s=timeouts.first_event_s,
         event_gap_s=timeouts.event_gap_s,
         answer_s=timeouts.answer_s,
+        silence_s=timeouts.silence_s,
     )
     return PoolSettings(
         limits=limits,

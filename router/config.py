@@ -36,6 +36,19 @@ Chance = Annotated[float, Meta(ge=0, le=1)]
 
 _SECRET = {"secret": True}
 
+ANY_ORIGIN = "*"
+"""Of ``server.cors_origins``: pages of every origin may read answers."""
+
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[1-9][0-9]{0,4}))?"
+)
+"""As browsers write them (RFC 6454, section 6.1): in lower case, without a path, and without the scheme's own port."""
+
+_OWN_PORTS = {"http": "80", "https": "443"}
+
+_SERVED_HOST = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+"""A name, or an address without brackets."""
+
 _MEDIA_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 _SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT\w*=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)")
@@ -68,9 +81,15 @@ class ServerConfig(Section, frozen=True):
         float, Meta(ge=0.05, le=3600, description="Seconds between looks whether these two files were renewed.")
     ] = 10.0
     cors_origins: Annotated[
-        list[str], Meta(description="Origins that browsers may call from; empty: CORS is off.")
+        list[str],
+        Meta(
+            description="Origins that browsers may call from, SCHEME://HOST or SCHEME://HOST:PORT each; * stands for all; "
+            "empty: CORS is off."
+        ),
     ] = []
-    allowed_hosts: Annotated[list[str], Meta(description="Host names that requests may carry; empty: any.")] = []
+    allowed_hosts: Annotated[
+        list[str], Meta(description="Host names that requests may carry, without a port; empty: any.")
+    ] = []
     insecure_no_auth: Annotated[
         bool, Meta(description="Serve everybody who reaches the port. Not together with API keys.")
     ] = False
@@ -141,18 +160,26 @@ class AdminConfig(Section, frozen=True):
 class LimitsConfig(Section, frozen=True):
     """What a client may cost."""
 
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 8 << 20
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 32 << 20
     max_header_bytes: Annotated[int, Meta(ge=512, le=1 << 20, description="Largest header field, in bytes.")] = 8190
     max_headers: Annotated[int, Meta(ge=8, le=1000, description="Most header fields of a request.")] = 64
     head_timeout_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds for a request's head to arrive, and for TLS to begin.")
     ] = 8.5
-    body_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds for a body to arrive.")] = 30.0
+    body_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="Most seconds that a body may pause, however fast it came before. min_body_bytes_per_s alone bounds "
+            "how long all of it takes.",
+        ),
+    ] = 30.0
     body_grace_s: Annotated[
-        float, Meta(gt=0, le=3600, description="Seconds of those in which a body may come as slowly as it likes.")
+        float, Meta(gt=0, le=3600, description="First seconds of a body, in which it may come as slowly as it likes.")
     ] = 5.0
     min_body_bytes_per_s: Annotated[
-        float, Meta(gt=0, le=1 << 30, description="Slowest body after those, in bytes per second.")
+        float, Meta(gt=0, le=1 << 30, description="Slowest pace of a body after those, in bytes per second.")
     ] = 1024.0
     max_connections: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Clients' connections on one port; the newest beyond are closed.")
@@ -764,7 +791,10 @@ class TimeoutsConfig(Section, frozen=True):
     """How long a worker may keep us waiting."""
 
     connect_s: Annotated[float, Meta(gt=0, le=600, description="Seconds to connect.")] = 2.0
-    first_event_s: Annotated[float, Meta(gt=0, le=86400, description="Most seconds to a stream's first event.")] = 300.0
+    first_event_s: Annotated[
+        float,
+        Meta(gt=0, le=86400, description="Most seconds to a stream's first event of a worker that shows no work."),
+    ] = 300.0
     min_first_event_s: Annotated[
         float,
         Meta(
@@ -773,10 +803,21 @@ class TimeoutsConfig(Section, frozen=True):
             description="Least of such a deadline; to it come ten times the seconds that the prefill is expected to take.",
         ),
     ] = 30.0
-    event_gap_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds between two events of a stream.")] = 60.0
+    event_gap_s: Annotated[
+        float,
+        Meta(gt=0, le=86400, description="Seconds between two events of a stream of a worker that shows no work."),
+    ] = 60.0
     answer_s: Annotated[float, Meta(gt=0, le=86400, description="Seconds to a whole answer that is not streamed.")] = (
         1800.0
     )
+    silence_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=86400,
+            description="Most seconds of silence, past these deadlines, of a worker whose load shows that it is at work.",
+        ),
+    ] = 600.0
     max_reply_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Largest reply that is held until it is whole.")
     ] = 64 << 20
@@ -1028,11 +1069,7 @@ def _check_across(config: Config) -> None:
     _check_sources(config.fleet)
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
-    for host in config.limits.allowed_media_domains:
-        if not _MEDIA_HOST.fullmatch(host):
-            raise ConfigError(
-                f"limits.allowed_media_domains={host!r}: must be a host's name, with or without a dot before it"
-            )
+    _check_names(config)
     if bool(config.fleet.client_cert) != bool(config.fleet.client_key):
         raise ConfigError(
             f"fleet.client_key={config.fleet.client_key!r}: must be given together with fleet.client_cert"
@@ -1052,6 +1089,35 @@ def _check_across(config: Config) -> None:
     _check_tokenizers(config)
     _check_auth(config)
     _check_tracing(config.tracing)
+
+
+def _check_names(config: Config) -> None:
+    """An entry that can match nothing is a mistake that nobody would notice."""
+    for origin in config.server.cors_origins:
+        if origin not in (ANY_ORIGIN, "null") and not _is_origin(origin):
+            raise ConfigError(
+                f"server.cors_origins={origin!r}: must be * or an origin as browsers send it, SCHEME://HOST or "
+                "SCHEME://HOST:PORT, in lower case, without a path, a slash at the end, or the scheme's own port"
+            )
+    for host in config.server.allowed_hosts:
+        if not _SERVED_HOST.fullmatch(host):
+            raise ConfigError(
+                f"server.allowed_hosts={host!r}: must be a host's name or address, without scheme, port or path; to serve "
+                "any host, leave the list empty"
+            )
+    for host in config.limits.allowed_media_domains:
+        if not _MEDIA_HOST.fullmatch(host):
+            raise ConfigError(
+                f"limits.allowed_media_domains={host!r}: must be a host's name, with or without a dot before it"
+            )
+
+
+def _is_origin(text: str) -> bool:
+    match = _ORIGIN.fullmatch(text)
+    if match is None:
+        return False
+    port = match["port"]
+    return port is None or (int(port) <= 65535 and port != _OWN_PORTS.get(match["scheme"]))
 
 
 def _check_admin(admin: AdminConfig) -> None:

@@ -208,6 +208,7 @@ class Dispatcher:
                         continue
                     order = admission.seated_first(order)
                 record.reason = ranking.reason
+                record.first_choice = self._routing.fleet.member(ranking.order[0]).name
                 record.decided_at = self._clock()
                 if record.trace is not None:
                     record.trace.reach("decide", record.decided_at)
@@ -310,7 +311,7 @@ class Dispatcher:
         client, record = flight.client, flight.record
         routing = self._routing
         watch = record.tally = _watch(flight) if request.stream else None
-        record.attempts += 1
+        record.begin_attempt(member.name)
         had_one, record.was_sent = record.was_sent, True
         lease, cached = routing.send_to(member, request, facts)
         record.worker, record.predicted_cached_tokens = member.name, cached
@@ -322,13 +323,19 @@ class Dispatcher:
                 reply = await exchange.ask(request, watch, client.memory, patience_s)
                 refusal = routing.on_answered(member, reply, request.model)
             except ReplyTooLarge:
-                raise WorkerError("the answer is too large") from None  # another worker's would be, too
+                record.fail_attempt(ReplyTooLarge.cause)
+                # Another worker's would be as large, and so would the same one's if it were asked again.
+                raise WorkerError("the answer is too large: ask for less at once", retryable=False) from None
             except (WorkerDied, WorkerErred, WorkerSilent) as error:
                 record.was_sent = had_one or not isinstance(error, CannotConnect)
                 refusal = routing.on_failed(member, error)
+            except MemoryFull as full:
+                record.fail_attempt(full.code)
+                raise
             else:
                 record.was_sent = had_one or reply.status < 400
             if refusal is not None:
+                record.fail_attempt(refusal.cause)
                 client.memory.resize(REPLY, 0)
                 routing.on_unanswered(request, lease)
                 return refusal
@@ -338,6 +345,7 @@ class Dispatcher:
                 end = await exchange.relay(client, record)
                 record.outcome, usage = end.value, watch.usage
                 if end in CAUSES:
+                    record.fail_attempt(CAUSES[end], broke=True)
                     return _Break(member, end, watch)
             else:
                 if reply.status == 400:

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -43,7 +44,10 @@ def keys() -> None:
 @click.option("--tenant", required=True, help="Whose key it is.")
 @click.option("--id", "key_id", help="Name of the key in logs.  [default: the tenant's name and a number]")
 @click.option("--file", type=click.Path(dir_okay=False, path_type=Path), help="Add it to this file.")
-def create_command(tenant: str, key_id: str | None, file: Path | None) -> None:
+@click.option(
+    "--new-tenant", is_flag=True, help="The file need not list the tenant: add it, without limits of its own."
+)
+def create_command(tenant: str, key_id: str | None, file: Path | None, new_tenant: bool) -> None:
     """Make a key, and show it this once: only its digest is kept."""
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
     key_id = key_id or f"{tenant[:50]}-{secrets.token_hex(4)}"
@@ -51,7 +55,7 @@ def create_command(tenant: str, key_id: str | None, file: Path | None) -> None:
     try:
         _checked(_with_entry("", tenant, entry))  # names that would break out of their quotes, above all
         if file is not None:
-            _edit(file, lambda text: _with_entry(text, tenant, entry))
+            _edit(file, lambda text: _with_entry(text, tenant, entry, may_add_tenant=new_tenant))
     except BadKeys as error:
         raise click.ClickException(f"{file or 'keys'}: {error}") from None
     click.echo(key)
@@ -92,9 +96,16 @@ def _state(entry: KeyEntry) -> str:
     return f"{word} {entry.expires.isoformat()}"
 
 
-def _with_entry(text: str, tenant: str, entry: str) -> str:
-    """``text`` and the entry behind it, and the tenant's table before it where there is none."""
+def _with_entry(text: str, tenant: str, entry: str, *, may_add_tenant: bool = False) -> str:
+    """``text`` and the entry behind it, and the tenant's table before it where there is none. Raises BadKeys for a tenant that
+    a list of others lacks: mostly a slip, which would make a tenant without limits."""
     tables = tomllib.loads(_checked(text)).get("tenants", {})
+    if tables and tenant not in tables and not may_add_tenant:
+        near = get_close_matches(tenant, tables, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise BadKeys(
+            f"lists no tenant {tenant}{meant}: give --new-tenant to add it, with every model and no limit of tokens"
+        )
     name = tenant if re.fullmatch(r"[A-Za-z0-9_-]+", tenant) else f'"{tenant}"'
     parts = [text if not text or text.endswith("\n") else text + "\n"]
     parts += [] if tenant in tables else [f"[tenants.{name}]\n"]

@@ -28,13 +28,15 @@ MAX_FRAMES = 24
 MAX_CAUSES = 4
 
 AUDIT = "warmroute.audit"
+AUDIT_READS = f"{AUDIT}.reads"
+"""What somebody was shown: of the audit log the part that ``log.level`` holds for, on standard error."""
 
 ABOUT: ContextVar[tuple[str, str]] = ContextVar("about", default=("", ""))
 """Ids of the request that this task serves, and of its trace if that is sampled: fields of each line that it writes."""
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
-_CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:[^\s'\"]{0,1000}@")
+_CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:(?!//)[^\s'\"]{0,1000}@")
 """User and password of a URL, up to the last @, for a password may hold one that was not escaped; and of one that lost its
 scheme, where a value begins."""
 
@@ -81,6 +83,7 @@ def set_up_logging(level: str, style: str = "text", audit_file: str = "") -> Non
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
+    handler.addFilter(lambda record: record.name != AUDIT_READS or record.levelno >= root.level)
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     audit = logging.getLogger(AUDIT)

@@ -24,6 +24,7 @@ from router.core.deaths import Deaths
 from router.core.errors import GivenUp, NoWorkerAvailable, Overloaded, RouterError, Unavailable
 from router.core.facts import Facts
 from router.core.fleet import Member
+from router.core.memory import MemoryFull
 from router.core.record import Record, Resumption
 from router.core.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request import Request, Route
@@ -55,7 +56,7 @@ LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
 TEXT_OF_S = 5.0
 """How long a worker may take to say what text some ids are."""
 
-CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.ERRED: "error"}
+CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
 """How a stream can break that others may go on with; the value is a label of the resumption counter."""
 
 
@@ -167,17 +168,24 @@ class Resumer:
                         else self._try_traced(stream, trace, member, facts)
                     )
                 except (WorkerDied, WorkerErred, WorkerSilent) as error:
+                    stream.record.fail_attempt(error.cause)
                     is_free = self._heed(stream, member, self._routing.on_failed(member, error))
                     attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
                 except ReplyTooLarge:
+                    stream.record.fail_attempt(ReplyTooLarge.cause)
                     raise Unsafe("too_large") from None
+                except (Unsafe, MemoryFull) as error:
+                    stream.record.fail_attempt("unsafe" if isinstance(error, Unsafe) else error.code)
+                    raise
                 except _Refused as refused:
+                    stream.record.fail_attempt(refused.refusal.cause)
                     is_free = self._heed(stream, member, refused.refusal)
                 else:
                     stream.record.outcome = end.value
                     if end not in CAUSES:
                         return end is not StreamEnd.TOO_LARGE
                     stream.cause, stream.broke_at = CAUSES[end], self._clock()
+                    stream.record.fail_attempt(CAUSES[end], broke=True)
                     is_free = end is StreamEnd.DIED
                 stream.deaths.require_fewer()
                 stream.failed.add(member.name)
@@ -233,7 +241,7 @@ class Resumer:
     async def _try(self, stream: _Stream, given: Request, member: Member, facts: Facts) -> StreamEnd:
         """``given``: the stream's, as this worker shall have it. Raises AttemptFailed, _Refused, Unsafe: until the relay begins
         the client has seen nothing of it."""
-        stream.record.attempts += 1
+        stream.record.begin_attempt(member.name)
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         if member.removed:  # while it was asked for the seam: its position may be another's
             raise _Refused(Refusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))

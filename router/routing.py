@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from router.core.affinity import LastWorkers
-from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
 from router.core.capacity import NEAR
 from router.core.errors import ModelNotFound, RouterError, WorkerError, WorkersBusy, WorkerTimeout
 from router.core.facts import Facts
@@ -134,10 +134,8 @@ class Routing:
         lease.recorded = self.index.record(member.position, request.fingerprint)
         return lease, cached
 
-    def first_event_s(self, member: Member, facts: Facts, cached: float) -> float | None:
-        """How long a stream's first event may take; None: as long as any. Where requests wait for seats nobody can tell."""
-        if member.load is not None and member.load.waiting:
-            return None
+    def first_event_s(self, member: Member, facts: Facts, cached: float) -> float:
+        """How long a stream's first event may take where the worker shows no work meanwhile."""
         view, position = facts.fleet, member.position
         queued = view.queued_prefill_tokens[position] + view.foreign_prefill_tokens[position]
         tokens = max(queued, 0.0) + facts.prompt_tokens - cached
@@ -172,7 +170,8 @@ class Routing:
         if isinstance(error, WorkerErred):
             self._heed(member, member.health.on_error_answer(now))
             return Refusal(WorkerError("the workers answered with errors"), error.cause, is_free=False)
-        self._heed(member, member.health.on_timeout(now))
+        if not isinstance(error, WorkerSlow):
+            self._heed(member, member.health.on_timeout(now))
         return Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
 
     def on_stream_end(self, member: Member, end: StreamEnd, error: bytes) -> bool:

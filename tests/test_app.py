@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from router.app import make_policy, running
-from router.config import Config, load_config, settings
+from router.config import Config, ConfigError, load_config, settings
 from router.policies import POLICIES
 from tests.e2e.routed import get, get_admin, until
 from tests.upstream.scripted import scripted, unused_url
@@ -71,7 +71,8 @@ async def test_ports_are_free_again_behind_the_block() -> None:
 @pytest.mark.parametrize("key", ["server__port", "admin__port"])
 async def test_a_port_that_is_taken_ends_the_start_and_leaves_no_task_behind(key: str) -> None:
     async with nothing_left():
-        with taken_port() as port, pytest.raises(OSError, match="in use"):
+        setting = key.replace("__", ".")
+        with taken_port() as port, pytest.raises(ConfigError, match=f"^{setting}={port}: .* in use$"):
             async with running(config(**{key: port})):
                 pytest.fail("nobody can serve there")
 

@@ -69,13 +69,34 @@ def test_check_config_hides_secrets_of_the_environment_too(tmp_path: Path) -> No
     assert (shown["admin"]["token"], shown["fleet"]["worker_key"], shown["server"]["port"]) == ("***", "", 9)
 
 
-def test_serve_says_when_a_port_is_taken() -> None:
+@pytest.mark.parametrize(("flag", "setting"), [("--port", "server.port"), ("--admin-port", "admin.port")])
+def test_serve_says_which_port_is_taken_and_by_which_setting(flag: str, setting: str) -> None:
+    other = "--admin-port" if flag == "--port" else "--port"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        result = run("serve", "--insecure-no-auth", "--worker", "http://127.0.0.1:1", "--port", port)
+        words = ("--worker", "http://127.0.0.1:1", "--session-store", "memory://", flag, port, other, "0")
+        result = run("serve", "--insecure-no-auth", *words)
     assert result.exit_code == 1
-    assert "Address already in use" in result.output
+    assert (
+        f"Error: {setting}={port}: cannot listen on port {port} of 127.0.0.1: Address already in use\n" in result.output
+    )
     assert "Traceback" not in result.output
+
+
+def test_serve_says_by_which_setting_it_has_an_address_that_is_not_this_machines() -> None:
+    words = (
+        "--worker",
+        "http://127.0.0.1:1",
+        "--session-store",
+        "memory://",
+        "--host",
+        "192.0.2.1",
+        "--admin-port",
+        "0",
+    )
+    result = run("serve", "--insecure-no-auth", *words)
+    assert result.exit_code == 1
+    assert "Error: server.host='192.0.2.1': cannot listen on port 8080 of 192.0.2.1: " in result.output
 
 
 PASSWORDS = {

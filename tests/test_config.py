@@ -63,6 +63,37 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
         ("[server]\ntls_key = 'a'", "must be given together with server.tls_cert"),
         ("[fleet]\nclient_cert = 'a'", "must be given together with fleet.client_cert"),
         ("[limits]\nallowed_media_domains = ['http://a.example']", "must be a host's name"),
+        *(
+            (f"[server]\ncors_origins = [{origin!r}]", f"server.cors_origins={origin!r}: must be * or an origin")
+            for origin in (
+                "https://app.example/",
+                "https://app.example/chat",
+                "app.example",
+                "https://App.example",
+                "HTTPS://app.example",
+                "https://*.app.example",
+                "https://app.example:443",
+                "http://localhost:80",
+                "http://localhost:03000",
+                "http://localhost:65536",
+                "http://localhost:",
+                "https://bücher.example",
+                " https://app.example",
+                "https://",
+                "",
+            )
+        ),
+        *(
+            (
+                f"[server]\nallowed_hosts = [{host!r}]",
+                f"server.allowed_hosts={host!r}: must be a host's name or address",
+            )
+            for host in ("*", "https://llm.example", "llm.example:8080", "[::1]", "*.llm.example", "llm.example/", "")
+        ),
+        (
+            "[server]\ncors_origins = ['https://ada@app.example']",
+            "server.cors_origins='https://***@app.example': must be *",
+        ),
         ("[server]\ntls_cert = 'a'", "must be given together with server.tls_cert"),
         ("[policy]\nprior = [2.0, 0.1]", "policy.prior=[2.0, 0.1]: must be list of 2 float each ≥ 0 ≤ 1"),
         ("[models.'a/b-2.5']\ntokeniser = 'worker'", "models.a/b-2.5.tokeniser: no such setting"),
@@ -93,6 +124,14 @@ def test_a_bad_value_gives_one_line_with_key_value_and_bound(tmp_path: Path, tex
         load_text(tmp_path, text)
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_names_that_browsers_and_requests_may_carry_are_taken(tmp_path: Path) -> None:
+    origins = ["*", "null", "https://app.example", "http://localhost:3000", "http://[::1]:8000", "http://127.0.0.1"]
+    origins += ["https://a.example:80", "tauri://localhost", "chrome-extension://abcdefghijklmnop", "app://x"]
+    hosts = ["llm.example", "LLM.example.", "127.0.0.1", "::1", "llm_1", "localhost"]
+    server = load_text(tmp_path, f"[server]\ncors_origins = {origins}\nallowed_hosts = {hosts}").server
+    assert (server.cors_origins, server.allowed_hosts) == (origins, hosts)
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.key)

@@ -13,7 +13,15 @@ import pytest
 
 from router.admission import Admission, AdmissionSettings
 from router.core.affinity import LastWorkers
-from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import (
+    AttemptFailed,
+    CannotConnect,
+    ReplyTooLarge,
+    WorkerDied,
+    WorkerErred,
+    WorkerSilent,
+    WorkerSlow,
+)
 from router.core.errors import (
     ModelNotFound,
     ModelUnavailable,
@@ -297,6 +305,10 @@ async def test_a_death_before_the_first_byte_is_invisible_and_outside_the_budget
     assert house.upstream.asked == ["a", "b", "c"]
     assert house.client.answered == [OK]
     assert record.retries == [death.cause, death.cause]
+    assert [(each.worker, each.failure) for each in record.tried] == [
+        (house.member(host).name, failure) for host, failure in zip("abc", [death.cause, death.cause, ""], strict=True)
+    ]
+    assert record.first_choice == house.member("a").name
     assert house.member("a").health.state is State.EJECTED
     house.assert_nothing_is_held()
 
@@ -323,6 +335,7 @@ async def test_what_no_attempt_follows_is_no_retry(failure: Answer, cause: str) 
         await house.send()
     assert house.records[-1].attempts == 2
     assert house.records[-1].retries == [cause]
+    assert [each.failure for each in house.records[-1].tried] == [cause, cause]
 
 
 async def test_the_last_worker_of_a_ranking_takes_nothing_from_the_budget() -> None:
@@ -506,6 +519,21 @@ async def test_an_unknown_model_asks_nobody() -> None:
         await house.send(make_request(model="nobody"))
     assert house.upstream.asked == []
     assert house.records[-1].status == 404
+    house.assert_nothing_is_held()
+
+
+async def test_a_worker_that_is_at_work_for_too_long_is_not_ill() -> None:
+    house = House("ab")
+    house.upstream.answers = dict.fromkeys("ab", WorkerSlow("x"))
+    for _ in range(3):
+        with pytest.raises(WorkerTimeout):
+            await house.send()
+    house.upstream.answers = {"a": STREAM}
+    house.upstream.end = StreamEnd.SLOW
+    await house.send(make_request(stream=True))
+    assert house.records[-1].outcome == "slow"
+    assert house.states() == ["up", "up"]
+    assert [member.health.failed_requests for member in house.fleet.members()] == [0, 0]
     house.assert_nothing_is_held()
 
 

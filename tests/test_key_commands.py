@@ -45,7 +45,7 @@ def test_a_key_is_shown_once_and_only_its_digest_is_in_the_entry() -> None:
 
 @pytest.mark.parametrize("tenant", ["a.b", "c", "new", "n.ew"])
 def test_a_key_is_added_and_all_that_stood_there_stays_byte_for_byte(file: Path, tenant: str) -> None:
-    result = run("create", "--tenant", tenant, "--file", str(file), "--id", "fresh")
+    result = run("create", "--tenant", tenant, "--file", str(file), "--id", "fresh", "--new-tenant")
     assert result.exit_code == 0
     assert file.read_bytes().startswith(HAND_WRITTEN.encode())
     digest = sha256(result.stdout.strip().encode()).hexdigest()
@@ -60,6 +60,21 @@ def test_a_file_that_is_not_there_yet_is_made(tmp_path: Path) -> None:
     assert run("create", "--tenant", "acme", "--file", str(file)).exit_code == 0
     assert [tenant for tenant, _, _ in entries(file).values()] == ["acme", "acme"]
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_tenant_that_the_file_does_not_list_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    assert run("create", "--tenant", "acme-chat", "--file", str(file)).exit_code == 0
+    before = file.read_bytes()
+    slip = run("create", "--tenant", "acme-chta", "--file", str(file))
+    assert (slip.exit_code, slip.stdout) == (1, "")
+    assert "lists no tenant acme-chta (did you mean acme-chat?): give --new-tenant" in slip.stderr
+    assert file.read_bytes() == before
+    other = run("create", "--tenant", "zeta", "--file", str(file))
+    assert "lists no tenant zeta: give --new-tenant" in other.stderr
+    assert run("create", "--tenant", "zeta", "--file", str(file), "--new-tenant").exit_code == 0
+    assert run("create", "--tenant", "zeta", "--file", str(file)).exit_code == 0
+    assert [tenant for tenant, _, _ in entries(file).values()] == ["acme-chat", "zeta", "zeta"]
 
 
 def test_a_link_to_the_file_stays_a_link(file: Path) -> None:

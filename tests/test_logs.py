@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from router.logs import ABOUT, AUDIT, MAX_ITEMS, MAX_VALUE_LENGTH, JsonFormatter, TextFormatter, redact, set_up_logging
+from router.server.audit import Audit
 
 KEY = "wr-" + "aB3_" * 10
 
@@ -191,6 +192,22 @@ def test_the_audit_log_is_written_at_any_level_and_to_its_file_as_well(
     file.rename(tmp_path / "rotated.jsonl")
     logging.getLogger(AUDIT).info("keys loaded", extra={"keys": 4})
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("level", "is_written"), [("info", True), ("warning", False)])
+def test_the_level_holds_for_what_was_read_but_not_in_the_audit_file(
+    level: str, is_written: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    set_up_logging(level, "text", str(file))
+    audit = Audit(logging.getLogger(AUDIT))
+    audit.count("admin call", "10.0.0.1", is_read=True, page="/workers", status=200)
+    audit.count("admin call", "10.0.0.1", page="/workers", status=401)
+    audit.flush()
+    assert [json.loads(each)["status"] for each in file.read_text("utf-8").splitlines()] == [200, 401]
+    written = capsys.readouterr().err
+    assert ("status=200" in written) is is_written
+    assert "status=401" in written
 
 
 def test_an_audit_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -260,15 +260,18 @@ ALL = range(1, 11)
 
 
 @pytest.mark.parametrize("upto", ALL)
-@pytest.mark.parametrize("end", [StreamEnd.DIED, StreamEnd.SILENT])
+@pytest.mark.parametrize("end", [StreamEnd.DIED, StreamEnd.SILENT, StreamEnd.SLOW])
 async def test_a_stream_goes_on_with_the_next_worker_wherever_it_breaks(upto: int, end: StreamEnd) -> None:
     house = House()
     house.script(a=Script(upto, end))
     record = await house.send()
     house.assert_whole()
     assert house.workers.hosts == ["a", "b"]
-    assert record.resumptions == [Resumption({"broken": "died", "silent": "timeout"}[end.value], "exact")]
+    assert record.resumptions == [Resumption("died" if end is StreamEnd.DIED else "timeout", "exact")]
     assert (record.worker, record.outcome, record.attempts) == (house.member("b").name, "ok", 2)
+    died, rescuer = record.tried
+    assert (died.worker, died.failure, died.broke) == (record.first_choice, record.resumptions[0].cause, True)
+    assert (rescuer.worker, rescuer.failure, rescuer.broke) == (record.worker, "", False)
     assert (record.prompt_tokens, record.completion_tokens) == (3, 10)
 
 
@@ -315,6 +318,10 @@ async def test_an_error_of_the_next_worker_that_is_the_requests_ends_it_and_says
     assert house.workers.hosts == ["a", "b"]
     assert house.member("b").health.failed_requests == 0
     assert record.resumptions == [Resumption("died", "exact"), Resumption("died", "unsafe")]
+    assert [(each.worker, each.failure) for each in record.tried] == [
+        (house.member("a").name, "died"),
+        (house.member("b").name, "unsafe"),
+    ]
 
 
 ENGINE_DIED = event({"error": {"message": "EngineCore encountered an issue.", "code": 500}})
@@ -339,6 +346,8 @@ async def test_a_stream_under_which_workers_die_one_after_another_is_given_up(
         ("the request was given up: 3 workers died under it, one after another", False)
     ]
     assert record.given_up
+    assert [each.worker for each in record.tried] == [house.member(host).name for host in "abc"]
+    assert all(each.failure for each in record.tried)
     assert record.resumptions[-1].outcome == "failed"
     (told,) = [each for each in caplog.records if each.levelname == "WARNING"]
     assert (told.message, told.request_id) == ("request given up", record.request_id)  # type: ignore[attr-defined]

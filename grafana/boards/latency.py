@@ -134,12 +134,14 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Requests that wait",
-                    description="For room, for any worker, for the one that is warm, or for busy ones; and how many may.",
+                    description="For room, for any worker, for the one that is warm, for busy ones, or past their deadline for "
+                    "silent ones that are at work; and how many may wait for room.",
                     unit="short",
                     queries=(
                         Query(now("queue_depth"), "in the queue"),
                         Query(now("warm_waits"), "for the warm worker"),
                         Query(now("busy_waits"), "for busy workers"),
+                        Query(now("overdue_requests"), "for silent workers at work"),
                         Query(now("queue_max"), "may wait"),
                     ),
                 ),

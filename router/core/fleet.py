@@ -17,6 +17,7 @@ from router.core.facts import FleetView
 from router.core.fingerprint import BLOCK_BYTES
 from router.core.health import Health, HealthRules, State
 from router.core.load import LoadReport
+from router.core.patience import Signs, Work
 from router.core.prefix_index import Recorded
 from router.core.rates import DecayedRatio, PrefillTimes, believed
 from router.core.request import Route
@@ -73,6 +74,7 @@ class Member:
     """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
     load: LoadReport | None = None
     load_at: float = 0.0
+    work: Work = field(default_factory=Work)
     asleep_since: float | None = None
     """When its engine was first seen asleep; None while it is awake."""
     reuse: Reuse = field(default_factory=Reuse)
@@ -561,6 +563,11 @@ class Fleet:
         here = report.prefilling_tokens or 0.0
         member.lost_tokens = min(here, member.lost_tokens + LOST_SHARE * (here - member.lost_tokens))
         return here - member.lost_tokens
+
+    def signs(self, address: WorkerAddress, now: float) -> Signs | None:
+        """Of work there, as its polls show it; None where its last poll is not to be believed any more, or it left."""
+        member = self._by_name.get(address.name)
+        return None if member is None else member.work.signs(now, self._rules.stale_load_s)
 
     def drain_foreign(self, now: float) -> None:
         """Between polls others' queues get shorter too: by what the worker prefilled since, shared with our own."""

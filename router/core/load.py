@@ -24,6 +24,9 @@ class LoadReport:
     process_start_time: float | None
     """Unix seconds."""
 
+    tokens: float | None = None
+    """Of prompts and of answers, computed since the process began: a figure that grows while the worker is at work."""
+
     is_asleep: bool = False
     """An engine of it has given its memory away, cache and all; requests would wait until somebody wakes it."""
 

@@ -19,6 +19,15 @@ class Resumption(NamedTuple):
     gap_s: float = 0.0
 
 
+class Attempt(msgspec.Struct, gc=False):
+    """One worker that was asked. ``failure``: its cause, such as "died"; empty while it answers, and where it answered.
+    ``broke``: it failed within its stream."""
+
+    worker: str
+    failure: str = ""
+    broke: bool = False
+
+
 class Tally(Protocol):
     """Follows a stream."""
 
@@ -43,9 +52,14 @@ class Record(msgspec.Struct, kw_only=True):
     """Of the time until the decision, how long it waited for room or for a worker."""
     status: int = 0
     worker: str = ""
+    """The last that was asked, or whose stream the client has."""
+    first_choice: str = ""
+    """The worker that the newest ranking put first, for ``reason``; it is not asked where it has no seat."""
     reason: str = ""
     outcome: str = "pending"
     attempts: int = 0
+    tried: list[Attempt] = msgspec.field(default_factory=list)
+    """Those attempts in order, resumptions among them."""
     was_sent: bool = False
     """A worker has the prompt, and did not refuse it."""
     retries: list[str] = msgspec.field(default_factory=list)
@@ -67,3 +81,11 @@ class Record(msgspec.Struct, kw_only=True):
     """Where the request's spans are noted, while it is under way; None: nobody wants to see them."""
     chunks: int = 0
     bytes_out: int = 0
+
+    def begin_attempt(self, worker: str) -> None:
+        self.tried.append(Attempt(worker))
+        self.attempts += 1
+
+    def fail_attempt(self, cause: str, *, broke: bool = False) -> None:
+        """The newest one."""
+        self.tried[-1].failure, self.tried[-1].broke = cause, broke

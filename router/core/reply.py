@@ -55,6 +55,8 @@ class StreamEnd(Enum):
     DONE = "ok"
     DIED = "broken"
     SILENT = "silent"
+    SLOW = "slow"
+    """Silent for too long, of a worker that is at work."""
     ERRED = "errored"
     TOO_LARGE = "too_large"
     CLIENT_GONE = "client_gone"

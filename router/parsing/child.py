@@ -6,6 +6,7 @@ A call is two lengths of 8 bytes, the pickled function, and the body as it is; a
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 import signal
@@ -16,10 +17,14 @@ from router.core.errors import RequestTooLarge, RouterError
 
 LENGTH_BYTES = 8
 
+NICENESS = 10
+"""Where cores are few, everybody's event loop goes before one's costly body."""
+
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # terminals and supervisors send them to all: the parent decides
+    os.nice(NICENESS)
     max_memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (max_memory_bytes, max_memory_bytes))
     serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -40,7 +40,7 @@ LONG_DIGITS, TWO_DIGITS = 500, re.compile(rb"[0-9]{2}")
 """Numbers of a thousand digits take 0.1 µs for each, and every such number has two of the bytes that lie so far apart."""
 
 READ_S = 20.0
-"""For one body. The slowest seen of 8 MiB took a second."""
+"""For one body. The slowest seen took a second for 8 MiB."""
 
 MAX_WAITING, MAX_WAIT_S = 64, 30.0
 """Bodies of one tenant that wait for a process, and for how long."""
@@ -49,9 +49,10 @@ IDLE_S = 10.0
 """After which a process that has nothing to do ends, and gives back its memory."""
 
 BASE_MEMORY_BYTES = 512 << 20
-MEMORY_RATIO = 64
-"""Address space of a process: what Python itself maps, and so many bytes for each of the largest body. Dictionaries take the
-most: 35 bytes for each of JSON's."""
+MEMORY_RATIO = 16
+"""Address space of a process: what Python itself maps, and so many bytes for each of the largest body. Text takes up to 11 of
+them, where it has emoji. Many small values take more, dictionaries 35 bytes for each of JSON's: such a body is refused from
+some megabytes on, whatever ``limits.max_body_bytes`` lets in."""
 
 _RUN_CHILD = "import sys; sys.path[:] = sys.argv[2:]; from router.parsing.child import main; main()"
 

@@ -79,8 +79,9 @@ class AdminPort:
             answer = web.Response(body=body, headers={"Content-Type": content_type})
         answer.headers["Server"] = SERVER
         page = request.path if request.path in _PAGES else "other"
-        if page != "/health":  # asked for every few seconds, and tells nothing
-            self._audit.count("admin call", request.remote, page=page, status=answer.status)
+        is_read = answer.status < 400
+        if page != "/health" and not (page == "/metrics" and is_read):  # asked for every few seconds, by machines
+            self._audit.count("admin call", request.remote, is_read=is_read, page=page, status=answer.status)
         return answer
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -150,12 +151,15 @@ def show_decision(record: Record) -> dict[str, Any]:
         "request_id": record.request_id,
         "route": record.route.value,
         "model": redact(record.model),  # where no worker serves it, it is whatever a client wrote
+        "stream": record.stream,
         "worker": record.worker,
+        "first_choice": record.first_choice,
         "policy": record.policy,
         "reason": record.reason,
         "status": record.status,
         "outcome": record.outcome,
         "attempts": record.attempts,
+        "tried": [msgspec.structs.asdict(attempt) for attempt in record.tried],
         "retries": record.retries,
         "given_up": record.given_up,
         "resumptions": [resumption._asdict() for resumption in record.resumptions],

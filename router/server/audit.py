@@ -1,7 +1,8 @@
 """The audit log: who was let in or kept out, which keys came and went, who looked at the admin port.
 
-Lines of the logger ``warmroute.audit``. Never a key, a whole digest or a path that a client made up. What outsiders can
-cause is counted and written once a second, so that a flood of it cannot fill a disk.
+Lines of the logger ``warmroute.audit``, and of ``warmroute.audit.reads`` for what was shown. Never a key, a whole digest or a
+path that a client made up. What outsiders can cause is counted and written once a second, so that a flood of it cannot fill a
+disk.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class _Counted:
 class Audit:
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._counted: dict[tuple[str, tuple[tuple[str, object], ...]], _Counted] = {}
+        self._reads = log.getChild("reads")
+        self._counted: dict[tuple[bool, str, tuple[tuple[str, object], ...]], _Counted] = {}
 
     @property
     def waiting(self) -> int:
@@ -35,17 +37,19 @@ class Audit:
         """At once: what only operators can cause."""
         self._log.info(event, extra=fields)
 
-    def count(self, event: str, remote: str | None, **fields: object) -> None:
-        """With the others of its second. ``fields`` come from closed sets: each combination is a line a second."""
-        counted = self._counted.setdefault((event, tuple(fields.items())), _Counted())
+    def count(self, event: str, remote: str | None, *, is_read: bool = False, **fields: object) -> None:
+        """With the others of its second. ``fields`` come from closed sets: each combination is a line a second. ``is_read``: it
+        was let in, and was shown something."""
+        counted = self._counted.setdefault((is_read, event, tuple(fields.items())), _Counted())
         counted.times += 1
         if remote and remote not in counted.remotes and len(counted.remotes) < MAX_REMOTES:
             counted.remotes.append(remote)
 
     def flush(self) -> None:
         counted, self._counted = self._counted, {}
-        for (event, fields), each in counted.items():
-            self._log.info(event, extra={**dict(fields), "times": each.times, "remotes": each.remotes})
+        for (is_read, event, fields), each in counted.items():
+            log = self._reads if is_read else self._log
+            log.info(event, extra={**dict(fields), "times": each.times, "remotes": each.remotes})
 
     async def run(self) -> None:
         """Until cancelled; what is counted by then is written."""

@@ -6,7 +6,7 @@ which it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from typing import Protocol, cast
 
@@ -52,24 +52,35 @@ class KeyGate:
         self.refusals = dict.fromkeys(Refusal, 0)
 
     def admit(self, request: web.BaseRequest, *, takes_x_api_key: bool = False) -> Caller:
-        key = _presented(request, takes_x_api_key=takes_x_api_key)
-        digest = b"" if isinstance(key, Refusal) else _digest(key)
-        found = key if isinstance(key, Refusal) else self.keyring.find(digest, self._now())
-        if isinstance(found, Caller):
+        keys, now = _presented(request, takes_x_api_key=takes_x_api_key), self._now()
+        found = {digest: self.keyring.find(digest, now) for digest in map(_digest, keys)}
+        callers = [(digest, caller) for digest, caller in found.items() if isinstance(caller, Caller)]
+        if len(callers) == 1:
+            digest, caller = callers[0]
             self.connections.claim(cast(Connection, request.protocol), digest)
-            return found
-        self.refusals[found] += 1
-        self._audit.count("authentication refused", request.remote, reason=found.value)
+            return caller
+        refusal = _refusal(request, found.values(), takes_x_api_key=takes_x_api_key)
+        self.refusals[refusal] += 1
+        self._audit.count("authentication refused", request.remote, reason=refusal.value)
         raise InvalidApiKey("a valid API key is required")
 
 
-def _presented(request: web.BaseRequest, *, takes_x_api_key: bool) -> str | Refusal:
-    """The one key that the head has; with two of them nobody knows which one another reader would take."""
-    bearers = request.headers.getall("Authorization", _NONE)
-    others = request.headers.getall("x-api-key", _NONE) if takes_x_api_key else _NONE
-    if len(bearers) + len(others) != 1:
-        return Refusal.MALFORMED if bearers or others else Refusal.ABSENT
-    return (bearer_token(bearers[0]) if bearers else others[0]) or Refusal.MALFORMED
+def _presented(request: web.BaseRequest, *, takes_x_api_key: bool) -> list[str]:
+    """The keys that the head has: one, where both headers have the same. Of two different ones the caller is in no doubt where
+    one alone opens: clients that fill both headers may have the other of somebody else's API."""
+    keys = [bearer_token(each) for each in request.headers.getall("Authorization", _NONE)]
+    if takes_x_api_key:
+        keys += request.headers.getall("x-api-key", _NONE)
+    return [key for key in keys if key]
+
+
+def _refusal(request: web.BaseRequest, found: Collection[Caller | Refusal], *, takes_x_api_key: bool) -> Refusal:
+    """Why no key of the head is taken: ``found`` has what each opens."""
+    refusals = [each for each in found if isinstance(each, Refusal)]
+    if refusals:
+        return next((each for each in refusals if each is not Refusal.UNKNOWN), Refusal.UNKNOWN)
+    is_shown = "Authorization" in request.headers or (takes_x_api_key and "x-api-key" in request.headers)
+    return Refusal.MALFORMED if is_shown else Refusal.ABSENT  # malformed: also two keys that would both open
 
 
 def bearer_token(authorization: str) -> str:

@@ -44,16 +44,17 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
     received, received_bytes = BytesIO(), 0  # pieces of one byte would take forty times as much
     now = asyncio.get_running_loop().time
     started_at = now()
+    due_at = started_at + min(limits.body_grace_s, limits.body_timeout_s)
     try:
-        async with asyncio.timeout(min(limits.body_grace_s, limits.body_timeout_s)) as deadline:
+        async with asyncio.timeout_at(due_at) as deadline:
             while piece := await content.readany():
                 received_bytes += len(piece)
                 require_room(received_bytes, limits)
                 received.write(piece)
                 memory.resize(BODY, received_bytes + _bytes_ahead(request, received_bytes))
                 _check_framing(request, received_bytes)
-                earned_s = limits.body_grace_s + received_bytes / limits.min_body_bytes_per_s
-                deadline.reschedule(started_at + min(earned_s, limits.body_timeout_s))
+                due_at = next_due_at(due_at, now(), len(piece), limits)
+                deadline.reschedule(due_at)
     except TimeoutError:
         raise BodyTimeout(f"the body came too slowly: {received_bytes} bytes in {now() - started_at:.1f} s") from None
     except web.RequestPayloadError:
@@ -63,6 +64,12 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
         raise
     memory.resize(BODY, received_bytes)
     return received.getvalue()
+
+
+def next_due_at(due_at: float, now: float, piece_bytes: int, limits: LimitsConfig) -> float:
+    """When the next piece of a body has to be there: each byte earns time, of which ``body_timeout_s`` can be saved up, so that
+    a client that sent much at once cannot rest for long."""
+    return min(due_at + piece_bytes / limits.min_body_bytes_per_s, now + limits.body_timeout_s)
 
 
 def _bytes_ahead(request: web.BaseRequest, received_bytes: int) -> int:

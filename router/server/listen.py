@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+
+from router.config import AdminConfig, ConfigError, ServerConfig
 
 SEND_BUFFER_BYTES = 128 << 10
 """What the kernel may hold for a client that does not read. Its own default hides megabytes from back-pressure."""
@@ -19,8 +22,19 @@ def require_c_parser() -> None:
         raise RuntimeError("aiohttp's C extensions are missing: install a wheel of aiohttp for this platform")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; accepted ones inherit its buffer sizes. Raises OSError."""
+def listen(section: str, where: ServerConfig | AdminConfig) -> socket.socket:
+    """A listening socket; accepted ones inherit its buffer sizes. ``section``: of the configuration. Raises ConfigError."""
+    try:
+        return _bound(where.host, where.port)
+    except OSError as error:
+        is_ports = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        key = f"{section}.port={where.port}" if is_ports else f"{section}.host={where.host!r}"
+        reason = error.strerror or error
+        raise ConfigError(f"{key}: cannot listen on port {where.port} of {where.host}: {reason}") from None
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

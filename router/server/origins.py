@@ -9,14 +9,25 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from router.config import ServerConfig
+from router.config import ANY_ORIGIN, ServerConfig
 from router.core.errors import HostNotAllowed
 from router.server.errors import SERVER
 from router.wire.client_head import target_host
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _METHODS = "GET, POST, DELETE"
-
+EXPOSED = (
+    "Retry-After",
+    "X-Request-Id",
+    "x-should-retry",
+    "x-warmroute-predicted-cached-tokens",
+    "x-warmroute-reason",
+    "x-warmroute-session",
+    "x-warmroute-state",
+    "x-warmroute-worker",
+)
+"""Headers of answers that pages may read, beside those that every page may (Fetch standard, CORS-safelisted response-header
+name)."""
 
 PROBES = ("/health", "/ready")
 """Asked for by address, as Kubernetes' nodes do: they tell nothing that a page of another origin could use."""
@@ -45,21 +56,29 @@ class Origins:
         return None
 
     def add_to(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        if origin := self._origin_of(request):
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
+        response.headers.update(self._headers(request))
 
     def head(self, request: web.BaseRequest) -> bytes:
         """The same as lines of a head."""
-        if not (origin := self._origin_of(request)):
-            return b""
-        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % origin.encode("latin-1")
+        return "".join(f"{name}: {value}\r\n" for name, value in self._headers(request).items()).encode("latin-1")
+
+    def _headers(self, request: web.BaseRequest) -> dict[str, str]:
+        origin = self._origin_of(request)
+        if not origin:
+            return {}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": ", ".join(EXPOSED),
+            "Vary": "Origin",
+        }
 
     def _origin_of(self, request: web.BaseRequest) -> str:
-        """Empty where it is not listed."""
+        """As it may be told: itself, or * for any; empty where it is not listed, or nobody asks for a page."""
         if not self._origins:
             return ""
         origin = request.headers.get("Origin", "")
+        if origin and ANY_ORIGIN in self._origins:
+            return ANY_ORIGIN
         return origin if origin in self._origins else ""
 
 

@@ -102,7 +102,8 @@ class HeldClient:
     def write(self, data: bytes) -> None:
         self._event_bytes += len(data)
         if self._event_bytes > MAX_ANSWER_BYTES:  # nothing more is kept of it
-            self.error = self.error or WorkerError("the worker's answer is larger than a session can keep")
+            message = "the worker's answer is larger than a session can keep: ask for less at once"
+            self.error = self.error or WorkerError(message, retryable=False)
             return
         try:
             out = self._door.events(data)

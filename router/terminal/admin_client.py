@@ -22,8 +22,11 @@ MAX_EVENT_BYTES = 8 << 20
 """Of 10,000 workers and more."""
 MAX_ANSWER_BYTES = 64 << 20
 """Of as many decisions as ``admin.decisions`` may be."""
-_NOT_AN_ANSWER = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, KeyError)
-"""A time-out is an OSError; aiohttp tells of lines that are too long by an error of its parser's."""
+MAX_ROWS = 100_000
+"""Of a list: likewise, and far more than a fleet has workers. To show so many takes a minute."""
+_NOT_AN_ANSWER = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, KeyError, RecursionError)
+"""A time-out is an OSError; aiohttp tells of lines that are too long by an error of its parser's, and msgspec of what is nested
+too deep by a RecursionError."""
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a router that listens there is asked on loopback)
 
 
@@ -45,6 +48,8 @@ class AdminClient:
         """What is listed under ``member`` of the answer, each as ``kind`` has it. Raises AdminError."""
         async with self._answer(path) as answer, asyncio.timeout(ANSWER_S):
             found: list[dict[str, Any]] = msgspec.json.decode(await _whole(answer), type=dict[str, list[kind]])[member]
+            if len(found) > MAX_ROWS:
+                raise ValueError(f"more than {MAX_ROWS:,} {member}")
             return found
 
     async def snapshots(self) -> AsyncGenerator[dict[str, Any], None]:

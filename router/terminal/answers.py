@@ -26,6 +26,12 @@ class Worker(TypedDict):
     cached_tokens: Number
 
 
+class Attempt(TypedDict):
+    worker: str
+    failure: str
+    broke: bool
+
+
 class Resumption(TypedDict):
     cause: str
     outcome: str
@@ -36,12 +42,14 @@ class Decision(TypedDict):
     request_id: str
     route: str
     model: str
+    stream: bool
     worker: str
+    first_choice: str
     policy: str
     reason: str
     status: Number
     outcome: str
-    retries: list[str]
+    tried: list[Attempt]
     given_up: bool
     resumptions: list[Resumption]
     queued_s: Number

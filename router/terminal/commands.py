@@ -22,13 +22,15 @@ from router.config import ConfigError, load_config
 from router.terminal.admin_client import AdminClient, AdminError, admin_url
 from router.terminal.answers import Decision, Worker
 from router.terminal.explain import explain
-from router.terminal.screen import error_table, plain, top_screen, worker_table
+from router.terminal.screen import error_table, plain, printable, top_screen, worker_table
 
 T = TypeVar("T")
 
 PIPED_COLUMNS = 160
 AGAIN_S = 1.0
 """Behind a router that went away, until it is asked again."""
+MIN_SHOWN_S = 0.1
+"""For which a screen stays, however fast others come."""
 
 
 def asks(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +50,7 @@ def top_command(file: Path | None, admin_url: str | None, once: bool) -> None:
     """Show the fleet and the last decisions, as they are."""
     console = _console()
     client = _client(file, admin_url)
-    has_screen = console.is_terminal and not console.is_dumb_terminal
+    has_screen = _is_terminal() and not console.is_dumb_terminal
     _run(_watch(client, console) if has_screen and not once else _print_once(client, console))
 
 
@@ -60,7 +62,7 @@ def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> 
     kind = dict[str, Any] if as_json else Worker
     workers = _run(_client(file, admin_url).list("/workers", "workers", kind))
     if as_json:
-        click.echo(json.dumps(workers, indent=2))
+        click.echo(_as_json(workers))
     else:
         _console().print(Group(worker_table(workers), error_table(workers)))
 
@@ -75,8 +77,8 @@ def explain_command(request_id: str, file: Path | None, admin_url: str | None) -
     found = [decision for decision in decisions if decision["request_id"] == request_id]
     if not found:
         raise click.ClickException(
-            f"{client.url} remembers its last {len(decisions)} requests (admin.decisions), and {request_id} is not among "
-            "them; another router may have had it"
+            f"{client.url} remembers its last {len(decisions)} requests (admin.decisions), and {printable(request_id)} is not "
+            "among them; another router may have had it"
         )
     click.echo("\n".join(map(explain, found)), nl=False)
 
@@ -84,9 +86,22 @@ def explain_command(request_id: str, file: Path | None, admin_url: str | None) -
 def _console() -> Console:
     """As wide as the terminal; where there is none, wide enough."""
     console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not _is_terminal() and "COLUMNS" not in os.environ:
         console.width = PIPED_COLUMNS
     return console
+
+
+def _is_terminal() -> bool:
+    """Whether somebody looks at one. ``Console.is_terminal`` only says whether colours are wanted (FORCE_COLOR)."""
+    return sys.stdout.isatty()
+
+
+def _as_json(workers: list[dict[str, Any]]) -> str:
+    """In ASCII, so that no text of it commands a terminal."""
+    try:
+        return json.dumps(workers, indent=2)
+    except RecursionError:
+        raise click.ClickException("the workers that were told are nested too deep to be shown") from None
 
 
 def _client(file: Path | None, url: str | None) -> AdminClient:
@@ -119,6 +134,7 @@ async def _watch(client: AdminClient, console: Console) -> None:
                     async for shown in snapshots:
                         was_there = True
                         show(top_screen(shown, console.height))
+                        await asyncio.sleep(MIN_SHOWN_S)
             except AdminError as error:
                 if not was_there:
                     raise

@@ -123,7 +123,7 @@ def recent_hits(history: Sequence[Sequence[float]]) -> str:
 def _decision_table(decisions: Sequence[dict[str, Any]]) -> Table:
     table = _table(("request", "model", "worker", "why", ">status", ">prompt", ">expected", ">cached", ">first"))
     for one in decisions:
-        first = one["time_to_first_token_s"]
+        first = one["time_to_first_token_s"] if one["stream"] else 0.0  # else it is the whole answer's
         table.add_row(
             plain(one["request_id"]),
             plain(one["model"]),

@@ -22,8 +22,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import (
+    AttemptFailed,
+    ReplyTooLarge,
+    WorkerDied,
+    WorkerErred,
+    WorkerHungUp,
+    WorkerSilent,
+    WorkerSlow,
+)
 from router.core.memory import REPLY, UNCOUNTED_BYTES, Holding, MemoryFull
+from router.core.patience import Signs, Silence, may_wait_s
 from router.core.reply import Reply
 from router.freed_memory import untie_transport
 from router.upstream.shares import SHARE_BYTES, Shares
@@ -94,6 +103,8 @@ class Limits:
     first_event_s: float
     event_gap_s: float
     answer_s: float
+    silence_s: float
+    """The longest silence that is waited for where the worker shows that it is at work."""
 
 
 RECEIVE_BUFFER_BYTES = 64 << 10
@@ -149,6 +160,8 @@ class WorkerConnection(asyncio.Protocol):
         self._is_paused = False
         self._is_delivered = False
         self._read_at = 0.0
+        self._answer_within_s = 0.0
+        self._may_wait = False
         self.state = State.IDLE
         self.error: AttemptFailed | MemoryFull | None = None
         self.deadline = float("inf")
@@ -168,6 +181,19 @@ class WorkerConnection(asyncio.Protocol):
         """True once the transport is gone, whatever state it was in."""
         return self.state is State.CLOSED and self._transport is None
 
+    def is_overdue(self, now: float) -> bool:
+        """The worker is silent beyond its deadline, and waited for."""
+        return self._is_awaited and now - self._read_at > self._allowed_s
+
+    @property
+    def _is_awaited(self) -> bool:
+        return self.state in (State.HEAD, State.WHOLE, State.EVENTS, State.FLOW) and not self._is_paused
+
+    @property
+    def _allowed_s(self) -> float:
+        """How long the worker may be silent, if nothing shows that it is at work."""
+        return self._limits.event_gap_s if self.state is State.FLOW else self._answer_within_s
+
     @property
     def has_answered(self) -> bool:
         """True once any byte of the reply came."""
@@ -180,15 +206,16 @@ class WorkerConnection(asyncio.Protocol):
         watch: Watch | None,
         within_s: float | None = None,
         *,
+        may_wait: bool = False,
         memory: Holding | None = None,
         max_reply_bytes: int | None = None,
     ) -> None:
         """Send a request; ``watch`` for one that asks for a stream. ``within_s`` and ``max_reply_bytes`` shorten the wait for
-        its answer or first event, and the largest answer. ``memory`` grows with what is held of the answer. Raises WorkerDied
-        on a closed connection."""
+        its answer or first event, and the largest answer. ``may_wait``: beyond that while the worker shows that it is at work.
+        ``memory`` grows with what is held of the answer. Raises WorkerHungUp on a closed connection."""
         transport = self._transport
         if transport is None or not self.is_usable:
-            raise WorkerDied("the connection is closed")
+            raise WorkerHungUp("the connection is closed")
         self._head = ReplyHead()
         self._watch = watch
         self._memory = memory
@@ -199,8 +226,10 @@ class WorkerConnection(asyncio.Protocol):
         self._piece_bytes = self.sent_bytes = self.chunks = self._interim_heads = 0
         self.state = State.HEAD
         limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
+        self._answer_within_s = limit_s if within_s is None else min(limit_s, within_s)
+        self._may_wait = may_wait
         self._read_at = now = self._loop.time()
-        self.deadline = now + (limit_s if within_s is None else min(limit_s, within_s))
+        self.deadline = now + self._answer_within_s
         if len(body) <= SMALL_BODY_BYTES:
             transport.write(head + body)
         else:
@@ -275,18 +304,30 @@ class WorkerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def expire(self) -> None:
-        """The deadline has passed; a paused stream waits for its client, and that wait is the owner's to end."""
+    def expire(self, signs: Signs | None = None) -> None:
+        """The deadline has passed; a paused stream waits for its client, and that wait is the owner's to end. ``signs``: of
+        the worker's work. While there are some the deadline moves on, up to the longest silence."""
         if self.state is State.TAIL:
             self.abort()
-        elif not self._is_paused:
+            return
+        if self._is_paused:
+            return
+        limits, now = self._limits, self._loop.time()
+        lasted_s = now - self._read_at
+        queued_s = 0.0 if self.state is State.FLOW else max(limits.first_event_s, self._answer_within_s)
+        more_s = may_wait_s(Silence(lasted_s, self._allowed_s, queued_s), signs)
+        left_s = limits.silence_s - lasted_s if self._may_wait else 0.0
+        if more_s <= 0.0:
             self._fail(WorkerSilent("the worker sent nothing in time"))
+        elif left_s <= 0.0:
+            self._fail(WorkerSlow("the worker is at work, and sent nothing in time"))
+        else:
+            self.deadline = now + min(more_s, left_s)
 
     def give_up(self) -> None:
         """The worker answers no probes: whoever has heard nothing of it for a while need not wait for a deadline."""
-        is_waiting = self.state in (State.HEAD, State.WHOLE, State.EVENTS, State.FLOW) and not self._is_paused
         patience_s = GIVE_UP_WHOLE_S if self._watch is None else GIVE_UP_S
-        if is_waiting and self._loop.time() - self._read_at >= patience_s:
+        if self._is_awaited and self._loop.time() - self._read_at >= patience_s:
             self._fail(WorkerDied("the worker fell silent, and answers no probes"))
 
     # What the event loop calls
@@ -309,7 +350,7 @@ class WorkerConnection(asyncio.Protocol):
         if self.state in (State.IDLE, State.TAIL, State.CLOSED):
             self.state = State.CLOSED
         else:
-            self._fail(WorkerDied("the worker reset the connection" if exc else "the worker closed the connection"))
+            self._fail(WorkerHungUp("the worker reset the connection" if exc else "the worker closed the connection"))
 
     def eof_received(self) -> bool:
         if self.state is State.WHOLE and isinstance(self._body, UntilClosed):

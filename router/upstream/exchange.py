@@ -9,7 +9,16 @@ from itertools import count
 from types import TracebackType
 from typing import Protocol
 
-from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.attempt import (
+    AttemptFailed,
+    CannotConnect,
+    ReplyTooLarge,
+    WorkerDied,
+    WorkerErred,
+    WorkerHungUp,
+    WorkerSilent,
+    WorkerSlow,
+)
 from router.core.memory import Holding, MemoryFull
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
@@ -80,7 +89,9 @@ class Exchange:
             headers += f"traceparent: {request.traceparent}\r\n"
             if request.tracestate:
                 headers += f"tracestate: {request.tracestate}\r\n"
-        return await self._send("POST", request.route.value, request.body, headers, watch, first_event_s, memory)
+        return await self._send(
+            "POST", request.route.value, request.body, headers, watch, first_event_s, memory, may_wait=True
+        )
 
     async def get(self, path: str, max_reply_bytes: int) -> Reply:
         """What the router asks for itself. Raises AttemptFailed."""
@@ -100,17 +111,22 @@ class Exchange:
         within_s: float | None,
         memory: Holding | None = None,
         max_reply_bytes: int | None = None,
+        *,
+        may_wait: bool = False,
     ) -> Reply:
-        """A kept connection that closes before any byte of an answer was idle for too long, which is nobody's failure:
-        the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the request."""
+        """A kept connection that the worker closes before any byte of an answer was idle for too long, which is nobody's
+        failure: the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the
+        request. What the router itself gave up is not sent again: the worker has it, and may be at work on it."""
         head = self._port.head(method, path, len(body), headers)
         was_sent = False
         self._connection = connection = self._port.take_idle()
         if connection is not None:
             try:
-                connection.ask(head, body, watch, within_s, memory=memory, max_reply_bytes=max_reply_bytes)
+                connection.ask(
+                    head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes
+                )
                 self._reply = await connection.reply()
-            except WorkerDied:
+            except WorkerHungUp:
                 if connection.has_answered:
                     raise
                 connection.release()
@@ -121,7 +137,7 @@ class Exchange:
             self._connection = connection = await self._pool.connect(self._port)
         except CannotConnect as refused:
             raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
-        connection.ask(head, body, watch, within_s, memory=memory, max_reply_bytes=max_reply_bytes)
+        connection.ask(head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes)
         self._reply = await connection.reply()
         return self._reply
 
@@ -157,7 +173,9 @@ class Exchange:
 _ENDS = {Turn.DONE: StreamEnd.DONE, Turn.CLIENT_GONE: StreamEnd.CLIENT_GONE}
 _BREAKS: dict[type[AttemptFailed | MemoryFull], StreamEnd] = {
     WorkerDied: StreamEnd.DIED,
+    WorkerHungUp: StreamEnd.DIED,
     WorkerSilent: StreamEnd.SILENT,
+    WorkerSlow: StreamEnd.SLOW,
     WorkerErred: StreamEnd.ERRED,
     ReplyTooLarge: StreamEnd.TOO_LARGE,
     MemoryFull: StreamEnd.TOO_LARGE,

@@ -10,7 +10,8 @@ from router.core.load import LoadReport
 
 _LINES = re.compile(
     rb"\n(process_start_time_seconds|vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|prefix_cache_queries_total|prefix_cache_hits_total|prompt_tokens_by_source_total|cache_config_info|engine_sleep_state))"
+    rb"|prefix_cache_queries_total|prefix_cache_hits_total|prompt_tokens_by_source_total|cache_config_info|engine_sleep_state"
+    rb"|prompt_tokens_total|generation_tokens_total))"
     rb"(\{[^\n]*\})? ([^ \n]{1,40})(?![^ \n])"
 )
 """Only these of a worker's hundreds of lines are read, since it is asked several times a second."""
@@ -95,6 +96,7 @@ class LoadReader:
             prefilling_tokens=_prefilling(sums),
             cache_tokens=min(self._cache_tokens, int(MAX_FIGURE)) or None,
             process_start_time=sums.get(b"process_start_time_seconds"),
+            tokens=_computed(sums),
             is_asleep=self._is_asleep,
             looked_up_tokens=self._looked_up_tokens,
         )
@@ -114,6 +116,11 @@ def _prefilling(sums: dict[bytes, float]) -> float | None:
     if queries is None or hits is None or computed is None:
         return None
     return max(0.0, queries - hits - computed)
+
+
+def _computed(sums: dict[bytes, float]) -> float | None:
+    counts = [sums[name] for name in (b"vllm:prompt_tokens_total", b"vllm:generation_tokens_total") if name in sums]
+    return sum(counts) if counts else None
 
 
 def _cache_tokens(labels: bytes) -> int:

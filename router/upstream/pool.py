@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.core.address import is_forbidden
 from router.core.attempt import CannotConnect
+from router.core.patience import Signs
 from router.core.worker import WorkerAddress
 from router.upstream.connection import BREACHES, Limits, WorkerConnection
 from router.upstream.shares import Shares
@@ -77,8 +79,12 @@ class WorkerPort:
 class Pool:
     """Owns every connection. ``run`` must be running: it enforces the deadlines."""
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(
+        self, settings: PoolSettings, signs: Callable[[WorkerAddress], Signs | None] = lambda _address: None
+    ) -> None:
+        """``signs``: of a worker's work, which silence is waited for."""
         self._settings = settings
+        self._signs = signs
         self._loop = asyncio.get_running_loop()
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
@@ -129,9 +135,9 @@ class Pool:
             for port in self._ports.values():
                 port.drop_stale(now)
             self._open = {each: address for each, address in self._open.items() if not each.is_closed}
-            for connection in self._open:
+            for connection, address in self._open.items():
                 if now > connection.deadline:
-                    connection.expire()
+                    connection.expire(self._signs(address))
 
     def close(self) -> None:
         for connection in self._open:
@@ -142,6 +148,12 @@ class Pool:
     @property
     def open_connections(self) -> int:
         return sum(not connection.is_closed for connection in self._open)
+
+    @property
+    def overdue(self) -> int:
+        """Exchanges whose worker is silent beyond the deadline, and waited for."""
+        now = self._loop.time()
+        return sum(connection.is_overdue(now) for connection in self._open)
 
     def port(self, address: WorkerAddress) -> WorkerPort:
         port = self._ports.get(address)

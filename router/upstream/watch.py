@@ -168,18 +168,22 @@ class WorkerWatch:
 
     async def poll(self) -> None:
         """Once: the load. A worker that does not say is not ill; its last figures are believed until they are stale."""
-        asked = self._fleet.own_load(self._member)
+        member = self._member
+        asked, asked_at = self._fleet.own_load(member), self._clock()
         report = await self._read_load()
+        now = self._clock()
         if report is None:
-            self._fleet.expire_load(self._member, self._clock())
-        elif self._fleet.on_load(self._member, report, asked, self._clock()):
-            log.info("worker restarted: its cache is empty", extra={"worker": self._member.name})
-        if self._member.state is State.ASLEEP:
-            self._upstream.give_up(self._member.address)  # what was sent in the moment before it was seen
+            self._fleet.expire_load(member, now)
+        else:
+            member.work.on_poll(report, asked_at, now)
+            if self._fleet.on_load(member, report, asked, now):
+                log.info("worker restarted: its cache is empty", extra={"worker": member.name})
+        if member.state is State.ASLEEP:
+            self._upstream.give_up(member.address)  # what was sent in the moment before it was seen
 
     async def _read_load(self) -> LoadReport | None:
-        if self._member.state is State.EJECTED:
-            return None
+        if self._member.health.state is State.EJECTED and not self._member.leases:
+            return None  # requests there may be waited for as long as it shows that it is at work
         self._is_load_bad = False
         reply = await self._get("/metrics", self._settings.load_timeout_s, MAX_METRICS_BYTES)
         if reply is None:

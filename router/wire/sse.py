@@ -289,11 +289,21 @@ def each_event(events: bytes) -> Iterator[bytes]:
     """Whole events one by one, each with the blank line that ends it. A prompt's ids are megabytes, so nothing scans slowly."""
     at = 0
     while at < len(events):
-        end = events.find(b"\n\n", at)
-        crlf = events.find(b"\n\r\n", at, end if end >= 0 else len(events))
-        behind = crlf + 3 if crlf >= 0 else end + 2 if end >= 0 else len(events)
+        behind = _end_of_event(events, at)
         yield events[at:behind]
         at = behind
+
+
+def _end_of_event(events: bytes, at: int) -> int:
+    """By its line ends, which are found faster than blank lines. One of more lines than are read is all that is left."""
+    for _ in range(2 * MAX_LINES + 2):
+        if (at := events.find(b"\n", at) + 1) == 0:
+            break
+        if events.startswith(b"\n", at):
+            return at + 1
+        if events.startswith(b"\r\n", at):
+            return at + 2
+    return len(events)
 
 
 def cut_ids(event: bytes) -> bytes:
@@ -446,6 +456,9 @@ class EventWatch:
         seen: list[bytes] = []
         for event in each_event(events):
             if self.failed or self.closed:
+                break
+            if len(event) > LARGE_EVENT_BYTES and is_costly(event):  # to cut ids off it, too
+                self.failed = True
                 break
             self._empty = 0 if b"data:" in event else self._empty + 1
             bare = cut_ids(event)

@@ -18,7 +18,7 @@ from router.app import Running
 from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fleet
 from router.wire.framing import frame
 from tests.e2e.routed import routed
-from tests.e2e.streams import TEXT
+from tests.e2e.streams import TEXT, answering
 from tests.not_tested import not_tested
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, scripted
 
@@ -105,6 +105,21 @@ async def test_the_openai_client_raises_when_its_stream_breaks() -> None:
         with pytest.raises(openai.APIError) as broken:
             await anext(stream)
         assert broken.value.code == "worker_error"
+
+
+async def test_official_clients_ask_once_for_an_answer_that_is_too_large() -> None:
+    async with (
+        scripted(answering(b"x" * 5000)) as worker,
+        routed(worker.url, timeouts__max_reply_bytes=1024) as router,
+        openai_client(router).with_options(max_retries=2) as ours,
+        anthropic_client(router).with_options(max_retries=2) as theirs,
+    ):
+        with pytest.raises(openai.InternalServerError):
+            await ours.embeddings.create(model="m", input=["one"] * 3, encoding_format="float")
+        assert len(worker.asked) == 1
+        with pytest.raises(anthropic.InternalServerError):
+            await theirs.messages.create(model="m", max_tokens=3, messages=USER)
+        assert len(worker.asked) == 2
 
 
 async def test_the_anthropic_client_reads_every_shape() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,106 @@ async def test_an_answer_that_is_held_may_take_longer_than_a_streams_first_event
         assert waiting.deadline > asyncio.get_running_loop().time() + 1000
         swept.set()
         assert (await asking).status == 200
+
+
+class Polled(dict[str, bytes]):
+    """What a worker says of its load: at each poll as many tokens more. ``read`` polls were answered."""
+
+    def __init__(self, running: int, waiting: int, step: int) -> None:
+        super().__init__({"/metrics": b""})
+        self.load = running, waiting
+        self.step = step
+        self.read = 0
+
+    def __getitem__(self, path: str) -> bytes:
+        self.read += 1
+        figures = *self.load, 100 + self.step * self.read
+        return (
+            b"vllm:num_requests_running %d\nvllm:num_requests_waiting %d\nvllm:generation_tokens_total %d\n" % figures
+        )
+
+
+AT_WORK, COMPILING, STUCK = (1, 1, 7), (0, 1, 0), (1, 0, 0)
+"""A worker that counts tokens up; one at which requests only wait; one that claims to run, and counts nothing."""
+
+
+def outlasted(router: Running, deadline: float) -> bool:
+    """One request is waited for beyond a deadline."""
+    now = asyncio.get_running_loop().time()
+    return any(each.is_overdue(now) and deadline < each.deadline < float("inf") for each in router.pool._open)
+
+
+@pytest.mark.parametrize("load", [AT_WORK, COMPILING])
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_the_first_event_of_a_worker_that_is_at_work_is_waited_for(
+    load: tuple[int, int, int], is_stream: bool
+) -> None:
+    async def answer_when_told(asked: Asked, peer: Peer) -> None:
+        await was_late.wait()
+        await (stream if is_stream else answering(b'{"good":1}'))(asked, peer)
+
+    was_late = asyncio.Event()
+    settings = {"timeouts__min_first_event_s": 1.0, "timeouts__answer_s": 1.0}
+    async with scripted(answer_when_told) as worker, routed(worker.url, **settings) as router:
+        worker.probed = Polled(*load)
+        asking = asyncio.create_task(post(router, PATH, STREAMED if is_stream else CHAT))
+        await until(lambda: worker.asked)
+        (waiting,) = [each for each in router.pool._open if each.state.name == "HEAD" and each._may_wait]
+        await until(partial(outlasted, router, waiting.deadline))
+        assert await metric(router, "warmroute_overdue_requests") == 1
+        was_late.set()
+        assert (await asking).status == 200
+        assert len(worker.asked) == 1
+        assert await metric(router, "warmroute_worker_ejections_total") == 0
+        (member,) = router.fleet.members()
+        assert member.health.failed_requests == 0
+
+
+async def test_a_pause_of_a_worker_that_is_at_work_is_waited_for_and_one_that_stands_still_is_given_up() -> None:
+    async def pause(_asked: Asked, peer: Peer) -> None:
+        await peer.send(STREAM_HEAD, frame(TEXT))
+        await was_late.wait()
+        await peer.send(frame(TEXT))
+        await peer.gone()
+
+    was_late = asyncio.Event()
+    async with (
+        scripted(pause) as worker,
+        routed(worker.url, timeouts__event_gap_s=1.0, resumption__max_attempts=0) as router,
+        connected(router) as client,
+    ):
+        worker.probed = Polled(*AT_WORK)
+        await client.post(PATH, STREAMED)
+        await client.head()
+        assert await client.chunk() == TEXT
+        (flowing,) = [each for each in router.pool._open if each.state.name == "FLOW"]
+        await until(partial(outlasted, router, flowing.deadline))
+        worker.probed = Polled(*STUCK)
+        was_late.set()
+        assert await client.chunk() == TEXT
+        assert (await client.chunk()).startswith(b'data: {"error"')
+        with pytest.raises(Broken):
+            await client.chunk()
+        (member,) = router.fleet.members()
+        assert member.health.failed_requests == 1
+
+
+async def test_a_request_that_waits_for_a_seat_is_answered_there_and_the_full_worker_stays() -> None:
+    full = SimulatorSettings(workers=1, base_port=0, max_num_seqs=1, itl_ms=20.0, time_scale=1.0)
+    async with (
+        await start_fleet(full) as fleet,
+        routed(*fleet.urls, timeouts__min_first_event_s=0.5) as router,
+    ):
+        await until(router.fleet.is_ready)
+        long = {**SIM_CHAT, "max_tokens": 100, "ignore_eos": True, "stream": True}
+        seated = asyncio.create_task(post(router, PATH, long))
+        await until(lambda: any(each.state.name == "FLOW" for each in router.pool._open))
+        assert (await post(router, PATH, {**SIM_CHAT, "max_tokens": 2, "stream": True})).status == 200
+        assert (await seated).status == 200
+        decisions = (await get_admin(router, "/decisions")).json["decisions"]
+        assert [decision["attempts"] for decision in decisions] == [1, 1]
+        assert max(decision["time_to_first_token_s"] for decision in decisions) > 0.5 + 0.25
+        assert await metric(router, "warmroute_worker_ejections_total") == 0
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

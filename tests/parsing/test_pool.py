@@ -43,6 +43,12 @@ async def test_a_body_is_read_in_another_process_and_the_next_by_the_same() -> N
         assert await many.run(B, length, bytes(1 << 20)) == 1 << 20
 
 
+async def test_the_router_goes_before_what_it_has_read() -> None:
+    async with parsers() as many:
+        reader = await many.run(A, whose, b"")
+        assert os.getpriority(os.PRIO_PROCESS, reader) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 async def test_an_error_comes_back_as_it_was_raised_and_the_process_serves_on() -> None:
     async with parsers() as many:
         first = await many.run(A, whose, b"")

@@ -12,7 +12,7 @@ import pytest
 
 from router.app import running
 from router.config import ConfigError, load_config
-from router.logs import AUDIT
+from router.logs import AUDIT, AUDIT_READS
 from tests.e2e.routed import QUICK, Answer, connected, get, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, MESSAGES, STREAMED, answering, stream
 from tests.server.keys import (
@@ -82,7 +82,8 @@ WRONG = {
     "very long": (bearer("x" * 8000),),
     "expired": (bearer(EXPIRED),),
     "disabled": (bearer(DISABLED),),
-    "both": (bearer(ACME), f"x-api-key: {ACME}"),
+    "two that open": (bearer(ACME), f"x-api-key: {BETA}"),
+    "two that do not": (bearer("wr-x"), "x-api-key: wr-y"),
     "x-api-key unknown": ("x-api-key: wr-x",),
     "x-api-key empty": ("x-api-key: ",),
     "tenant named": ("X-Tenant-Id: acme", "X-Tenant: acme"),
@@ -93,7 +94,9 @@ async def test_whatever_is_wrong_with_a_key_the_answer_is_the_same(file: Path) -
     async with scripted() as worker, routed(worker.url, **keyed(file)) as router:
         for path in ("/v1/messages", "/v1/messages/count_tokens"):
             assert len({str(refused(await post(router, path, MESSAGES, *lines))) for lines in WRONG.values()}) == 1
-        wrong = {name: lines for name, lines in WRONG.items() if name != "both"}  # there x-api-key says nothing
+        wrong = {
+            name: lines for name, lines in WRONG.items() if name != "two that open"
+        }  # there x-api-key says nothing
         assert {refused(await post(router, PATH, CHAT, *lines))[0] for lines in wrong.values()} == {401}
         assert len({str(refused(await post(router, PATH, CHAT, *lines))) for lines in wrong.values()}) == 1
         assert worker.asked == []
@@ -122,6 +125,41 @@ async def test_a_key_opens_by_either_header_where_anthropics_clients_call(file: 
         for lines in ((bearer(ACME),), (f"x-api-key: {ACME}",), (f"authorization: bearer  {ACME} ",)):
             assert (await post(router, "/v1/messages", MESSAGES, *lines)).status == 200
         assert (await post(router, PATH, CHAT, f"x-api-key: {ACME}")).status == 401
+
+
+WITH_ONE_THAT_OPENS = {
+    "the same twice": (bearer(ACME), f"x-api-key: {ACME}"),
+    "a bearer beside another's": (bearer(ACME), "x-api-key: sk-of-another-api"),
+    "x-api-key beside another's": (bearer("sk-of-another-api"), f"x-api-key: {ACME}"),
+    "beside one that expired": (bearer(EXPIRED), f"x-api-key: {ACME}"),
+    "beside one that is disabled": (bearer(ACME), f"x-api-key: {DISABLED}"),
+    "beside none": (bearer(ACME), "x-api-key: "),
+    "beside another scheme": ("Authorization: Basic eDp5", f"x-api-key: {ACME}"),
+}
+
+
+@pytest.mark.parametrize("lines", WITH_ONE_THAT_OPENS.values(), ids=WITH_ONE_THAT_OPENS.keys())
+async def test_of_two_headers_the_one_key_that_opens_is_taken(file: Path, lines: tuple[str, ...]) -> None:
+    async with scripted() as worker, routed(worker.url, **keyed(file)) as router:
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            assert (await post(router, path, MESSAGES, *lines)).status == 200
+        assert (await get(router, "/v1/models?limit=1000", *lines)).status == 200
+        assert all(ACME not in f"{asked.line}{asked.headers}" for asked in worker.asked)
+
+
+async def test_two_keys_that_open_are_refused_where_both_headers_count(file: Path) -> None:
+    async with scripted() as worker, routed(worker.url, **keyed(file)) as router:
+        lines = (bearer(ACME), f"x-api-key: {BETA}")
+        assert (await post(router, "/v1/messages", MESSAGES, *lines)).status == 401
+        assert (await get(router, "/v1/models", *lines)).status == 401
+        assert (await post(router, PATH, CHAT, *lines)).status == 200
+
+
+async def test_models_are_listed_by_either_header(file: Path) -> None:
+    async with scripted() as worker, routed(worker.url, **keyed(file)) as router:
+        for line in (bearer(ACME), f"x-api-key: {ACME}"):
+            assert (await get(router, "/v1/models?limit=1000", line)).status == 200
+        assert (await get(router, "/v1/models", "x-api-key: wr-x")).status == 401
 
 
 async def test_a_client_is_refused_before_its_body_is_read(file: Path) -> None:
@@ -341,3 +379,14 @@ class TestTheAuditLog:
             at = each["page"], each["status"]
             times[at] = times.get(at, 0) + each["times"]
         assert times == {("/workers", 200): 1, ("/workers", 401): 4, ("other", 404): 1}
+        assert {each["name"] for each in told if each["status"] == 200} == {AUDIT_READS}
+        assert {each["name"] for each in told if each["status"] != 200} == {AUDIT}
+
+    async def test_a_scrape_is_told_where_it_was_refused_only(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, AUDIT)
+        async with scripted() as worker, routed(worker.url, admin__token="s3cret") as router:
+            for _ in range(3):
+                assert (await get_admin(router, "/metrics", "Authorization: Bearer s3cret")).status == 200
+            assert (await get_admin(router, "/metrics", "Authorization: Bearer wrong")).status == 401
+        told = [vars(record) for record in caplog.records if record.message == "admin call"]
+        assert [(each["page"], each["status"], each["times"]) for each in told] == [("/metrics", 401, 1)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from router.config import LimitsConfig
 from router.core.request import NO_TENANT
 from router.server.protocol import PIECE_BYTES
 from tests.e2e.faults import metric
@@ -20,6 +21,9 @@ from tests.upstream.scripted import scripted
 PATH = "/v1/chat/completions"
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"
 FIELD = b"x-%d: " + b"a" * 8000 + b"\r\n"
+
+
+ANSWER = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
 
 
 def said(size: int) -> dict[str, Any]:
@@ -83,6 +87,35 @@ async def test_a_turn_with_more_values_than_may_be_kept_is_refused(costly: bytes
         assert (answer.status, answer.error["code"]) == (400, "invalid_request_error")
         assert "values" in answer.error["message"]
         assert router.data.memory.bytes == 0
+
+
+LARGEST = LimitsConfig().max_body_bytes
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/messages", "/v1/sessions/s/chat/completions"])
+@pytest.mark.parametrize("text", ["A", "\U0001f600"], ids=["as base64", "emoji"])
+async def test_the_largest_body_by_default_is_served_where_its_tenant_is_alone(
+    path: str, text: str, tmp_path: Path
+) -> None:
+    head, tail = b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"', b'"}]}'
+    assert LARGEST > 9_000_000, "three screenshots"
+    piece = text.encode()
+    body = head + piece * ((LARGEST - len(head) - len(tail)) // len(piece)) + tail
+    async with scripted(answering(ANSWER)) as worker, routed(worker.url, **keyed(tmp_path / "keys.toml")) as router:
+        served = await post(router, path, body, bearer(ACME))
+        assert served.status == 200, served.body
+        assert len(worker.asked[0].body) > LARGEST - 100
+        refused = await post(router, path, body + b" " * 100, bearer(ACME))
+        assert refused.status == 413
+        await until(lambda: router.data.memory.bytes == 0)
+
+
+async def test_a_large_body_of_many_values_is_refused_before_it_takes_much_memory() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"x":[{}%b]}' % (b",{}" * (LARGEST // 3 - 100))
+    async with scripted() as worker, routed(worker.url) as router:
+        refused = await post(router, PATH, body)
+        assert (refused.status, refused.error["code"]) == (413, "request_too_large")
+        assert worker.asked == []
 
 
 # Heads

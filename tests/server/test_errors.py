@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from router.server.data import Phase
+from router.wire.framing import frame
 from tests.e2e.routed import Answer, connected, get, post, routed, until
-from tests.e2e.streams import CHAT, MESSAGES, answering, drop, hang
-from tests.upstream.scripted import Script, scripted, unused_url
+from tests.e2e.streams import CHAT, MESSAGES, STREAMED, answering, drop, hang, stream
+from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, Script, answer, scripted, unused_url
 
 PATHS = ["/v1/chat/completions", "/v1/messages"]
 SMALL: dict[str, Any] = {
@@ -255,6 +256,27 @@ async def test_a_worker_error_of_the_clients_making_is_passed_on_word_for_word()
         assert len(worker.asked) == 1
 
 
+@pytest.mark.parametrize("path", [*PATHS, "/v1/sessions/s/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_clients_are_told_not_to_retry_for_an_answer_that_is_too_large(path: str, streams: bool) -> None:
+    large = b'data: {"x":"%b"}\n\n' % (b"x" * 5000)
+
+    async def answer_large(_asked: Asked, peer: Peer) -> None:
+        await (peer.send(STREAM_HEAD, frame(large)) if streams else peer.send(answer(large)))
+
+    bounds = {"timeouts__max_reply_bytes": 1024, "timeouts__max_event_bytes": 1024}
+    async with (
+        scripted(answer_large) as one,
+        scripted(answer_large) as two,
+        routed(one.url, two.url, **bounds) as router,
+    ):
+        body = {"model": "m", "input": "hi"} if path == "/v1/responses" else {**MESSAGES}
+        refused = await post(router, path, {**body, "stream": streams})
+        assert (refused.status, refused.headers.get("x-should-retry")) == (502, "false")
+        assert "too large" in refused.error["message"]
+        assert len(one.asked) + len(two.asked) == 1
+
+
 def allowed(headers: Mapping[str, str]) -> str | None:
     return headers.get("access-control-allow-origin")
 
@@ -279,3 +301,34 @@ async def test_origins_are_allowed_only_where_they_are_listed() -> None:
         assert preflight.headers["access-control-allow-headers"] == "authorization, x-session-id"
         assert "POST" in preflight.headers["access-control-allow-methods"]
         assert (await get(router, PATHS[0], other, method="OPTIONS")).status == 405
+
+
+async def test_pages_of_every_origin_may_read_answers_where_a_star_is_listed() -> None:
+    async with scripted() as worker, routed(worker.url, server__cors_origins=["*"]) as router:
+        for origin in ("Origin: https://app.example", "Origin: http://localhost:3000", "Origin: null"):
+            for answer in (
+                await post(router, PATHS[0], CHAT, origin),
+                await post(router, PATHS[0], b"{", origin),
+                await get(router, "/v1/models", origin),
+                await get(router, PATHS[0], origin, method="OPTIONS"),
+            ):
+                assert allowed(answer.headers) == "*"
+            assert (await get(router, PATHS[0], origin, method="OPTIONS")).status == 204
+        assert allowed((await post(router, PATHS[0], CHAT)).headers) is None
+        assert (await get(router, PATHS[0], method="OPTIONS")).status == 405
+
+
+async def test_pages_may_read_every_header_that_is_meant_for_clients() -> None:
+    origin = "Origin: https://app.example"
+    listed: dict[str, Any] = {"server__cors_origins": ["https://app.example"], "server__decision_headers": True}
+    async with scripted(stream) as worker, routed(worker.url, **listed) as router:
+        answers = [await post(router, PATHS[0], STREAMED, origin), await post(router, PATHS[0], b"{", origin)]
+        answers.append(await post(router, "/v1/sessions/s/chat/completions", STREAMED, origin))
+    async with routed(await unused_url(), **listed) as router:
+        answers.append(await post(router, PATHS[0], CHAT, origin))
+    assert answers[0].headers["x-warmroute-reason"]
+    assert answers[-1].headers["retry-after"]
+    for told in answers:
+        exposed = {name.strip().lower() for name in told.headers["access-control-expose-headers"].split(",")}
+        meant = {name for name in told.headers if name.startswith("x-") or name == "retry-after"}
+        assert meant - exposed <= {"x-content-type-options", "x-accel-buffering"}, "for browsers and proxies themselves"

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from router.app import Running
+from router.config import LimitsConfig
+from router.server.bodies import next_due_at
 from tests.e2e.routed import Answer, RawClient, connected, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, answering, stream_without_end
 from tests.upstream.certificates import make_certificate
@@ -122,6 +124,53 @@ async def test_a_body_that_trickles_is_given_up_long_before_its_last_second(fram
         assert await client.is_closed()
         assert await cuts(router, "body_timeout") == 1
         assert worker.asked == []
+
+
+async def test_a_body_that_trickles_is_given_up_however_much_of_it_came_at_once() -> None:
+    async with (
+        scripted() as worker,
+        routed(worker.url, limits__body_timeout_s=0.2, limits__min_body_bytes_per_s=10) as router,
+        connected(router) as client,
+    ):
+        await client.send(
+            f"POST {PATH} HTTP/1.1\r\nHost: r\r\nContent-Length: 1000000\r\n\r\n".encode() + b"x" * 500_000
+        )
+        assert (await client.answer()).status == 408
+        assert await client.is_closed()
+        assert await cuts(router, "body_timeout") == 1
+
+
+def cut_at(limits: LimitsConfig, body_bytes: int, bytes_per_s: float, *, burst_bytes: int = 0) -> float | None:
+    """After how many seconds a body is cut that comes ten times a second, behind a burst; None: it comes through."""
+    due_at = min(limits.body_grace_s, limits.body_timeout_s)
+    now, received, piece_bytes = 0.0, 0, burst_bytes
+    while received + piece_bytes < body_bytes:
+        if piece_bytes:
+            due_at = next_due_at(due_at, now, piece_bytes, limits)
+        received += piece_bytes
+        piece_bytes = int((now + 0.1) * bytes_per_s) - int(now * bytes_per_s)
+        now += 0.1
+        if now > due_at:
+            return due_at
+    return None
+
+
+def test_the_largest_body_comes_through_however_long_it_takes_at_a_steady_pace() -> None:
+    limits = LimitsConfig()
+    for bytes_per_s in (2_000, 16_000, 150_000):
+        assert cut_at(limits, limits.max_body_bytes, bytes_per_s) is None
+
+
+def test_a_body_that_drips_is_cut_within_seconds() -> None:
+    limits = LimitsConfig()
+    assert cut_at(limits, 1 << 20, 0) == limits.body_grace_s
+    dripped_s = cut_at(limits, 1 << 20, 100)
+    assert dripped_s is not None
+    assert dripped_s < 6
+    for burst_bytes in (100_000, 30 << 20):
+        rested_s = cut_at(limits, limits.max_body_bytes, 10, burst_bytes=burst_bytes)
+        assert rested_s is not None
+        assert rested_s < 1.1 * limits.body_timeout_s
 
 
 async def test_a_slow_body_that_keeps_its_rate_is_served() -> None:

@@ -21,17 +21,24 @@ def a_worker(name: str, **members: Any) -> dict[str, Any]:
     }
 
 
+def an_attempt(worker: str, failure: str = "", *, broke: bool = False) -> dict[str, Any]:
+    return {"worker": worker, "failure": failure, "broke": broke}
+
+
 def a_decision(**members: Any) -> dict[str, Any]:
     return {
         "request_id": "r-1",
         "route": "/v1/chat/completions",
         "model": "sim",
+        "stream": True,
         "worker": "w-1",
+        "first_choice": "w-1",
         "policy": "cache_aware",
         "reason": "cached",
         "status": 200,
         "outcome": "ok",
         "attempts": 1,
+        "tried": [an_attempt("w-1")],
         "retries": [],
         "given_up": False,
         "resumptions": [],

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from router.cli import cli
 from router.terminal import admin_client
 from router.terminal.answers import Decision, Snapshot, Worker
-from tests.terminal.shown import a_decision, a_snapshot, a_worker
+from tests.terminal.shown import a_decision, a_snapshot, a_worker, an_attempt
 
 Send = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -104,7 +104,9 @@ async def test_no_text_of_an_answer_commands_the_terminal(path: str) -> None:
         return value + hostile if isinstance(value, str) else value
 
     stop = {"cause": "died", "outcome": "exact", "gap_s": 0.1}
-    decision = poisoned(a_decision(status=0, retries=["died"], resumptions=[stop]))
+    decision = poisoned(
+        a_decision(status=0, tried=[an_attempt("w-1", "died", broke=True), an_attempt("w-2")], resumptions=[stop])
+    )
     body = body_of(path, poisoned(a_worker("w-1")), {**decision, "request_id": "r-1"}, version=hostile, policy=hostile)
     async with answering_with(whole(body)) as url:
         for words in (COMMANDS[path], (*COMMANDS[path], "--json") if path == "/workers" else COMMANDS[path]):
@@ -168,6 +170,66 @@ async def test_an_answer_that_never_ends_is_given_up(path: str, send: Send, monk
 async def test_an_answer_that_would_be_unpacked_is_not() -> None:
     async with answering_with(whole(gzip.compress(b" " * (1 << 20)), "Content-Encoding: gzip")) as url:
         assert (await run(url, "workers")).exit_code == 1
+
+
+@pytest.mark.parametrize("words", [("workers",), ("workers", "--json"), ("explain", "r-1")], ids=" ".join)
+async def test_a_list_that_is_longer_than_any_routers_is_not_shown(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_client, "MAX_ROWS", 2)
+    rows = {"workers": [a_worker("w-1")] * 3} if words[0] == "workers" else {"decisions": [a_decision()] * 3}
+    async with answering_with(whole(json.dumps(rows).encode())) as url:
+        refused = await run(url, *words)
+        assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
+        assert "more than 2" in refused.output
+
+
+@pytest.mark.parametrize("depth", [400, 100_000])
+async def test_workers_that_are_nested_deep_are_no_answer(depth: int) -> None:
+    body = b'{"workers":[{"x":%b%b}]}' % (b"[" * depth, b"]" * depth)
+    async with answering_with(whole(body)) as url:
+        result = await run(url, "workers", "--json")
+        assert isinstance(result.exception, SystemExit | None), result.exception
+        assert result.exit_code in (0, 1)
+        assert result.exit_code == 0 or result.output.count("\n") == 1
+
+
+async def test_events_without_end_do_not_keep_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come faster than they can be shown."""
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(body_of("/events") * 100)
+            await writer.drain()
+
+    async with answering_with(flood) as url:
+        process, master, opened = await looked_at(url, "xterm")
+        with opened:
+            await read_until(master, b"workers up")
+            draining = asyncio.create_task(read_until(master, b"\x1b[?1049l"))
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                assert b"\x1b[?25h" in await draining
+                assert await process.wait() == 143
+
+
+async def test_in_a_pipe_it_is_told_once_whatever_colours_are_wanted() -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        await whole(body_of("/events"))(writer)
+        await writer.drain()
+
+    async with asyncio.timeout(20), answering_with(send) as url:
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "router", "top", "--admin-url", url),
+                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, name: "1", "TERM": "xterm"},
+            )
+            told, _ = await process.communicate()
+            assert process.returncode == 0
+            assert b"w-1" in told
+            assert b"\x1b[?1049h" not in told, "no screen of its own"
 
 
 async def looked_at(url: str, term: str) -> tuple[asyncio.subprocess.Process, int, ExitStack]:

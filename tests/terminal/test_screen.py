@@ -26,6 +26,10 @@ def test_a_screen_says_how_the_fleet_is() -> None:
     assert decision.split() == ["r-1", "sim", "w-1", "cached", "200", "1,000", "960", "976", "52", "ms"]
 
 
+def test_a_whole_answer_is_not_shown_as_a_first_token() -> None:
+    assert "52 ms" not in printed(top_screen(a_snapshot(decisions=[a_decision(stream=False)])))
+
+
 def test_a_router_without_sessions_or_a_past_is_shown() -> None:
     text = printed(top_screen(a_snapshot(sessions=None, history=[], workers=[], decisions=[])))
     assert "0 of 0 workers up" in text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerSilent
+from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerHungUp, WorkerSilent, WorkerSlow
+from router.core.patience import Signs
 from router.core.reply import Reply
 from router.core.request import Route
 from router.upstream.connection import TAIL_S, Turn
@@ -551,6 +553,79 @@ async def test_a_worker_that_falls_silent_in_its_stream_fails_the_stream() -> No
     assert isinstance(wire.connection.error, WorkerSilent)
     assert isinstance(wire.connection.error, AttemptFailed)
     assert client.events == TEXT
+
+
+AT_WORK = Signs(running=1, waiting=0, moved_since_s=0.5, still_s=0.0, fresh_s=4.0)
+
+
+def ask_patiently(wire: Wire, watch: EventWatch | None) -> None:
+    wire.connection.ask(b"POST / HTTP/1.1\r\n\r\n", b"{}", watch, may_wait=True)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_silence_before_an_answer_is_waited_for_while_the_worker_is_at_work(is_stream: bool) -> None:
+    wire = Wire(replace(LIMITS, answer_s=30.0))
+    ask_patiently(wire, a_watch() if is_stream else None)
+    wire.clock.now += 30.0
+    assert not wire.connection.is_overdue(wire.clock.now)
+    wire.clock.now += 0.25
+    wire.connection.expire(AT_WORK)
+    assert wire.connection.is_overdue(wire.clock.now)
+    assert wire.connection.deadline == wire.clock.now + AT_WORK.fresh_s
+    wire.feed(STREAM_HEAD + frame(TEXT) if is_stream else b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    assert (await reply_of(wire)).status == 200
+
+
+async def test_silence_in_a_stream_is_waited_for_while_the_worker_is_at_work_and_no_longer() -> None:
+    wire, client = Wire(), FakeClient()
+    ask_patiently(wire, a_watch())
+    wire.feed(STREAM_HEAD + frame(TEXT))
+    await reply_of(wire)
+    flow(wire, client)
+    for _ in range(3):
+        wire.clock.now += LIMITS.event_gap_s
+        wire.connection.expire(AT_WORK)
+    assert wire.connection.is_overdue(wire.clock.now)
+    wire.feed(frame(TEXT))
+    assert not wire.connection.is_overdue(wire.clock.now)
+    assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
+    wire.clock.now += LIMITS.event_gap_s
+    wire.connection.expire(AT_WORK._replace(moved_since_s=LIMITS.event_gap_s + 0.1))
+    assert await wire.connection.turn() is Turn.FAILED
+    assert type(wire.connection.error) is WorkerSilent
+    assert client.events == TEXT + TEXT
+
+
+async def test_even_a_worker_at_work_may_be_silent_for_only_so_long_and_is_slow_then_and_not_ill() -> None:
+    wire = Wire()
+    ask_patiently(wire, a_watch())
+    wire.clock.now += LIMITS.silence_s - 1.0
+    wire.connection.expire(AT_WORK)
+    assert wire.connection.deadline == wire.clock.now + 1.0
+    wire.clock.now += 1.0
+    wire.connection.expire(AT_WORK)
+    with pytest.raises(WorkerSlow):
+        await reply_of(wire)
+
+
+async def test_what_the_router_asks_for_itself_is_not_waited_for_and_costs_no_health() -> None:
+    wire = Wire()
+    wire.connection.ask(b"POST /tokenize HTTP/1.1\r\n\r\n", b"{}", None, 5.0)
+    wire.clock.now += 5.0
+    wire.connection.expire(AT_WORK)
+    with pytest.raises(WorkerSlow):
+        await reply_of(wire)
+
+
+async def test_a_closed_connection_is_told_from_one_that_was_given_up() -> None:
+    closed, given_up = Wire(), Wire()
+    for wire in (closed, given_up):
+        ask(wire, a_watch())
+        wire.clock.now += 60.0
+    closed.lose()
+    given_up.connection.give_up()
+    assert isinstance(closed.connection.error, WorkerHungUp)
+    assert type(given_up.connection.error) is WorkerDied
 
 
 async def test_waiting_for_a_reply_can_be_cancelled_and_the_connection_is_closed() -> None:

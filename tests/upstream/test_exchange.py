@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 
 from router.core.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.fingerprint import NO_PROMPT
+from router.core.patience import Signs
 from router.core.record import Record
 from router.core.reply import Reply, StreamEnd
 from router.core.request import NO_TENANT, Request, Route
@@ -27,7 +28,9 @@ from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
 from tests.upstream.wires import FakeClient, a_holding
 
-LIMITS = Limits(max_reply_bytes=1 << 20, max_event_bytes=1 << 16, first_event_s=20, event_gap_s=20, answer_s=20)
+LIMITS = Limits(
+    max_reply_bytes=1 << 20, max_event_bytes=1 << 16, first_event_s=20, event_gap_s=20, answer_s=20, silence_s=20
+)
 SETTINGS = PoolSettings(LIMITS, connect_s=5.0, idle_s=60.0, max_idle=4)
 TEXT = b'data: {"choices":[{"delta":{"content":"word"},"finish_reason":null}]}\n\n'
 LAST = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -100,8 +103,12 @@ class Fixture:
 
 
 @asynccontextmanager
-async def pooled(worker: ScriptedWorker, settings: PoolSettings = SETTINGS) -> AsyncIterator[Fixture]:
-    pool = Pool(settings)
+async def pooled(
+    worker: ScriptedWorker,
+    settings: PoolSettings = SETTINGS,
+    signs: Callable[[WorkerAddress], Signs | None] = lambda _address: None,
+) -> AsyncIterator[Fixture]:
+    pool = Pool(settings, signs)
     sweep = asyncio.create_task(pool.run())
     try:
         async with asyncio.timeout(20):
@@ -158,6 +165,24 @@ async def test_a_kept_connection_that_turns_out_closed_is_replaced_once_by_a_fre
         assert (await fixture.ask()).body == b'{"n":0}'
         assert (await fixture.ask()).body == b'{"n":1}'
         assert [asked.connection for asked in worker.asked] == [0, 0, 1]
+
+
+async def test_a_request_that_the_router_gave_up_on_a_kept_connection_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fall_silent_at_the_second(_asked: Asked, peer: Peer) -> None:
+        if len(worker.asked) == 1:
+            await peer.send(answer())
+            return
+        fixture.pool.give_up(fixture.address)
+        await peer.gone()
+
+    monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.0)
+    async with scripted(fall_silent_at_the_second) as worker, pooled(worker) as fixture:
+        await fixture.ask()
+        with pytest.raises(WorkerDied):
+            await fixture.ask()
+        assert len(worker.asked) == 2
 
 
 async def test_a_worker_that_is_gone_with_a_request_on_a_kept_connection_died_with_it() -> None:
@@ -315,6 +340,26 @@ async def test_a_silent_worker_is_given_up_by_the_sweep() -> None:
             assert await exchange.relay(client, a_record()) is StreamEnd.SILENT
         assert client.events == TEXT
         assert [await worker.ended.get() for _ in range(2)] == [0, 1]
+
+
+async def test_a_silent_worker_that_is_at_work_is_waited_for_by_the_sweep() -> None:
+    async def answer_when_told(_asked: Asked, peer: Peer) -> None:
+        await was_waited_for.wait()
+        await peer.send(answer())
+
+    def signs(_address: WorkerAddress) -> Signs:
+        looks.append(fixture.pool.overdue)
+        if len(looks) == 2:
+            was_waited_for.set()
+        return Signs(running=1, waiting=0, moved_since_s=0.0, still_s=0.0, fresh_s=0.01)
+
+    looks: list[int] = []
+    was_waited_for = asyncio.Event()
+    quick = replace(SETTINGS, limits=replace(LIMITS, answer_s=0.01))
+    async with scripted(answer_when_told) as worker, pooled(worker, quick, signs) as fixture:
+        assert (await fixture.ask()).status == 200
+        assert looks == [1, 1]
+        assert fixture.pool.overdue == 0
 
 
 async def test_a_worker_that_left_keeps_its_live_request_and_no_connection_after_it() -> None:

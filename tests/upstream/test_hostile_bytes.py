@@ -17,7 +17,14 @@ from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, EventWat
 from router.wire.transcript import Kept, Transcript
 from tests.upstream.wires import FakeClient, Wire, a_holding
 
-LIMITS = Limits(max_reply_bytes=1 << 20, max_event_bytes=9 << 20, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0)
+LIMITS = Limits(
+    max_reply_bytes=1 << 20,
+    max_event_bytes=9 << 20,
+    first_event_s=30.0,
+    event_gap_s=5.0,
+    answer_s=100.0,
+    silence_s=50.0,
+)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
 TEXT = b'data: {"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}\n\n'

@@ -42,6 +42,13 @@ def test_what_vllm_writes_is_read() -> None:
     assert (report.cache_tokens, report.process_start_time) == (16_000, 1.76374512345e9)
 
 
+def test_tokens_of_prompts_and_of_answers_are_one_figure_and_none_where_neither_is_exported() -> None:
+    counters = b'vllm:prompt_tokens_total{engine="0"} 700.0\nvllm:generation_tokens_total{engine="0"} 50.0\n'
+    assert parse_load(VLLM).tokens is None
+    assert parse_load(VLLM + counters).tokens == 750
+    assert parse_load(VLLM + counters.splitlines()[1] + b"\n").tokens == 50
+
+
 def test_the_engines_of_one_worker_are_added_up() -> None:
     two = VLLM + b"".join(line + b"\n" for line in engine(1).splitlines() if b'engine="1"' in line)
     report = parse_load(two)

@@ -15,6 +15,7 @@ import pytest
 
 from router.core.fleet import Fleet, FleetRules
 from router.core.health import HealthRules, State
+from router.core.patience import Signs
 from router.core.prefix_index import PrefixIndex
 from router.core.worker import parse_address
 from router.upstream.connection import Limits
@@ -33,7 +34,9 @@ from router.upstream.watch import (
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import METRICS, ScriptedWorker, scripted, unused_url
 
-LIMITS = Limits(max_reply_bytes=64 << 20, max_event_bytes=8 << 20, first_event_s=20, event_gap_s=20, answer_s=20)
+LIMITS = Limits(
+    max_reply_bytes=64 << 20, max_event_bytes=8 << 20, first_event_s=20, event_gap_s=20, answer_s=20, silence_s=20
+)
 
 
 def listing(*cards: Any) -> bytes:
@@ -91,6 +94,23 @@ def test_a_figure_of_many_digits_is_none() -> None:
     reader = LoadReader()
     reader.feed(b"vllm:num_requests_running " + b"9" * 100_000 + b"\nvllm:num_requests_waiting 2\n")
     assert (reader.report().running, reader.report().waiting) == (0, 2)
+
+
+async def test_a_poll_says_whether_the_worker_is_at_work_while_requests_are_there_though_it_is_ejected() -> None:
+    async with scripted() as worker, watched(worker) as (watch, fleet, _pool):
+        (member,) = fleet.members()
+        await watch.probe()
+        for tokens in (5, 9):
+            worker.probed["/metrics"] = b"vllm:num_requests_running 1.0\nvllm:generation_tokens_total %d\n" % tokens
+            with fleet.lease(member.position, 0.0, 1000.0, shows_first_token=True):
+                assert member.health.on_death(1000.0) == (tokens == 5)
+                await watch.poll()
+        assert fleet.signs(member.address, 1000.0) == Signs(1, 0, 0.0, 0.0, 5.0)
+        worker.probed["/metrics"] = METRICS
+        await watch.poll()
+        assert fleet.signs(member.address, 1000.0) == Signs(1, 0, 0.0, 0.0, 5.0), "nobody is there, and it is not asked"
+        fleet.set_members([])
+        assert fleet.signs(member.address, 1000.0) is None
 
 
 @asynccontextmanager

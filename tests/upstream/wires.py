@@ -13,7 +13,9 @@ from router.upstream.connection import Limits, WorkerConnection
 from router.upstream.shares import Shares
 from router.wire.framing import ChunkedReader
 
-LIMITS = Limits(max_reply_bytes=2000, max_event_bytes=1000, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0)
+LIMITS = Limits(
+    max_reply_bytes=2000, max_event_bytes=1000, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0, silence_s=50.0
+)
 
 
 def a_holding(max_bytes: int = 1 << 30) -> Holding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from router.core.request import Route
 from router.wire.framing import CHUNK_SIZE, frame
-from router.wire.sse import DIALECTS, EventWatch, Usage, cut_ids, read_usage, take_events
+from router.wire.sse import DIALECTS, EventWatch, Usage, cut_ids, each_event, read_usage, take_events
 from router.wire.transcript import Kept, Transcript
 from tests.wire.cuts import cut, cuts
 
@@ -392,3 +393,15 @@ def test_a_stream_whose_worker_counted_no_answer_has_the_tokens_that_were_seen()
     watch = EventWatch(CHAT, hides_usage=False)
     watch.take(delta("word") * 50 + delta("", "stop") + usage(output=0) + DONE)
     assert watch.tokens(4.0) >= 50
+
+
+@given(st.lists(st.sampled_from([b"\n", b"\r\n", b"\r", b"data: x", b"\n\n", b"\n\r\n"]), max_size=12))
+def test_events_end_at_the_first_blank_line(pieces: list[bytes]) -> None:
+    events = b"".join(pieces)
+    assert list(each_event(events)) == [each for each in re.findall(rb"(?s).*?\n\r?\n|.+\Z", events) if each]
+
+
+def test_an_event_with_very_many_lists_of_ids_is_refused_before_they_are_cut() -> None:
+    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=True, hides_ids=True)
+    watch.take(b'data: {"a":[' + b'{"b":1,"token_ids":[]},' * 100_000 + b"1]}\n\n")
+    assert watch.failed

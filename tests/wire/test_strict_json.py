@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from typing import Any, NoReturn
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.errors import InvalidJson
-from router.wire.strict_json import decode_object, set_members
+from router.wire.strict_json import SLICED_BYTES, apply_edits, decode_object, set_members
 
 KEYS = st.sampled_from(["a", "b", "c", 'q"', "\\", "é"])
 SCALARS = st.one_of(
@@ -200,3 +201,21 @@ def test_a_member_is_cut_out_by_its_place_and_not_by_its_looks(body: bytes, afte
 def test_numbers_that_are_not_finite_never_come_out() -> None:
     for text in (b"1e308", b"-1e308", b"5e-324"):
         assert math.isfinite(decode_object(b'{"a":%b}' % text)["a"])
+
+
+@pytest.mark.parametrize("size", [10, SLICED_BYTES, SLICED_BYTES + 1, 1 << 20])
+def test_a_body_of_any_size_is_changed_where_it_should_be_and_nowhere_else(size: int) -> None:
+    body = b'{"a":1,"stream":false,"text":"%b"}' % (b"x" * size)
+    changed = set_members(body, decode_object(body), {"stream": b"true", "seed": b"7"})
+    assert changed == b'{"a":1,"stream":true,"text":"%b","seed":7}' % (b"x" * size)
+    assert type(changed) is bytes
+
+
+def test_a_large_body_is_copied_once() -> None:
+    body = b'{"a":1,"text":"%b"}' % (b"x" * (4 << 20))
+    tracemalloc.start()
+    try:
+        apply_edits(body, [(len(body) - 1, len(body) - 1, b',"seed":7')])
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(body)
+    finally:
+        tracemalloc.stop()

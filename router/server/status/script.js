@@ -116,7 +116,7 @@ function showDecisions() {
   const body = $("decisions").tBodies[0];
   newest.decisions.forEach((d, at) => {
     const row = body.rows[at] ?? body.insertRow();
-    const first = d.time_to_first_token_s > 0 ? Math.round(1000 * d.time_to_first_token_s) + " ms" : "–";
+    const first = d.stream && d.time_to_first_token_s > 0 ? Math.round(1000 * d.time_to_first_token_s) + " ms" : "–";
     const told = [d.request_id, d.model, d.worker || "–", d.reason || "–", d.status || d.outcome, short.format(d.prompt_tokens),
       short.format(d.predicted_cached_tokens), d.actual_cached_tokens === null ? "–" : short.format(d.actual_cached_tokens), first];
     told.forEach((text, column) => cell(row, column, text, column === 4 && !(d.status < 400) ? "failed" : column > 4 ? "number" : ""));
