@@ -182,7 +182,7 @@ class WorkerWatch:
             self._upstream.give_up(member.address)  # what was sent in the moment before it was seen
 
     async def _read_load(self) -> LoadReport | None:
-        if self._member.health.state is State.EJECTED and not self._member.leases:
+        if self._member.state is State.EJECTED and not self._member.leases:
             return None  # requests there may be waited for as long as it shows that it is at work
         self._is_load_bad = False
         reply = await self._get("/metrics", self._settings.load_timeout_s, MAX_METRICS_BYTES)

@@ -239,3 +239,18 @@ async def test_metrics_of_a_worker_that_is_not_healthy_are_not_told_of(caplog: p
         await watch.probe()
         await watch.poll()
     assert [record.path for record in caplog.records] == ["/health"]  # type: ignore[attr-defined]
+
+
+async def test_a_worker_that_was_ejected_in_its_sleep_is_back_with_the_poll_that_finds_it_awake() -> None:
+    line = b'vllm:engine_sleep_state{engine="0",sleep_state="weights_offloaded"} %d.0\n'
+    async with scripted() as worker, watched(worker) as (watch, fleet, _pool):
+        (member,) = fleet.members()
+        await watch.probe()
+        worker.probed["/metrics"] = METRICS + line % 1
+        await watch.poll()
+        member.health.on_death(1000.0)
+        fleet.on_health_changed(member)
+        states = [member.state]
+        worker.probed["/metrics"] = METRICS + line % 0
+        await watch.poll()
+        assert [*states, member.state] == [State.ASLEEP, State.UP]
