@@ -38,7 +38,7 @@ servers:
 
 test: check servers  ## every check and every test
 	$(BIN)/pytest -q --cov --cov-report=term:skip-covered $(PURE)
-	$(BIN)/pytest -q $(PURE:%=--ignore=%) tests
+	$(BIN)/pytest -q -n 2 --dist loadfile $(PURE:%=--ignore=%) tests
 
 test-system: $(VENV)/dev.stamp servers  ## faults that need many processes, or their time
 	$(BIN)/pytest -q -m system tests
