@@ -11,6 +11,8 @@ SHELL := /bin/bash
 UNIT := $(addprefix tests/,context core policies recall server sessions simulator terminal tokens tracing upstream wire) $(wildcard tests/test_*.py)
 # Tests of the rooms without I/O, whose coverage is measured: there it costs a minute.
 PURE := $(addprefix tests/,context core policies wire)
+# Of tests of one name, as schemathesis makes them, workers beside each other would run one.
+NAMESAKES = tests/server/test_openapi.py
 LOWEST := .venv-lowest
 
 .PHONY: run test servers check format lock test-lowest test-system test-vllm fuzz bench soak clean
@@ -38,7 +40,8 @@ servers:
 
 test: check servers  ## every check and every test
 	$(BIN)/pytest -q --cov --cov-report=term:skip-covered $(PURE)
-	$(BIN)/pytest -q -n 2 --dist loadfile $(PURE:%=--ignore=%) tests
+	$(BIN)/pytest -q -n 2 --dist loadfile $(PURE:%=--ignore=%) --ignore=$(NAMESAKES) tests
+	$(BIN)/pytest -q $(NAMESAKES)
 
 test-system: $(VENV)/dev.stamp servers  ## faults that need many processes, or their time
 	$(BIN)/pytest -q -m system tests
