@@ -193,7 +193,7 @@ class DataPort:
         body = await read_body(request, self._limits, memory)
         require_room(len(body), self._limits)
         if len(body) < CHEAP_BYTES:
-            parsed = self._parse(body, route, request.headers, caller, request_id, is_apart=False).request
+            parsed = self._parse(body, route, request.headers, caller, request_id).of(body)
         else:
             parsed = (await self._parse_large(route, body, request, caller, request_id)).of(body)
         del body  # it is the request's now, and need not be kept twice

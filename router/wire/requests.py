@@ -106,11 +106,10 @@ def parse_apart(
     *,
     limits: BodyLimits | None = None,
     resumes: bool = True,
-    is_apart: bool = True,
 ) -> Parsed:
-    """All but the body, so that a process which reads it need not send it back; not ``is_apart``: the request is whole.
-    ``limits``: what may be asked; None: anything that the worker takes. ``resumes``: streams shall be kept so that another
-    worker can go on with them. Linear in the body. Raises InvalidJson, InvalidRequest."""
+    """All but the body, so that a process which reads it need not send it back. ``limits``: what may be asked; None: anything
+    that the worker takes. ``resumes``: streams shall be kept so that another worker can go on with them. Linear in the body.
+    Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     if limits is not None:
         check_body(members, body, limits)
@@ -127,12 +126,11 @@ def parse_apart(
     wish = _wish(route, typed, members, caller, resumes=resumes)
     segments, tenant = prompt.segments, caller.rules.tenant
     traceparent, tracestate = passed_on(headers)
-    edits = edits_of(body, members, wish.ours) if wish.ours else []
     request = Request(
         route=route,
         model=typed.model,
         stream=wish.stream,
-        body=b"" if is_apart else apply_edits(body, edits),
+        body=b"",
         fingerprint=fingerprint(segments, model=typed.model, cache_salt=wish.salt, tenant=caller.scope)
         if segments
         else Fingerprint((), len(body)),
@@ -150,7 +148,7 @@ def parse_apart(
         tracestate=tracestate,
         hidden_salt=wish.salt if caller.salt_key else "",
     )
-    return Parsed(request, edits)
+    return Parsed(request, edits_of(body, members, wish.ours) if wish.ours else [])
 
 
 def with_shorter_answers(request: Request, most: int) -> Request:
