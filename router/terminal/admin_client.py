@@ -12,9 +12,9 @@ import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from router.config import AdminConfig
+from router.core.printable import printable
 from router.logs import redact
 from router.terminal.answers import Snapshot
-from router.terminal.screen import printable
 
 CONNECT_S, SILENT_S, ANSWER_S = 3.0, 10.0, 30.0
 """For a connection; for a head, and for each snapshot, however it drips; for a whole list."""

@@ -19,10 +19,11 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from router.config import ConfigError, load_config
+from router.core.printable import printable
 from router.terminal.admin_client import AdminClient, AdminError, admin_url
 from router.terminal.answers import Decision, Worker
 from router.terminal.explain import explain
-from router.terminal.screen import error_table, plain, printable, top_screen, worker_table
+from router.terminal.screen import error_table, plain, top_screen, worker_table
 
 T = TypeVar("T")
 

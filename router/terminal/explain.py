@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from router.terminal.screen import printable
+from router.core.printable import printable
 
 REASONS = {
     "cached": "it holds the most of the prompt",

@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from router.core.printable import printable
+
 RECENT_SAMPLES = 31
 """Of the hit ratio: five minutes, a sample each ten seconds."""
 DECISIONS = 8
@@ -21,13 +23,8 @@ LEFT_FOR_OTHERS, LEFT_FOR_ERRORS = DECISIONS + 9, ERRORS + 2
 _STYLES = {"up": "green", "starting": "yellow", "asleep": "blue", "ejected": "red"}
 
 
-def printable(text: object) -> str:
-    """As text that a terminal does not obey."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(text))
-
-
 def plain(text: object, style: str = "") -> Text:
-    """The same, and rich reads no markup in it."""
+    """Printable, and rich reads no markup in it."""
     return Text(printable(text), style)
 
 

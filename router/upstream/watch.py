@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from router.core.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, Wor
 from router.core.fleet import Fleet, Member, ModelCard
 from router.core.health import State
 from router.core.load import LoadReport
+from router.core.printable import printable
 from router.core.reply import Reply
 from router.upstream.exchange import Upstream
 from router.upstream.load import BadLoad, LoadReader, slices
@@ -264,7 +265,7 @@ class WorkerWatch:
     def _note(self, path: str, error: str) -> None:
         """The error is logged at once, and once a minute while it lasts. While a worker is not healthy, nothing is said of its
         metrics."""
-        error = "".join(_printable(error[:MAX_ERROR_CHARS]))
+        error = printable(error[:MAX_ERROR_CHARS])
         self._errors[path] = error
         self._show_error()
         now = self._clock()
@@ -288,10 +289,6 @@ class WorkerWatch:
 
 
 _PROBED = ("/health", "/v1/models", "/metrics")
-
-
-def _printable(text: str) -> Iterator[str]:
-    return (each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 async def _parse_in_steps(text: bytes) -> LoadReport:
