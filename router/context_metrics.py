@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from router.core.tenant import TenantRules
 from router.families import counter
-from router.indexes import MeasuredIndex
+from router.recall.index import MeasuredIndex
 from router.recall.sqlite import SqliteIndex
 from router.sessions.upkeep import Upkeep
 

@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
-from typing import Protocol
 
 from router.config import BUNDLED_MODEL, Config, ConfigError, ContextConfig, read_secret
 from router.recall.embedders.fleet import FleetEmbedder
-from router.recall.index import Embedder, IndexUnavailable, RecallIndex
+from router.recall.index import Embedder, IndexUnavailable, MeasuredIndex
 from router.recall.nothing import NoIndex
 from router.recall.sqlite import IndexLimits, SqliteIndex
 from router.sides import Dispatch
@@ -29,20 +28,6 @@ Close = Callable[[], Awaitable[None]]
 SEARCH_SHARE, EMBED_SHARE = 0.8, 0.4
 """Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So words alone decide
 where a query is not embedded in time, and it is the index that gives up first, and sees that its server does not answer."""
-
-
-class MeasuredIndex(RecallIndex, Protocol):
-    """``pending``: calls that it is at, or that wait for it, of ``max_pending``. ``searches_without_meaning``: those that went
-    by words alone, since their query was not embedded in time."""
-
-    @property
-    def pending(self) -> int: ...
-
-    @property
-    def max_pending(self) -> int: ...
-
-    @property
-    def searches_without_meaning(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from router.indexes import OpenedIndex, open_index
 from router.recall.index import IndexUnavailable
 from router.server.conversation_pages import ConversationPages
 from router.server.data import body_limits
+from router.server.openapi_state import describe_state
 from router.server.response_pages import ResponsePages
 from router.server.session_pages import SessionPages
 from router.server.state import StateRoutes
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.hot import HotHistories
 from router.sessions.names import Names
+from router.sessions.opened import OpenedStore
 from router.sessions.plans import Planner
 from router.sessions.rules import StateRules
 from router.sessions.steady import SteadyClock
@@ -35,7 +37,7 @@ from router.sessions.views import Lookups
 from router.sessions.watch import StoreWatch
 from router.sides import Dispatch
 from router.state_metrics import StateMetrics
-from router.stores import NO_STORE, OpenedStore, open_store
+from router.stores import NO_STORE, open_store
 from router.upkeep import build_upkeep
 
 log = logging.getLogger("warmroute.sessions")
@@ -136,7 +138,8 @@ async def build_state(
             SessionPages(turns, names, limits, rules),
             ResponsePages(turns, names, limits, rules, wall_clock),
             ConversationPages(turns, names, limits, rules, wall_clock),
-        ]
+        ],
+        describe_state,
     )
     kept = routes if sessions.store != NO_STORE else None
     tidy = (*opened.tidy, *([index.sqlite.tidy] if index.sqlite is not None else ()))

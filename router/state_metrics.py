@@ -10,10 +10,10 @@ from prometheus_client.registry import Collector
 
 from router.core.request import Tenant
 from router.families import counter
+from router.sessions.opened import OpenedStore
 from router.sessions.store import Usage
 from router.sessions.turns import Turns
 from router.sessions.watch import StoreWatch
-from router.stores import OpenedStore
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
 ITEM_BUCKETS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from router.config import ConfigError, SessionsConfig, read_secret
-from router.core.request import Tenant
 from router.sessions.journal import Journal, JournaledStore
 from router.sessions.memory import MemoryStore
+from router.sessions.opened import OpenedStore
 from router.sessions.redis import RedisLimits, RedisStore
 from router.sessions.sqlite import SqliteStore
-from router.sessions.store import DEFAULT_LIMITS, Corrupt, OwnerLimits, Store, StoreUnavailable, Usage
-from router.tenant_turns import TenantTurns
+from router.sessions.store import Corrupt, OwnerLimits, Store, StoreUnavailable
 
 log = logging.getLogger("warmroute.sessions")
 
@@ -29,60 +27,6 @@ WAIT_SHARE = 0.5
 """Of a call's time, how long replicas may take to have a write."""
 
 SCHEMES = "sqlite:///PATH, memory://, redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, none"
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedStore:
-    """``store``: with all that stands in front of it. ``secret``: what sessions' keys are made of."""
-
-    kind: str
-    """A label: sqlite, redis, memory."""
-    store: Store
-    secret: bytes
-    journaled: JournaledStore | None = None
-    redis: RedisStore | None = None
-    sqlite: SqliteStore | None = None
-    memory: MemoryStore | None = None
-    limits: OwnerLimits = DEFAULT_LIMITS
-    """Of each tenant."""
-
-    @property
-    def pending(self) -> int:
-        """Calls that it is at, or that wait for it."""
-        known = self.sqlite or self.redis
-        return known.pending if known is not None else 0
-
-    @property
-    def max_pending(self) -> int:
-        """How many a tenant may have at SQLite; how many connections to Redis there are, for which others wait."""
-        if self.sqlite is not None:
-            return self.sqlite.max_pending
-        return self.redis.max_connections if self.redis is not None else 0
-
-    @property
-    def tidy(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """To be called now and then."""
-        known = self.sqlite or self.redis
-        return () if known is None else (known.tidy,)
-
-    @property
-    def count(self) -> Callable[[], Awaitable[Mapping[Tenant, Usage]]] | None:
-        """What each tenant has."""
-        known = self.sqlite or self.redis or self.memory
-        return known.usage if known is not None else None
-
-    @property
-    def lines(self) -> Sequence[TenantTurns]:
-        """In which calls wait for their tenants' turns."""
-        if self.sqlite is not None:
-            return self.sqlite.writes, self.sqlite.reads
-        return (self.redis.calls,) if self.redis is not None else ()
-
-    @property
-    def sweep(self) -> Callable[[int], Awaitable[int]] | None:
-        """Deletes what has expired; None where the store does that itself."""
-        known = self.sqlite or self.memory
-        return known.sweep if known is not None else None
 
 
 async def open_store(

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-from router.core.request import Tenant
-
 
 class TenantTurns:
     """``max_calls``: under way at once, of all owners. ``max_owner_calls``: of one owner. ``max_waiting``: of one owner; a call
@@ -31,8 +29,8 @@ class TenantTurns:
         self._max_wait_s = max_wait_s
         self._refuse = refuse
         self._under_way = 0
-        self._of_owner: dict[Tenant, int] = {}
-        self._lines: dict[Tenant, deque[asyncio.Future[None]]] = {}
+        self._of_owner: dict[str, int] = {}
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         """In the order in which their owners come next; none of them is empty."""
         self.refused = 0
 
@@ -44,14 +42,14 @@ class TenantTurns:
     def waiting(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def waiting_of(self, owner: Tenant) -> int:
+    def waiting_of(self, owner: str) -> int:
         return len(self._lines.get(owner, ()))
 
-    def of(self, owner: Tenant) -> _Turn:
+    def of(self, owner: str) -> _Turn:
         """``async with``: the block is one call. Raises what ``refuse`` makes."""
         return _Turn(self, owner)
 
-    async def take(self, owner: Tenant) -> None:
+    async def take(self, owner: str) -> None:
         if self._has_room(owner) and owner not in self._lines:
             self._begin(owner)
             return
@@ -74,7 +72,7 @@ class TenantTurns:
             self.refused += 1
             raise self._refuse(f"calls of the tenant kept this one waiting for {self._max_wait_s} s") from None
 
-    def give(self, owner: Tenant) -> None:
+    def give(self, owner: str) -> None:
         self._under_way -= 1
         self._of_owner[owner] -= 1
         if not self._of_owner[owner]:
@@ -82,14 +80,14 @@ class TenantTurns:
         if self._lines:
             self._call_next()
 
-    def _has_room(self, owner: Tenant) -> bool:
+    def _has_room(self, owner: str) -> bool:
         return self._under_way < self._max_calls and self._of_owner.get(owner, 0) < self._max_owner_calls
 
-    def _begin(self, owner: Tenant) -> None:
+    def _begin(self, owner: str) -> None:
         self._under_way += 1
         self._of_owner[owner] = self._of_owner.get(owner, 0) + 1
 
-    def _leave(self, owner: Tenant, turn: asyncio.Future[None]) -> None:
+    def _leave(self, owner: str, turn: asyncio.Future[None]) -> None:
         line = self._lines.get(owner, deque())
         if turn in line:
             line.remove(turn)
@@ -110,7 +108,7 @@ class TenantTurns:
 
 
 class _Turn:
-    def __init__(self, turns: TenantTurns, owner: Tenant) -> None:
+    def __init__(self, turns: TenantTurns, owner: str) -> None:
         self._turns = turns
         self._owner = owner
 

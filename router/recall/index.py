@@ -44,6 +44,20 @@ class RecallIndex(Protocol):
     async def close(self) -> None: ...
 
 
+class MeasuredIndex(RecallIndex, Protocol):
+    """``pending``: calls that it is at, or that wait for it, of ``max_pending``. ``searches_without_meaning``: those that went
+    by words alone, since their query was not embedded in time."""
+
+    @property
+    def pending(self) -> int: ...
+
+    @property
+    def max_pending(self) -> int: ...
+
+    @property
+    def searches_without_meaning(self) -> int: ...
+
+
 class Embedder(Protocol):
     """Texts → vectors of meaning. ``name`` and ``dimensions`` say which vectors may be compared."""
 

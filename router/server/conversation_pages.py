@@ -14,7 +14,8 @@ from router.context.entry import Draft, Kind
 from router.context.history import History
 from router.context.prompt import Incoming
 from router.core.errors import ConversationLocked, SessionNotFound
-from router.server.state import Call, Page, asking
+from router.server.asking import asking
+from router.server.state import Call, Page
 from router.sessions.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.listing import list_page, read_paging
 from router.sessions.names import Names, Space

@@ -133,7 +133,7 @@ class DataPort:
             "/ready": self._ready,
             "/openapi.json": self._describe,
         }
-        self._description = describe(limits, keeps_state=state is not None)
+        self._description = describe(limits, state.describe if state is not None else None)
         self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0

@@ -5,16 +5,17 @@ Bodies are described as loosely as they are checked: what only a worker judges i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from router.config import LimitsConfig
 from router.core.request import Route
-from router.server.openapi_state import describe_state
 
 Schema = dict[str, Any]
+DescribePages = Callable[[LimitsConfig, Schema, Schema], Schema]
+"""Paths, from the limits, the body of chat completions, and errors by status."""
 
 _TEXT: Schema = {"type": "string"}
 _PARTS: Schema = {"type": "array", "items": {"type": "object"}}
@@ -56,15 +57,15 @@ API_VERSION = "1"
 """Of the routes (/v1). The program's own would tell strangers what to attack."""
 
 
-def describe(limits: LimitsConfig, *, keeps_state: bool = True) -> bytes:
-    """The document as JSON. ``keeps_state``: there are sessions, responses and conversations."""
+def describe(limits: LimitsConfig, describe_pages: DescribePages | None = None) -> bytes:
+    """The document as JSON. ``describe_pages``: for routes besides those of workers."""
     paths: Schema = {route.value: {"post": _inference(route, limits)} for route in Route}
     paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
     paths["/health"] = {"get": _plain("Whether the process lives", _plain_text())}
     paths["/ready"] = {"get": _plain("Whether some worker can serve", _plain_text(), 503)}
     paths["/openapi.json"] = {"get": _plain("This document", _json({"type": "object"}))}
-    if keeps_state:
-        paths |= describe_state(limits, _body(Route.CHAT, limits), _errors({**_ERRORS, **_STATE_ERRORS}, "Error"))
+    if describe_pages is not None:
+        paths |= describe_pages(limits, _body(Route.CHAT, limits), _errors({**_ERRORS, **_STATE_ERRORS}, "Error"))
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",

@@ -21,7 +21,8 @@ from router.core.errors import (
     SessionNotFound,
 )
 from router.core.tenant import ContextStrategy
-from router.server.state import Call, Page, asking
+from router.server.asking import asking
+from router.server.state import Call, Page
 from router.sessions.chat_door import repeated_record
 from router.sessions.histories import Behind
 from router.sessions.items import Marked

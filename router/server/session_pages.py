@@ -16,7 +16,8 @@ from router.context.prompt import Incoming
 from router.context.view import Wishes
 from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
 from router.core.tenant import Caller
-from router.server.state import MAX_NAME_CHARS, Call, Page, asking
+from router.server.asking import asking
+from router.server.state import MAX_NAME_CHARS, Call, Page
 from router.sessions.chat_door import ChatDoor, repeated_record
 from router.sessions.chat_requests import read_chat, streams, wants_usage
 from router.sessions.context_wishes import read_wished, show_context

@@ -11,15 +11,13 @@ from functools import partial
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
-from router.context.prompt import Incoming
 from router.core.errors import InvalidRequest
 from router.core.memory import DECODED, Holding
 from router.core.tenant import Caller
 from router.parsing.pool import Parsers, is_cheap
 from router.parsing.weight import expected_weight, weighed
 from router.server.client import ClientConnection
-from router.sessions.plans import Ask, DoorName
-from router.sessions.rules import read_idempotency_key, read_wishes
+from router.server.openapi import DescribePages
 from router.wire.client_head import exact_path
 
 MAX_NAME_CHARS = 256
@@ -56,23 +54,6 @@ class Call:
         return value
 
 
-def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partial[Ask]:
-    """What every page says of a turn. ``asked``: digest of the body. Raises InvalidRequest."""
-    return partial(
-        Ask,
-        door=door,
-        caller=call.caller,
-        incoming=incoming,
-        headers=call.headers,
-        request_id=call.request_id,
-        started_at=call.started_at,
-        idempotency_key=read_idempotency_key(call.headers),
-        wishes=read_wishes(call.headers),
-        asked=asked,
-        body_bytes=len(call.body),
-    )
-
-
 Page = Callable[[Call], Awaitable[bytes | None]]
 """Returns JSON, or None where it has answered the client's connection."""
 
@@ -93,7 +74,10 @@ class Match:
 
 
 class StateRoutes:
-    def __init__(self, doors: Sequence[Pages]) -> None:
+    """``describe``: the same routes for machines; see ``server.openapi``."""
+
+    def __init__(self, doors: Sequence[Pages], describe: DescribePages) -> None:
+        self.describe = describe
         self._by_segments: dict[tuple[str, ...], dict[str, Page]] = {}
         for door in doors:
             for (method, path), page in door.pages().items():

@@ -27,12 +27,13 @@ from router.config import LimitsConfig, load_config
 from router.core.request import Route
 from router.server.conversation_pages import ConversationPages
 from router.server.openapi import describe
+from router.server.openapi_state import describe_state
 from router.server.response_pages import ResponsePages
 from router.server.session_pages import SessionPages
 from router.simulator import SimulatorSettings, start_fleet
 from tests.e2e.routed import QUICK
 
-DESCRIPTION = json.loads(describe(LimitsConfig()))
+DESCRIPTION = json.loads(describe(LimitsConfig(), describe_state))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 MOST_TOKENS = 16
 
@@ -107,7 +108,7 @@ def test_every_request_of_the_description_and_its_opposite_gets_a_described_answ
 def test_every_route_is_described() -> None:
     plain = {"/v1/models", "/health", "/ready", "/openapi.json"}
     stateless = {route.value for route in Route} | plain
-    assert set(json.loads(describe(LimitsConfig(), keeps_state=False))["paths"]) == stateless
+    assert set(json.loads(describe(LimitsConfig()))["paths"]) == stateless
     turns: Any = SimpleNamespace(histories=None)
     unused: Any = None
     made = (turns, unused, unused, unused)

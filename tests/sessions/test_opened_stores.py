@@ -11,8 +11,9 @@ import pytest
 
 from router.config import SessionsConfig
 from router.sessions.memory import MemoryStore
+from router.sessions.opened import OpenedStore
 from router.sessions.store import Sid
-from router.stores import OpenedStore, open_store
+from router.stores import open_store
 from tests.sessions.contract import OWNER, Clocks
 
 
