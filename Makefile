@@ -8,9 +8,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 # Tests that start no process of their own, or hardly any.
-UNIT := $(addprefix tests/,context core policies recall server sessions simulator terminal tokens tracing upstream wire) $(wildcard tests/test_*.py)
+UNIT := $(addprefix tests/,app cli config core policies proxy replay runtime server sessions simulator tracing upstream wire) $(wildcard tests/test_*.py)
 # Tests of the rooms without I/O, whose coverage is measured: there it costs a minute.
-PURE := $(addprefix tests/,context core policies wire)
+PURE := $(addprefix tests/,core policies sessions/context wire)
 # Of tests of one name, as schemathesis makes them, workers beside each other would run one.
 NAMESAKES = tests/server/test_openapi.py
 LOWEST := .venv-lowest

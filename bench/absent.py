@@ -33,7 +33,7 @@ from aiohttp import web
 from bench.cancellations import KEYS, keys_file
 from bench.races import Seen, worker_app
 from bench.verdict import conclude, percentile, served
-from tests.redis_servers import running
+from tests.sessions.stores.redis_servers import running
 
 NAMES = 100
 """Of each kind of thing, that Ann has; and as many that nobody has, asked for as often."""

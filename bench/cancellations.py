@@ -30,13 +30,13 @@ from aiohttp import ClientError, ClientSession, TCPConnector, web
 
 from bench.races import Seen, read_log, worker_app
 from bench.verdict import conclude, served
-from router.core.request import Tenant
-from router.sessions.memory import MemoryStore
+from router.core.request.request import Tenant
 from router.sessions.names import Names, Space
-from router.sessions.redis import RedisLimits, RedisStore, RedisUnavailable
-from router.sessions.sqlite import SqliteStore
-from router.sessions.store import NOTHING, Append, Begin, Begun, Sid, Store, StoreUnavailable
-from tests.redis_servers import running
+from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Sid, Store, StoreUnavailable
+from router.sessions.stores.memory import MemoryStore
+from router.sessions.stores.redis import RedisLimits, RedisStore, RedisUnavailable
+from router.sessions.stores.sqlite import SqliteStore
+from tests.sessions.stores.redis_servers import running
 
 TASKS, CLIENTS = 90_000, 10_000
 PROBES = {"memory": 700_000, "sqlite": 150_000, "redis": 150_000}

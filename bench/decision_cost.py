@@ -16,10 +16,10 @@ from functools import partial
 from random import Random
 
 from bench.verdict import conclude
-from router.core.facts import Facts, FleetView
-from router.core.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
-from router.core.prefix_index import PrefixIndex
-from router.core.ring import Ring
+from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.ring import Ring
+from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
+from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerName
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy

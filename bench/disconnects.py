@@ -21,8 +21,8 @@ import aiohttp
 import uvloop
 
 from bench.verdict import conclude, percentile
-from router.app import Running, running
-from router.config import load_config
+from router.app.serve import Running, running
+from router.config.schema import load_config
 
 CLIENTS = 1000
 AT_ONCE = 20

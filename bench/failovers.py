@@ -28,10 +28,10 @@ from typing import Any, TypeVar
 import uvloop
 
 from bench.verdict import conclude, percentile
-from router.core.request import Tenant
-from router.sessions.redis import RedisLimits, RedisStore, RedisUnavailable
-from router.sessions.store import NOTHING, Append, Begin, Begun, Fenced, Known, Sid
-from tests.redis_servers import SERVICE, Watched, watched
+from router.core.request.request import Tenant
+from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Fenced, Known, Sid
+from router.sessions.stores.redis import RedisLimits, RedisStore, RedisUnavailable
+from tests.sessions.stores.redis_servers import SERVICE, Watched, watched
 
 OWNER = Tenant("bench")
 WRITERS = 8

@@ -21,9 +21,9 @@ import aiohttp
 import uvloop
 
 from bench.verdict import conclude, served
-from router.app import Running, serve
-from router.config import load_config
-from router.logs import set_up_logging
+from router.app.serve import Running, serve
+from router.config.schema import load_config
+from router.runtime.logs import set_up_logging
 
 BODY_BYTES = 4_000_000
 POSTS = 20

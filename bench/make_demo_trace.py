@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypedDict
 
-TARGET = Path(__file__).resolve().parent.parent / "router" / "data" / "demo-trace.jsonl"
+TARGET = Path(__file__).resolve().parent.parent / "router" / "cli" / "demo-trace.jsonl"
 SEED = 20
 BLOCK_TOKENS = 512
 SPAN_S = 100.0

@@ -30,8 +30,8 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 from bench.races import Seen, check, read_log, worker_app
 from bench.verdict import ServedRouter, conclude, percentile, served
-from tests.redis_servers import RedisProcess
-from tests.redis_servers import running as redis_running
+from tests.sessions.stores.redis_servers import RedisProcess
+from tests.sessions.stores.redis_servers import running as redis_running
 
 Fault = Literal["stop", "kill", "kill-lose"]
 SESSIONS = 60

@@ -33,7 +33,7 @@ from bench.context_runs import SESSION, Plan, name_of, sender_of, series_of, set
 from bench.dialogues import Turn, preamble, read_dialogues
 from bench.recall import Dialogue, Fact, plant, read_facts, read_items
 from bench.verdict import ServedRouter, conclude
-from router.core.request import Sid
+from router.core.request.request import Sid
 
 SYSTEM_TOKENS, ANSWER_TOKENS = 300, 30
 TIME_SCALE, PAUSE_S = 20.0, 0.1

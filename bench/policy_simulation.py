@@ -28,10 +28,10 @@ from random import Random
 
 from xxhash import xxh3_64_intdigest
 
-from router.core.facts import Facts, FleetView
-from router.core.fingerprint import BLOCK_BYTES, Fingerprint
-from router.core.prefix_index import Matches, PrefixIndex
-from router.core.ring import Ring
+from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.ring import Ring
+from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
+from router.core.index.prefix_index import Matches, PrefixIndex
 from router.core.worker import WorkerName
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy

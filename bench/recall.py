@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from bench.verdict import conclude, percentile
-from router.core.request import Sid, Tenant
-from router.recall.embedders.onnx import OnnxEmbedder
-from router.recall.fusion import Weights
-from router.recall.index import Passage
-from router.recall.sqlite import IndexLimits, SqliteIndex
+from router.core.request.request import Sid, Tenant
+from router.sessions.recall.embedders.onnx import OnnxEmbedder
+from router.sessions.recall.fusion import Weights
+from router.sessions.recall.index import Passage
+from router.sessions.recall.sqlite import IndexLimits, SqliteIndex
 
 SEED = 20
 OWNER = Tenant("ann")

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from router.core.request import Tenant
-from router.sessions.sqlite import SqliteStore
-from router.sessions.store import NOTHING, Append, Begin, Begun, Known, Sid
+from router.core.request.request import Tenant
+from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Known, Sid
+from router.sessions.stores.sqlite import SqliteStore
 
 OWNER = Tenant("ann")
 ENTRY = b"x" * 1024

@@ -12,25 +12,25 @@ import time
 
 import msgspec
 
-from router import freed_memory
-from router.context.prompt import Incoming
-from router.core.memory import MemoryBudget
-from router.core.record import Record
-from router.core.reply import Reply
-from router.core.request import NO_TENANT, Request, Route, Tenant
-from router.core.tenant import TenantRules, make_caller
-from router.sessions.chat_door import ChatDoor
-from router.sessions.chat_requests import read_chat
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import NO_TENANT, Request, Route, Tenant
+from router.core.tenants.memory import MemoryBudget
+from router.core.tenants.tenant import TenantRules, make_caller
+from router.proxy.ports import Client
+from router.runtime import freed_memory
+from router.sessions.api.chat_codec import ChatDoor
+from router.sessions.api.chat_requests import read_chat
+from router.sessions.context.prompt import Incoming
 from router.sessions.histories import Histories
-from router.sessions.hot import HotHistories
-from router.sessions.memory import MemoryStore
-from router.sessions.plans import Ask, Planner
-from router.sessions.store import Sid
+from router.sessions.history_cache import HotHistories
+from router.sessions.planner import Ask, Planner
+from router.sessions.stores.contract import Sid
+from router.sessions.stores.memory import MemoryStore
 from router.sessions.turns import Turns, TurnSettings
-from router.sides import Client
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.upkeep import upkeep_of
+from tests.sessions.kept_histories import upkeep_of
 
 ITEM_BYTES, TURNS = 1000, 100
 LIMITS = BodyLimits(64, 2048, 2048, 8, 20, 16, MediaRule(frozenset()))

@@ -18,8 +18,8 @@ import aiohttp
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.app import Running, running
-from router.config import Setting, load_config, sections, settings
+from router.app.serve import Running, running
+from router.config.schema import Setting, load_config, sections, settings
 from router.simulator import Fault, SimulatorSettings, start_fleet
 
 DOCS = Path(__file__).resolve().parent

@@ -14,8 +14,8 @@ from pathlib import Path
 import aiohttp
 from playwright.async_api import Browser, async_playwright
 
-from router.app import running
-from router.config import load_config
+from router.app.serve import running
+from router.config.schema import load_config
 from router.simulator import SimulatorSettings, start_fleet
 
 IMAGES = Path(__file__).parent / "images"

@@ -1,6 +1,6 @@
 """``warmroute``, and ``python -m router``."""
 
-from router.cli import cli
+from router.cli.main import cli
 
 
 def main() -> None:

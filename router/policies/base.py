@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.core.facts import Facts
+from router.core.fleet.facts import Facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from operator import add, mul
 
 import msgspec
 
-from router.core.facts import Facts
-from router.core.prefix_index import positions_of
+from router.core.fleet.facts import Facts
+from router.core.index.prefix_index import positions_of
 from router.policies.base import Ranking
 from router.policies.ring_order import take_eligible
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from router.core.facts import FleetView
+from router.core.fleet.facts import FleetView
 
 
 def measure_load(fleet: FleetView) -> Callable[[int], float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.core.facts import Facts
+from router.core.fleet.facts import Facts
 from router.policies.base import Ranking
 from router.policies.ring_order import order_eligible
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from router.core.facts import Facts
+from router.core.fleet.facts import Facts
 
 
 def walk_eligible(facts: Facts) -> Iterator[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from router.core.facts import Facts
+from router.core.fleet.facts import Facts
 from router.policies.base import Ranking
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from router.core.record import Record
-from router.logs import redact
+from router.core.request.record import Record
+from router.runtime.logs import redact
 from router.server import status
 from router.server.audit import Audit
 from router.server.auth import bearer_token

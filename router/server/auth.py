@@ -13,8 +13,8 @@ from typing import Protocol, cast
 from aiohttp import web
 
 from router.core.errors import InvalidApiKey
-from router.core.keyring import Keyring, Refusal
-from router.core.tenant import Caller
+from router.core.tenants.keyring import Keyring, Refusal
+from router.core.tenants.tenant import Caller
 from router.server.audit import Audit
 from router.server.key_connections import Connection, KeyConnections
 

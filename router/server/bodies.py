@@ -8,9 +8,9 @@ from io import BytesIO
 
 from aiohttp import web
 
-from router.config import LimitsConfig
+from router.config.schema import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge, RouterError
-from router.core.memory import BODY, UNCOUNTED_BYTES, Holding
+from router.core.tenants.memory import BODY, UNCOUNTED_BYTES, Holding
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, ClientProtocol
 
 LINGER_S = 1.0

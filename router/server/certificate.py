@@ -9,7 +9,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from router.server.complaint import Complaint
+from router.runtime.log_once import Complaint
 from router.server.listen import tls_context
 
 log = logging.getLogger("warmroute.tls")

@@ -18,12 +18,12 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from router.core.errors import RouterError
-from router.core.memory import REPLY, UNREAD, Holding, MemoryFull
-from router.core.record import Record
-from router.core.reply import Reply
-from router.core.request import Route
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import Route
+from router.core.tenants.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.server.errors import error_body
-from router.server.stall import StallRule
+from router.server.slow_reader import StallRule
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS
 

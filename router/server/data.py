@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from router.config import LimitsConfig, ServerConfig
+from router.config.schema import LimitsConfig, ServerConfig
 from router.core.errors import (
     BodyTimeout,
     ConnectionsLimited,
@@ -32,21 +32,21 @@ from router.core.errors import (
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
-from router.core.request import NO_TENANT, Request, Route
-from router.core.tenant import Caller, TenantRules
-from router.core.trace import TRACE
-from router.freed_memory import untie_error
-from router.logs import ABOUT, redact
-from router.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
+from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.trace import TRACE
+from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
+from router.core.tenants.tenant import Caller, TenantRules
+from router.runtime.freed_memory import untie_error
+from router.runtime.logs import ABOUT, redact
 from router.server.auth import Gate
 from router.server.bodies import answer_unread, read_body, require_room
 from router.server.client import ClientConnection
 from router.server.errors import ANTHROPIC_ROUTES, SERVER, error_response
 from router.server.openapi import describe
 from router.server.origins import Origins
-from router.server.stall import stall_rule
-from router.server.state import Call, Match, StateRoutes
+from router.server.page_routes import Call, Match, StateRoutes
+from router.server.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
+from router.server.slow_reader import stall_rule
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target, exact_path
 from router.wire.media import MediaRule

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from router.core.errors import RouterError
-from router.core.request import Route
+from router.core.request.request import Route
 
 ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
 """Their clients read errors of another shape, and send ``x-api-key``."""

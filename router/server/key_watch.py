@@ -8,12 +8,12 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from router.config import AuthConfig, ConfigError, read_salt_secret
-from router.core.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
-from router.core.request import Tenant
+from router.config.schema import AuthConfig, ConfigError, read_salt_secret
+from router.core.request.request import Tenant
+from router.core.tenants.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
+from router.runtime.log_once import Complaint
 from router.server.audit import Audit
 from router.server.auth import KeyGate
-from router.server.complaint import Complaint
 
 log = logging.getLogger("warmroute.auth")
 

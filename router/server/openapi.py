@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from router.config import LimitsConfig
-from router.core.request import Route
+from router.config.schema import LimitsConfig
+from router.core.request.request import Route
 
 Schema = dict[str, Any]
 DescribePages = Callable[[LimitsConfig, Schema, Schema], Schema]

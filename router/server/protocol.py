@@ -18,12 +18,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
-from router.config import LimitsConfig
+from router.config.schema import LimitsConfig
 from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest, Overloaded, RouterError
-from router.freed_memory import untie_error, untie_transport
+from router.runtime.freed_memory import untie_error, untie_transport
 from router.server.errors import error_body, error_response
 from router.server.key_connections import KeyConnections
-from router.server.stall import StallRule, stall_rule
+from router.server.slow_reader import StallRule, stall_rule
 
 SWEEP_S = 1.0
 CUTS_AT_ONCE = 32

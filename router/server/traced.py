@@ -7,7 +7,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from router.core.trace import TRACE, Trace
+from router.core.request.trace import TRACE, Trace
 from router.server.client import SENT, SENT_AND_CLOSE
 
 TOLD_AGAIN = 200

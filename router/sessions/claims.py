@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from router.core.request import Tenant
-from router.sessions.errands import Errands
-from router.sessions.store import Begun, Sid, Store
+from router.core.request.request import Tenant
+from router.sessions.release import Errands
+from router.sessions.stores.contract import Begun, Sid, Store
 
 RENEWALS = 3
 """In the time of one lease."""

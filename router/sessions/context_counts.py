@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import get_args
 
-from router.context.history import History, Sent
-from router.core.record import Record
-from router.core.tenant import ContextStrategy
-from router.sessions.plans import Ask, Plan
+from router.core.request.record import Record
+from router.core.tenants.tenant import ContextStrategy
+from router.sessions.context.history import History, Sent
+from router.sessions.planner import Ask, Plan
 
 COLD_SHARE = 0.5
 """Of what earlier turns had, what must be cached of it for a prefix not to be broken."""

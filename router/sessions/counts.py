@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import get_args
 
-from router.context.entry import Kind
-from router.context.history import History
-from router.context.messages import split_system
-from router.core.record import Record
-from router.sessions.plans import Ask, DoorName, Plan
+from router.core.request.record import Record
+from router.sessions.context.entry import Kind
+from router.sessions.context.history import History
+from router.sessions.context.messages import split_system
+from router.sessions.planner import Ask, DoorName, Plan
 
 OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
 

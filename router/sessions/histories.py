@@ -16,10 +16,6 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
-from router.context.copies import TURN, Copy, copy_of
-from router.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.context.history import ITEM_OVERHEAD_BYTES, History, Item
-from router.context.view import WHOLE, BadView, NewerView, View, Wishes, decode_view, encode_view
 from router.core.errors import (
     RateLimited,
     SessionBusy,
@@ -29,9 +25,13 @@ from router.core.errors import (
     StateUnavailable,
     StorageFull,
 )
-from router.core.request import Tenant
-from router.sessions.hot import HotHistories
-from router.sessions.store import (
+from router.core.request.request import Tenant
+from router.sessions.context.copies import TURN, Copy, copy_of
+from router.sessions.context.entry import BadEntry, Draft, Kind, encode_turn
+from router.sessions.context.history import ITEM_OVERHEAD_BYTES, History, Item
+from router.sessions.context.view import WHOLE, BadView, NewerView, View, Wishes, decode_view, encode_view
+from router.sessions.history_cache import HotHistories
+from router.sessions.stores.contract import (
     NOTHING,
     Append,
     Begin,

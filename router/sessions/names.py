@@ -8,8 +8,8 @@ from enum import Enum
 
 import xxhash
 
-from router.core.request import SessionKey, Tenant
-from router.sessions.store import Sid
+from router.core.request.request import SessionKey, Tenant
+from router.sessions.stores.contract import Sid
 
 DIGEST_BYTES = 20
 

@@ -11,18 +11,18 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from router.context.compaction import ANY, Source
-from router.context.history import History
-from router.context.prompt import Incoming
-from router.context.summaries import ask_about, ask_behind, without_thoughts, words_of
-from router.context.view import Place
 from router.core.errors import WorkerError
-from router.own_client import PATIENT, OwnClient
+from router.proxy.internal_client import PATIENT, OwnClient
+from router.proxy.ports import Dispatch
+from router.sessions.context.compaction import ANY, Source
+from router.sessions.context.history import History
+from router.sessions.context.prompt import Incoming
+from router.sessions.context.summaries import ask_about, ask_behind, without_thoughts, words_of
+from router.sessions.context.view import Place
 from router.sessions.names import affinity_key
-from router.sessions.plans import Ask, Planner, request_of
-from router.sessions.store import Sid
-from router.sides import Dispatch
-from router.wire.answers import Answer, BadAnswer, read_completion
+from router.sessions.openai.chat_answers import Answer, BadAnswer, read_completion
+from router.sessions.planner import Ask, Planner, request_of
+from router.sessions.stores.contract import Sid
 
 FRAME_TOKENS = 300
 """Of what is asked for, and of templates."""

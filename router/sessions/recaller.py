@@ -11,15 +11,15 @@ from itertools import islice
 
 import msgspec
 
-from router.context.entry import Draft, Kind
-from router.context.history import History, Item
-from router.context.messages import Message
-from router.context.provenance import recalled_numbers
-from router.context.recollection import Found, compose
-from router.context.summaries import text_of, words_of
-from router.recall.index import IndexUnavailable, Passage, RecallIndex
-from router.sessions.plans import Ask
-from router.sessions.store import Sid
+from router.sessions.context.entry import Draft, Kind
+from router.sessions.context.history import History, Item
+from router.sessions.context.messages import Message
+from router.sessions.context.provenance import recalled_numbers
+from router.sessions.context.recollection import Found, compose
+from router.sessions.context.summaries import text_of, words_of
+from router.sessions.planner import Ask
+from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
+from router.sessions.stores.contract import Sid
 
 log = logging.getLogger("warmroute.sessions")
 

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-from router.context.compaction import ANY, Source
-from router.context.history import History
-from router.context.summaries import ask_about
 from router.core.errors import WorkerError
+from router.sessions.context.compaction import ANY, Source
+from router.sessions.context.history import History
+from router.sessions.context.summaries import ask_about
 from router.sessions.notes import Written, note_params, read_notes
-from router.sessions.plans import Ask
-from router.wire.answers import BadAnswer, read_completion
+from router.sessions.openai.chat_answers import BadAnswer, read_completion
+from router.sessions.planner import Ask
 
 MAX_REPLY_BYTES = 1 << 20
 

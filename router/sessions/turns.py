@@ -18,9 +18,6 @@ from hashlib import sha256
 
 import msgspec
 
-from router.context.entry import BadEntry, Draft, Kind, decode
-from router.context.history import History
-from router.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
 from router.core.errors import (
     InvalidRequest,
     RouterError,
@@ -30,20 +27,23 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.request import SessionKey, Tenant
-from router.core.tenant import Caller
-from router.core.trace import TRACE
+from router.core.request.request import SessionKey, Tenant
+from router.core.request.trace import TRACE
+from router.core.tenants.tenant import Caller
 from router.core.worker import WorkerName
+from router.proxy.ports import Client, Dispatch
 from router.sessions.claims import Claim, Claims
+from router.sessions.codec import Door, HeldClient, Kept
+from router.sessions.context.entry import BadEntry, Draft, Kind, decode
+from router.sessions.context.history import History
+from router.sessions.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
+from router.sessions.context_window import Upkeep
 from router.sessions.counts import TurnCounts
-from router.sessions.door import Door, HeldClient, Kept
 from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked, beside
 from router.sessions.names import affinity_key
-from router.sessions.plans import Ask, Plan, Planner, TurnNote, read_note, request_of
-from router.sessions.store import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
-from router.sessions.upkeep import Upkeep
-from router.sides import Client, Dispatch
-from router.wire.answers import BadAnswer
+from router.sessions.openai.chat_answers import BadAnswer
+from router.sessions.planner import Ask, Plan, Planner, TurnNote, read_note, request_of
+from router.sessions.stores.contract import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
 
 KEY_CHARS = 32
 """Of the digest that stands for a request and its id."""

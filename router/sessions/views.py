@@ -9,19 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from router.context.compaction import cut_view, find_cut
-from router.context.economy import Economy
-from router.context.history import History
-from router.context.marks import Marks, history_ceiling, is_worth_it, set_marks
-from router.context.prompt import Prompt
-from router.context.strategies import STRATEGIES, Traits
-from router.context.view import Wishes
 from router.core.errors import ContextTooLong
-from router.core.fingerprint import Fingerprint
-from router.core.record import Record
+from router.core.index.fingerprint import Fingerprint
+from router.core.request.record import Record
+from router.sessions.context.cache_costs import Economy
+from router.sessions.context.compaction import cut_view, find_cut
+from router.sessions.context.history import History
+from router.sessions.context.prompt import Prompt
+from router.sessions.context.strategies import STRATEGIES, Traits
+from router.sessions.context.view import Wishes
+from router.sessions.context.watermarks import Marks, history_ceiling, is_worth_it, set_marks
 from router.sessions.context_counts import ContextCounts
 from router.sessions.histories import Histories
-from router.sessions.plans import Ask, Plan
+from router.sessions.planner import Ask, Plan
 
 ANSWER_SHARE = 0.25
 """Of a window, the most that is left free for an answer whose length nobody bounds."""

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
 
-from router.core.trace import Trace
+from router.core.request.trace import Trace
 
 log = logging.getLogger("warmroute.tracing")
 

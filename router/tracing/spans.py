@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from router.core.record import Record
-from router.core.request import Route
-from router.core.trace import Trace, TracedAttempt
+from router.core.request.record import Record
+from router.core.request.request import Route
+from router.core.request.trace import Trace, TracedAttempt
 
 Value = str | int | float | bool | Sequence[str]
 

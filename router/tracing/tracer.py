@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from router.core.trace import Trace
+from router.core.request.trace import Trace
 from router.wire.trace_context import read_traceparent
 
 _LOW_64 = (1 << 64) - 1

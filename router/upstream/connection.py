@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from router.core.attempt import (
+from router.core.fleet.patience import Signs, Silence, may_wait_s
+from router.core.request.attempt import (
     AttemptFailed,
     ReplyTooLarge,
     WorkerDied,
@@ -31,10 +32,9 @@ from router.core.attempt import (
     WorkerSilent,
     WorkerSlow,
 )
-from router.core.memory import REPLY, UNCOUNTED_BYTES, Holding, MemoryFull
-from router.core.patience import Signs, Silence, may_wait_s
-from router.core.reply import Reply
-from router.freed_memory import untie_transport
+from router.core.request.reply import Reply
+from router.core.tenants.memory import REPLY, UNCOUNTED_BYTES, Holding, MemoryFull
+from router.runtime.freed_memory import untie_transport
 from router.upstream.shares import SHARE_BYTES, Shares
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, ChunkedReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head

@@ -9,7 +9,7 @@ from itertools import count
 from types import TracebackType
 from typing import Protocol
 
-from router.core.attempt import (
+from router.core.request.attempt import (
     AttemptFailed,
     CannotConnect,
     ReplyTooLarge,
@@ -19,10 +19,10 @@ from router.core.attempt import (
     WorkerSilent,
     WorkerSlow,
 )
-from router.core.memory import Holding, MemoryFull
-from router.core.record import Record
-from router.core.reply import Reply, StreamEnd
-from router.core.request import Request
+from router.core.request.record import Record
+from router.core.request.reply import Reply, StreamEnd
+from router.core.request.request import Request
+from router.core.tenants.memory import Holding, MemoryFull
 from router.core.worker import WorkerAddress
 from router.upstream.connection import Sink, Turn, WorkerConnection
 from router.upstream.pool import Pool, WorkerPort

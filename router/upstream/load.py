@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from math import isfinite
 
-from router.core.load import LoadReport
+from router.core.fleet.load import LoadReport
 
 _LINES = re.compile(
     rb"\n(process_start_time_seconds|vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.core.address import is_forbidden
-from router.core.attempt import CannotConnect
-from router.core.patience import Signs
+from router.core.fleet.patience import Signs
+from router.core.request.attempt import CannotConnect
 from router.core.worker import WorkerAddress
 from router.upstream.connection import BREACHES, Limits, WorkerConnection
 from router.upstream.shares import Shares

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from router.core.request import Route
+from router.core.request.request import Route
 from router.wire.transcript import REPLACEMENT, Delivered
 
 MAX_STEPS_BACK = 32

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from router.core.request import Route
+from router.core.request.request import Route
 from router.wire.continuation import Asked, Seam
 from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, Usage, each_event, is_costly, read_event_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks

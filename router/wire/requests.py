@@ -11,11 +11,11 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from router.core.canonical import message_segments, text_bytes, tools_segments
 from router.core.errors import InvalidRequest
-from router.core.fingerprint import Fingerprint, anchor, fingerprint
-from router.core.request import Request, Route, SessionKey
-from router.core.tenant import Caller
+from router.core.index.fingerprint import Fingerprint, anchor, fingerprint
+from router.core.request.canonical import message_segments, text_bytes, tools_segments
+from router.core.request.request import Request, Route, SessionKey
+from router.core.tenants.tenant import Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.continuation import COMPLETIONS_MAX_TOKENS, may_resume
 from router.wire.media import check_everywhere, forbid_names

@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from router.core.request import SessionKey, Tenant
+from router.core.request.request import SessionKey, Tenant
 
 HEADERS = (
     "X-Session-ID",

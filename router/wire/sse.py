@@ -15,7 +15,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from router.core.request import Route
+from router.core.request.request import Route
 from router.wire.framing import frame
 from router.wire.transcript import PROMPT_IDS, Transcript
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import SimulatedFleet, SimulatorSettings, start_fleet
 from tests.browser.relay import Relay, relaying
 from tests.e2e.routed import post, routed, until

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from router.config import load_config, settings
+from router.config.schema import load_config, settings
 from tests.deploy import helm
 from tests.deploy.helm import Object
 from tests.deploy.policies import Peer, allows

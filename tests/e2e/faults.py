@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import SimulatedFleet
 from tests.e2e.routed import Broken, connected, get_admin, is_quiet, routed, until
 

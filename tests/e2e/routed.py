@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from router.app import Running, running
-from router.config import load_config
+from router.app.serve import Running, running
+from router.config.schema import load_config
 from router.wire.framing import ChunkedReader
 
 QUICK = {

@@ -14,7 +14,7 @@ import anthropic
 import openai
 import pytest
 
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fleet
 from router.wire.framing import frame
 from tests.e2e.routed import routed

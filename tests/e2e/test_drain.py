@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from router.app import Running
+from router.app.serve import Running
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.routed import Answer, Broken, RawClient, connected, post
 from tests.e2e.streams import CHAT, DONE, LAST, STREAMED, TEXT, answering

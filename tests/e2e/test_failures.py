@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import Fault, SimulatorSettings, start_fleet
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import metric

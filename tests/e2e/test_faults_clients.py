@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 import router as package
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import SimulatorSettings, start_fleet
 from tests.e2e.faults import CHAT_PATH, ejections_of, faulted
 from tests.e2e.routed import RawClient, connected, get, get_admin, is_quiet, post, routed, until

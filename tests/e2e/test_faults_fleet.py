@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from router.app import Running
-from router.core.health import State
+from router.app.serve import Running
+from router.core.fleet.health import State
 from router.simulator import Fault, SimulatorSettings, start_fleet
 from tests.e2e.faults import CHAT_PATH, all_up, decisions_of, ejections_of, faulted, metric
 from tests.e2e.routed import post, until

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from router.app import Running
-from router.core.fleet import Member
-from router.core.health import State
+from router.app.serve import Running
+from router.core.fleet.fleet import Member
+from router.core.fleet.health import State
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import CHAT_PATH, Told, all_up, decisions_of, faulted, listen, metric, told
 from tests.e2e.processes import WorkerProcess, until_running, worker_processes

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fleet
 from tests.e2e.faults import (
     CHAT_PATH,

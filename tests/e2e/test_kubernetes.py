@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from router.app import Running
-from router.core.fleet import Member
-from router.core.reply import Reply
+from router.app.serve import Running
+from router.core.fleet.fleet import Member
+from router.core.request.reply import Reply
 from router.core.worker import WorkerAddress
 from router.simulator import SimulatorSettings
 from router.simulator.fleet import _language

@@ -15,7 +15,7 @@ from aiohttp import ClientError, ClientSession, web
 from bench.outage import Fault, measure
 from bench.races import Seen, check, read_log, take, worker_app
 from bench.verdict import ServedRouter, served
-from tests.redis_servers import RedisProcess, running
+from tests.sessions.stores.redis_servers import RedisProcess, running
 
 pytestmark = pytest.mark.system
 

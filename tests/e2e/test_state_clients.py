@@ -14,13 +14,13 @@ from typing import Any
 import openai
 import pytest
 
-from router.app import Running
+from router.app.serve import Running
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.routed import connected, get, post, routed, until
 from tests.e2e.test_clients import node_packages, openai_client
 from tests.server.keys import ACME, BETA, bearer, entry, keyed
+from tests.sessions.openai.official import check_item, check_response
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted
-from tests.wire.responses.official import check_item, check_response
 
 TENANTS = "[tenants.acme]\n[tenants.beta]\n" + entry("a", "acme", ACME) + entry("b", "beta", BETA)
 TOOL: Any = {"type": "function", "name": "look_up", "parameters": {"type": "object"}, "strict": False}

@@ -10,18 +10,18 @@ from types import MappingProxyType
 import msgspec
 
 from router.core.errors import ClientError, InvalidJson, MalformedRequest
-from router.core.request import Route
-from router.core.tenant import EVERYBODY, Caller
+from router.core.request.request import Route
+from router.core.tenants.tenant import EVERYBODY, Caller
+from router.sessions.openai.input import read_create
+from router.sessions.openai.items import items_of
+from router.sessions.openai.output import translate
+from router.sessions.openai.shapes import Head, response
+from router.sessions.openai.stream import ResponseEvents
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
 from router.wire.framing import ChunkedReader, frame
 from router.wire.media import MediaRule
 from router.wire.reply_head import BadHead, body_reader, parse_head
-from router.wire.responses.input import read_create
-from router.wire.responses.items import items_of
-from router.wire.responses.output import translate
-from router.wire.responses.shapes import Head, response
-from router.wire.responses.stream import ResponseEvents
 from router.wire.sse import DIALECTS, EventWatch, read_error, take_events
 from router.wire.strict_json import decode_object, set_members
 from tests.wire.parsed import parse_request

@@ -14,7 +14,7 @@ from grafana.boards.latency import GOOD_S
 from grafana.generate import BOARDS, files, main
 from grafana.panels import COLUMNS, Board, Panel
 from grafana.shares import RECORDED
-from router.metrics import TTFT_BUCKETS
+from router.proxy.metrics import TTFT_BUCKETS
 
 PANELS = [pytest.param(panel, id=f"{board.name}-{panel.title}") for board in BOARDS for panel in board.panels]
 

@@ -17,12 +17,12 @@ from grafana.alerts import ALERTS
 from grafana.ask import filled_in
 from grafana.generate import BOARDS
 from grafana.shares import RECORDED
-from router.app import Running
+from router.app.serve import Running
 from router.simulator import Fault, SimulatedFleet, SimulatorSettings, start_fleet
 from tests.e2e.routed import Broken, post, routed, until
 from tests.grafana.prometheus import SCRAPED_EVERY_S, Prometheus, scraping
-from tests.redis_servers import running
 from tests.server.keys import ACME, BETA, bearer, entry, keyed
+from tests.sessions.stores.redis_servers import running
 
 pytestmark = pytest.mark.system
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from router.core.facts import Facts, FleetView
-from router.core.prefix_index import Matches
-from router.core.ring import Ring
+from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.ring import Ring
+from router.core.index.prefix_index import Matches
 from router.core.worker import WorkerName
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy

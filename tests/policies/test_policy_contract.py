@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.facts import Facts
+from router.core.fleet.facts import Facts
 from router.policies import POLICIES, PolicySettings
 from tests.policies.fleets import make_facts, make_policy
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.app import Running
-from router.core.request import Tenant
-from router.core.tenant import TenantRules, make_caller
+from router.app.serve import Running
+from router.core.request.request import Tenant
+from router.core.tenants.tenant import TenantRules, make_caller
 from router.server.auth import OpenGate
 from router.simulator import SimulatorSettings, start_fleet
 from tests.e2e.routed import connected, get_admin, post, routed, until

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from router.app import Running
-from router.core.health import State
-from router.core.memory import REPLY, UNREAD
+from router.app.serve import Running
+from router.core.fleet.health import State
+from router.core.tenants.memory import REPLY, UNREAD
 from tests.e2e.routed import connected, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, stream_without_end
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, answer, scripted

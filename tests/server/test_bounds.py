@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from router.config import LimitsConfig
-from router.core.request import NO_TENANT
-from router.parsing.pool import BASE_MEMORY_BYTES, MEMORY_RATIO
+from router.config.schema import LimitsConfig
+from router.core.request.request import NO_TENANT
+from router.server.parsing.pool import BASE_MEMORY_BYTES, MEMORY_RATIO
 from router.server.protocol import PIECE_BYTES
 from tests.e2e.faults import metric
 from tests.e2e.routed import connected, get, post, routed, until

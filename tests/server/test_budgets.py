@@ -10,7 +10,7 @@ import pytest
 
 from router.core.errors import ConnectionsLimited
 from router.server.key_connections import KeyConnections
-from router.server.stall import StallRule
+from router.server.slow_reader import StallRule
 from tests.e2e.routed import connected, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, answering, hang
 from tests.server.keys import ACME, BETA, bearer, keyed

@@ -12,8 +12,8 @@ from zlib import crc32
 
 import pytest
 
-from router.app import Running
-from router.logs import JsonFormatter, TextFormatter
+from router.app.serve import Running
+from router.runtime.logs import JsonFormatter, TextFormatter
 from tests.e2e.routed import Answer, Broken, connected, get_admin, routed
 from tests.e2e.streams import answering, drop, hang, stream
 from tests.server.keys import ACME, BETA, DISABLED, EXPIRED, SALT_SECRET, bearer, digest, keyed

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from router.app import Running
+from router.app.serve import Running
 from tests.e2e.routed import connected, routed
 from tests.server.malformed import INVALID, VALID, Case
 from tests.upstream.scripted import scripted

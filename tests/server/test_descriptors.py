@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from router.app import ADMIN_CONNECTIONS, OWN_DESCRIPTORS, _connections_within
+from router.app.serve import ADMIN_CONNECTIONS, OWN_DESCRIPTORS, _connections_within
 from tests.server.keys import ACME, SALT_SECRET, TWO_TENANTS, entry
 
 DESCRIPTORS = 120

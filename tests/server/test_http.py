@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.app import Running
+from router.app.serve import Running
 from tests.e2e.routed import Answer, RawClient, connected, get, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, TEXT, WHOLE, answering, stream
 from tests.upstream.certificates import make_certificate

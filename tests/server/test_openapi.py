@@ -22,14 +22,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from router.app import running
-from router.config import LimitsConfig, load_config
-from router.core.request import Route
-from router.server.conversation_pages import ConversationPages
+from router.app.serve import running
+from router.config.schema import LimitsConfig, load_config
+from router.core.request.request import Route
 from router.server.openapi import describe
-from router.server.openapi_state import describe_state
-from router.server.response_pages import ResponsePages
-from router.server.session_pages import SessionPages
+from router.sessions.api.conversations import ConversationPages
+from router.sessions.api.openapi import describe_state
+from router.sessions.api.responses import ResponsePages
+from router.sessions.api.sessions import SessionPages
 from router.simulator import SimulatorSettings, start_fleet
 from tests.e2e.routed import QUICK
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from router.app import Running
-from router.config import LimitsConfig
+from router.app.serve import Running
+from router.config.schema import LimitsConfig
 from router.server.bodies import next_due_at
 from tests.e2e.routed import Answer, RawClient, connected, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, answering, stream_without_end

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.redis_servers import RedisProcess, running
+from tests.sessions.stores.redis_servers import RedisProcess, running
 
 
 @pytest.fixture(scope="session")

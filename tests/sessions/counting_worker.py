@@ -10,22 +10,22 @@ from typing import Any
 
 import msgspec
 
-from router.context.compaction import Source
-from router.context.history import History
-from router.core.record import Record
-from router.core.reply import Reply
-from router.core.request import Request
-from router.sessions.memory import MemoryStore
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import Request
+from router.proxy.ports import Client
+from router.sessions.context.compaction import Source
+from router.sessions.context.history import History
 from router.sessions.notes import Written
-from router.sessions.plans import Ask
-from router.sides import Client
-from router.tokens.counts import CountLimits, TokenCounts
-from router.tokens.known import KnownCounts
-from router.tokens.local import LocalCounter
-from router.tokens.texts import own_text
+from router.sessions.planner import Ask
+from router.sessions.stores.memory import MemoryStore
+from router.sessions.tokens.cache import KnownCounts
+from router.sessions.tokens.counts import CountLimits, TokenCounts
+from router.sessions.tokens.local import LocalCounter
+from router.sessions.tokens.texts import own_text
 from tests.sessions.desk import ACME, SID, FakeClient, FakeDispatch, Points, Replica
-from tests.sessions.upkeep import FakeWriter, WordIndex
-from tests.tokens.desk import Notes
+from tests.sessions.kept_histories import FakeWriter, WordIndex
+from tests.sessions.tokens.desk import Notes
 
 Message = dict[str, Any]
 CountText = Callable[[str], int]

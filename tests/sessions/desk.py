@@ -12,21 +12,21 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from router.context.history import History
-from router.context.view import NO_WISHES, Wishes
 from router.core.errors import RouterError, WorkerError
-from router.core.memory import MemoryBudget
-from router.core.record import Record
-from router.core.reply import Reply
-from router.core.request import NO_TENANT, Request, Route, Tenant
-from router.core.tenant import Caller, OnBusy, TenantRules, make_caller
-from router.sessions.chat_door import ChatDoor
-from router.sessions.chat_requests import read_chat, streams, wants_usage
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import NO_TENANT, Request, Route, Tenant
+from router.core.tenants.memory import MemoryBudget
+from router.core.tenants.tenant import Caller, OnBusy, TenantRules, make_caller
+from router.proxy.ports import Client
+from router.sessions.api.chat_codec import ChatDoor
+from router.sessions.api.chat_requests import read_chat, streams, wants_usage
+from router.sessions.context.history import History
+from router.sessions.context.view import NO_WISHES, Wishes
 from router.sessions.histories import Behind, Histories
-from router.sessions.hot import HotHistories
-from router.sessions.memory import MemoryStore
-from router.sessions.plans import Ask, Planner
-from router.sessions.store import (
+from router.sessions.history_cache import HotHistories
+from router.sessions.planner import Ask, Planner
+from router.sessions.stores.contract import (
     NOTHING,
     Append,
     Begin,
@@ -39,11 +39,11 @@ from router.sessions.store import (
     Store,
     StoreUnavailable,
 )
+from router.sessions.stores.memory import MemoryStore
 from router.sessions.turns import Turns, TurnSettings
-from router.sides import Client
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.upkeep import upkeep_of
+from tests.sessions.kept_histories import upkeep_of
 
 T = TypeVar("T")
 SID = Sid("a" * 32)

@@ -9,22 +9,22 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, cast
 
-from router.context.compaction import Source
-from router.context.history import History
-from router.context.view import START
+from router.sessions.compactor import Chore
+from router.sessions.context.compaction import Source
+from router.sessions.context.history import History
+from router.sessions.context.view import START
 from router.sessions.histories import Histories
-from router.sessions.hot import HotHistories
-from router.sessions.janitor import Chore
-from router.sessions.memory import MemoryStore
+from router.sessions.history_cache import HotHistories
 from router.sessions.notes import Written
-from router.sessions.plans import Ask
-from router.sessions.redis import RedisLimits, RedisStore
-from router.sessions.sealed import SealedStore
-from router.sessions.sqlite import SqliteStore
-from router.sessions.store import Sid, Store
-from tests.sessions.contract import Clocks
+from router.sessions.planner import Ask
+from router.sessions.stores.contract import Sid, Store
+from router.sessions.stores.encrypted import SealedStore
+from router.sessions.stores.memory import MemoryStore
+from router.sessions.stores.redis import RedisLimits, RedisStore
+from router.sessions.stores.sqlite import SqliteStore
 from tests.sessions.desk import ACME, FakeDispatch, Points, Replica, contents, user
-from tests.sessions.upkeep import FakeWriter
+from tests.sessions.kept_histories import FakeWriter
+from tests.sessions.stores.contract import Clocks
 
 LONG = "x" * 400
 """About 100 tokens; so is its answer."""

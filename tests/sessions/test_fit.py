@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from router.context.balance import TOOL_ROLES, balanced_cuts
-from router.context.history import History
-from router.context.marks import MARGIN
-from router.context.messages import SYSTEM_ROLES
-from router.context.provenance import ELIDED, NOTES_BEGIN, NOTES_END, RECALL_BEGIN, RECALL_END
-from router.context.view import WHOLE, View, notes_tokens
 from router.core.errors import ContextTooLong, SessionNotFound
-from router.tokens.vocabularies import load_tokenizer_json
+from router.sessions.context.cut_points import TOOL_ROLES, balanced_cuts
+from router.sessions.context.history import History
+from router.sessions.context.messages import SYSTEM_ROLES
+from router.sessions.context.provenance import ELIDED, NOTES_BEGIN, NOTES_END, RECALL_BEGIN, RECALL_END
+from router.sessions.context.view import WHOLE, View, notes_tokens
+from router.sessions.context.watermarks import MARGIN
+from router.sessions.tokens.vocabularies import load_tokenizer_json
 from tests.sessions.counting_worker import ANSWER_TOKENS, CountText, Message, Play
 from tests.sessions.desk import said, user
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from router.context.provenance import ACKNOWLEDGEMENT
 from router.core.errors import WorkerError
-from tests.sessions.contract import STORES
+from router.sessions.context.provenance import ACKNOWLEDGEMENT
 from tests.sessions.desk import ACME, Points, Replica, contents, user
+from tests.sessions.kept_histories import FakeWriter, SlowWriter
 from tests.sessions.site import LONG, RETRY_S, WORK_S, BusyWriter, Site, opened, results
-from tests.sessions.upkeep import FakeWriter, SlowWriter
+from tests.sessions.stores.contract import STORES
 
 
 @pytest.fixture(params=STORES)

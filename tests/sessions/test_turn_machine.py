@@ -22,17 +22,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from router.context.prompt import Incoming
 from router.core.errors import SessionNotFound, StateUnavailable
-from router.core.request import Tenant
-from router.core.tenant import TenantRules, make_caller
+from router.core.request.request import Tenant
+from router.core.tenants.tenant import TenantRules, make_caller
+from router.sessions.context.prompt import Incoming
 from router.sessions.histories import Behind, Histories
-from router.sessions.hot import HotHistories
+from router.sessions.history_cache import HotHistories
 from router.sessions.names import Names, Space
-from router.sessions.store import Sid, Store
-from tests.redis_servers import running
-from tests.sessions.contract import STORES, Trial, redis_trial_on
+from router.sessions.stores.contract import Sid, Store
 from tests.sessions.desk import ACME, said, user
+from tests.sessions.stores.contract import STORES, Trial, redis_trial_on
+from tests.sessions.stores.redis_servers import running
 from tests.sessions.test_turns import babble, break_off, find_nobody, refuse, stop_without_reason
 from tests.sessions.turn_model import Model, Session, Try, require_same, turns_of
 from tests.sessions.turn_world import Exchange, Fault, Reader, Router, StoreThread, World

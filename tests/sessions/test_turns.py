@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from router.context.prompt import Incoming
 from router.core.errors import (
     InvalidRequest,
     ModelNotFound,
@@ -22,15 +21,16 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.record import Record
-from router.core.reply import Reply
-from router.core.request import Request, Tenant
-from router.core.tenant import TenantRules, make_caller
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import Request, Tenant
+from router.core.tenants.tenant import TenantRules, make_caller
+from router.proxy.ports import Client
+from router.sessions.context.prompt import Incoming
 from router.sessions.histories import COPIED_BYTES, ENTRIES_AT_ONCE, Behind
 from router.sessions.names import affinity_key
-from router.sessions.store import MAX_TAIL_BYTES, NOTHING, Append, Sid
-from router.sides import Client
-from tests.context.logs import message
+from router.sessions.stores.contract import MAX_TAIL_BYTES, NOTHING, Append, Sid
+from tests.sessions.context.logs import message
 from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])

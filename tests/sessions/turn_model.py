@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from router.context.history import History
-from router.context.prompt import Incoming, Scope, find_news, make_prompt
 from router.core.errors import (
     InvalidRequest,
     NoWorkerAvailable,
@@ -18,9 +16,11 @@ from router.core.errors import (
     StateUnavailable,
     WorkerError,
 )
-from router.core.request import Tenant
-from router.core.tenant import Caller
-from router.sessions.store import Sid
+from router.core.request.request import Tenant
+from router.core.tenants.tenant import Caller
+from router.sessions.context.history import History
+from router.sessions.context.prompt import Incoming, Scope, find_news, make_prompt
+from router.sessions.stores.contract import Sid
 from tests.sessions.desk import contents, user
 from tests.sessions.turn_world import Exchange, Reader, Router, World
 

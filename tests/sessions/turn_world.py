@@ -20,15 +20,15 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
-from router.context.entry import Kind, decode
-from router.core.record import Record
-from router.core.reply import Reply
-from router.core.request import Request
-from router.sessions.journal import Journal, JournaledStore
-from router.sessions.store import Append, Fenced, Sid, Store, StoreUnavailable
-from router.sides import Client
-from tests.sessions.contract import Trial
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import Request
+from router.proxy.ports import Client
+from router.sessions.context.entry import Kind, decode
+from router.sessions.stores.contract import Append, Fenced, Sid, Store, StoreUnavailable
+from router.sessions.stores.write_behind import Journal, JournaledStore
 from tests.sessions.desk import DONE, FakeClient, FakeDispatch, Points, Replica, delta, said, write
+from tests.sessions.stores.contract import Trial
 
 T = TypeVar("T")
 

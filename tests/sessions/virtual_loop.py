@@ -8,7 +8,7 @@ import selectors
 from collections.abc import Callable
 from typing import Any
 
-from router.sessions.store import StoreUnavailable
+from router.sessions.stores.contract import StoreUnavailable
 
 
 class _Jumping(selectors.SelectSelector):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from router.core.record import Record
-from router.core.request import Route
-from router.core.trace import Trace
+from router.core.request.record import Record
+from router.core.request.request import Route
+from router.core.request.trace import Trace
 
 
 def a_record(trace: Trace) -> Record:

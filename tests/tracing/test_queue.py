@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from router.core.trace import Trace
+from router.core.request.trace import Trace
 from router.tracing.queue import TraceQueue
 from tests.e2e.routed import until
 

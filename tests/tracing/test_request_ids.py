@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from router.logs import JsonFormatter
+from router.runtime.logs import JsonFormatter
 from router.wire.framing import frame
 from tests.e2e.routed import Broken, connected, post, routed
 from tests.e2e.streams import CHAT, STREAMED, TEXT, drop

@@ -9,9 +9,9 @@ from contextvars import copy_context
 
 import pytest
 
-from router.config import ConfigError, TracingConfig, load_config
-from router.core.trace import MAX_PHASES, TRACE, Trace, trace_of
-from router.tracing.opening import open_tracing
+from router.config.schema import ConfigError, TracingConfig, load_config
+from router.core.request.trace import MAX_PHASES, TRACE, Trace, trace_of
+from router.tracing.build import open_tracing
 from router.tracing.queue import TraceQueue
 from router.tracing.tracer import Tracer
 from tests.tracing.records import a_record

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerHungUp, WorkerSilent, WorkerSlow
-from router.core.patience import Signs
-from router.core.reply import Reply
-from router.core.request import Route
+from router.core.fleet.patience import Signs
+from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerHungUp, WorkerSilent, WorkerSlow
+from router.core.request.reply import Reply
+from router.core.request.request import Route
 from router.upstream.connection import TAIL_S, Turn
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS, EventWatch

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from router.core.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
-from router.core.fingerprint import NO_PROMPT
-from router.core.patience import Signs
-from router.core.record import Record
-from router.core.reply import Reply, StreamEnd
-from router.core.request import NO_TENANT, Request, Route
+from router.core.fleet.patience import Signs
+from router.core.index.fingerprint import NO_PROMPT
+from router.core.request.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
+from router.core.request.record import Record
+from router.core.request.reply import Reply, StreamEnd
+from router.core.request.request import NO_TENANT, Request, Route
 from router.core.worker import WorkerAddress, parse_address
 from router.upstream.connection import Limits
 from router.upstream.exchange import Exchange, Upstream

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from router.core.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
-from router.core.memory import REPLY, Holding, MemoryBudget, MemoryFull
-from router.core.request import NO_TENANT, Route
+from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
+from router.core.request.request import NO_TENANT, Route
+from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
 from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, Limits, State, Turn
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.framing import LAST_CHUNK, frame

@@ -7,8 +7,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import cast
 
-from router.core.memory import Holding, MemoryBudget
-from router.core.request import NO_TENANT
+from router.core.request.request import NO_TENANT
+from router.core.tenants.memory import Holding, MemoryBudget
 from router.upstream.connection import Limits, WorkerConnection
 from router.upstream.shares import Shares
 from router.wire.framing import ChunkedReader

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from router.core.request import Tenant
-from router.core.tenant import TenantRules, make_caller
+from router.core.request.request import Tenant
+from router.core.tenants.tenant import TenantRules, make_caller
 from tests.vllm.lab import BLOCK_TOKENS, MODEL, VllmWorker
 from tests.vllm.routed import routed
 

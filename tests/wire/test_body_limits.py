@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from router.core.errors import InvalidJson, InvalidRequest
-from router.core.request import Route
-from router.core.tenant import EVERYBODY, Caller
+from router.core.request.request import Route
+from router.core.tenants.tenant import EVERYBODY, Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.media import MediaRule
 from tests.wire.parsed import parse_request

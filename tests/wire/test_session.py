@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from router.core.request import NO_TENANT, SessionKey, Tenant
+from router.core.request.request import NO_TENANT, SessionKey, Tenant
 from router.wire.session import HEADERS, session_key
 
 BODIES: list[dict[str, Any]] = [{"prompt_cache_key": "n"}, {"metadata": {"user_id": "n"}}, {"user": "n"}]

@@ -1,0 +1,362 @@
+"""A stream outlives its worker: when one breaks after its first event, others go on with it, and the client sees no seam.
+
+    1  plan      what was asked and what the client has; may anybody go on with that?
+    2  rank      the fleet as it is now, without the workers that failed
+    3  seam      where the old answer ends: the candidate's own tokenizer is asked, where that is not certain
+    4  ask       the rest of the answer; held back until its first text is known to be the answer's and not the prompt's
+    5  relay     as any stream; it may break, too
+
+Bounded in attempts and in time. What cannot be made whole is broken off with an error event, never ended as if it were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from router.core.errors import GivenUp, NoWorkerAvailable, Overloaded, RouterError, Unavailable
+from router.core.fleet.facts import Facts
+from router.core.fleet.fleet import Member
+from router.core.request.attempt import (
+    AttemptFailed,
+    CannotConnect,
+    ReplyTooLarge,
+    WorkerDied,
+    WorkerErred,
+    WorkerSilent,
+)
+from router.core.request.poison_guard import Deaths
+from router.core.request.record import Record, Resumption
+from router.core.request.reply import Reply, StreamEnd, Verdict, judge
+from router.core.request.request import Request, Route
+from router.core.request.retry import RetryBudget
+from router.core.request.trace import Trace
+from router.core.tenants.memory import MemoryFull
+from router.core.worker import WorkerName
+from router.proxy.ports import Client, Exchange, Upstream
+from router.proxy.selection import Refusal, Routing
+from router.wire.continuation import (
+    Asked,
+    Seam,
+    SeamFinder,
+    Unsafe,
+    exact_body,
+    has_one_answer,
+    read_asked,
+    require_plain,
+    text_body,
+)
+from router.wire.continued import ContinuedWatch, leaks, usage_event
+from router.wire.sse import EventWatch, read_error
+from router.wire.transcript import Delivered, Transcript
+
+log = logging.getLogger("warmroute.resumption")
+
+LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
+"""How soon the fleet is asked again while nobody is up; twice as long each time, up to the second."""
+
+TEXT_OF_S = 5.0
+"""How long a worker may take to say what text some ids are."""
+
+CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
+"""How a stream can break that others may go on with; the value is a label of the resumption counter."""
+
+
+class ResumptionRules(msgspec.Struct, frozen=True):
+    """``max_attempts``: workers that are asked to go on with one request's stream. ``wait_s``: how long a broken stream waits
+    for a worker to come up."""
+
+    max_attempts: int
+    wait_s: float
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.cause)
+        self.refusal = refusal
+
+
+class _Text(msgspec.Struct):
+    prompt: str
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One client's stream on its way from worker to worker."""
+
+    request: Request
+    asked: Asked
+    delivered: Delivered
+    client: Client
+    record: Record
+    deaths: Deaths
+    cause: str
+    broke_at: float
+    failed: set[WorkerName] = field(default_factory=set)
+    """Workers that it is not taken to again while there are others."""
+
+
+class Resumer:
+    """One for the process."""
+
+    def __init__(
+        self,
+        rules: ResumptionRules,
+        routing: Routing,
+        upstream: Upstream,
+        budget: RetryBudget,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._rules = rules
+        self._routing = routing
+        self._upstream = upstream
+        self._budget = budget
+        self._clock = clock
+        self._sleep = sleep
+
+    async def resume(
+        self,
+        request: Request,
+        member: Member,
+        end: StreamEnd,
+        watch: EventWatch,
+        client: Client,
+        record: Record,
+        deaths: Deaths,
+    ) -> bool:
+        """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False: it has to
+        be broken off. Raises GivenUp: likewise."""
+        cause, broke_at = CAUSES[end], self._clock()
+        try:
+            if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
+                _finish(request, watch, client)
+                record.outcome = StreamEnd.DONE.value
+                record.resumptions.append(Resumption(cause, "finished"))
+                return True
+            deaths.require_fewer()
+            asked, delivered = _plan(request, watch)
+            stream = _Stream(request, asked, delivered, client, record, deaths, cause, broke_at, {member.name})
+            return await self._go_on(stream)
+        except GivenUp:
+            record.resumptions.append(Resumption(cause, "failed"))
+            raise
+        except Unsafe as unsafe:
+            outcome, reason = "unsafe", unsafe.reason
+        except RouterError as error:
+            outcome, reason = "failed", error.code
+        record.resumptions.append(Resumption(cause, outcome))
+        fields = {"request_id": request.request_id, "worker": member.name, "cause": cause, "reason": reason}
+        log.warning("stream not resumed", extra=fields)
+        return False
+
+    async def _go_on(self, stream: _Stream) -> bool:
+        """Raises Unsafe, RouterError."""
+        retries, is_free = 0, True  # one resumption is outside any budget
+        try:
+            attempts = 0
+            while attempts < self._rules.max_attempts:
+                member, facts = await self._next(stream)
+                attempts += 1
+                if not is_free:
+                    if not self._budget.take(self._clock()):
+                        raise Overloaded("too many retries are under way", retry_after_s=1)
+                    retries += 1
+                try:
+                    trace = stream.record.trace
+                    end = await (
+                        self._try(stream, stream.request, member, facts)
+                        if trace is None
+                        else self._try_traced(stream, trace, member, facts)
+                    )
+                except (WorkerDied, WorkerErred, WorkerSilent) as error:
+                    stream.record.fail_attempt(error.cause)
+                    is_free = self._heed(stream, member, self._routing.on_failed(member, error))
+                    attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
+                except ReplyTooLarge:
+                    stream.record.fail_attempt(ReplyTooLarge.cause)
+                    raise Unsafe("too_large") from None
+                except (Unsafe, MemoryFull) as error:
+                    stream.record.fail_attempt("unsafe" if isinstance(error, Unsafe) else error.code)
+                    raise
+                except _Refused as refused:
+                    stream.record.fail_attempt(refused.refusal.cause)
+                    is_free = self._heed(stream, member, refused.refusal)
+                else:
+                    stream.record.outcome = end.value
+                    if end not in CAUSES:
+                        return end is not StreamEnd.TOO_LARGE
+                    stream.cause, stream.broke_at = CAUSES[end], self._clock()
+                    stream.record.fail_attempt(CAUSES[end], broke=True)
+                    is_free = end is StreamEnd.DIED
+                stream.deaths.require_fewer()
+                stream.failed.add(member.name)
+        finally:
+            self._budget.retrying -= retries
+        raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
+
+    def _heed(self, stream: _Stream, member: Member, refusal: Refusal) -> bool:
+        """True if the next attempt costs nothing of the budget."""
+        if refusal.is_death:
+            stream.deaths.add(member.name, stream.record.chunks)
+        return refusal.is_free
+
+    async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
+        """The next worker, in the order that the policy gives the fleet as it is now. Raises Unavailable, ModelNotFound."""
+        pause_s = LOOK_AGAIN_S
+        while True:
+            with contextlib.suppress(Unavailable):
+                facts, ranking = self._routing.rank(stream.request)
+                for member in map(self._routing.fleet.member, ranking.order):
+                    if member.name not in stream.failed:
+                        return member, facts
+            if self._clock() - stream.broke_at >= self._rules.wait_s:
+                raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
+            await self._sleep(pause_s)
+            pause_s = min(2.0 * pause_s, MAX_LOOK_AGAIN_S)
+            stream.failed.clear()  # whoever failed may be back: better than nobody
+
+    async def _try_traced(self, stream: _Stream, trace: Trace, member: Member, facts: Facts) -> StreamEnd:
+        """The same, noted; the worker is told the attempt's span as its parent."""
+        attempt = trace.attempt(member.address, self._clock(), is_resumption=True)
+        request = msgspec.structs.replace(stream.request, traceparent=trace.traceparent(attempt.span_id))
+        times_before = len(stream.record.resumptions)
+        attempt.outcome = "cancelled"
+        try:
+            end = await self._try(stream, request, member, facts)
+            attempt.outcome = end.value
+            return end
+        except AttemptFailed as error:
+            attempt.outcome = error.cause
+            raise
+        except _Refused as refused:
+            attempt.outcome = refused.refusal.cause
+            raise
+        except Unsafe:
+            attempt.outcome = "unsafe"
+            raise
+        finally:
+            attempt.ended_at = trace.phase_began_at = self._clock()
+            if len(stream.record.resumptions) > times_before:
+                attempt.first_event_at = stream.broke_at + stream.record.resumptions[times_before].gap_s
+
+    async def _try(self, stream: _Stream, given: Request, member: Member, facts: Facts) -> StreamEnd:
+        """``given``: the stream's, as this worker shall have it. Raises AttemptFailed, _Refused, Unsafe: until the relay begins
+        the client has seen nothing of it."""
+        stream.record.begin_attempt(member.name)
+        seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
+        if member.removed:  # while it was asked for the seam: its position may be another's
+            raise _Refused(Refusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
+        request = self._rest_of(stream, given, member, seam)
+        watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
+        stream.record.tally = watch
+        lease, cached = self._routing.send_to(member, stream.request, facts)
+        with lease, self._upstream.exchange(member.address) as exchange:
+            try:
+                reply = await exchange.ask(
+                    request, watch, stream.client.memory, self._routing.first_event_s(member, facts, cached)
+                )
+                await self._require_rest(stream, member, reply, watch)
+                exchange.require_unbroken()
+            except (AttemptFailed, _Refused):
+                self._routing.on_unanswered(stream.request, lease)
+                if watch.unsafe:
+                    raise Unsafe(watch.unsafe) from None
+                raise
+            lease.on_first_token(self._clock())
+            return await self._relay(stream, member, exchange, watch, "exact" if seam else "text")
+
+    async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedWatch) -> None:
+        """Is this the rest of the answer? Raises AttemptFailed, _Refused, Unsafe."""
+        if (refusal := self._routing.on_answered(member, reply, stream.request.model)) is not None:
+            raise _Refused(refusal)
+        if not reply.is_stream:
+            raise Unsafe("refused")
+        if watch.first_ids and leaks(watch.first_text, await self._text_of(stream, member, watch.first_ids)):
+            raise Unsafe("leak")
+
+    async def _relay(
+        self, stream: _Stream, member: Member, exchange: Exchange, watch: ContinuedWatch, outcome: str
+    ) -> StreamEnd:
+        """Raises Unsafe."""
+        record = stream.record
+        record.worker = member.name
+        record.resumptions.append(Resumption(stream.cause, outcome, self._clock() - stream.broke_at))
+        stream.delivered = watch.delivered
+        end = await exchange.relay(stream.client, record)
+        if watch.unsafe:
+            raise Unsafe(watch.unsafe)
+        if end in CAUSES and self._routing.on_stream_end(member, end, watch.error):
+            stream.deaths.add(member.name, record.chunks)
+        if end in CAUSES and watch.finished:
+            stream.client.end_stream(watch.rest())
+            record.resumptions.append(Resumption(CAUSES[end], "finished"))
+            end = StreamEnd.DONE
+        elif watch.error and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+            raise Unsafe("refused")  # the worker is well: it is the request that cannot go on
+        if end is StreamEnd.DONE:
+            self._routing.remember(stream.request, member, record, watch.usage)
+        return end
+
+    def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
+        """Raises Unsafe. An answer of which no text was seen is asked for anew, so that its worker's parsers run as usual."""
+        asked, delivered = stream.asked, stream.delivered
+        if not delivered.text:
+            return request
+        if seam is None:
+            return msgspec.structs.replace(request, body=text_body(asked, delivered))
+        body = exact_body(asked, delivered, seam, member.max_model_len(request.model))
+        return msgspec.structs.replace(request, route=Route.COMPLETIONS, body=body)
+
+    async def _find_seam(self, stream: _Stream, member: Member) -> Seam:
+        if not stream.delivered.text:
+            return Seam(0)
+        finder = SeamFinder(stream.asked, stream.delivered)
+        while (ids := finder.question) is not None:
+            finder.hear(await self._text_of(stream, member, ids))
+        return finder.seam
+
+    async def _text_of(self, stream: _Stream, member: Member, ids: list[int]) -> str:
+        """As this worker's tokenizer has it. Raises AttemptFailed, _Refused, Unsafe."""
+        body = msgspec.json.encode({"model": stream.request.model, "tokens": ids})
+        with self._upstream.exchange(member.address) as exchange:
+            reply = await exchange.post("/detokenize", body, TEXT_OF_S)
+        if (refusal := self._routing.on_answered(member, reply, stream.request.model)) is not None:
+            raise _Refused(refusal)
+        try:
+            return msgspec.json.decode(reply.body, type=_Text).prompt
+        except msgspec.DecodeError:
+            raise Unsafe("seam") from None
+
+
+def _finish(request: Request, watch: EventWatch, client: Client) -> None:
+    """All of the answer came, but for what follows it: no worker is needed. Raises Unsafe."""
+    events = watch.rest()
+    if watch.transcript is not None and watch.usage is None and not request.hides_usage:
+        events += usage_event(request.route, _read(watch.transcript))
+    client.end_stream(events + watch.dialect.closing_event)
+
+
+def _read(transcript: Transcript) -> Delivered:
+    """Raises Unsafe."""
+    try:
+        return transcript.delivered()
+    except msgspec.DecodeError:
+        raise Unsafe("parsed") from None
+
+
+def _plan(request: Request, watch: EventWatch) -> tuple[Asked, Delivered]:
+    """What was asked, and what of it the client has. Raises Unsafe."""
+    if watch.transcript is None:
+        raise Unsafe("route")
+    if watch.transcript.is_lost:
+        raise Unsafe("length")
+    asked = read_asked(request.route, request.body, wants_usage=not request.hides_usage, hides_ids=request.hides_ids)
+    delivered = _read(watch.transcript)
+    require_plain(delivered)
+    return asked, delivered

@@ -1,3 +1,0 @@
-from router.recall.postgres.index import PostgresIndex, PostgresLimits
-
-__all__ = ["PostgresIndex", "PostgresLimits"]

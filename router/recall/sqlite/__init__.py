@@ -1,3 +1,0 @@
-from router.recall.sqlite.index import IndexLimits, SqliteIndex
-
-__all__ = ["IndexLimits", "SqliteIndex"]

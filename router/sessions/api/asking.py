@@ -1,0 +1,27 @@
+"""What every page of the stateful routes says of a turn."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from router.server.page_routes import Call
+from router.sessions.api.rules import read_idempotency_key, read_wishes
+from router.sessions.context.prompt import Incoming
+from router.sessions.planner import Ask, DoorName
+
+
+def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partial[Ask]:
+    """``asked``: digest of the body. Raises InvalidRequest."""
+    return partial(
+        Ask,
+        door=door,
+        caller=call.caller,
+        incoming=incoming,
+        headers=call.headers,
+        request_id=call.request_id,
+        started_at=call.started_at,
+        idempotency_key=read_idempotency_key(call.headers),
+        wishes=read_wishes(call.headers),
+        asked=asked,
+        body_bytes=len(call.body),
+    )

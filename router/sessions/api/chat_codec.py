@@ -1,0 +1,116 @@
+"""The door of clients that speak chat completions: what the worker says is what they read."""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.core.errors import RouterError
+from router.core.request.record import Record
+from router.core.request.reply import Reply
+from router.core.request.request import Route
+from router.proxy.ports import Client
+from router.sessions.codec import Kept
+from router.sessions.context.messages import message_bytes
+from router.sessions.openai.chat_answers import (
+    Answer,
+    AnswerReader,
+    BadAnswer,
+    read_completion,
+    write_completion,
+    write_events,
+)
+from router.sessions.stores.contract import Sid
+from router.wire.sse import DIALECTS, each_event
+
+_CHAT = DIALECTS[Route.CHAT]
+
+
+def _ends(events: bytes) -> bool:
+    """True where something in them belongs to a stream's end."""
+    return _CHAT.finished.is_in(events) or _CHAT.usage.is_in(events) or _CHAT.closing.is_in(events)
+
+
+class ChatDoor:
+    """``wants_usage``: of a stream that is told again."""
+
+    def __init__(self, record: Record, *, stream: bool, wants_usage: bool) -> None:
+        self._record = record
+        self._stream = stream
+        self._wants_usage = wants_usage
+        self._reader = AnswerReader()
+        self._answer: Answer | None = None
+        self._held: list[bytes] = []
+
+    def events(self, events: bytes) -> bytes:
+        self._reader.feed(events)
+        if not self._held and not _ends(events):
+            return events
+        passed = []
+        for event in each_event(events):
+            if self._held or _ends(event):
+                self._held.append(event)
+            else:
+                passed.append(event)
+        return b"".join(passed)
+
+    def ending(self) -> bytes:
+        return b"".join(self._held)
+
+    def failure(self, _error: RouterError) -> bytes:
+        return b""
+
+    def whole(self, body: bytes) -> bytes:
+        self._answer = read_completion(body)
+        return body
+
+    def begin(self, _sid: Sid, _turn: int, _number: int) -> None:
+        """Nothing of it is shown."""
+
+    def kept(self) -> Kept:
+        answer = self._whole()
+        return Kept([message_bytes(answer.message)], answer.completion_tokens)
+
+    def _whole(self) -> Answer:
+        if self._answer is None:
+            self._answer = self._reader.answer()
+        return self._answer
+
+    def note(self) -> bytes:
+        return msgspec.json.encode(self._whole())
+
+    async def repeat(self, note: bytes, client: Client) -> None:
+        """Whether the client streams now, not whether it did then, decides how it is told."""
+        try:
+            answer = msgspec.json.decode(note, type=Answer)
+        except msgspec.ValidationError:
+            raise BadAnswer("the turn has no answer that can be told again") from None
+        await tell_again(client, self._record, write_completion(answer), self._events_again(answer))
+
+    def _events_again(self, answer: Answer) -> bytes | None:
+        return write_events(answer, wants_usage=self._wants_usage) if self._stream else None
+
+
+async def tell_again(client: Client, record: Record, body: bytes, events: bytes | None) -> None:
+    """An answer that was kept: as ``events`` where the client streams, else whole."""
+    if events is None:
+        reply = Reply(200, {b"content-type": b"application/json"}, body, is_stream=False)
+        await client.answer(reply, record)
+        return
+    reply = Reply(200, {b"content-type": b"text/event-stream; charset=utf-8"}, b"", is_stream=True)
+    if not client.is_closing():
+        client.write(client.stream_head(reply, record))
+        client.end_stream(events)
+
+
+def repeated_record(model: str, request_id: str, *, stream: bool, started_at: float) -> Record:
+    """Of an answer that no worker gave."""
+    return Record(
+        route=Route.CHAT,
+        model=model,
+        policy="",
+        request_id=request_id,
+        stream=stream,
+        started_at=started_at,
+        reason="repeated",
+        worker="none",
+    )

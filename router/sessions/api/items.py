@@ -1,0 +1,131 @@
+"""A session's items as clients meet them. An item's id says where in the log it stands, so nothing has to be looked up."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, insort
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any, NamedTuple, overload
+
+from router.sessions.context.history import History, Item
+from router.sessions.context.view import Place
+from router.sessions.openai.items import items_of
+from router.sessions.openai.shapes import MESSAGE, REASONING
+from router.sessions.stores.contract import Sid
+
+SID_CHARS = 16
+"""Of the session's key: enough that ids of two sessions do not meet."""
+
+MANY = 100
+"""Messages of turns that have not ended; so few are put among the others one by one."""
+
+_ID = re.compile(r"(?:msg|fc|rs)_([a-z2-7]{16})([0-9a-f]{8})(?:_(-?[0-9]{1,4}))?")
+
+
+def item_id(sid: Sid) -> Callable[[int, int], str]:
+    """By number in the log and part of the message."""
+    stem = sid[:SID_CHARS]
+
+    def name(number: int, part: int) -> str:
+        kind = "msg" if part == MESSAGE else "fc" if part > 0 else "rs"
+        return f"{kind}_{stem}{number:08x}" + ("" if part in (MESSAGE, REASONING) else f"_{part}")
+
+    return name
+
+
+def place_of(sid: Sid, name: str) -> tuple[int, int] | None:
+    """Number and part; None for what is no item's id of this session."""
+    match = _ID.fullmatch(name)
+    if match is None or match[1] != sid[:SID_CHARS]:
+        return None
+    part = int(match[3]) if match[3] else REASONING if name.startswith("rs") else MESSAGE
+    return int(match[2], 16), part
+
+
+def public_items(sid: Sid, items: Sequence[Item]) -> list[dict[str, Any]]:
+    name = item_id(sid)
+    return [public for item in items for public in items_of([(item.number, item.body)], _as_written(name, item.calls))]
+
+
+def _as_written(name: Callable[[int, int], str], calls: Sequence[int]) -> Callable[[int, int], str]:
+    """A tool call keeps its id when one before it was deleted."""
+    return lambda number, part: name(number, calls[part - 1] if part > MESSAGE else part)
+
+
+class Marked(NamedTuple):
+    """A message, and what its items show besides."""
+
+    item: Item
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+class MarkedItems(Sequence[Marked]):
+    """Messages with what their items show besides, made as they are looked at: a page of a long log costs no more than one
+    of a short."""
+
+    def __init__(self, items: Sequence[Item], mark: Callable[[Item], Mapping[str, Any]]) -> None:
+        self._items = items
+        self._mark = mark
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, at: int) -> Marked: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Marked]: ...
+    def __getitem__(self, at: int | slice) -> Marked | Sequence[Marked]:
+        if isinstance(at, slice):
+            return MarkedItems(self._items[at], self._mark)
+        return Marked(self._items[at], self._mark(self._items[at]))
+
+
+def plain_items(items: Sequence[Item]) -> Sequence[Marked]:
+    return MarkedItems(items, lambda _: Marked._field_defaults["more"])
+
+
+def marked_items(history: History) -> Sequence[Marked]:
+    """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
+    unfinished = {item.number: item for item in history.unfinished()}
+    items = history.items
+    if len(unfinished) > MANY:
+        items = sorted([*items, *unfinished.values()], key=_place)
+    elif unfinished:
+        items = items.copy()
+        for item in unfinished.values():
+            insort(items, item, key=_place)
+    return MarkedItems(
+        items,
+        lambda item: {"status": "incomplete" if item.number in unfinished else "completed", "turn": item.turn},
+    )
+
+
+def items_of_turn(history: History, turn: int) -> list[Item]:
+    """Of one that has ended. O(the items since then)."""
+    newest = takewhile(lambda item: item.turn >= turn, reversed(history.items))
+    return [item for item in newest if item.turn == turn][::-1]
+
+
+def position(items: Sequence[Marked], number: int) -> int:
+    """Where the message of that number stands; behind all: nowhere. O(log n), unless a turn's late end is among them."""
+    at = bisect_left(items, number, key=lambda marked: marked.item.number)
+    if at < len(items) and items[at].item.number == number:
+        return at
+    return next((at for at, marked in enumerate(items) if marked.item.number == number), len(items))
+
+
+def _place(item: Item) -> Place:
+    return item.place
+
+
+def show(sid: Sid, marked: Marked) -> list[dict[str, Any]]:
+    return [{**public, **marked.more} for public in public_items(sid, [marked.item])]
+
+
+def find_item(sid: Sid, items: Sequence[Item], name: str) -> dict[str, Any] | None:
+    """Of one message only anything is read."""
+    place = place_of(sid, name)
+    found = [item for item in items if place is not None and item.number == place[0]]
+    return next((public for public in public_items(sid, found) if public["id"] == name), None)

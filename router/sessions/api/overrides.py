@@ -1,0 +1,64 @@
+"""What is wished of a session's history from now on, and what is sent of it: as clients meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict
+
+from router.core.errors import InvalidRequest
+from router.core.tenants.tenant import ContextStrategy, ContextTokens
+from router.sessions.context.history import History
+from router.sessions.context.view import Segment, Wishes
+
+
+class _Wished(msgspec.Struct, forbid_unknown_fields=True):
+    strategy: ContextStrategy | None = None
+    high_tokens: ContextTokens | None = None
+    low_tokens: ContextTokens | None = None
+    max_tokens: ContextTokens | None = None
+
+
+def read_wished(members: Mapping[str, Any]) -> Wishes:
+    """Instead of what was wished before: what is left out or null is the tenant's, or everybody's. Raises InvalidRequest."""
+    try:
+        wished = msgspec.convert(members, _Wished)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"strategy, high_tokens, low_tokens, max_tokens: {error}") from None
+    if wished.high_tokens and wished.low_tokens and wished.low_tokens >= wished.high_tokens:
+        raise InvalidRequest("low_tokens must be less than high_tokens: a cut has to leave less than it met")
+    return Wishes(
+        strategy=wished.strategy,
+        high_tokens=wished.high_tokens or 0,
+        low_tokens=wished.low_tokens or 0,
+        max_tokens=wished.max_tokens or 0,
+    )
+
+
+def show_context(name: str, history: History) -> bytes:
+    view = history.view
+    return msgspec.json.encode(
+        {
+            "id": name,
+            "object": "session.context",
+            **{wish: value or None for wish, value in asdict(view.wishes).items()},
+            "items_left_out": history.start,
+            "items_sent": len(history.bodies),
+            "tokens_left_out": history.cut_tokens,
+            "tokens_sent": history.tokens,
+            "notes": [_shown(segment) for segment in view.segments],
+            "notes_for_the_next_cut": [_shown(segment) for segment in view.pending],
+            "is_being_written": view.work is not None,
+        }
+    )
+
+
+def _shown(segment: Segment) -> dict[str, Any]:
+    return {
+        "from_turn": segment.since.turn,
+        "upto_turn": segment.upto.turn,
+        "text": segment.text,
+        "tokens": segment.tokens,
+    }

@@ -1,0 +1,61 @@
+"""How long sessions live and what a busy one does, by tenant and by request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast, get_args
+
+from router.core.errors import InvalidRequest
+from router.core.tenants.tenant import OnBusy, TenantRules
+from router.sessions.context.strategies import STRATEGIES
+from router.sessions.context.view import NO_WISHES, Wishes
+
+MAX_KEY_CHARS = 255
+STRATEGY_HEADER, TOKENS_HEADER = "x-warmroute-context-strategy", "x-warmroute-context-tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class StateRules:
+    """Where a tenant has none of its own. Seconds; 0: for ever."""
+
+    session_s: float
+    response_s: float
+    conversation_s: float
+    on_busy: OnBusy
+    stateless_fallback: bool
+
+    def session_lifetime_s(self, tenant: TenantRules) -> float:
+        return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
+
+
+def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRules, *, forks: bool = True) -> OnBusy:
+    """What the request wishes, else its tenant, else everybody; where nothing ``forks``, that is to reject.
+    Raises InvalidRequest."""
+    wish = headers.get("x-warmroute-on-busy")
+    if wish is None:
+        wish = tenant.on_busy or rules.on_busy
+    elif wish not in get_args(OnBusy):
+        raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
+    return "reject" if wish == "fork" and not forks else cast(OnBusy, wish)
+
+
+def read_wishes(headers: Mapping[str, str]) -> Wishes:
+    """How a request wants its session's history kept within the window. Raises InvalidRequest."""
+    strategy = headers.get(STRATEGY_HEADER)
+    if strategy is None and TOKENS_HEADER not in headers:
+        return NO_WISHES
+    if strategy is not None and strategy not in STRATEGIES:
+        raise InvalidRequest(f"{STRATEGY_HEADER} must be one of {', '.join(STRATEGIES)}", param=STRATEGY_HEADER)
+    tokens = headers.get(TOKENS_HEADER, "0")
+    if not (tokens.isascii() and tokens.isdigit() and len(tokens) < 10):
+        raise InvalidRequest(f"{TOKENS_HEADER} must be a number of tokens", param=TOKENS_HEADER)
+    return Wishes(strategy=strategy, max_tokens=int(tokens))
+
+
+def read_idempotency_key(headers: Mapping[str, str]) -> str:
+    """Empty where there is none. Raises InvalidRequest."""
+    key = headers.get("Idempotency-Key", "")
+    if len(key) > MAX_KEY_CHARS or not key.isascii() or (key and not key.isprintable()):
+        raise InvalidRequest(f"Idempotency-Key must have at most {MAX_KEY_CHARS} printable ASCII characters")
+    return key

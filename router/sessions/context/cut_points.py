@@ -1,0 +1,101 @@
+"""Where a history may be cut: never between a tool's call and its result, nor between a question and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from router.sessions.context.history import Item
+
+TOOL_ROLES = frozenset(("tool", "function"))
+
+
+class Cut(NamedTuple):
+    """``at``: so many of the items go. ``question``: which of those the first that stays belongs to, and which therefore is
+    sent all the same; None: what stays begins with a question of its own, or nothing does."""
+
+    at: int
+    question: Item | None = None
+
+
+def balanced_cuts(items: Sequence[Item], question: Item | None = None) -> list[Cut]:
+    """All of them, earliest first, behind the first item or later. ``question``: which the first items belong to, if they
+    begin in the midst of something. Long work of an agent upon one question is cut between two of its steps, and the question
+    stays."""
+    reaches = _reach_of_calls(items)
+    cuts, reach = [], -1
+    for at, item in enumerate(items):
+        if at > reach and at and _may_begin(item, items[at - 1]):
+            cuts.append(Cut(at, None if item.role == "user" else question))
+        reach = max(reach, reaches[at])
+        question = item if item.role == "user" else question
+    if items and len(items) > reach and items[-1].role == "assistant":
+        cuts.append(Cut(len(items)))
+    return cuts
+
+
+LEAST_KEPT = 0.5
+"""Of what a cut may leave, what one before a question leaves at least, or the nearest is preferred."""
+
+
+def choose_cut(items: Sequence[Item], keep_tokens: int, question: Item | None = None) -> Cut | None:
+    """The earliest that leaves at most so many tokens, before a question where such a one leaves not much less; else the
+    latest. None: there is nowhere to cut."""
+    cuts = balanced_cuts(items, question) or _between_users(items)
+    left = _tokens_behind(items)
+    fitting = [cut for cut in cuts if left[cut.at] + (cut.question.tokens if cut.question else 0) <= keep_tokens]
+    at_questions = [
+        cut
+        for cut in fitting
+        if cut.question is None and cut.at < len(items) and left[cut.at] >= LEAST_KEPT * keep_tokens
+    ]
+    return next(iter(at_questions or fitting), cuts[-1] if cuts else None)
+
+
+def _between_users(items: Sequence[Item]) -> list[Cut]:
+    """Where nobody answers, messages of users are all that there is to be parted."""
+    return [Cut(at) for at in range(1, len(items)) if items[at].role == items[at - 1].role == "user"]
+
+
+def _may_begin(item: Item, before: Item) -> bool:
+    if item.role == "user":
+        return before.role != "user"
+    return item.role == "assistant" and before.role != "user"
+
+
+def _tokens_behind(items: Sequence[Item]) -> list[int]:
+    left = [0] * (len(items) + 1)
+    for at in range(len(items) - 1, -1, -1):
+        left[at] = left[at + 1] + items[at].tokens
+    return left
+
+
+def _reach_of_calls(items: Sequence[Item]) -> list[int]:
+    """For each item, the last one that must stay with it: of a call, its result; where none has come yet and no user has
+    spoken since, whatever is to come."""
+    reach = list(range(len(items)))
+    open_calls: dict[str, int] = {}
+    for at, item in enumerate(items):
+        if item.role == "assistant":
+            for call in _message(item).get("tool_calls") or ():
+                open_calls[_id(call, "id")] = at
+        elif item.role in TOOL_ROLES:
+            began = open_calls.pop(_id(_message(item), "tool_call_id"), None)
+            if began is not None:
+                reach[began] = at
+        elif item.role == "user":
+            open_calls.clear()
+    for began in open_calls.values():
+        reach[began] = len(items)
+    return reach
+
+
+def _message(item: Item) -> dict[str, Any]:
+    message: dict[str, Any] = msgspec.json.decode(item.body)
+    return message
+
+
+def _id(holder: Any, name: str) -> str:
+    return str(holder.get(name)) if isinstance(holder, dict) else ""

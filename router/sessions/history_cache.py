@@ -1,0 +1,53 @@
+"""Histories that this replica has read already. Bounded by bytes; the one unused for longest goes first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from router.core.request.request import Tenant
+from router.sessions.context.history import History
+from router.sessions.stores.contract import NOTHING, Known, Sid
+
+
+class HotHistories:
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._histories: OrderedDict[Sid, History] = OrderedDict()
+        self._sizes: dict[Sid, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._histories)
+
+    def known(self, sid: Sid) -> Known:
+        """What the store need not send."""
+        history = self._histories.get(sid)
+        return NOTHING if history is None else Known(history.generation, history.head, history.epoch)
+
+    def get(self, sid: Sid) -> History | None:
+        return self._histories.get(sid)
+
+    def find(self, sid: Sid, owner: Tenant, known: Known, generation: str) -> History | None:
+        """Where to read on, for a store that was told ``known`` and has that generation. None: what was known was pushed out
+        since; ask again."""
+        history = self._histories.get(sid)
+        if history is not None and history.generation == generation and history.head >= known.head:
+            return history
+        return None if known.head and known.generation == generation else History(sid, owner, generation)
+
+    def keep(self, sid: Sid, history: History) -> None:
+        """The history is used, and may have grown. Nothing, if somebody has read further meanwhile."""
+        other = self._histories.get(sid)
+        if other is not None and other.generation == history.generation and other.head > history.head:
+            return
+        self.bytes += history.bytes - self._sizes.get(sid, 0)
+        self._sizes[sid] = history.bytes
+        self._histories[sid] = history
+        self._histories.move_to_end(sid)
+        while self.bytes > self.max_bytes and len(self._histories) > 1:
+            oldest = next(iter(self._histories))
+            self.forget(oldest)
+
+    def forget(self, sid: Sid) -> None:
+        if self._histories.pop(sid, None) is not None:
+            self.bytes -= self._sizes.pop(sid)

@@ -1,0 +1,114 @@
+"""Chunks of a chat completion → the events of a response. Pure.
+
+    response.created  response.in_progress  (items, see ``spoken``)  response.completed | .incomplete | .failed
+
+Events are numbered from 0 without a gap, and nothing follows the last: no ``[DONE]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from router.sessions.openai.answer import Answer, Outcome
+from router.sessions.openai.chat import BadAnswer, Said, read_chat
+from router.sessions.openai.shapes import Head, failure, response
+from router.sessions.openai.values import JsonObject
+from router.wire.sse import each_event, read_error
+
+_encoder = msgspec.json.Encoder()
+
+
+class _Told:
+    """Events that the client has yet to get. Apart from who makes them, since the answer writes, too: else the two would hold
+    each other, and a whole answer, long after the request."""
+
+    def __init__(self) -> None:
+        self._events: list[bytes] = []
+        self._number = 0
+
+    def write(self, kind: str, /, **members: Any) -> None:
+        self._events.append(event_bytes(kind, self._number, members))
+        self._number += 1
+
+    def take(self) -> bytes:
+        told = b"".join(self._events)
+        self._events.clear()
+        return told
+
+
+class ResponseEvents:
+    """``begin``, ``feed`` what the worker sends, and ``finish`` when it has closed its stream, or ``fail``. Each gives what
+    the client is to be sent. Keeps the answer once; how long it may be is for the worker's limits."""
+
+    def __init__(self, head: Head) -> None:
+        self.outcome: Outcome | None = None
+        """Once it is over, whichever way."""
+        self._head = head
+        self._told = _Told()
+        self._answer = Answer(head, self._told.write)
+
+    def begin(self) -> bytes:
+        for kind in ("response.created", "response.in_progress"):
+            self._told.write(kind, response=response(self._head, "in_progress"))
+        return self._told.take()
+
+    def feed(self, events: bytes) -> bytes:
+        """Whole events, grouped anyhow. Nothing is given once it is over."""
+        for event in each_event(events):
+            if self.outcome is not None:
+                break
+            data = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")).strip()
+            if data and data != b"[DONE]":
+                self._take(data, event)
+        return self._told.take()
+
+    def finish(self, completed_at: int) -> bytes:
+        """``completed_at``: Unix seconds. Without a reason for finishing the answer has failed."""
+        if self.outcome is None:
+            try:
+                self._end(self._answer.finish(completed_at))
+            except BadAnswer as error:
+                self._fail({"code": "server_error", "message": str(error)})
+        return self._told.take()
+
+    def fail(self, error: JsonObject) -> bytes:
+        """``error``: as ``shapes.failure`` gives it, or another of the API's codes with our own words."""
+        if self.outcome is None:
+            self._fail(error)
+        return self._told.take()
+
+    def _take(self, data: bytes, event: bytes) -> None:
+        try:
+            chat = read_chat(data)
+            if chat.error is not None:
+                self._fail(_worker_error(event, chat.error))
+                return
+            self._answer.usage = chat.usage or self._answer.usage
+            if (choice := chat.choice) is not None:
+                self._answer.take(choice, choice.delta or Said())
+        except BadAnswer as error:
+            self._fail({"code": "server_error", "message": str(error)})
+
+    def _fail(self, error: JsonObject) -> None:
+        self._end(Outcome(response(self._head, "failed", self._answer.output, error=error), []))
+
+    def _end(self, outcome: Outcome) -> None:
+        self._told.write(f"response.{outcome.response['status']}", response=outcome.response)
+        self.outcome = outcome
+
+
+def event_bytes(kind: str, number: int, members: JsonObject) -> bytes:
+    data = {"type": kind, "sequence_number": number, **members}
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encoder.encode(data))
+
+
+def error_event(code: str, message: str, *, param: str | None = None, number: int = 0) -> bytes:
+    """The event that says that there is no response to speak of, such as one that could not begin."""
+    return event_bytes("error", number, {"code": code, "message": message, "param": param})
+
+
+def _worker_error(event: bytes, error: object) -> JsonObject:
+    message = error.get("message") if isinstance(error, dict) else None
+    return failure(read_error(event)[0], message if isinstance(message, str) else "the worker refused the request")

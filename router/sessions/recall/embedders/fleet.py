@@ -1,0 +1,77 @@
+"""Vectors by a model that the fleet serves, asked for as a client would: so routing, retries and admission are those of any
+request. No tenant's limits count them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from router.core.errors import RouterError
+from router.core.request.request import Route
+from router.core.tenants.tenant import EVERYBODY, Caller, TenantRules
+from router.proxy.internal_client import PATIENT, OwnClient
+from router.proxy.ports import Dispatch
+from router.sessions.recall.embedders.replies import read_vectors
+from router.sessions.recall.index import IndexUnavailable
+from router.wire.requests import parse_apart
+
+MAX_TEXT_CHARS = 2000
+"""What is sent of a text; a model that cannot read so much is told to cut it itself."""
+TIMEOUT_S = 5.0
+
+
+class FleetEmbedder:
+    """One text alone is taken for a question."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        clock: Callable[[], float],
+        model: str,
+        dimensions: int,
+        *,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.name = model
+        self.dimensions = dimensions
+        self._dispatch = dispatch
+        self._clock = clock
+        self._timeout_s = timeout_s
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """``timeout_s`` bounds it, with its wait for a worker."""
+        if not texts:
+            return []
+        rules = EVERYBODY if len(texts) == 1 else PATIENT
+        return read_vectors(await self._ask(self._body(texts), rules), len(texts), self.dimensions)
+
+    def _body(self, texts: Sequence[str]) -> bytes:
+        return msgspec.json.encode(
+            {
+                "model": self.name,
+                "input": [text[:MAX_TEXT_CHARS] for text in texts],
+                "encoding_format": "float",
+                "truncate_prompt_tokens": -1,  # vLLM: at as many as the model reads
+                "cache_salt": secrets.token_urlsafe(16),  # texts of all tenants: none may meet another's in a cache
+            }
+        )
+
+    async def _ask(self, body: bytes, rules: TenantRules) -> bytes:
+        client, caller = OwnClient(), Caller(rules=rules)
+        request_id = f"embed_{secrets.token_hex(12)}"
+        request = parse_apart(body, Route.EMBEDDINGS, {}, caller, request_id, resumes=False).of(body)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._dispatch.dispatch(request, client, self._clock(), rules)
+        except TimeoutError:
+            raise IndexUnavailable(f"the fleet made no vectors within {self._timeout_s} s") from None
+        except RouterError as error:
+            raise IndexUnavailable(f"the fleet made no vectors: {error.message}") from None
+        if client.reply is None or client.reply.status != 200:
+            status = client.reply.status if client.reply is not None else "nothing"
+            raise IndexUnavailable(f"the fleet made no vectors: a worker answered {status}")
+        return client.reply.body

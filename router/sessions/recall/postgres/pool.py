@@ -1,0 +1,158 @@
+"""Connections to PostgreSQL: so many at most, each used by one call at a time. A call that did not come to its end, since it
+failed, was cancelled or took too long, takes its connection with it, so that no reply is ever read by another; asyncpg's own
+pool would wait for the server to confirm, and one that hangs does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import asyncpg
+
+from router.sessions.recall.index import IndexUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Connection = Any
+"""An ``asyncpg.Connection``, which has no types."""
+
+MAX_FAILURES, PAUSE_S = 3, 1.0
+"""After so many calls in a row that got no answer, others are refused for a while: they need not wait in vain, too."""
+AWAY = (
+    OSError,  # and so TimeoutError
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+"""What says that the server, or no longer this one, serves; as against one call that it refused."""
+NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
+
+
+class Pool:
+    def __init__(
+        self,
+        url: str,
+        max_connections: int,
+        max_pending: int,
+        statement_timeout_s: float,
+        prepare: Callable[[Connection], Awaitable[None]],
+    ) -> None:
+        """``prepare``: done once, with the first connection; and again if the server has lost what it made.
+        ``statement_timeout_s``: after it the server ends what nobody waits for any more."""
+        self._url = url
+        self._statement_timeout = f"{round(statement_timeout_s * 1000)}ms"
+        self._prepare = prepare
+        self._is_prepared = False
+        self._is_closed = False
+        self._seats = asyncio.Semaphore(max_connections)
+        self._idle: list[Connection] = []
+        self._failures = 0
+        self._resumes_at = 0.0
+        self.pending = 0
+        self.max_pending = max_pending
+
+    async def run(
+        self,
+        deadline: float,
+        work: Callable[Concatenate[Connection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """In a transaction, whole or not at all. ``deadline``: in the loop's time. Raises IndexUnavailable."""
+        self._check()
+        self.pending += 1
+        try:
+            async with asyncio.timeout_at(deadline), self._seats:
+                done = await self._transact(lambda connection: work(connection, *args, **kwargs))
+        except NO_SCHEMA as error:
+            self._is_prepared = False
+            raise _unavailable(error) from error
+        except AWAY as error:
+            self._failed()
+            raise _unavailable(error) from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise _unavailable(error) from error
+        finally:
+            self.pending -= 1
+        self._failures = 0
+        return done
+
+    def close(self) -> None:
+        """Closing again does nothing."""
+        self._is_closed = True
+        self._drop_idle()
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise IndexUnavailable("PostgreSQL: the index is closed")
+        if self.pending >= self.max_pending:
+            raise IndexUnavailable(f"PostgreSQL: {self.pending} calls wait already")
+        if asyncio.get_running_loop().time() < self._resumes_at:
+            raise IndexUnavailable("PostgreSQL: it did not answer lately")
+
+    async def _transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        connection = await self._take()
+        try:
+            done = await _whole(connection, work)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._give_back(connection)
+        return done
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if self._is_prepared and not connection.is_closed():
+                return connection
+            connection.terminate()
+        connection = await asyncpg.connect(self._url)
+        try:
+            await connection.execute("SELECT set_config('statement_timeout', $1, false)", self._statement_timeout)
+            if not self._is_prepared:
+                await _whole(connection, self._prepare)
+                self._is_prepared = True
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        if self._is_closed or connection.is_closed():
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+
+    def _failed(self) -> None:
+        """What has one connection closed, or asleep, has the others, too."""
+        self._drop_idle()
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            self._resumes_at = asyncio.get_running_loop().time() + PAUSE_S
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().terminate()
+
+
+async def _whole(connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """In a transaction. One that fails is not rolled back, which would wait for the server: its connection ends."""
+    transaction = connection.transaction()
+    await transaction.start()
+    done = await work(connection)
+    await transaction.commit()
+    return done
+
+
+def _unavailable(error: BaseException) -> IndexUnavailable:
+    """Without the error's own words, which may quote a text."""
+    if isinstance(error, TimeoutError):
+        return IndexUnavailable("PostgreSQL: no answer in time")
+    code = getattr(error, "sqlstate", None) or getattr(error, "strerror", None)
+    return IndexUnavailable(f"PostgreSQL: {type(error).__name__}" + (f" ({code})" if code else ""))

@@ -1,0 +1,3 @@
+from router.sessions.recall.sqlite.index import IndexLimits, SqliteIndex
+
+__all__ = ["IndexLimits", "SqliteIndex"]

@@ -1,0 +1,164 @@
+"""A SQLite file, or memory, and the one thread that reads and writes it: every call is a transaction, whole or not at all.
+
+The file is a mirror. One of an older release is emptied and built again; one of another program is not touched.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from router.runtime.sqlite_thread import MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
+from router.sessions.recall.index import IndexUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+APPLICATION_ID = 0x77617278
+"""Tells the file from other programs' databases: the letters "warx"."""
+VERSION = 2
+BUSY_S = 5.0
+"""How long a transaction waits for another process."""
+
+# A piece's id is made of its session's and its place there (see rows.py), so a session's are neighbours in each table.
+# "used" grows with each addition, whose Unix time is "touched_at". "dropped" names sessions that nobody finds any more, and
+# whose pieces are still to be deleted. A row of "vector" is a block of several, with the id of the first. "total" is the sum
+# of the sessions' bytes.
+SCHEMA = (
+    """CREATE TABLE session (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        sid TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        newest INTEGER NOT NULL,
+        embedded INTEGER NOT NULL,
+        pieces INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        touched_at REAL NOT NULL,
+        UNIQUE (sid, owner)
+    )""",
+    "CREATE INDEX session_use ON session (used)",
+    "CREATE INDEX session_age ON session (touched_at)",
+    "CREATE TABLE total (bytes INTEGER NOT NULL)",
+    "INSERT INTO total VALUES (0)",
+    """CREATE TRIGGER total_of_changed AFTER UPDATE OF bytes ON session
+        BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END""",
+    """CREATE TRIGGER total_of_deleted AFTER DELETE ON session BEGIN UPDATE total SET bytes = bytes - old.bytes; END""",
+    "CREATE TABLE dropped (id INTEGER PRIMARY KEY)",
+    "CREATE TABLE piece (id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
+    "CREATE TABLE vector (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "CREATE TABLE model (name TEXT NOT NULL)",
+    """CREATE VIRTUAL TABLE word USING fts5 (
+        text, content = 'piece', content_rowid = 'id', detail = none, columnsize = 0,
+        tokenize = 'porter unicode61 remove_diacritics 2'
+    )""",
+)
+TABLES = ("word", "session", "total", "dropped", "piece", "vector", "model")
+
+
+class IndexFile:
+    def __init__(self, path: str, max_pending: int) -> None:
+        self.path = path
+        self._thread = SqliteThread("recall", max_pending)
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for the thread, and the one that it is at."""
+        return self._thread.pending
+
+    @property
+    def max_pending(self) -> int:
+        return self._thread.max_pending
+
+    @classmethod
+    async def open(cls, path: str, max_pending: int) -> Self:
+        """Only its owner can read a file that is made here. Raises IndexUnavailable."""
+        file = cls(path, max_pending)
+        try:
+            await file._run(file._connect)
+        except BaseException:
+            await file.close()
+            raise
+        return file
+
+    async def read(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Raises IndexUnavailable. A call that is cancelled is not begun, or runs to its end; so with ``write``."""
+        return await self._run(self._thread.transact, "BEGIN", lambda connection: work(connection, *args, **kwargs))
+
+    async def write(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As ``read``, but other processes' writes come before or after it. Raises IndexUnavailable."""
+        return await self._run(
+            self._thread.transact, "BEGIN IMMEDIATE", lambda connection: work(connection, *args, **kwargs)
+        )
+
+    async def overwrite(self) -> None:
+        """What was deleted, in the write-ahead log as well: it is brought into the file, and cut to nothing. Raises
+        IndexUnavailable, also where another process is at it."""
+        await self._run(self._truncate)
+
+    async def close(self) -> None:
+        """What was asked before is done first. Closing again does nothing."""
+        await self._thread.close()
+
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await self._thread.run(work, *args, **kwargs)
+        except NotBegun as error:
+            raise IndexUnavailable(f"{self.path}: {error}") from error
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", type(error).__name__)
+            raise IndexUnavailable(f"{self.path}: {name}: {error}") from error
+        except OSError as error:
+            raise IndexUnavailable(f"{self.path}: {error.strerror}") from error
+
+    # From here on in the thread.
+
+    def _connect(self) -> None:
+        if self.path != MEMORY:
+            create_private(Path(self.path))
+        connection = self._thread.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        _check(connection)
+        # SQLite refuses this at once where another process is at it, which then does it for both.
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
+        # What a power failure takes away is indexed anew.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+        # What is deleted is overwritten. Of FTS5's words only from SQLite 3.42 on; before, they go when their segments merge.
+        connection.execute("PRAGMA secure_delete = ON")
+        self._thread.transact("BEGIN IMMEDIATE", _migrate)
+
+    def _truncate(self) -> None:
+        connection = self._thread.connection
+        if connection is None:
+            raise NotBegun("closed")
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise IndexUnavailable(f"{self.path}: others read it")
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if tables and application_id != APPLICATION_ID:
+        raise IndexUnavailable("the file is a database of another program")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    for table in TABLES:
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    for statement in SCHEMA:
+        connection.execute(statement)
+    with suppress(sqlite3.OperationalError):
+        connection.execute("INSERT INTO word (word, rank) VALUES ('secure-delete', 1)")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")

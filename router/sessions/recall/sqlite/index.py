@@ -1,0 +1,229 @@
+"""An index in one SQLite file: words by FTS5, and vectors of meaning where there is an embedder.
+
+Passages are found by words as soon as they are added. Their vectors follow, and may be behind: what an embedder could not do
+is done when something is added to the session again. A search whose query could not be embedded goes by words alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from sqlite3 import Connection
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from router.core.request.request import Sid, Tenant
+from router.sessions.recall import rarity
+from router.sessions.recall.fusion import DEFAULT_WEIGHTS, Weights, fuse
+from router.sessions.recall.index import Embedder, IndexUnavailable, Passage
+from router.sessions.recall.sqlite import rows
+from router.sessions.recall.sqlite.file import IndexFile
+from router.sessions.recall.words import query_words
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ADDED_AT_ONCE, EMBEDDED_AT_ONCE = 50, 32
+"""Items and pieces, that searches need not wait long for the thread."""
+FUSED = 50
+"""Items of each ranking that are fused."""
+FUSED_PIECES = 500
+"""Pieces that are read for them by meaning: an item may have many that are near."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLimits:
+    max_pending: int = 256
+    """Calls that wait for the thread."""
+    lifetime_s: float = 0.0
+    """Of a session to which nothing more is added; 0: for ever."""
+    search_timeout_s: float = 0.25
+    embed_timeout_s: float = 0.15
+    """Of a query. After it, words alone decide."""
+    max_session_pieces: int = 50_000
+    """Of some 300 characters. The oldest of a session's go first."""
+    max_bytes: int = 1 << 30
+    """Texts and vectors; the file takes up to twice that. The sessions that were not added to for longest go first, and the one
+    that is added to stays in any case."""
+
+
+DEFAULT_LIMITS = IndexLimits()
+
+
+class SqliteIndex:
+    """Several processes may share a file, if their embedder is the same."""
+
+    def __init__(
+        self,
+        file: IndexFile,
+        embedder: Embedder | None,
+        limits: IndexLimits,
+        weights: Weights,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._file = file
+        self._embedder = embedder
+        self._limits = limits
+        self._weights = weights
+        self._wall_clock = wall_clock
+        self.searches_without_meaning = 0
+        """Whose query the embedder could not embed, or not in time. They went by words alone."""
+        self.bytes = 0
+        """Of texts and vectors, when this process changed something last."""
+        self._is_untidy = False
+        """Something was deleted that still lies in the log of writes."""
+        self.evicted: Counter[str] = Counter({"sessions": 0, "pieces": 0})
+        """Sessions that went for others, and pieces that went for their own session's."""
+
+    @classmethod
+    async def open(
+        cls,
+        path: str,
+        embedder: Embedder | None = None,
+        limits: IndexLimits = DEFAULT_LIMITS,
+        weights: Weights = DEFAULT_WEIGHTS,
+        wall_clock: Callable[[], float] = lambda: 0.0,
+    ) -> Self:
+        """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
+        the caller's to close. ``wall_clock``: Unix time, by which sessions expire. Raises IndexUnavailable."""
+        if embedder is not None and find_spec("numpy") is None:
+            raise IndexUnavailable("vectors need the package numpy: warmroute[recall]")
+        index = cls(await IndexFile.open(path, limits.max_pending), embedder, limits, weights, wall_clock)
+        try:
+            if embedder is not None:
+                await index._file.write(rows.keep_model, f"{embedder.name} {embedder.dimensions}")
+            index.bytes = await index._file.read(rows.total_bytes)
+        except BaseException:
+            await index.close()
+            raise
+        return index
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for the thread, and the one that it is at."""
+        return self._file.pending
+
+    @property
+    def max_pending(self) -> int:
+        return self._file.max_pending
+
+    @property
+    def max_bytes(self) -> int:
+        return self._limits.max_bytes
+
+    async def newest(self, sid: Sid, owner: Tenant) -> int:
+        return await self._file.read(rows.newest, sid, owner)
+
+    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
+        for at in range(0, len(passages), ADDED_AT_ONCE):
+            some = passages[at : at + ADDED_AT_ONCE]
+            pieces = await self._change(rows.add, sid, owner, some, self._limits.max_session_pieces, self._wall_clock())
+            self.evicted["pieces"] += pieces
+        sessions = await self._change(rows.forget_oldest, self._limits.max_bytes)
+        self.evicted["sessions"] += sessions
+        await self._delete_dropped()
+        if self._embedder is not None:
+            await self._embed(sid, owner, self._embedder)
+
+    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+        words = query_words(query)
+        if not words:
+            return []
+        try:
+            async with asyncio.timeout(self._limits.search_timeout_s):
+                by_words = await self._search_words(sid, owner, words, upto)
+                by_meaning = await self._search_vectors(sid, owner, query, upto)
+        except TimeoutError as error:
+            told = f"{self._file.path}: no answer within {self._limits.search_timeout_s} s"
+            raise IndexUnavailable(told) from error
+        return fuse((by_words, by_meaning), limit)
+
+    async def forget(self, sid: Sid, owner: Tenant) -> None:
+        await self._change(rows.forget, sid, owner)
+        await self._delete_dropped()
+
+    async def sweep(self) -> None:
+        """Deletes what has expired. Raises IndexUnavailable."""
+        if not self._limits.lifetime_s:
+            return
+        while await self._change(rows.forget_expired, self._wall_clock() - self._limits.lifetime_s):
+            await self._delete_dropped()
+
+    async def tidy(self) -> None:
+        """To be called now and then: what was deleted is overwritten in the log of writes as well. Raises IndexUnavailable."""
+        if self._is_untidy:
+            self._is_untidy = False
+            try:
+                await self._file.overwrite()
+            except BaseException:
+                self._is_untidy = True
+                raise
+
+    async def close(self) -> None:
+        await self._file.close()
+
+    async def _change(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As the file's ``write``; and how much there is then is noted."""
+
+        def change(connection: Connection) -> tuple[T, int]:
+            return work(connection, *args, **kwargs), rows.total_bytes(connection)
+
+        answer, self.bytes = await self._file.write(change)
+        return answer
+
+    async def _delete_dropped(self) -> None:
+        while await self._file.write(rows.delete_dropped):
+            self._is_untidy = True
+
+    async def _embed(self, sid: Sid, owner: Tenant, embedder: Embedder) -> None:
+        from router.sessions.recall.vectors import pack
+
+        while found := await self._file.read(rows.without_vector, sid, owner, EMBEDDED_AT_ONCE):
+            vectors = await embedder.embed([piece.text for piece in found])
+            block = pack([rows.place_of(piece.id) for piece in found], vectors)
+            await self._change(rows.add_vectors, sid, owner, found, block)
+
+    async def _search_words(self, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[tuple[int, float]]:
+        """``(number, weight)``, best first; so below."""
+        if not self._weights.words:
+            return []
+        found = await self._file.read(_by_words, sid, owner, words, upto)
+        return [(number, self._weights.words * share**2) for number, share in found]
+
+    async def _search_vectors(self, sid: Sid, owner: Tenant, query: str, upto: int) -> list[tuple[int, float]]:
+        if self._embedder is None or not self._weights.meaning:
+            return []
+        try:
+            async with asyncio.timeout(self._limits.embed_timeout_s):
+                (vector,) = await self._embedder.embed([query])
+        except (IndexUnavailable, TimeoutError):
+            self.searches_without_meaning += 1
+            return []
+        found = await self._file.read(_by_meaning, sid, owner, vector, upto)
+        return [(number, self._weights.meaning) for number in found]
+
+
+def _by_words(
+    connection: Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int
+) -> list[tuple[int, float]]:
+    """Items' numbers, each once, and how much of the query their best piece has; best first."""
+    session = rows.find(connection, sid, owner)
+    if session is None:
+        return []
+    ranked = rarity.rank(rows.postings(connection, sid, owner, words, upto), session.pieces)
+    best = {rows.number_of(place): share for place, share in reversed(ranked)}
+    return [(number, best[number]) for number in _items([place for place, _ in ranked])]
+
+
+def _by_meaning(connection: Connection, sid: Sid, owner: Tenant, vector: Sequence[float], upto: int) -> list[int]:
+    """Items' numbers, each once, best first."""
+    from router.sessions.recall.vectors import nearest
+
+    oldest, blocks = rows.vectors(connection, sid, owner, upto)
+    return _items(nearest(blocks, vector, oldest, rows.last_place(upto), FUSED_PIECES))
+
+
+def _items(places: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys(map(rows.number_of, places)))[:FUSED]

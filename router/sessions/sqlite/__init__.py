@@ -1,3 +1,0 @@
-from router.sessions.sqlite.store import SqliteStore
-
-__all__ = ["SqliteStore"]

@@ -1,0 +1,64 @@
+"""Whether the store takes writes, and what its owners have in it: looked at now and then, so that this is known also while no
+turn comes. Behind each look what was deleted is overwritten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from router.core.request.request import Tenant
+from router.sessions.recall.index import IndexUnavailable
+from router.sessions.stores.contract import Corrupt, StoreUnavailable, Usage
+
+log = logging.getLogger("warmroute.sessions")
+
+LOOK_S = 2.0
+"""Between two looks."""
+
+
+class StoreWatch:
+    """``run`` must be running. ``ping``: the store's. ``tidy``: the store's and the index's. ``count``: the store's."""
+
+    def __init__(
+        self,
+        ping: Callable[[], Awaitable[None]],
+        tidy: Sequence[Callable[[], Awaitable[None]]] = (),
+        count: Callable[[], Awaitable[Mapping[Tenant, Usage]]] | None = None,
+    ) -> None:
+        self._ping = ping
+        self._tidy = tidy
+        self._count = count
+        self.is_up = True
+        """It took a write when it was last asked."""
+        self.usage: Mapping[Tenant, Usage] = {}
+        """What each owner had then."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._look()
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        try:
+            await self._ping()
+        except (StoreUnavailable, Corrupt) as error:
+            if self.is_up:
+                log.warning("the session store takes no writes", extra={"why": str(error)})
+            self.is_up = False
+        else:
+            if not self.is_up:
+                log.info("the session store takes writes again")
+            self.is_up = True
+        for work in (*self._tidy, self._take_count):
+            try:
+                await work()
+            except (StoreUnavailable, Corrupt, IndexUnavailable) as error:
+                if self.is_up:
+                    log.info("the session store was not tidied", extra={"why": str(error)})
+
+    async def _take_count(self) -> None:
+        if self._count is not None:
+            self.usage = await self._count()

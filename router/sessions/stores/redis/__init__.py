@@ -1,0 +1,6 @@
+"""Sessions in Redis: alone, with Sentinels, or as a Cluster."""
+
+from router.sessions.stores.redis.errors import Reason, RedisUnavailable
+from router.sessions.stores.redis.store import RedisLimits, RedisStore
+
+__all__ = ["Reason", "RedisLimits", "RedisStore", "RedisUnavailable"]

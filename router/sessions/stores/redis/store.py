@@ -1,0 +1,389 @@
+"""Sessions in Redis, shared by all replicas: every call of the contract is one script on one key.
+
+Keys are ``wr1:{SID}:s`` and ``wr1:{KEY}:d``, and of what an owner has ``wr1:{u:OWNER}:u`` and ``…:ux``. How Redis has to be
+set up:
+
+- ``maxmemory-policy noeviction``: else a full Redis throws sessions away, each as a whole, and nobody is told.
+- Where a primary may be replaced (Sentinel, Cluster): ``wait_replicas`` of at least 1, and at least that many in
+  ``min-replicas-to-write``, with three data nodes in all, so that one may be lost. A write is then acknowledged only when a
+  replica has it as well. Without, what a primary acknowledged in its last moments is lost when it dies, and what one
+  acknowledges that was replaced without knowing is lost in any case.
+- Where it has a user of its own, that needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
+  +hdel +hstrlen +pexpireat +persist +unlink +zadd +zrem +zrangebyscore +info ~wr1:*``, and in a Cluster ``+asking`` and
+  ``+cluster|slots`` besides.
+- Leases and lifetimes go by the primary's wall clock, so the clocks of data nodes have to be kept together.
+- A read may be answered by a primary that was replaced a moment ago and does not know; with ``wait_replicas`` no write is
+  acknowledged by one.
+- Redis copies asynchronously, and ``WAIT`` is no consensus: two failures within moments can still lose a write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, Self
+
+from redis.exceptions import NoScriptError
+
+from router.core.request.request import NO_TENANT, Tenant
+from router.runtime.fair_turns import TenantTurns
+from router.sessions.stores.contract import (
+    DEFAULT_LIMITS,
+    DOCUMENT_OVERHEAD_BYTES,
+    LINE_PATIENCE_S,
+    SESSION_OVERHEAD_BYTES,
+    Append,
+    Begin,
+    Begun,
+    Busy,
+    Crowded,
+    Fenced,
+    Known,
+    Loaded,
+    OwnerFull,
+    OwnerLimits,
+    Repeated,
+    Sid,
+    TurnRecord,
+    Usage,
+    size_of,
+)
+from router.sessions.stores.redis import scripts
+from router.sessions.stores.redis.breaker import BreakerState, Patience
+from router.sessions.stores.redis.cluster import Cluster
+from router.sessions.stores.redis.errors import Reason, RedisUnavailable, translate
+from router.sessions.stores.redis.eviction import QUESTIONS, Evictions
+from router.sessions.stores.redis.ledger import Ledger
+from router.sessions.stores.redis.pool import Command, Pool
+from router.sessions.stores.redis.servers import AloneServer, SentinelServer
+from router.sessions.stores.redis.topology import OnePrimary, Place
+from router.sessions.stores.redis.url import Address, Target, parse
+
+_PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisLimits:
+    deadline_s: float = 0.2
+    """Of a call as a whole, from waiting for a connection to the last reply."""
+    max_connections: int = 64
+    """To each server. Calls beyond wait for one, within their deadlines."""
+    max_waiting: int = 256
+    """Calls of one owner that wait for their turn."""
+    wait_replicas: int = 0
+    """Replicas that must have a write before it is acknowledged."""
+    wait_s: float = 0.1
+    """How long they may take; less than ``deadline_s``."""
+    patience: Patience = field(default_factory=Patience)
+    owner: OwnerLimits = DEFAULT_LIMITS
+
+
+PULSE, PULSE_LIFETIME_S = Sid("pulse"), 60.0
+"""A document that is written to learn whether anything can be."""
+
+MAX_OWNER_CALLS = 16
+"""Of one owner at once, from this replica: Redis does one after another, and others' wait for no more than these."""
+MAX_TURN_WAIT_S = 2.0
+"""For the owner's own calls."""
+
+
+class RedisStore:
+    def __init__(self, place: Place, limits: RedisLimits) -> None:
+        self._place = place
+        self.max_connections = limits.max_connections
+        self._deadline_s = limits.deadline_s
+        self._replicas = limits.wait_replicas
+        self.evictions = Evictions()
+        self._ledger = Ledger(limits.owner)
+        self.calls = TenantTurns(
+            max_calls=limits.max_connections,
+            max_owner_calls=min(MAX_OWNER_CALLS, limits.max_connections),
+            max_waiting=limits.max_waiting,
+            max_wait_s=max(MAX_TURN_WAIT_S, limits.deadline_s),
+            refuse=Crowded,
+        )
+        self._wait: Command = ("WAIT", limits.wait_replicas, ceil(limits.wait_s * 1000))
+
+    @classmethod
+    def from_url(cls, url: str, limits: RedisLimits, clock: Callable[[], float]) -> Self:
+        """Connects to nothing yet. ``clock``: monotonic. Raises ValueError, which shows no secret."""
+        return cls(_place(parse(url), limits, clock), limits)
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        return self._place.state
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for their turn, for a connection or for their replies."""
+        return self._place.pending + self.calls.waiting
+
+    async def ping(self) -> None:
+        """By a write, which a server that is full, or a replica, refuses."""
+        await self._run_now(scripts.PUT_DOCUMENT, _document(PULSE), NO_TENANT, b"", _ms(PULSE_LIFETIME_S), 1)
+
+    async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
+        known = begin.known
+        self._ledger.require_room(begin.owner, added_bytes=size_of(begin.entries) + len(begin.record))
+        may_create = begin.creates and not self._is_full(begin.owner, sessions=1)
+        reply = await self._run(
+            scripts.BEGIN,
+            _session(begin.sid),
+            begin.owner,
+            begin.token,
+            known.generation,
+            known.head,
+            known.epoch,
+            int(may_create),
+            int(begin.waits),
+            begin.max_waiting,
+            _ms(begin.lease_s),
+            _ms(begin.lifetime_s),
+            _PATIENCE_MS,
+            begin.idempotency_key,
+            begin.record,
+            secrets.token_hex(8),
+            begin.turn,
+            *begin.entries,
+        )
+        match reply[1]:
+            case b"absent":
+                if begin.creates and not may_create:
+                    self._ledger.require_room(begin.owner, sessions=1)
+                return None
+            case b"busy":
+                return Busy(reply[2])
+        _check_owner(reply[2], begin.owner)
+        if reply[1] == b"repeated":
+            return Repeated(reply[3], bool(reply[4]), reply[5])
+        generation, fence, turn, head, epoch, view, starts_over, appended, worker, tail, total_bytes = reply[3:]
+        self._ledger.note(
+            begin.owner,
+            f"{begin.sid}s",
+            total_bytes,
+            _ms(begin.lifetime_s),
+            sessions=int(turn == 1),
+            added_bytes=(size_of(begin.entries) if appended else 0) + len(begin.record),
+        )
+        return Begun(
+            generation=generation.decode(),
+            fence=fence,
+            turn=turn,
+            head=head,
+            epoch=epoch,
+            view=view,
+            starts_over=bool(starts_over),
+            tail=tail,
+            appended=bool(appended),
+            worker=worker.decode(),
+        )
+
+    async def append(self, append: Append) -> int:
+        added_bytes = size_of(append.entries)
+        if added_bytes and not append.ends:
+            self._ledger.require_room(append.owner, added_bytes=added_bytes)
+        reply = await self._run(
+            scripts.APPEND,
+            _session(append.sid),
+            append.owner,
+            append.generation,
+            append.fence,
+            append.turn,
+            int(append.ends),
+            int(append.is_late),
+            int(append.record is not None),
+            append.record or b"",
+            append.worker,
+            _ms(append.lifetime_s),
+            *append.entries,
+        )
+        if reply[1] == b"fenced":
+            raise Fenced
+        head: int = reply[2]
+        if len(reply) > 3:  # else it was there already
+            self._ledger.note(append.owner, f"{append.sid}s", reply[3], _ms(append.lifetime_s), added_bytes=added_bytes)
+        return head
+
+    async def renew(self, sid: Sid, owner: Tenant, fence: int, lease_s: float) -> None:
+        reply = await self._run(scripts.RENEW, _session(sid), owner, fence, _ms(lease_s))
+        if reply[1] == b"fenced":
+            raise Fenced
+
+    async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
+        await self._run(scripts.RELEASE, _session(sid), owner, fence)
+
+    async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
+        await self._run(scripts.LEAVE, _session(sid), owner, token)
+
+    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+        reply = await self._run(scripts.LOAD, _session(sid), owner, known.generation, known.head, known.epoch)
+        if reply[1] == b"absent":
+            return None
+        _check_owner(reply[2], owner)
+        generation, head, epoch, view, starts_over, attributes, turns, is_claimed, created_us, tail = reply[3:]
+        return Loaded(
+            generation=generation.decode(),
+            head=head,
+            epoch=epoch,
+            view=view,
+            starts_over=bool(starts_over),
+            tail=tail,
+            attributes=attributes,
+            turns=turns,
+            is_claimed=bool(is_claimed),
+            created_at=created_us / 1e6,
+        )
+
+    async def create(
+        self, sid: Sid, owner: Tenant, *, entries: Sequence[bytes], attributes: bytes, turns: int, lifetime_s: float
+    ) -> bool:
+        about = (secrets.token_hex(8), attributes, turns, _ms(lifetime_s))
+        added_bytes = SESSION_OVERHEAD_BYTES + size_of(entries) + len(attributes)
+        self._ledger.require_room(owner, sessions=1, added_bytes=added_bytes)
+        is_new = await self._does(b"created", scripts.CREATE, _session(sid), owner, *about, *entries)
+        if is_new:
+            self._ledger.note(owner, f"{sid}s", added_bytes, _ms(lifetime_s), sessions=1, added_bytes=added_bytes)
+        return is_new
+
+    async def set_attributes(self, sid: Sid, owner: Tenant, attributes: bytes) -> bool:
+        return await self._does(b"set", scripts.SET_ATTRIBUTES, _session(sid), owner, attributes)
+
+    async def commit_view(self, sid: Sid, owner: Tenant, generation: str, epoch: int, view: bytes) -> bool:
+        return await self._does(b"committed", scripts.COMMIT_VIEW, _session(sid), owner, generation, epoch, view)
+
+    async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None:
+        reply = await self._run(scripts.READ_TURN, _session(sid), owner, turn)
+        if reply[1] == b"absent":
+            return None
+        _check_owner(reply[2], owner)
+        return TurnRecord(bool(reply[3]), reply[4])
+
+    async def delete(self, sid: Sid, owner: Tenant) -> bool:
+        is_gone = await self._does(b"deleted", scripts.DELETE, _session(sid), owner)
+        if is_gone:
+            self._ledger.note(owner, f"{sid}s", 0, 0, sessions=-1)
+        return is_gone
+
+    async def put_document(self, key: Sid, owner: Tenant, body: bytes, lifetime_s: float) -> None:
+        added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
+        may_add = not self._is_full(owner, documents=1, added_bytes=added_bytes)
+        reply = await self._run(scripts.PUT_DOCUMENT, _document(key), owner, body, _ms(lifetime_s), int(may_add))
+        if reply[1] == b"full":
+            self._ledger.require_room(owner, documents=1, added_bytes=added_bytes)
+        elif reply[1] != b"anothers":
+            is_new = reply[1] == b"put"
+            more_bytes = added_bytes if is_new else 0
+            self._ledger.note(
+                owner, f"{key}d", added_bytes, _ms(lifetime_s), documents=int(is_new), added_bytes=more_bytes
+            )
+
+    async def get_document(self, key: Sid, owner: Tenant) -> bytes | None:
+        reply = await self._run(scripts.GET_DOCUMENT, _document(key), owner)
+        if reply[1] == b"absent":
+            return None
+        _check_owner(reply[2], owner)
+        body: bytes = reply[3]
+        return body
+
+    async def delete_document(self, key: Sid, owner: Tenant) -> bool:
+        is_gone = await self._does(b"deleted", scripts.DELETE_DOCUMENT, _document(key), owner)
+        if is_gone:
+            self._ledger.note(owner, f"{key}d", 0, 0, documents=-1)
+        return is_gone
+
+    async def tidy(self) -> None:
+        """To be called now and then: what owners have is counted, and whether Redis throws anything away is looked at."""
+        self.evictions.learn(await self._place.exchange(b"", QUESTIONS, self._deadline()))
+        await self._ledger.bring(self._count)
+
+    async def usage(self) -> Mapping[Tenant, Usage]:
+        """Of each owner that wrote through this process, as it was counted last."""
+        return dict(self._ledger.usage)
+
+    async def close(self) -> None:
+        await self._place.close()
+
+    async def _count(self, owner: Tenant, notes: Sequence[str | int]) -> Usage:
+        sessions, documents, total_bytes = (await self._run_now(scripts.USAGE, _usage(owner), owner, *notes))[2:]
+        return Usage(sessions, documents, total_bytes)
+
+    def _is_full(self, owner: Tenant, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> bool:
+        try:
+            self._ledger.require_room(owner, sessions=sessions, documents=documents, added_bytes=added_bytes)
+        except OwnerFull:
+            return True
+        return False
+
+    async def _does(
+        self, done: bytes, script: scripts.Script, key: bytes, owner: Tenant, *arguments: bytes | str | int
+    ) -> bool:
+        word: bytes = (await self._run(script, key, owner, *arguments))[1]
+        return word == done
+
+    async def _run(self, script: scripts.Script, key: bytes, owner: Tenant, *arguments: bytes | str | int) -> list[Any]:
+        """The script's reply: the key, a word, and what that brings. Raises RedisUnavailable, Crowded or Corrupt."""
+        async with self.calls.of(owner):
+            return await self._run_now(script, key, owner, *arguments)
+
+    async def _run_now(self, script: scripts.Script, key: bytes, *arguments: bytes | str | int) -> list[Any]:
+        deadline = self._deadline()
+        confirms = script.writes and self._replicas > 0
+        after: list[Command] = [self._wait] if confirms else []
+        replies = await self._place.exchange(key, [(b"EVALSHA", script.sha, 1, key, *arguments), *after], deadline)
+        if isinstance(replies[0], NoScriptError):
+            # It did nothing. A server that was restarted, took over or was flushed has to be told the text again.
+            replies = await self._place.exchange(key, [(b"EVAL", script.text, 1, key, *arguments), *after], deadline)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise translate(reply)
+        found = replies[0]
+        if not isinstance(found, list) or found[0] != key:
+            await self._place.distrust()
+            raise RedisUnavailable(Reason.CROSSED)
+        if confirms and not (isinstance(replies[1], int) and replies[1] >= self._replicas):
+            raise RedisUnavailable(Reason.UNCONFIRMED)
+        return found
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline_s
+
+
+def _place(target: Target, limits: RedisLimits, clock: Callable[[], float]) -> Place:
+    step_s = limits.deadline_s / 4
+    if target.kind == "cluster":
+
+        def pool_at(address: Address) -> Pool:
+            return Pool(AloneServer(target, address), limits.max_connections, limits.patience, clock)
+
+        return Cluster(target, pool_at, limits.patience, step_s, clock)
+    server: AloneServer | SentinelServer
+    if target.kind == "sentinel":
+        server = SentinelServer(target, step_s)
+    else:
+        server = AloneServer(target, target.addresses[0] if target.addresses else None)
+    return OnePrimary(server, Pool(server, limits.max_connections, limits.patience, clock))
+
+
+def _session(sid: Sid) -> bytes:
+    return f"wr1:{{{sid}}}:s".encode()
+
+
+def _document(key: Sid) -> bytes:
+    return f"wr1:{{{key}}}:d".encode()
+
+
+def _usage(owner: Tenant) -> bytes:
+    return f"wr1:{{u:{owner}}}:u".encode()
+
+
+def _ms(seconds: float) -> int:
+    """Whole ones, and none only for none."""
+    return ceil(seconds * 1000)
+
+
+def _check_owner(found: bytes, owner: Tenant) -> None:
+    if found != owner.encode():
+        raise RedisUnavailable(Reason.CROSSED)

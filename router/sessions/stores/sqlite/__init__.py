@@ -1,0 +1,3 @@
+from router.sessions.stores.sqlite.store import SqliteStore
+
+__all__ = ["SqliteStore"]

@@ -1,0 +1,327 @@
+"""Sessions in one SQLite file: for one machine, with no server beside the router.
+
+The claims are in the file, so several routers on one machine may share it. Leases are measured by the boot's monotonic clock
+and void after a reboot, so that a wall clock that is put right takes no claim away; lifetimes go by Unix time.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from router.core.request.request import NO_TENANT, Tenant
+from router.runtime.fair_turns import TenantTurns
+from router.sessions.stores.contract import (
+    DEFAULT_LIMITS,
+    DOCUMENT_OVERHEAD_BYTES,
+    Append,
+    Begin,
+    Begun,
+    Busy,
+    Crowded,
+    Full,
+    Known,
+    Loaded,
+    OwnerLimits,
+    Repeated,
+    Sid,
+    StoreUnavailable,
+    TurnRecord,
+    Usage,
+    size_of,
+)
+from router.sessions.stores.sqlite import rows, turns
+from router.sessions.stores.sqlite.database import Clock, Database, Synchronous, Transaction
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+WRITES_PER_CHECKPOINT = 64
+SWEPT_ENTRIES, SWEPT_DOCUMENTS = 500, 50
+"""Deleted by one transaction at most, that others need not wait long."""
+
+
+MAX_OWNER_CALLS = 2
+"""Of one owner, in each of the two threads' queues: others wait for no more of them, and the thread is never idle."""
+MAX_CALLS = 8
+WEIGHT_BYTES = 1 << 20
+"""Of what shows that a disk which was full has room again."""
+
+
+class SqliteStore:
+    def __init__(self, writer: Database, reader: Database, limits: OwnerLimits, timeout_s: float) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._limits = limits
+        bounds = {"max_calls": MAX_CALLS, "max_owner_calls": MAX_OWNER_CALLS, "max_waiting": writer.max_pending}
+        self.writes, self.reads = (TenantTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
+        self._writes = 0
+        self._is_untidy = False
+        """Something was deleted that still lies in the log of writes."""
+        self._was_full = False
+        """A write found no room, and no large one has found any since."""
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        *,
+        synchronous: Synchronous = "NORMAL",
+        max_pending: int = 256,
+        timeout_s: float = 5.0,
+        boot: str = "",
+        limits: OwnerLimits = DEFAULT_LIMITS,
+    ) -> Self:
+        """The file, and its directory where it is missing, are made so that only their owner can read them. ``clock``: the
+        boot's monotonic one. ``timeout_s``: for a call to begin, from its place in the thread's queue on, and again for it
+        to end; half of it may be spent on waiting for another process. ``boot``: by default this machine's. A disk without
+        room is no reason not to open it. Raises StoreUnavailable or Corrupt."""
+        open_ = partial(
+            Database.open,
+            path,
+            Clock(clock, wall_clock, boot or read_boot()),
+            max_pending=max_pending,
+            timeout_s=timeout_s,
+        )
+        writer = await open_(synchronous)
+        try:
+            reader = await open_(None)
+        except BaseException:
+            await writer.close()
+            raise
+        store = cls(writer, reader, limits, timeout_s)
+        with suppress(StoreUnavailable):
+            await writer.fit_to_disk()
+        return store
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for the two threads, and those that they are at."""
+        return self._writer.pending + self._reader.pending + self.writes.waiting + self.reads.waiting
+
+    @property
+    def max_pending(self) -> int:
+        """Of one owner."""
+        return self._writer.max_pending + self._reader.max_pending
+
+    async def ping(self) -> None:
+        """By a write: another process may have the file, and the disk may be full. Then what the log of writes has is brought
+        into the file first, where deletions may have made room. Behind a write that found none it is a large one."""
+        work = _weigh if self._was_full else _beat
+        try:
+            await self._writer.do(work)
+        except Full:
+            await self._writer.overwrite()
+            await self._writer.do(work)
+        if self._was_full:
+            await self._writer.do(_lighten)
+            self._was_full = False
+
+    async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
+        return await self._write(begin.owner, turns.begin, begin, secrets.token_hex(8), self._limits)
+
+    async def append(self, append: Append) -> int:
+        return await self._write(append.owner, turns.append, append, self._limits)
+
+    async def renew(self, sid: Sid, owner: Tenant, fence: int, lease_s: float) -> None:
+        await self._write(owner, turns.renew, sid, owner, fence, lease_s)
+
+    async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
+        await self._write(owner, turns.release, sid, owner, fence)
+
+    async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
+        await self._write(owner, turns.leave, sid, owner, token)
+
+    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+        def work(at: Transaction) -> Loaded | None:
+            session = rows.find(at, sid, owner)
+            return rows.load(at, session, known) if session else None
+
+        return await self._read(owner, work)
+
+    async def create(
+        self, sid: Sid, owner: Tenant, *, entries: Sequence[bytes], attributes: bytes, turns: int, lifetime_s: float
+    ) -> bool:
+        def work(at: Transaction) -> bool:
+            session = rows.add(at, sid, owner, secrets.token_hex(8))
+            if session is None:
+                return False
+            added_bytes = size_of(entries) + len(attributes)
+            rows.require_room(at, owner, self._limits, sessions=1, added_bytes=added_bytes)
+            rows.extend(at, session, entries)
+            rows.write_body(at, "attributes", session, attributes)
+            session.turns = session.given_turns = turns
+            session.expires_at = rows.end_of(at, lifetime_s)
+            rows.save(at, session)
+            return True
+
+        return await self._write(owner, work)
+
+    async def set_attributes(self, sid: Sid, owner: Tenant, attributes: bytes) -> bool:
+        def work(at: Transaction) -> bool:
+            session = rows.find(at, sid, owner)
+            if session is None:
+                return False
+            rows.write_body(at, "attributes", session, attributes)
+            rows.save(at, session)
+            return True
+
+        return await self._write(owner, work)
+
+    async def commit_view(self, sid: Sid, owner: Tenant, generation: str, epoch: int, view: bytes) -> bool:
+        def work(at: Transaction) -> bool:
+            session = rows.find(at, sid, owner)
+            if session is None or session.generation != generation or session.epoch != epoch:
+                return False
+            session.epoch += 1
+            rows.write_body(at, "view", session, view)
+            rows.save(at, session)
+            return True
+
+        return await self._write(owner, work)
+
+    async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None:
+        def work(at: Transaction) -> TurnRecord | None:
+            session = rows.find(at, sid, owner)
+            return rows.read_turn(at, session, turn) if session else None
+
+        return await self._read(owner, work)
+
+    async def delete(self, sid: Sid, owner: Tenant) -> bool:
+        """At once for whoever asks; its rows go in small transactions. So it does on a full disk."""
+        if not await self._erase(owner, rows.hide, sid, owner):
+            return False
+        while not await self._erase(owner, rows.remove_part, sid, SWEPT_ENTRIES):
+            pass
+        return True
+
+    async def put_document(self, key: Sid, owner: Tenant, body: bytes, lifetime_s: float) -> None:
+        def work(at: Transaction) -> None:
+            at.connection.execute(
+                "DELETE FROM document WHERE id = ? AND (owner = ? OR expires_at <= ?)", (key, owner, at.unix_time)
+            )
+            added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
+            rows.require_room(at, owner, self._limits, documents=1, added_bytes=added_bytes)
+            at.connection.execute(
+                "INSERT INTO document VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                (key, owner, body, rows.end_of(at, lifetime_s)),
+            )
+
+        await self._write(owner, work)
+
+    async def get_document(self, key: Sid, owner: Tenant) -> bytes | None:
+        def work(at: Transaction) -> bytes | None:
+            row = at.connection.execute(
+                "SELECT body FROM document WHERE id = ? AND owner = ? AND expires_at > ?", (key, owner, at.unix_time)
+            ).fetchone()
+            return row[0] if row else None
+
+        return await self._read(owner, work)
+
+    async def delete_document(self, key: Sid, owner: Tenant) -> bool:
+        def work(at: Transaction) -> bool:
+            return bool(
+                at.connection.execute(
+                    "DELETE FROM document WHERE id = ? AND owner = ? AND expires_at > ?", (key, owner, at.unix_time)
+                ).rowcount
+            )
+
+        return await self._erase(owner, work)
+
+    async def usage(self) -> Mapping[Tenant, Usage]:
+        """Of each owner that ever had anything."""
+
+        def work(at: Transaction) -> dict[Tenant, Usage]:
+            return {owner: Usage(*of_owner) for owner, *of_owner in at.connection.execute("SELECT * FROM usage")}
+
+        return await self._reader.do(work)
+
+    async def tidy(self) -> None:
+        """To be called now and then. What was deleted is overwritten in the log of writes as well, and deletions have their
+        reserve again."""
+        if self._is_untidy:
+            self._is_untidy = False
+            try:
+                await self._writer.overwrite()
+            except BaseException:
+                self._is_untidy = True
+                raise
+        await self._writer.fit_to_disk()
+
+    async def sweep(self, limit: int) -> int:
+        """Deletes what has expired, ``limit`` sessions and as many documents at most, in small transactions. How many of
+        both it has deleted."""
+        swept = 0
+        while gone := await self._erase(NO_TENANT, rows.sweep_documents, min(limit - swept, SWEPT_DOCUMENTS)):
+            swept += gone
+        for _ in range(limit):
+            while (is_gone := await self._erase(NO_TENANT, rows.sweep_session, SWEPT_ENTRIES)) is False:
+                pass
+            if is_gone is None:
+                break
+            swept += 1
+        return swept
+
+    async def _read(self, owner: Tenant, work: Callable[[Transaction], T]) -> T:
+        async with self.reads.of(owner):
+            return await self._reader.do(work)
+
+    async def _write(
+        self, owner: Tenant, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        self._writes += 1
+        if self._writes % WRITES_PER_CHECKPOINT == 0:
+            self._reader.checkpoint()
+        async with self.writes.of(owner):
+            try:
+                return await self._writer.do(work, *args, **kwargs)
+            except Full:
+                self._was_full = True
+                raise
+
+    async def _erase(
+        self, owner: Tenant, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """A write that deletes. On a full disk it takes the reserve, and leaves nothing in the log of writes."""
+        self._is_untidy = True
+        try:
+            return await self._write(owner, work, *args, **kwargs)
+        except Full:
+            await self._writer.spend_reserve()
+            with suppress(StoreUnavailable):
+                await self._writer.overwrite()
+            done = await self._write(owner, work, *args, **kwargs)
+            with suppress(StoreUnavailable):
+                await self._writer.overwrite()
+            return done
+
+    async def close(self) -> None:
+        await self._reader.close()
+        await self._writer.close()
+
+
+def _beat(at: Transaction) -> None:
+    at.connection.execute("UPDATE pulse SET beats = beats + 1")
+
+
+def _weigh(at: Transaction) -> None:
+    at.connection.execute("INSERT INTO pulse VALUES (zeroblob(?))", (WEIGHT_BYTES,))
+
+
+def _lighten(at: Transaction) -> None:
+    at.connection.execute("DELETE FROM pulse WHERE typeof(beats) = 'blob'")
+
+
+def read_boot() -> str:
+    """Where the system does not tell its boot, each process has one of its own: then none heeds the leases of another, and
+    only the fences keep them apart."""
+    with suppress(OSError):
+        return BOOT_ID.read_text().strip()
+    return secrets.token_hex(8)

@@ -1,0 +1,178 @@
+"""How many tokens messages are, and prompts of them: counted exactly where the model's tokenizer is known, else estimated.
+
+Never raises for what it counts: what cannot be counted now is estimated, and the operator told, once for each model. Knows no
+template; what one adds is learnt from what workers count.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from router.sessions.tokens.cache import KnownCounts
+from router.sessions.tokens.counter import CannotCount, Cause, Counter, CounterName
+from router.sessions.tokens.template_overhead import NO_OVERHEAD, Overhead, OverheadFit
+from router.sessions.tokens.texts import OwnText, own_text
+
+log = logging.getLogger("warmroute.tokens")
+
+Means = CounterName | Literal["estimate", "cache"]
+
+
+class Calibration(Protocol):
+    """What is known of models without their tokenizers."""
+
+    def knows(self, model: str) -> bool:
+        """True if some worker ever listed it."""
+        ...
+
+    def bytes_per_token(self, model: str) -> float: ...
+
+
+class Observer(Protocol):
+    def counted(self, means: Means, tokens: int) -> None: ...
+
+    def took(self, counter: CounterName, seconds: float) -> None: ...
+
+    def fell_back(self, cause: Cause) -> None: ...
+
+    def erred(self, model: str, ratio: float) -> None:
+        """A prompt's tokens as they were told before, beside what its worker counted: how far off, as a share of the latter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CountLimits:
+    max_exact_bytes: int
+    """Texts of one call that are counted exactly, together; what is beyond is estimated."""
+    media_tokens: int
+    """What a part that is no text is taken for."""
+
+
+class TokenCounts:
+    """One for the process. ``counter_of``: a model's counter, None where its tokens are estimated; of models that no worker
+    ever listed it is not asked. Owns the counters and their ``threads``."""
+
+    def __init__(
+        self,
+        limits: CountLimits,
+        counter_of: Callable[[str], Counter | None],
+        calibration: Calibration,
+        known: KnownCounts,
+        observer: Observer,
+        clock: Callable[[], float],
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._limits = limits
+        self._find_counter = counter_of
+        self._calibration = calibration
+        self.known = known
+        self._observer = observer
+        self._clock = clock
+        self._threads = threads
+        self._counters: dict[str, Counter | None] = {}
+        self._fits: dict[str, OverheadFit] = {}
+        self._told: set[str] = set()
+
+    async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        """Tokens of each message's own text, and of its parts that are none; of nothing that a template adds."""
+        texts = list(map(own_text, messages))
+        counter = self._counter(model)
+        counts = await self._count_texts(model, counter, texts) if counter is not None else {}
+        estimated = 0
+        for at, own in enumerate(texts):
+            if at not in counts:
+                counts[at] = self._estimate_text(model, own.text)
+                estimated += counts[at]
+        if estimated:
+            self._observer.counted("estimate", estimated)
+        return [counts[at] + own.media * self._limits.media_tokens for at, own in enumerate(texts)]
+
+    def is_exact(self, model: str) -> bool:
+        """False: nothing but bytes is known of its tokens."""
+        return self._counter(model) is not None
+
+    def estimate(self, model: str, n_bytes: int) -> int:
+        """Of so many bytes of a prompt; at least 1, but for nothing."""
+        return max(1, round(n_bytes / self._calibration.bytes_per_token(model))) if n_bytes else 0
+
+    def overhead(self, model: str) -> Overhead:
+        """The chat template's. None where tokens are estimated: bytes per token were learnt of whole prompts, with theirs."""
+        if self._counter(model) is None:
+            return NO_OVERHEAD
+        fit = self._fits.get(model)
+        return OverheadFit().overhead if fit is None else fit.overhead
+
+    def total(self, model: str, counted_tokens: int, messages: int) -> int:
+        """Of a prompt of so many messages, with its template. ``counted_tokens``: of all its texts, tools among them."""
+        return max(0, round(counted_tokens + self.overhead(model).of(messages)))
+
+    def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None:
+        """``prompt_tokens``: what the worker counted of that prompt."""
+        if prompt_tokens <= 0 or messages <= 0 or not self._calibration.knows(model):
+            return
+        off = abs(self.total(model, counted_tokens, messages) - prompt_tokens)
+        self._observer.erred(model, off / prompt_tokens)
+        if self._counter(model) is not None:
+            self._fits.setdefault(model, OverheadFit()).add(messages, prompt_tokens - counted_tokens)
+
+    async def aclose(self) -> None:
+        """Not waiting for what the threads are at."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _counter(self, model: str) -> Counter | None:
+        """Remembered of models that there are: clients make up others."""
+        if model not in self._counters:
+            if not self._calibration.knows(model):
+                return None
+            self._counters[model] = self._find_counter(model)
+        return self._counters[model]
+
+    def _estimate_text(self, model: str, text: str) -> int:
+        return self.estimate(model, len(text.encode()))
+
+    async def _count_texts(self, model: str, counter: Counter, texts: Sequence[OwnText]) -> dict[int, int]:
+        """By place, of those that could be counted exactly."""
+        counts: dict[int, int] = {}
+        asked: list[tuple[int, bytes]] = []
+        bytes_left = self._limits.max_exact_bytes
+        for at, (text, _) in enumerate(texts):
+            data = text.encode()
+            key = self.known.key(model, data)
+            tokens = self.known.get(key) if data else 0
+            if tokens is not None:
+                counts[at] = tokens
+            elif len(data) <= bytes_left:
+                bytes_left -= len(data)
+                asked.append((at, key))
+            else:
+                self._fall_back(model, "too_large", "more text than tokens.max_exact_bytes")
+        if remembered := sum(counts.values()):
+            self._observer.counted("cache", remembered)
+        if asked:
+            exact = await self._ask(model, counter, [texts[at].text for at, _ in asked])
+            for (at, key), tokens in zip(asked, exact, strict=False):
+                counts[at] = tokens
+                self.known.put(key, tokens)
+        return counts
+
+    async def _ask(self, model: str, counter: Counter, texts: Sequence[str]) -> Sequence[int]:
+        """Of each; nothing where it cannot."""
+        began_at = self._clock()
+        try:
+            counts = await counter.count(model, texts)
+        except CannotCount as error:
+            self._fall_back(model, error.cause, str(error))
+            return ()
+        self._observer.took(counter.name, self._clock() - began_at)
+        self._observer.counted(counter.name, sum(counts))
+        return counts
+
+    def _fall_back(self, model: str, cause: Cause, why: str) -> None:
+        self._observer.fell_back(cause)
+        if model not in self._told:
+            self._told.add(model)
+            log.warning("tokens are estimated", extra={"model": model, "cause": cause, "why": why})

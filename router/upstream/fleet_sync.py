@@ -1,0 +1,181 @@
+"""Keeps the fleet true: reads the sources, adds and removes workers, builds the ring, and has each worker watched."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from router.core.fleet.fleet import Fleet, Member
+from router.core.fleet.ring import Ring
+from router.core.worker import WorkerAddress
+from router.runtime.background import Background
+from router.upstream.discovery import LiveSource, Source, Unreadable
+from router.upstream.exchange import Upstream
+from router.upstream.health_check import WatchSettings, WorkerWatch
+from router.upstream.pool import Pool
+
+FRESH_S = 0.5
+"""A look for a model that nobody lists serves all who ask within so long, whatever the names."""
+
+log = logging.getLogger("warmroute.fleet")
+
+
+class FleetKeeper:
+    """Owns one task for each worker. ``use_ring`` takes each new ring; it is built off the loop."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        fleet: Fleet,
+        pool: Pool,
+        upstream: Upstream,
+        settings: WatchSettings,
+        interval_s: float,
+        use_ring: Callable[[Ring], None],
+        clock: Callable[[], float],
+        background: Background,
+    ) -> None:
+        self._background = background
+        self._complaints: dict[int, str] = {}
+        """By source, why it could not be read the last time."""
+        self._is_ring_old = False
+        self._news = asyncio.Event()
+        self._ring_due = asyncio.Event()
+        self._live: list[asyncio.Task[None]] = []
+        self.failures: Counter[str] = Counter(dict.fromkeys(sorted({source.kind for source in sources}), 0))
+        """Looks at sources that failed, by the kind of source."""
+        self.found: dict[str, int] = dict.fromkeys(self.failures, 0)
+        """Workers that each kind of source last named."""
+        self._sources = sources
+        self._fleet = fleet
+        self._pool = pool
+        self._upstream = upstream
+        self._settings = settings
+        self._interval_s = interval_s
+        self._use_ring = use_ring
+        self._last: dict[int, Sequence[WorkerAddress]] = {}
+        self._watched: dict[Member, tuple[WorkerWatch, asyncio.Task[None]]] = {}
+        self._clock = clock
+        self._look: asyncio.Task[None] | None = None
+        self._look_due = 0.0
+
+    async def start(self, at_most_s: float) -> None:
+        """Find the workers and look at each once, so that the first request does not come before the first answer."""
+        for source in self._sources:
+            if isinstance(source, LiveSource):
+                self._live.append(self._background.start("source", source.run, source.kind))
+        await self.refresh()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                for watch, _task in self._watched.values():
+                    await watch.has_looked.wait()
+
+    async def run(self) -> None:
+        """Look at the sources again and again, and at once when one has news, until cancelled. Rings are built beside that: a
+        worker that has left is sent nothing from then on, however long a ring takes."""
+        building = asyncio.create_task(self._renew_rings())
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await self._news.wait()
+                self._news.clear()
+                await self._follow()
+                if self._is_ring_old:
+                    self._ring_due.set()
+                if building.done():
+                    await building  # to fail with it
+        finally:
+            building.cancel()
+            await asyncio.gather(building, return_exceptions=True)
+
+    async def look_for_models(self) -> None:
+        """A client asks for a model that no worker lists: each healthy worker's list is read anew. Requests that ask meanwhile
+        share the look. It takes a probe's timeout at most."""
+        if self._look is None or (self._look.done() and self._clock() >= self._look_due):
+            self._look_due = self._clock() + FRESH_S
+            self._look = asyncio.create_task(self._look_everywhere(), name="look for models")
+        await asyncio.shield(self._look)
+
+    async def _look_everywhere(self) -> None:
+        looks = [watch.look_for_models() for watch, _task in self._watched.values()]
+        await asyncio.gather(*looks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """A source has news."""
+        self._news.set()
+
+    async def close(self) -> None:
+        """Leave no task behind."""
+        tasks = [*self._live, *(task for _watch, task in self._watched.values())]
+        if self._look is not None:
+            tasks.append(self._look)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Read the sources once and act on what changed. What an earlier call left undone, having failed, is made up for."""
+        await self._follow()
+        if self._is_ring_old:
+            await self._renew_ring()
+
+    async def _follow(self) -> None:
+        came, left = self._fleet.set_members(await self._read())
+        self._is_ring_old |= bool(came or left)
+        for member in left:
+            self._pool.forget(member.address)
+            log.info("worker left", extra={"worker": member.name})
+        for member in [member for member in self._watched if member.removed]:
+            self._watched.pop(member)[1].cancel()
+        for member in self._fleet.members():
+            if member not in self._watched:
+                self._watched[member] = self._watch(member)
+
+    async def _renew_rings(self) -> None:
+        while True:
+            await self._ring_due.wait()
+            self._ring_due.clear()
+            await self._renew_ring()
+
+    async def _renew_ring(self) -> None:
+        self._is_ring_old = False
+        try:
+            positions = {member.name: member.position for member in self._fleet.members()}
+            self._use_ring(await asyncio.to_thread(Ring, positions))
+        except BaseException:
+            self._is_ring_old = True
+            raise
+
+    def _watch(self, member: Member) -> tuple[WorkerWatch, asyncio.Task[None]]:
+        log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
+        watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
+        return watch, self._background.start("watch", watch.run, member.name)
+
+    async def _read(self) -> list[WorkerAddress]:
+        """Of a source that cannot be read, what it said last. Each failure is counted, and told once."""
+        addresses: list[WorkerAddress] = []
+        for number, source in enumerate(self._sources):
+            complaint = ""
+            try:
+                self._last[number] = await source.read()
+            except Unreadable as error:
+                complaint = str(error)
+                self.failures[source.kind] += 1
+            if complaint and complaint != self._complaints.get(number):
+                log.warning("workers unreadable: the last known ones stay", extra={"error": complaint})
+            self._complaints[number] = complaint
+            addresses.extend(self._last.get(number, ()))
+        named: Counter[str] = Counter()
+        for number, source in enumerate(self._sources):
+            named[source.kind] += len(self._last.get(number, ()))
+        self.found |= named
+        return addresses
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """Watches that broke, by the kind of source; none of one that is not watched."""
+        return {source.kind: source.restarts if isinstance(source, LiveSource) else 0 for source in self._sources}

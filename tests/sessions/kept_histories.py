@@ -1,0 +1,133 @@
+"""Upkeep for turns under test: nothing is recalled, and notes are what a script says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from router.core.request.request import Tenant
+from router.sessions.compactor import Janitor, JanitorSettings
+from router.sessions.context.cache_costs import Economy
+from router.sessions.context.compaction import Source
+from router.sessions.context.history import History
+from router.sessions.context.view import Wishes
+from router.sessions.context_window import Counts, Upkeep
+from router.sessions.histories import Histories
+from router.sessions.notes import NoteWriter, Written
+from router.sessions.planner import Ask
+from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
+from router.sessions.recall.null_index import NoIndex
+from router.sessions.recaller import Recaller, RecallRules
+from router.sessions.stores.contract import Sid
+from router.sessions.tokens.texts import own_text
+from router.sessions.views import ContextRules, Lookups, Views
+
+
+class FakeWriter:
+    """``texts``: what it writes, one after another; then always the last. An exception is raised."""
+
+    def __init__(self, texts: Sequence[str | Exception] = ("notes",)) -> None:
+        self.texts = list(texts)
+        self.sources: list[Source] = []
+
+    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+        self.sources.append(source)
+        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
+        if isinstance(text, Exception):
+            raise text
+        return Written(text, max(len(text) // 4, 1), source.tokens)
+
+    def room(self, ask: Ask, history: History, max_tokens: int) -> int:
+        return 1 << 40
+
+
+class SlowWriter(FakeWriter):
+    """Writes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+        self.asked.set()
+        await self.go.wait()
+        return await super().write(ask, history, source, max_tokens)
+
+
+class WordIndex:
+    """Finds items that have a word of the query; newest first."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], dict[int, str]] = {}
+        self.is_away = False
+
+    async def newest(self, sid: Sid, owner: Tenant) -> int:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        return max(self.kept.get((sid, owner), {0: ""}))
+
+    async def add(self, sid: Sid, owner: Tenant, passages: Sequence[Passage]) -> None:
+        self.kept.setdefault((sid, owner), {}).update(passages)
+
+    async def search(self, sid: Sid, owner: Tenant, query: str, *, upto: int, limit: int) -> Sequence[int]:
+        if self.is_away:
+            raise IndexUnavailable("as the test wished")
+        texts = self.kept.get((sid, owner), {})
+        found = [at for at, text in texts.items() if at <= upto and set(query.split()) & set(text.split())]
+        return sorted(found, reverse=True)[:limit]
+
+    async def forget(self, sid: Sid, owner: Tenant) -> None:
+        self.kept.pop((sid, owner), None)
+
+    async def close(self) -> None: ...
+
+
+class Estimates:
+    def is_exact(self, model: str) -> bool:
+        return False
+
+    async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        return [len(own_text(message).text) // 4 for message in messages]
+
+    def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
+
+
+def upkeep_of(
+    histories: Histories,
+    clock: Callable[[], float],
+    *,
+    writer: NoteWriter | None = None,
+    index: RecallIndex | None = None,
+    counts: Counts | None = None,
+    total: Callable[[str, int, int], int] = lambda _model, counted, _messages: counted,
+    bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
+    window: int = 0,
+    cached: float = 1e9,
+    idle_s: float = 60.0,
+    max_waiting: int = 100,
+    source_tokens: int = 1 << 40,
+    **wishes: Any,
+) -> Upkeep:
+    """``wishes``: everybody's; without any, histories are sent whole."""
+    rules = ContextRules(Wishes(**wishes), answer_tokens=0, idle_s=idle_s, notes_tokens=20, notes_price=0.5)
+    lookups = Lookups(
+        window=lambda _model: window,
+        total=total,
+        is_exact=lambda _model: True,
+        cached=lambda _model, _prompt: cached,
+    )
+    views = Views(rules, histories, lookups, Economy(0.1), clock)
+    recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
+    recaller = Recaller(recall, index or NoIndex(), bytes_per_token, clock, lambda _seconds: None)
+    histories.on_deleted = recaller.forget
+    settings = JanitorSettings(
+        max_waiting=max_waiting,
+        work_s=60.0,
+        retry_s=10.0,
+        notes_tokens=20,
+        source_tokens=source_tokens,
+        tokens_per_day=0,
+    )
+    janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
+    return Upkeep(views, recaller, janitor, counts or Estimates())

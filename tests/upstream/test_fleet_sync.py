@@ -1,0 +1,295 @@
+"""The fleet follows its sources: workers come, are looked at, and leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+
+from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.health import HealthRules, State
+from router.core.fleet.ring import Ring
+from router.core.index.prefix_index import PrefixIndex
+from router.core.worker import WorkerAddress, parse_address
+from router.runtime.background import Background
+from router.upstream.discovery import Unreadable
+from router.upstream.exchange import Upstream
+from router.upstream.fleet_sync import FRESH_S, FleetKeeper
+from router.upstream.health_check import WatchSettings, WorkerWatch
+from router.upstream.pool import Pool
+from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
+from tests.upstream.test_exchange import SETTINGS
+
+WATCH = WatchSettings(
+    probe_interval_s=60,
+    ill_interval_s=60,
+    models_interval_s=0.0,
+    probe_timeout_s=5,
+    load_interval_s=60,
+    load_timeout_s=5,
+)
+
+
+class FakeSource:
+    kind: ClassVar[str] = "fake"
+
+    def __init__(self, *urls: str) -> None:
+        self.urls: Sequence[str] | None = urls
+        self.mistake: Exception | None = None
+
+    async def read(self) -> Sequence[WorkerAddress]:
+        if self.mistake is not None:
+            raise self.mistake
+        if self.urls is None:
+            raise Unreadable("nothing to be read")
+        return [parse_address(url) for url in self.urls]
+
+
+class Fixture:
+    def __init__(self, *sources: FakeSource) -> None:
+        self.now = 100.0
+        self.index = PrefixIndex(100_000, 1000)
+        rules = FleetRules(HealthRules(failures=2, ejection_s=1.0), 10_000.0, 4.0, 5.0, 500_000)
+        self.fleet = Fleet(rules, self.index, notify=lambda _member: None)
+        self.pool = Pool(SETTINGS)
+        self.upstream = Upstream(self.pool, lambda _model: lambda _gap: None)
+        self.rings: list[Ring] = []
+        self.ring_mistake: Exception | None = None
+        self.background = Background(lambda: self.now)
+        self.keeper = FleetKeeper(
+            sources,
+            self.fleet,
+            self.pool,
+            self.upstream,
+            WATCH,
+            60.0,
+            self.take_ring,
+            lambda: self.now,
+            self.background,
+        )
+
+    def take_ring(self, ring: Ring) -> None:
+        if self.ring_mistake is not None:
+            raise self.ring_mistake
+        self.rings.append(ring)
+
+    @property
+    def urls(self) -> set[str]:
+        return {member.address.url for member in self.fleet.members()}
+
+    def watch(self) -> WorkerWatch:
+        """A watch of one's own over the only member, to be moved by hand."""
+        (member,) = self.fleet.members()
+        return WorkerWatch(member, self.fleet, self.upstream, WATCH, lambda: self.now)
+
+
+@asynccontextmanager
+async def kept(*sources: FakeSource) -> AsyncIterator[Fixture]:
+    fixture = Fixture(*sources)
+    async with asyncio.timeout(20):
+        await fixture.keeper.start(10.0)
+        running = asyncio.create_task(fixture.keeper.run())
+        try:
+            yield fixture
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            fixture.pool.close()
+
+
+async def test_the_first_look_is_over_when_start_returns() -> None:
+    async with (
+        scripted(models=("m", "adapter")) as one,
+        scripted() as two,
+        kept(FakeSource(one.url, two.url)) as fixture,
+    ):
+        assert fixture.fleet.is_ready()
+        assert list(fixture.fleet.served_models()) == ["adapter", "m"]
+        assert fixture.fleet.eligible("m").positions == [0, 1]
+        assert all(member.load is not None for member in fixture.fleet.members())
+
+
+async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_fresh_is_not_repeated() -> None:
+    async with scripted() as one, kept(FakeSource(one.url)) as fixture:
+        fixture.now += 10.0
+        one.models = ("m", "adapter")
+        before = one.probes["/v1/models"]
+        await asyncio.gather(*[fixture.keeper.look_for_models() for _ in range(50)])
+        assert one.probes["/v1/models"] == before + 1
+        assert fixture.fleet.serves("adapter")
+        await fixture.keeper.look_for_models()
+        assert one.probes["/v1/models"] == before + 1
+        fixture.now += FRESH_S
+        await fixture.keeper.look_for_models()
+        assert one.probes["/v1/models"] == before + 2
+
+
+async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_models_again() -> None:
+    async with scripted() as one, kept(FakeSource(one.url)) as fixture:
+        (member,) = fixture.fleet.members()
+        settings = replace(WATCH, models_interval_s=60.0)
+        watch = WorkerWatch(member, fixture.fleet, fixture.upstream, settings, lambda: fixture.now)
+        await watch.probe()
+        one.models = ("other",)
+        await watch.probe()
+        assert list(member.models) == ["m"], "it is not time yet"
+        one.is_ill = True
+        await watch.probe()
+        one.is_ill = False
+        await watch.probe()
+        assert list(member.models) == ["other"]
+        fixture.fleet.disown(member, "other")
+        assert not member.models
+        await watch.probe()
+        assert list(member.models) == ["other"]
+
+
+async def test_a_worker_that_does_not_answer_holds_nobody_up_and_serves_nothing() -> None:
+    async with scripted() as one, kept(FakeSource(one.url, await unused_url())) as fixture:
+        assert fixture.fleet.eligible("m").positions == [0]
+        assert [member.health.state for member in fixture.fleet.members()] == [State.UP, State.STARTING]
+
+
+async def test_workers_come_and_leave_with_their_source_and_the_ring_with_them() -> None:
+    source = FakeSource()
+    async with scripted() as one, scripted() as two, kept(source) as fixture:
+        source.urls = (one.url,)
+        await fixture.keeper.refresh()
+        assert fixture.urls == {one.url}
+        source.urls = (two.url, one.url)
+        await fixture.keeper.refresh()
+        source.urls = (two.url,)
+        await fixture.keeper.refresh()
+        assert fixture.urls == {two.url}
+        assert len(fixture.rings) == 3
+        await fixture.keeper.refresh()
+        assert len(fixture.rings) == 3, "the same workers need no new ring"
+
+
+async def test_a_source_that_cannot_be_read_takes_no_worker_away() -> None:
+    async with scripted() as one, scripted() as two:
+        static, file = FakeSource(one.url), FakeSource(two.url)
+        async with kept(static, file) as fixture:
+            file.urls = None
+            await fixture.keeper.refresh()
+            assert fixture.urls == {one.url, two.url}
+            file.urls = ()
+            await fixture.keeper.refresh()
+            assert fixture.urls == {one.url}
+
+
+async def test_a_source_that_cannot_be_read_is_counted_each_time_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = FakeSource()
+    async with kept(source) as fixture:
+        source.urls = None
+        for _ in range(3):
+            await fixture.keeper.refresh()
+        assert fixture.keeper.failures == {"fake": 3}
+        source.urls = ()
+        await fixture.keeper.refresh()
+        source.urls = None
+        await fixture.keeper.refresh()
+        assert [each.message for each in caplog.records].count("workers unreadable: the last known ones stay") == 2
+
+
+async def test_what_a_look_that_failed_left_undone_the_next_one_makes_up_for() -> None:
+    source = FakeSource()
+    async with scripted() as one, kept(source) as fixture:
+        source.urls = (one.url,)
+        fixture.ring_mistake = ValueError("nobody foresaw this")
+        with pytest.raises(ValueError, match="foresaw"):
+            await fixture.keeper.refresh()
+        fixture.ring_mistake = None
+        rings = len(fixture.rings)
+        await fixture.keeper.refresh()
+        assert len(fixture.rings) == rings + 1
+        assert len(watches()) == 1
+        await fixture.keeper.close()
+
+
+def watches() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("watch") and not task.cancelling()]
+
+
+async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistakes = [ValueError("nobody foresaw this")]
+    poll = WorkerWatch.poll
+
+    async def poll_with_a_mistake(watch: WorkerWatch) -> None:
+        if mistakes:
+            raise mistakes.pop()
+        await poll(watch)
+
+    monkeypatch.setattr(WorkerWatch, "poll", poll_with_a_mistake)
+    async with scripted() as one, kept(FakeSource(one.url)) as fixture:
+        assert fixture.background.failures["watch"] == 1
+        assert fixture.fleet.is_ready()
+        assert all(member.load is not None for member in fixture.fleet.members())
+        assert len(watches()) == 1
+
+
+async def test_a_worker_named_twice_is_one() -> None:
+    async with scripted() as one, kept(FakeSource(one.url), FakeSource(one.url)) as fixture:
+        assert len(fixture.fleet) == 1
+
+
+async def test_a_worker_that_left_is_watched_no_longer() -> None:
+    source = FakeSource()
+    async with scripted() as one, kept(source) as fixture:
+        source.urls = (one.url,)
+        await fixture.keeper.refresh()
+        source.urls = ()
+        await fixture.keeper.refresh()
+        assert not watches()
+
+
+async def look(worker: ScriptedWorker, fixture: Fixture) -> State:
+    watch = fixture.watch()
+    await watch.probe()
+    (member,) = fixture.fleet.members()
+    return member.health.state
+
+
+async def test_probes_eject_an_ill_worker_and_bring_a_well_one_back_when_its_time_is_over() -> None:
+    async with scripted() as worker, kept(FakeSource(worker.url)) as fixture:
+        worker.is_ill = True
+        assert [await look(worker, fixture) for _ in range(2)] == [State.UP, State.EJECTED]
+        worker.is_ill = False
+        assert await look(worker, fixture) is State.EJECTED
+        fixture.now += 1.5
+        assert await look(worker, fixture) is State.UP
+
+
+async def test_a_worker_comes_up_with_its_models_and_not_before() -> None:
+    async with scripted(models=()) as worker, kept(FakeSource(worker.url)) as fixture:
+        assert not fixture.fleet.is_ready()
+        worker.models = ("m",)
+        assert await look(worker, fixture) is State.UP
+        assert fixture.fleet.eligible("m").positions == [0]
+
+
+async def test_models_that_a_worker_loads_or_drops_are_noticed() -> None:
+    async with scripted() as worker, kept(FakeSource(worker.url)) as fixture:
+        worker.models = ("n",)
+        await look(worker, fixture)
+        assert list(fixture.fleet.served_models()) == ["n"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"data":5}', b'{"data":[{"id":7}]}', b"\xff"])
+async def test_a_model_list_that_makes_no_sense_is_no_models_and_no_crash(body: bytes) -> None:
+    class Odd(ScriptedWorker):
+        def _probed(self, path: str) -> bytes:
+            odd = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            return odd if path in ("/v1/models", "/metrics") else super()._probed(path)
+
+    worker = Odd()
+    server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
+    async with server, kept(FakeSource(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")) as fixture:
+        assert not fixture.fleet.is_ready()
+        assert fixture.fleet.served_models() == {}
