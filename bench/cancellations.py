@@ -32,7 +32,7 @@ from bench.races import Seen, read_log, worker_app
 from bench.verdict import conclude, served
 from router.core.request.request import Tenant
 from router.sessions.names import Names, Space
-from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Sid, Store, StoreUnavailable
+from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Sid, Store, StoreUnavailable
 from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.stores.sqlite import SqliteStore
@@ -69,7 +69,7 @@ class Calls:
 
     async def read_all(self) -> None:
         for sid in self._sids:
-            loaded = await self._store.load(sid, ANN, NOTHING)
+            loaded = await self._store.load(sid, ANN, EMPTY)
             self._judge(sid, loaded.tail if loaded else [None])
 
     async def cancel_many(self, count: int) -> None:
@@ -97,7 +97,7 @@ class Calls:
         if kind < 4:
             self._judge(sid, [await self._store.get_document(sid, ANN)])
         elif kind < 8:
-            loaded = await self._store.load(sid, ANN, NOTHING)
+            loaded = await self._store.load(sid, ANN, EMPTY)
             self._judge(sid, [*loaded.tail, loaded.attributes] if loaded else [None])
         else:
             await self._turn(sid)
@@ -192,7 +192,7 @@ async def probe(store: Store, count: int) -> dict[str, Any]:
         await store.create(sid, ANN, entries=[b"e"], attributes=b"a", turns=1, lifetime_s=LIFETIME_S)
         await store.put_document(sid, ANN, b"d", LIFETIME_S)
     calls: list[Callable[[Sid], Awaitable[Any]]] = [
-        lambda sid: store.load(sid, BOB, NOTHING),
+        lambda sid: store.load(sid, BOB, EMPTY),
         lambda sid: store.read_turn(sid, BOB, 1),
         lambda sid: store.get_document(sid, BOB),
         lambda sid: store.delete(sid, BOB),
@@ -212,7 +212,7 @@ async def probe(store: Store, count: int) -> dict[str, Any]:
     began = time.monotonic()
     await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
     for number in range(SESSIONS):
-        loaded = await store.load(names.sid(ANN, Space.SESSION, f"n{number}"), ANN, NOTHING)
+        loaded = await store.load(names.sid(ANN, Space.SESSION, f"n{number}"), ANN, EMPTY)
         told["wrong"] += loaded is None or list(loaded.tail) != [b"e"]
     return {"asked": told["asked"], "wrong": told["wrong"], "per_s": round(count / (time.monotonic() - began))}
 

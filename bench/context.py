@@ -105,11 +105,11 @@ def counting_bytes(bytes_per_token: float) -> Count:
     return lambda text: round(len(text.encode()) / bytes_per_token)
 
 
-async def compare(plan: Plan, ways: Sequence[str], marks: Marks, slack: int) -> dict[str, dict[str, Any]]:
+async def compare(plan: Plan, ways: Sequence[str], watermarks: Marks, slack: int) -> dict[str, dict[str, Any]]:
     figures = {}
     for way in ways:
         began = time.monotonic()
-        found = await run(plan, way, marks)
+        found = await run(plan, way, watermarks)
         figures[way] = _figures(found, plan, slack)
         took_s = time.monotonic() - began
         print(f"{way}: hits {figures[way]['hit_ratio']:.4f}, {took_s:.0f} s", file=sys.stderr, flush=True)
@@ -118,9 +118,9 @@ async def compare(plan: Plan, ways: Sequence[str], marks: Marks, slack: int) -> 
 
 def _figures(found: Found, plan: Plan, slack: int) -> dict[str, Any]:
     return {
-        **summed_up(found.sessions, found.notes_tokens, plan.time_scale, slack),
+        **summed_up(found.sessions, found.summary_tokens, plan.time_scale, slack),
         "turns_of_each": [len(session) for session in found.sessions],
-        "summaries": found.notes_calls,
+        "summaries": found.summary_calls,
         "series": found.series,
     }
 
@@ -150,9 +150,9 @@ async def main(arguments: argparse.Namespace) -> int:
     ways = arguments.ways.split(",") if arguments.ways else []
     if arguments.sweep:
         return conclude("context-sweep", *await sweep(plan, ways))
-    marks = REAL_MARKS if arguments.vllm else MARKS
-    marks = Marks(arguments.high or marks.high, arguments.low or marks.low)
-    figures = await compare(plan, ways or WAYS, marks, 4 * SLACK_TOKENS if arguments.vllm else SLACK_TOKENS)
+    watermarks = REAL_MARKS if arguments.vllm else MARKS
+    watermarks = Marks(arguments.high or watermarks.high, arguments.low or watermarks.low)
+    figures = await compare(plan, ways or WAYS, watermarks, 4 * SLACK_TOKENS if arguments.vllm else SLACK_TOKENS)
     is_real = bool(arguments.vllm)
     return conclude("context-vllm" if is_real else "context", figures, {} if is_real else claims(figures))
 

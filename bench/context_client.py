@@ -42,24 +42,24 @@ Keep = Callable[[Sequence[int], int, Marks], int]
 """The first message that is sent: of each message's tokens, the first one of the turn before, and the marks."""
 
 
-def keep_all(_tokens: Sequence[int], _first: int, _marks: Marks) -> int:
+def keep_all(_tokens: Sequence[int], _first: int, _watermarks: Marks) -> int:
     return 0
 
 
-def keep_newest(tokens: Sequence[int], _first: int, _marks: Marks) -> int:
+def keep_newest(tokens: Sequence[int], _first: int, _watermarks: Marks) -> int:
     return max(0, len(tokens) - LAST_MESSAGES)
 
 
-def drop_oldest(tokens: Sequence[int], first: int, marks: Marks) -> int:
+def drop_oldest(tokens: Sequence[int], first: int, watermarks: Marks) -> int:
     """No more than must go, each time."""
-    return _first_within(tokens, first, marks.high)
+    return _first_within(tokens, first, watermarks.high)
 
 
-def drop_to_low(tokens: Sequence[int], first: int, marks: Marks) -> int:
+def drop_to_low(tokens: Sequence[int], first: int, watermarks: Marks) -> int:
     """Much at once, seldom; what is left begins with a question."""
-    if sum(tokens[first:]) <= marks.high:
+    if sum(tokens[first:]) <= watermarks.high:
         return first
-    cut = _first_within(tokens, first, marks.low)
+    cut = _first_within(tokens, first, watermarks.low)
     return min(cut + cut % 2, len(tokens) - 1)
 
 
@@ -83,15 +83,15 @@ class HistorySender:
 
     path = "/v1/chat/completions"
 
-    def __init__(self, system: bytes, keep: Keep, marks: Marks) -> None:
-        self._system, self._keep, self._marks = system, keep, marks
+    def __init__(self, system: bytes, keep: Keep, watermarks: Marks) -> None:
+        self._system, self._keep, self._watermarks = system, keep, watermarks
         self._bodies: list[bytes] = []
         self._tokens: list[int] = []
         self._first = 0
 
     def messages(self, new: bytes, tokens: int) -> list[bytes]:
         self.answered(new, tokens)
-        self._first = self._keep(self._tokens, self._first, self._marks)
+        self._first = self._keep(self._tokens, self._first, self._watermarks)
         return [self._system, *self._bodies[self._first :]]
 
     def answered(self, answer: bytes, tokens: int) -> None:

@@ -12,7 +12,7 @@ from bench.verdict import percentile
 
 SLACK_TOKENS = 40
 """By which a prompt that begins with all of the one before may be cached less: the last block, and what a template moves."""
-NOTES_PRICE = 0.1
+SUMMARY_PRICE = 0.1
 """Of a summariser's token, where a token of the model's that has to be computed costs 1."""
 
 
@@ -31,14 +31,16 @@ def is_break(before: Sample, sample: Sample, slack: int = SLACK_TOKENS) -> bool:
     return sample.prompt < before.prompt or sample.cached + slack < before.prompt
 
 
-def cost(samples: Sequence[Sample], prices: Prices, notes_tokens: float) -> float:
-    """Of a turn, where a computed token costs 1. ``notes_tokens``: a turn's share of the summariser's."""
+def cost(samples: Sequence[Sample], prices: Prices, summary_tokens: float) -> float:
+    """Of a turn, where a computed token costs 1. ``summary_tokens``: a turn's share of the summariser's."""
     sent, computed = mean(one.prompt for one in samples), mean(one.prompt - one.cached for one in samples)
-    return prices.read * sent + (prices.write - prices.read) * computed + NOTES_PRICE * prices.write * notes_tokens
+    return prices.read * sent + (prices.write - prices.read) * computed + SUMMARY_PRICE * prices.write * summary_tokens
 
 
-def summed_up(sessions: Sequence[Sequence[Sample]], notes_tokens: int, time_scale: float, slack: int) -> dict[str, Any]:
-    """``notes_tokens``: the summariser's, of all sessions, read and written. Times in the workers' seconds."""
+def summed_up(
+    sessions: Sequence[Sequence[Sample]], summary_tokens: int, time_scale: float, slack: int
+) -> dict[str, Any]:
+    """``summary_tokens``: the summariser's, of all sessions, read and written. Times in the workers' seconds."""
     turns = [one for session in sessions for one in session]
     pairs = [pair for session in sessions for pair in pairwise(session)]
     broken = [after for before, after in pairs if is_break(before, after, slack)]
@@ -58,8 +60,10 @@ def summed_up(sessions: Sequence[Sequence[Sample]], notes_tokens: int, time_scal
         "breaks_per_100_turns": round(100 * len(broken) / len(turns), 2),
         "compression": round(sum(one.raw for one in turns) / sum(one.prompt for one in turns), 3),
         "put_in_tokens_a_turn": round(mean([put_in(*pair) for pair in unbroken] or [0])),
-        "summariser_tokens": notes_tokens,
-        "cost_index": {f"{p.write:g}, {p.read:g}": round(cost(turns, p, notes_tokens / len(turns)), 1) for p in PRICES},
+        "summariser_tokens": summary_tokens,
+        "cost_index": {
+            f"{p.write:g}, {p.read:g}": round(cost(turns, p, summary_tokens / len(turns)), 1) for p in PRICES
+        },
     }
 
 

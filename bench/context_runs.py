@@ -64,21 +64,21 @@ class Plan:
 
 
 class Found(NamedTuple):
-    """``notes_tokens``: read and written by the summariser; ``series``: of the router's own."""
+    """``summary_tokens``: read and written by the summariser; ``series``: of the router's own."""
 
     sessions: list[list[Sample]]
-    notes_tokens: int
-    notes_calls: int
+    summary_tokens: int
+    summary_calls: int
     series: dict[str, float]
 
 
-async def run(plan: Plan, way: str, marks: Marks) -> Found:
+async def run(plan: Plan, way: str, watermarks: Marks) -> Found:
     """All conversations at once. Raises RuntimeError where something does not start or answers wrongly."""
-    async with standing(plan, way, marks) as (http, router, summariser):
+    async with standing(plan, way, watermarks) as (http, router, summariser):
         setting = setting_of(plan, router)
         async with asyncio.TaskGroup() as tasks:
             talks = [
-                tasks.create_task(converse(http, setting, sender_of(plan, way, marks, number), turns))
+                tasks.create_task(converse(http, setting, sender_of(plan, way, watermarks, number), turns))
                 for number, turns in enumerate(plan.conversations)
             ]
         series = await series_of(http, router)
@@ -90,13 +90,15 @@ def setting_of(plan: Plan, router: ServedRouter) -> Setting:
 
 
 @asynccontextmanager
-async def standing(plan: Plan, way: str, marks: Marks) -> AsyncIterator[tuple[ClientSession, ServedRouter, Summariser]]:
+async def standing(
+    plan: Plan, way: str, watermarks: Marks
+) -> AsyncIterator[tuple[ClientSession, ServedRouter, Summariser]]:
     """All that a run needs, cold. Raises RuntimeError where something does not start."""
     async with AsyncExitStack() as stack:
         state_dir = stack.enter_context(tempfile.TemporaryDirectory())
         workers = [plan.worker] if plan.worker else await stack.enter_async_context(simulated(plan))
         summariser = await stack.enter_async_context(summarising(plan.count))
-        settings = {**_settings(way, marks, summariser.url, state_dir), **plan.extra}
+        settings = {**_settings(way, watermarks, summariser.url, state_dir), **plan.extra}
         router = await stack.enter_async_context(served(workers, settings))
         http = await stack.enter_async_context(
             ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout(600), read_bufsize=1 << 22)
@@ -105,7 +107,7 @@ async def standing(plan: Plan, way: str, marks: Marks) -> AsyncIterator[tuple[Cl
         yield http, router, summariser
 
 
-def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[str, str]:
+def _settings(way: str, watermarks: Marks, summary_url: str, state_dir: str) -> dict[str, str]:
     always = {
         "WARMROUTE_LIMITS__MAX_MESSAGES": "5000",
         "WARMROUTE_RESUMPTION__MAX_ATTEMPTS": "0",  # else a simulated worker spends most of its time on writing token ids
@@ -117,19 +119,19 @@ def _settings(way: str, marks: Marks, summary_url: str, state_dir: str) -> dict[
     return {
         **always,
         "WARMROUTE_CONTEXT__STRATEGY": way.removeprefix(SESSION),
-        "WARMROUTE_CONTEXT__HIGH_TOKENS": str(marks.high),
-        "WARMROUTE_CONTEXT__LOW_TOKENS": str(marks.low),
-        "WARMROUTE_CONTEXT__NOTES_URL": summary_url,
-        "WARMROUTE_CONTEXT__NOTES_TOKENS": str(min(SUMMARY_TOKENS, marks.low // 5)),
+        "WARMROUTE_CONTEXT__HIGH_TOKENS": str(watermarks.high),
+        "WARMROUTE_CONTEXT__LOW_TOKENS": str(watermarks.low),
+        "WARMROUTE_CONTEXT__SUMMARY_URL": summary_url,
+        "WARMROUTE_CONTEXT__SUMMARY_TOKENS": str(min(SUMMARY_TOKENS, watermarks.low // 5)),
         "WARMROUTE_CONTEXT__NOTES_RETRY_S": "0.1",  # a wall second has dozens of turns here, and a user's none
     }
 
 
-def sender_of(plan: Plan, way: str, marks: Marks, number: int) -> Sender:
+def sender_of(plan: Plan, way: str, watermarks: Marks, number: int) -> Sender:
     system = system_message(plan.system)
     if way.startswith(SESSION):
         return SessionSender(system, name_of(number))
-    return HistorySender(system, KEEPERS[way], marks)
+    return HistorySender(system, KEEPERS[way], watermarks)
 
 
 def name_of(number: int) -> str:

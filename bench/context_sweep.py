@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from bench.context_client import Marks, Sample
-from bench.context_figures import NOTES_PRICE, PRICES, Prices, cost
+from bench.context_figures import PRICES, SUMMARY_PRICE, Prices, cost
 from bench.context_runs import Found, Plan, run
 
 WAYS = ("session-window", "session-summary")
@@ -59,22 +59,22 @@ async def sweep(plan: Plan, ways: Sequence[str]) -> tuple[dict[str, Any], dict[s
     return figures, claims
 
 
-def measured(found: Found, marks: Marks) -> Point:
+def measured(found: Found, watermarks: Marks) -> Point:
     """Raises RuntimeError where no conversation was cut twice."""
     cycles = [whole for session in found.sessions if (whole := whole_cycles(session))]
     if not cycles:
-        raise RuntimeError(f"no conversation is long enough for the marks {marks.low} and {marks.high}")
+        raise RuntimeError(f"no conversation is long enough for the marks {watermarks.low} and {watermarks.high}")
     turns = [one for session in cycles for one in session]
     after_cut = [one for session in cycles for at, one in enumerate(session) if not at or _is_cut(session[at - 1], one)]
     others = [
         after for session in cycles for before, after in pairwise(session) if not _is_cut(before, after)
     ] or after_cut
-    notes = found.notes_tokens / found.notes_calls if found.notes_calls else 0.0
+    notes = found.summary_tokens / found.summary_calls if found.summary_calls else 0.0
     return Point(
-        high=marks.high,
+        high=watermarks.high,
         growth=mean(after.raw - before.raw for session in cycles for before, after in pairwise(session)),
         remade=_computed(after_cut) - _computed(others),
-        notes=max(notes - (marks.high - marks.low), 0.0) if notes else 0.0,
+        notes=max(notes - (watermarks.high - watermarks.low), 0.0) if notes else 0.0,
         cuts=len(after_cut),
         costs=tuple(cost(turns, prices, notes * len(after_cut) / len(turns)) for prices in PRICES),
     )
@@ -106,7 +106,7 @@ def judged(points: Sequence[Point], low: int, at: int) -> Mapping[str, Any]:
 def named_mark(points: Sequence[Point], low: int, prices: Prices) -> float:
     """``L + √(2 g ((w - c) R + K) / c)``"""
     growth, remade, notes = (mean(values) for values in zip(*(point[1:4] for point in points), strict=True))
-    a_cut = (prices.write - prices.read) * remade + NOTES_PRICE * prices.write * notes
+    a_cut = (prices.write - prices.read) * remade + SUMMARY_PRICE * prices.write * notes
     return low + sqrt(2 * growth * a_cut / prices.read)
 
 

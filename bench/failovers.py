@@ -29,7 +29,7 @@ import uvloop
 
 from bench.verdict import conclude, percentile
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Fenced, Known, Sid
+from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Cursor, Fenced, Sid
 from router.sessions.stores.redis import RedisLimits, RedisStore, RedisUnavailable
 from tests.sessions.stores.redis_servers import SERVICE, Watched, watched
 
@@ -72,7 +72,7 @@ class Writer:
         self._sid = sid
         self._store = store
         self._found = found
-        self._known = NOTHING
+        self._known = EMPTY
         self._turns = 0
 
     async def run(self, goes_on: Callable[[], bool]) -> None:
@@ -93,7 +93,7 @@ class Writer:
             self._found.refusals[error.reason] += 1
             await self._insist(lambda: self._store.leave(self._sid, OWNER, token))
             return
-        self._known = Known(begun.generation, begun.head, begun.epoch)
+        self._known = Cursor(begun.generation, begun.head, begun.epoch)
         self._turns = begun.turn
         rest = parts[1:] if begun.appended else parts
         about = Append(
@@ -112,7 +112,7 @@ class Writer:
         except Fenced:
             self._found.fenced += 1
             return
-        self._known = Known(begun.generation, head, begun.epoch)
+        self._known = Cursor(begun.generation, head, begun.epoch)
         self._found.last_at = time.monotonic()
         self._found.acknowledged.setdefault(self._sid, []).extend((self._number, number, part) for part in (0, 1))
 
@@ -121,7 +121,7 @@ class Writer:
             sid=self._sid,
             owner=OWNER,
             token=token,
-            known=self._known,
+            cursor=self._known,
             lease_s=30,
             lifetime_s=LIFETIME_S,
             turn=self._turns + 1,
@@ -199,7 +199,7 @@ async def compare(url: str, found: Found) -> dict[str, int]:
     faults = Counter(lost=0, doubled=0, reordered=0)
     store = RedisStore.from_url(url, RedisLimits(deadline_s=30), time.monotonic)
     for sid, acknowledged in found.acknowledged.items():
-        loaded = await store.load(sid, OWNER, NOTHING)
+        loaded = await store.load(sid, OWNER, EMPTY)
         there = [tuple(map(int, entry.split())) for entry in loaded.tail] if loaded else []
         places = {entry: place for place, entry in enumerate(there)}
         faults["lost"] += sum(entry not in places for entry in acknowledged)

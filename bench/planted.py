@@ -128,10 +128,10 @@ def _holds(text: str, question: Question) -> bool:
     return _flat(question.fact) in _flat(text)
 
 
-async def play(plan: Plan, way: str, talks: Sequence[Talk], marks: Marks) -> dict[str, Any]:
+async def play(plan: Plan, way: str, talks: Sequence[Talk], watermarks: Marks) -> dict[str, Any]:
     """All conversations at once, and then all questions."""
-    async with standing(plan, way, marks) as (http, router, summariser):
-        senders = [WatchedSender(sender_of(plan, way, marks, number)) for number in range(len(talks))]
+    async with standing(plan, way, watermarks) as (http, router, summariser):
+        senders = [WatchedSender(sender_of(plan, way, watermarks, number)) for number in range(len(talks))]
         pairs = list(zip(senders, talks, strict=True))
         setting = setting_of(plan, router)
         told = await asyncio.gather(*(converse(http, setting, sender, talk.turns) for sender, talk in pairs))
@@ -178,7 +178,7 @@ async def quiet(http: ClientSession, router: ServedRouter) -> None:
 
 
 def figures_of(
-    asked: Sequence[Asked], told: Sequence[Sequence[Sample]], notes_tokens: int, series: Mapping[str, float]
+    asked: Sequence[Asked], told: Sequence[Sequence[Sample]], summary_tokens: int, series: Mapping[str, float]
 ) -> dict[str, Any]:
     turns = [sample for samples in told for sample in samples] + [one.sample for one in asked]
     by_kind = {kind: [one for one in asked if one.question.kind == kind] for kind in KINDS}
@@ -189,7 +189,7 @@ def figures_of(
         "prompt_tokens_a_question": round(mean(one.sample.prompt for one in asked)),
         "prompt_tokens_a_turn": round(mean(sample.prompt for sample in turns)),
         "prefill_tokens_a_turn": round(mean(sample.prompt - sample.cached for sample in turns)),
-        "summariser_tokens": notes_tokens,
+        "summariser_tokens": summary_tokens,
         "series": dict(series),
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Known, Sid
+from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Cursor, Sid
 from router.sessions.stores.sqlite import SqliteStore
 
 OWNER = Tenant("ann")
@@ -22,20 +22,20 @@ ENTRY = b"x" * 1024
 LIFETIME_S = 86400.0
 
 
-async def make_session(store: SqliteStore, sid: Sid, entries: int) -> Known:
+async def make_session(store: SqliteStore, sid: Sid, entries: int) -> Cursor:
     await store.create(sid, OWNER, entries=[ENTRY] * entries, attributes=b"", turns=0, lifetime_s=LIFETIME_S)
-    loaded = await store.load(sid, OWNER, NOTHING)
+    loaded = await store.load(sid, OWNER, EMPTY)
     assert loaded is not None
-    return Known(loaded.generation, loaded.head, loaded.epoch)
+    return Cursor(loaded.generation, loaded.head, loaded.epoch)
 
 
-async def take_turn(store: SqliteStore, sid: Sid, known: Known, turn: int) -> Known:
+async def take_turn(store: SqliteStore, sid: Sid, cursor: Cursor, turn: int) -> Cursor:
     """One entry with ``begin``, one with the ``append`` that ends the turn."""
     begin = Begin(
         sid=sid,
         owner=OWNER,
         token=f"{sid}-{turn}",
-        known=known,
+        cursor=cursor,
         turn=turn,
         entries=(ENTRY,),
         record=b"r" * 200,
@@ -57,7 +57,7 @@ async def take_turn(store: SqliteStore, sid: Sid, known: Known, turn: int) -> Kn
         worker="worker-1",
         lifetime_s=LIFETIME_S,
     )
-    return Known(begun.generation, await store.append(append), begun.epoch)
+    return Cursor(begun.generation, await store.append(append), begun.epoch)
 
 
 async def timed_us(times: int, call: Callable[[int], Awaitable[object]]) -> list[float]:
@@ -77,11 +77,11 @@ def show(what: str, taken_us: list[float]) -> None:
 async def measure_turns(store: SqliteStore, entries: int, turns: int) -> None:
     """Each turn of another session, so that none grows beyond what is measured."""
     sessions = [Sid(f"{entries:05}-{n:040}") for n in range(20)]
-    known = [await make_session(store, sid, entries) for sid in sessions]
+    cursor = [await make_session(store, sid, entries) for sid in sessions]
 
     async def one(n: int) -> None:
         place = n % len(sessions)
-        known[place] = await take_turn(store, sessions[place], known[place], n // len(sessions) + 1)
+        cursor[place] = await take_turn(store, sessions[place], cursor[place], n // len(sessions) + 1)
 
     cpu = time.process_time()
     taken_us = await timed_us(turns, one)
@@ -95,11 +95,11 @@ async def measure(store: SqliteStore, turns: int) -> None:
         await measure_turns(store, entries, turns)
     sid = Sid("cold")
     await make_session(store, sid, 2000)
-    show("load of 2000 entries", await timed_us(100, lambda _: store.load(sid, OWNER, NOTHING)))
+    show("load of 2000 entries", await timed_us(100, lambda _: store.load(sid, OWNER, EMPTY)))
 
     async def read_on() -> None:
         while True:
-            await store.load(sid, OWNER, NOTHING)
+            await store.load(sid, OWNER, EMPTY)
 
     reader = asyncio.create_task(read_on())
     print("while another reads 2000 entries again and again:")

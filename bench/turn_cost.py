@@ -19,11 +19,11 @@ from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.ports import Client
 from router.runtime import freed_memory
-from router.sessions.api.chat_codec import ChatDoor
+from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat
 from router.sessions.context.prompt import Incoming
 from router.sessions.histories import Histories
-from router.sessions.history_cache import HotHistories
+from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask, Planner
 from router.sessions.stores.contract import Sid
 from router.sessions.stores.memory import MemoryStore
@@ -93,7 +93,7 @@ def record() -> Record:
 
 def ask(sid: Sid, incoming: Incoming) -> Ask:
     return Ask(
-        door="sessions",
+        api="sessions",
         sid=sid,
         caller=CALLER,
         incoming=incoming,
@@ -107,7 +107,7 @@ def ask(sid: Sid, incoming: Incoming) -> Ask:
 async def measure(items: int) -> dict[str, float]:
     """Of sessions that have so many items, one turn each."""
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
-    histories = Histories(store, HotHistories(1 << 34), time.time)
+    histories = Histories(store, HistoryCache(1 << 34), time.time)
     turns = Turns(
         TurnSettings(15.0, 60.0, 64, 1000),
         histories,
@@ -119,7 +119,7 @@ async def measure(items: int) -> dict[str, float]:
         lambda _seconds: None,
     )
     await talk(turns, Sid("0"), BEGIN)
-    while (history := histories.hot.get(Sid("0"))) is None or len(history.items) < items:
+    while (history := histories.cache.get(Sid("0"))) is None or len(history.items) < items:
         await talk(turns, Sid("0"), NEXT)
     befores, behinds, loads = [], [], []
     for number in range(1, TURNS + 1):
@@ -134,7 +134,7 @@ async def measure(items: int) -> dict[str, float]:
         behinds.append(time.perf_counter() - worker.done_at)
         befores.append(worker.asked_at - started_at)
         await store.delete(sid, CALLER.rules.tenant)
-        histories.hot.forget(sid)
+        histories.cache.forget(sid)
     times = {"before": befores, "behind": behinds, "cold load": loads}
     return {
         f"{name} p{int(share * 100)}": sorted(each)[int(TURNS * share)] * 1e6
@@ -145,7 +145,7 @@ async def measure(items: int) -> dict[str, float]:
 
 async def talk(turns: Turns, sid: Sid, body: bytes) -> None:
     incoming = read_chat(body, CALLER, LIMITS)
-    await turns.take(ask(sid, incoming), ChatDoor(record(), stream=False, wants_usage=False), Reader())
+    await turns.run(ask(sid, incoming), ChatCodec(record(), stream=False, wants_usage=False), Reader())
 
 
 def main() -> None:

@@ -91,10 +91,10 @@ def _graph(settings: Mapping[str, Any], series: Sequence[Series]) -> str:
     top = max(settings.get("max", 0.0), *(value for each in drawn for _, value in each.points)) or 1.0
     coloured = list(zip(drawn, cycle(COLOURS)))
     lines = "".join(_line(each, colour, begin, span, top) for each, colour in coloured)
-    marks = "".join(_mark(top * share, top, settings["unit"]) for share in (0.0, 0.5, 1.0))
+    watermarks = "".join(_mark(top * share, top, settings["unit"]) for share in (0.0, 0.5, 1.0))
     named = "".join(f'<i style="background:{colour}"></i>{escape(each.name)}' for each, colour in coloured)
     box = f"0 0 {WIDTH} {HEIGHT + 12}"
-    return f'<svg viewBox="{box}" preserveAspectRatio="none">{marks}{lines}</svg><div class="legend">{named}</div>'
+    return f'<svg viewBox="{box}" preserveAspectRatio="none">{watermarks}{lines}</svg><div class="legend">{named}</div>'
 
 
 def _stacked(series: Sequence[Series]) -> list[Series]:

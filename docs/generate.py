@@ -28,7 +28,7 @@ KEY = "wr-of-the-reference-pages"
 KEYS = f"""
 [tenants.t]
 prompt_tokens_per_day = 1_000_000
-notes_tokens_per_day = 1_000_000
+summary_tokens_per_day = 1_000_000
 [[keys]]
 id = "k"
 tenant = "t"

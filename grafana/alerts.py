@@ -193,7 +193,7 @@ ALERTS = (
         summary="{{ $labels.instance }} cannot read its list of workers, its keys or its certificate: the last one holds.",
     ),
     Alert(
-        name="WarmrouteNotesFail",
+        name="WarmrouteSummariesFail",
         expr=f"{_notes(NOTES_FAILED)} > 0.5 * ({_notes(f'told|pending|{NOTES_FAILED}')} > 0)",
         waits="30m",
         severity="ticket",

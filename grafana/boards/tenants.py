@@ -110,7 +110,7 @@ BOARD = Board(
                     title="Left of the day's budget for notes",
                     description="Of the router that has least. At nothing histories are cut without notes on what went.",
                     unit="short",
-                    queries=(Query(f"min by (tenant) ({series('tenant_notes_tokens_left')})", "{{tenant}}"),),
+                    queries=(Query(f"min by (tenant) ({series('tenant_summary_tokens_left')})", "{{tenant}}"),),
                 ),
                 Panel(
                     title="Refused by limits",

@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 from router.config.schema import Config, ContextConfig, read_secret
 from router.proxy.ports import Dispatch
-from router.sessions.compactor import Janitor, JanitorSettings
-from router.sessions.context.cache_costs import Economy
-from router.sessions.context.view import Wishes
+from router.sessions.compactor import Compactor, CompactorSettings
+from router.sessions.context.cache_costs import CacheCosts
+from router.sessions.context.view import ContextOverrides
 from router.sessions.context_metrics import ContextMetrics
-from router.sessions.context_window import Counts, Upkeep
+from router.sessions.context_window import ContextWindow, Counts
 from router.sessions.histories import Histories
-from router.sessions.notes import FleetWriter, NoteWriter
 from router.sessions.planner import Planner
 from router.sessions.recall.index import RecallIndex
 from router.sessions.recaller import Recaller, RecallRules
-from router.sessions.remote_notes import RemoteWriter
+from router.sessions.remote_summaries import RemoteSummaryWriter
+from router.sessions.summaries import FleetSummaryWriter, SummaryWriter
 from router.sessions.views import ContextRules, Lookups, Views
 
 
-def build_upkeep(
+def build_context_window(
     config: Config,
     histories: Histories,
     planner: Planner,
@@ -31,11 +31,11 @@ def build_upkeep(
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
     metrics: ContextMetrics,
-) -> Upkeep:
+) -> ContextWindow:
     """Raises ConfigError."""
     context = config.context
     rules = ContextRules(
-        wishes=Wishes(
+        overrides=ContextOverrides(
             strategy=context.strategy,
             high_tokens=context.high_tokens,
             low_tokens=context.low_tokens,
@@ -43,24 +43,24 @@ def build_upkeep(
         ),
         answer_tokens=context.answer_tokens,
         idle_s=context.idle_s,
-        notes_tokens=context.notes_tokens,
-        notes_price=context.notes_price,
+        summary_tokens=context.summary_tokens,
+        summary_price=context.summary_price,
     )
-    views = Views(rules, histories, lookups, Economy(context.carry_price), wall_clock)
+    views = Views(rules, histories, lookups, CacheCosts(context.carry_price), wall_clock)
     recall = RecallRules(context.recall_tokens, context.recall_items, context.recall_timeout_s)
     recaller = Recaller(recall, index, planner.bytes_per_token, clock, metrics.observe_recall)
     histories.on_deleted = recaller.forget
-    settings = JanitorSettings(
+    settings = CompactorSettings(
         max_waiting=context.max_waiting,
-        work_s=context.notes_timeout_s,
-        retry_s=context.notes_retry_s,
-        notes_tokens=context.notes_tokens,
-        source_tokens=context.notes_source_tokens,
-        tokens_per_day=context.notes_tokens_per_day,
+        work_s=context.summary_timeout_s,
+        retry_s=context.summary_retry_s,
+        summary_tokens=context.summary_tokens,
+        source_tokens=context.summary_source_tokens,
+        tokens_per_day=context.summary_tokens_per_day,
     )
     writer = _writer(context, planner, dispatch, clock, lookups.window)
-    janitor = Janitor(settings, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
-    return Upkeep(views, recaller, janitor, counts)
+    compactor = Compactor(settings, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
+    return ContextWindow(views, recaller, compactor, counts)
 
 
 def _writer(
@@ -69,9 +69,11 @@ def _writer(
     dispatch: Dispatch,
     clock: Callable[[], float],
     window: Callable[[str], int],
-) -> NoteWriter:
+) -> SummaryWriter:
     """Raises ConfigError."""
-    if context.notes_url:
-        key = read_secret("context.notes_api_key", context.notes_api_key, context.notes_api_key_file)
-        return RemoteWriter(context.notes_url, key.decode(), context.notes_model, context.notes_timeout_s)
-    return FleetWriter(planner, dispatch, clock, context.notes_model, context.notes_price, context.carry_price, window)
+    if context.summary_url:
+        key = read_secret("context.summary_api_key", context.summary_api_key, context.summary_api_key_file)
+        return RemoteSummaryWriter(context.summary_url, key.decode(), context.summary_model, context.summary_timeout_s)
+    return FleetSummaryWriter(
+        planner, dispatch, clock, context.summary_model, context.summary_price, context.carry_price, window
+    )

@@ -13,7 +13,7 @@ from router.config.schema import BUNDLED_MODEL, Config, ConfigError, ContextConf
 from router.proxy.ports import Dispatch
 from router.sessions.recall.embedders.fleet import FleetEmbedder
 from router.sessions.recall.index import Embedder, IndexUnavailable, MeasuredIndex
-from router.sessions.recall.null_index import NoIndex
+from router.sessions.recall.null_index import NullIndex
 from router.sessions.recall.sqlite import IndexLimits, SqliteIndex
 
 log = logging.getLogger("warmroute.sessions")
@@ -52,7 +52,7 @@ async def open_index(
     vectors. Raises ConfigError."""
     sessions, context = config.sessions, config.context
     if sessions.store == NO_STORE or context.recall_index == "none":
-        return OpenedIndex(NoIndex())
+        return OpenedIndex(NullIndex())
     if context.recall_in_postgres:
         return await _open_postgres(context, dispatch, clock)
     is_sealed = bool(sessions.encryption_secret or sessions.encryption_secret_file)

@@ -46,7 +46,7 @@ from router.config.schema import (
 )
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Member
-from router.core.fleet.health import HealthRules, State
+from router.core.fleet.health import HealthRules, WorkerState
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
@@ -65,7 +65,7 @@ from router.proxy.metrics import (
     MemoryCollector,
     Metrics,
 )
-from router.proxy.selection import Routing
+from router.proxy.selection import WorkerSelector
 from router.runtime import freed_memory
 from router.runtime.background import Background
 from router.runtime.logs import AUDIT
@@ -76,20 +76,20 @@ from router.server.auth import OpenGate
 from router.server.certificate import Certificate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
-from router.server.guesses import MAX_ADDRESSES, Guesses
+from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
 from router.server.key_connections import KeyConnections
-from router.server.key_watch import KeyWatch
+from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen, require_c_parser
 from router.server.parsing.pool import Parsers
 from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.sessions.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
-from router.sessions.metrics import StateCollector, StateMetrics
+from router.sessions.metrics import SessionCollector, SessionMetrics
 from router.sessions.tokens.build import open_counts
 from router.sessions.tokens.metrics import TokenMetrics
 from router.sessions.views import Lookups
-from router.sessions.window_sizes import Windows
+from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
 from router.tracing.metrics import TracingCollector
 from router.upstream.connection import Limits
@@ -98,8 +98,8 @@ from router.upstream.discovery.dns import DnsSource
 from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
-from router.upstream.fleet_sync import FleetKeeper
-from router.upstream.health_check import WatchSettings
+from router.upstream.fleet_sync import FleetSync
+from router.upstream.health_check import MonitorSettings
 from router.upstream.pool import Pool, PoolSettings, worker_tls_context
 
 log = logging.getLogger("warmroute")
@@ -132,7 +132,7 @@ class Running:
     """Of their heads that are not whole."""
     stop_accepting: Callable[[], Awaitable[None]]
     """Close the data port's listener; connections stay."""
-    keys: KeyWatch | None
+    keys: KeyFile | None
     """None where no keys are asked for."""
 
 
@@ -174,30 +174,32 @@ async def running(config: Config) -> AsyncIterator[Running]:
         decisions.append(record)
         metrics.observe(record)
 
-    routing = Routing(fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s)
+    selector = WorkerSelector(
+        fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s
+    )
     admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(
         _dispatch_settings(config),
-        routing,
+        selector,
         upstream,
         observe,
         clock,
         admission,
         read=parsers.run,
-        look_for_models=lambda: keeper.look_for_models(),
+        look_for_models=lambda: fleet_sync.look_for_models(),
     )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
-        KeyWatch(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
+        KeyFile(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
         if config.auth.asks_for_keys
         else None
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
-    state_metrics = StateMetrics(registry)
-    lookups = Lookups(Windows(fleet.window, clock), counts.total, counts.is_exact, routing.cached_tokens)
+    state_metrics = SessionMetrics(registry)
+    lookups = Lookups(WindowSizes(fleet.window, clock), counts.total, counts.is_exact, selector.cached_tokens)
     state = await build_state(
         config,
         dispatcher,
@@ -235,10 +237,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
         )
 
     def sums() -> tuple[float, float, float]:
-        return routing.misses.prompt_tokens, routing.misses.predicted_tokens, routing.misses.cached_tokens
+        return selector.misses.prompt_tokens, selector.misses.predicted_tokens, selector.misses.cached_tokens
 
     feed = StatusFeed(snapshot, sums, config.admin.max_viewers, clock, time.time)
-    guesses = Guesses(clock)
+    failed_logins = FailedLogins(clock)
     admin = AdminPort(
         config.admin.token,
         metrics.exposition,
@@ -246,17 +248,17 @@ async def running(config: Config) -> AsyncIterator[Running]:
         decisions,
         feed,
         audit,
-        guesses,
+        failed_logins,
     )
     background = Background(clock)
-    keeper = FleetKeeper(
-        _sources(config, lambda: keeper.wake(), clock),
+    fleet_sync = FleetSync(
+        _sources(config, lambda: fleet_sync.wake(), clock),
         fleet,
         pool,
         upstream,
         _watch_settings(config),
         config.fleet.discovery_interval_s,
-        routing.use_ring,
+        selector.use_ring,
         clock,
         background,
     )
@@ -317,18 +319,18 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield (
             "admin_wrong_tokens",
             "Addresses that showed the admin port a wrong token a moment ago.",
-            guesses.addresses,
+            failed_logins.addresses,
         )
         yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
 
-    registry.register(FleetCollector(fleet, index, routing.misses, dispatcher.budget, sizes, pool.breaches))
+    registry.register(FleetCollector(fleet, index, selector.misses, dispatcher.budget, sizes, pool.breaches))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(MemoryCollector(memory))
-    registry.register(StateCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
+    registry.register(SessionCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
     registry.register(
         ContextCollector(
-            state.turns.upkeep,
+            state.turns.context_window,
             state.index.index,
             config.context.max_waiting,
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
@@ -336,7 +338,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     if state.index.sqlite is not None:
         registry.register(SqliteIndexCollector(state.index.sqlite))
-    registry.register(BackgroundCollector(background.failures, keeper))
+    registry.register(BackgroundCollector(background.failures, fleet_sync))
     registry.register(TracingCollector(tracing.queue if tracing is not None else None))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -351,7 +353,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         _task(background, "status", feed.run),
         _task(background, "freed_memory", freed_memory.Trimmer().run),
         _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
-        _working(background, pool, keeper, config.probes.timeout_s, audit, keys),
+        _working(background, pool, fleet_sync, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(parsers),
         _listening(background, clients, config, "server", config.server, tls) as site,
         _listening(background, admins, config, "admin", config.admin, None) as admin_site,
@@ -385,21 +387,21 @@ async def _task(background: Background, name: str, run: Callable[[], Awaitable[N
 
 @asynccontextmanager
 async def _working(
-    background: Background, pool: Pool, keeper: FleetKeeper, first_look_s: float, audit: Audit, keys: KeyWatch | None
+    background: Background, pool: Pool, fleet_sync: FleetSync, first_look_s: float, audit: Audit, keys: KeyFile | None
 ) -> AsyncIterator[None]:
     """What runs beside the requests, and ends after them."""
     tasks = [background.start("sweep", pool.run), background.start("audit", audit.run)]
     if keys is not None:
         tasks.append(background.start("keys", keys.run))
     try:
-        await keeper.start(first_look_s)
-        tasks.append(background.start("keeper", keeper.run))
+        await fleet_sync.start(first_look_s)
+        tasks.append(background.start("keeper", fleet_sync.run))
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await keeper.close()
+        await fleet_sync.close()
         pool.close()
 
 
@@ -587,9 +589,9 @@ def _pool_settings(config: Config) -> PoolSettings:
     )
 
 
-def _watch_settings(config: Config) -> WatchSettings:
+def _watch_settings(config: Config) -> MonitorSettings:
     probes, load = config.probes, config.load
-    return WatchSettings(
+    return MonitorSettings(
         probe_interval_s=probes.interval_s,
         ill_interval_s=probes.ill_interval_s,
         models_interval_s=probes.models_interval_s,
@@ -602,9 +604,9 @@ def _watch_settings(config: Config) -> WatchSettings:
 
 def _log_health(member: Member) -> None:
     fields = {"worker": member.name, "url": member.address.url}
-    if member.state is State.ASLEEP:
+    if member.state is WorkerState.ASLEEP:
         log.info("worker is asleep: its cache is empty", extra=fields)
-    elif member.health.state is State.EJECTED:
+    elif member.health.state is WorkerState.EJECTED:
         causes = {cause.value: times for cause, times in member.health.ejections.items()}
         log.warning("worker ejected", extra={**fields, "ejections": causes})
     else:

@@ -144,9 +144,9 @@ def _sealed(config: SessionsConfig, store: Store) -> Store:
     if not key:
         return store
     try:
-        from router.sessions.stores.encrypted import SealedStore
+        from router.sessions.stores.encrypted import EncryptedStore
     except ImportError:
         raise ConfigError(
             "sessions.encryption_secret=***: needs the package cryptography: warmroute[encryption]"
         ) from None
-    return SealedStore(store, key)
+    return EncryptedStore(store, key)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from router.app.context import build_upkeep
+from router.app.context import build_context_window
 from router.app.recall_index import OpenedIndex, open_index
 from router.app.session_store import NO_STORE, open_store
 from router.config.schema import Config
@@ -20,21 +20,21 @@ from router.proxy.ports import Dispatch
 from router.runtime.background import Background
 from router.runtime.steady_clock import SteadyClock
 from router.server.data import body_limits
-from router.server.page_routes import StateRoutes
+from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages
 from router.sessions.api.openapi import describe_state
 from router.sessions.api.responses import ResponsePages
-from router.sessions.api.rules import StateRules
+from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
 from router.sessions.context_metrics import ContextMetrics
 from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
-from router.sessions.history_cache import HotHistories
-from router.sessions.metrics import StateMetrics
+from router.sessions.history_cache import HistoryCache
+from router.sessions.metrics import SessionMetrics
 from router.sessions.names import Names
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
-from router.sessions.store_health import StoreWatch
+from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.opened import OpenedStore
 from router.sessions.turns import Turns, TurnSettings
@@ -49,13 +49,13 @@ SWEPT_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    routes: StateRoutes | None
+class SessionState:
+    routes: PageRoutes | None
     """None where no state is kept."""
     turns: Turns
     histories: Histories
     store: OpenedStore
-    watch: StoreWatch
+    watch: StoreHealth
     index: OpenedIndex
     janitors: int
 
@@ -63,9 +63,9 @@ class State:
     async def working(self, background: Background) -> AsyncIterator[None]:
         """What runs beside the requests, and ends after them."""
         tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
-        janitor = self.turns.upkeep.janitor
-        tasks += [background.start("janitor", janitor.run) for _ in range(self.janitors)]
-        tasks.append(background.start("janitor", partial(janitor.run, writes=False)))
+        compactor = self.turns.context_window.compactor
+        tasks += [background.start("janitor", compactor.run) for _ in range(self.janitors)]
+        tasks.append(background.start("janitor", partial(compactor.run, writes=False)))
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:
@@ -78,7 +78,7 @@ class State:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self.turns.claims.errands.aclose()
+            await self.turns.claims.releaser.aclose()
             await self.histories.aclose()
             await self.index.aclose()
 
@@ -101,16 +101,16 @@ async def build_state(
     lookups: Lookups,
     counts: Counts,
     clock: Callable[[], float],
-    metrics: StateMetrics,
+    metrics: SessionMetrics,
     context_metrics: ContextMetrics,
-) -> State:
+) -> SessionState:
     """Raises ConfigError."""
     sessions = config.sessions
     wall_clock = SteadyClock(time.time, clock)
     opened = await open_store(sessions, clock, wall_clock)
-    hot = HotHistories(sessions.max_hot_bytes)
+    cache = HistoryCache(sessions.max_hot_bytes)
     bounds = LogBounds(sessions.max_entries, sessions.max_session_bytes)
-    histories = Histories(opened.store, hot, wall_clock, clock, metrics.observe_load, metrics.observe_size, bounds)
+    histories = Histories(opened.store, cache, wall_clock, clock, metrics.observe_load, metrics.observe_size, bounds)
     settings = TurnSettings(
         lease_s=sessions.lease_s,
         max_wait_s=sessions.max_wait_s,
@@ -119,12 +119,12 @@ async def build_state(
     )
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
-    upkeep = build_upkeep(
+    context_window = build_context_window(
         config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, context_metrics
     )
     observe = metrics.overhead_of(opened.kind)
-    turns = Turns(settings, histories, dispatch, remember_worker, planner, upkeep, clock, observe)
-    rules = StateRules(
+    turns = Turns(settings, histories, dispatch, remember_worker, planner, context_window, clock, observe)
+    rules = SessionRules(
         session_s=sessions.lifetime_s,
         response_s=sessions.response_lifetime_s,
         conversation_s=sessions.conversation_lifetime_s,
@@ -133,7 +133,7 @@ async def build_state(
     )
     names = Names(opened.secret)
     limits = body_limits(config.limits)
-    routes = StateRoutes(
+    routes = PageRoutes(
         [
             SessionPages(turns, names, limits, rules),
             ResponsePages(turns, names, limits, rules, wall_clock),
@@ -143,5 +143,5 @@ async def build_state(
     )
     kept = routes if sessions.store != NO_STORE else None
     tidy = (*opened.tidy, *([index.sqlite.tidy] if index.sqlite is not None else ()))
-    watch = StoreWatch(opened.store.ping, tidy, opened.count)
-    return State(kept, turns, histories, opened, watch, index, config.context.janitors)
+    watch = StoreHealth(opened.store.ping, tidy, opened.count)
+    return SessionState(kept, turns, histories, opened, watch, index, config.context.janitors)

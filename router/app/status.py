@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from router.app.sessions import State
+from router.app.sessions import SessionState
 from router.core.fleet.fleet import Fleet
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
@@ -47,7 +47,7 @@ def describe(
     fleet: Fleet,
     index: PrefixIndex,
     decisions: deque[Record],
-    state: State,
+    state: SessionState,
     live_requests: Callable[[], int],
     queued: Callable[[], int],
     date_of: Callable[[float], str],
@@ -56,7 +56,7 @@ def describe(
     journaled = state.store.journaled
     sessions = {
         "turns": sum(state.turns.counts.turns.values()),
-        "hot": len(state.turns.histories.hot),
+        "hot": len(state.turns.histories.cache),
         "store_up": state.watch.is_up,
         "waiting": journaled.waiting if journaled else 0,
     }

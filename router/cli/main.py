@@ -24,7 +24,7 @@ from router.cli.terminal.commands import explain_command, top_command, workers_c
 from router.config.schema import Config, ConfigError, LogConfig, load_config, settings
 from router.replay import ReplayError, ReplaySettings, replay
 from router.runtime.logs import redact, set_up_logging
-from router.server.key_watch import load_keys
+from router.server.key_file import load_keys
 from router.simulator import SimulatorSettings, start_fleet
 
 T = TypeVar("T")

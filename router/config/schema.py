@@ -626,27 +626,27 @@ class ContextConfig(Section, frozen=True):
             description="Seconds without a turn from which on a history that no cache has any more is cut early, for nothing.",
         ),
     ] = 60.0
-    notes_model: Annotated[
+    summary_model: Annotated[
         str, Meta(description="Model of the fleet that writes notes; empty: each session's own.")
     ] = ""
-    notes_url: Annotated[
+    summary_url: Annotated[
         str,
         Meta(description="Base URL of an OpenAI-compatible API that writes them instead, such as https://HOST/v1."),
     ] = ""
-    notes_api_key: Annotated[str, Meta(description="API key for notes_url.", extra=_SECRET)] = ""
-    notes_api_key_file: Annotated[str, Meta(description="File that holds notes_api_key instead.")] = ""
-    notes_tokens: Annotated[
+    summary_api_key: Annotated[str, Meta(description="API key for summary_url.", extra=_SECRET)] = ""
+    summary_api_key_file: Annotated[str, Meta(description="File that holds summary_api_key instead.")] = ""
+    summary_tokens: Annotated[
         int, Meta(ge=16, le=100_000, description="Most tokens of the notes on what one cut removes.")
     ] = 400
-    notes_price: Annotated[
+    summary_price: Annotated[
         float,
         Meta(
             ge=0,
             le=100,
-            description="What a token costs that notes_model or notes_url reads, over one of the session's.",
+            description="What a token costs that summary_model or summary_url reads, over one of the session's.",
         ),
     ] = 0.1
-    notes_source_tokens: Annotated[
+    summary_source_tokens: Annotated[
         int,
         Meta(
             ge=200,
@@ -655,16 +655,16 @@ class ContextConfig(Section, frozen=True):
             "window of a model of the fleet is smaller.",
         ),
     ] = 32_000
-    notes_timeout_s: Annotated[
+    summary_timeout_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds that notes may take, before another replica may try.")
     ] = 60.0
-    notes_retry_s: Annotated[
+    summary_retry_s: Annotated[
         float,
         Meta(
             gt=0, le=3600, description="Seconds to the next attempt when they came to nothing; twice as long each time."
         ),
     ] = 10.0
-    notes_tokens_per_day: Annotated[
+    summary_tokens_per_day: Annotated[
         int,
         Meta(
             ge=0, le=10**12, description="Tokens, of prompts and notes, that a tenant's notes may cost; 0: any number."

@@ -27,7 +27,7 @@
     │       └── BudgetExceeded          budget_exceeded
     ├── SessionCorrupt             500  session_corrupt: what is stored of it cannot be read; nothing else is affected
     ├── WorkerError                502  worker_error: every attempt failed
-    │   ├── GivenUp                     worker_error: workers died under it, one after another
+    │   ├── PoisonRequest                     worker_error: workers died under it, one after another
     │   └── WorkerTimeout          504  worker_timeout
     └── Unavailable                503  ours, for now: come back after ``retry_after_s``
         ├── NoWorkerAvailable           no_worker_available
@@ -184,7 +184,7 @@ class WorkerError(RouterError):
     status, code, kind, retryable = 502, "worker_error", "api_error", True
 
 
-class GivenUp(WorkerError):
+class PoisonRequest(WorkerError):
     """``workers``: names of those that died under the request."""
 
     retryable = False

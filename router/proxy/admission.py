@@ -35,7 +35,7 @@ from router.core.errors import (
 )
 from router.core.fleet.facts import Facts
 from router.core.fleet.fleet import Fleet, Member
-from router.core.fleet.health import State
+from router.core.fleet.health import WorkerState
 from router.core.fleet.seats import Seats, warm_wait_s
 from router.core.request.record import Record
 from router.core.request.request import NO_TENANT, Request, Route
@@ -310,8 +310,8 @@ class Admission:
 
     def _listen(self) -> None:
         is_waited_for = bool(self.queue or self._warm)
-        self._fleet.tell_room = self._fill if is_waited_for else None
-        self._fleet.tell_alive = self._try if is_waited_for else None
+        self._fleet.on_capacity = self._fill if is_waited_for else None
+        self._fleet.on_probe_ok = self._try if is_waited_for else None
 
     def _release(self, member: Member) -> None:
         """The seat is looked at again behind whatever runs now: by then its request has a lease, here or elsewhere."""
@@ -320,7 +320,7 @@ class Admission:
 
     def _fill(self, member: Member) -> None:
         """A worker that is up may have room: as many as it has seats for are woken, those first who were let in already."""
-        if member.removed or member.state is not State.UP:
+        if member.removed or member.state is not WorkerState.UP:
             return
         for waiter in self._warm.get(member, ()):
             if self.has_seat(member.position) and not waiter.outcome.done():

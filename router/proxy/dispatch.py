@@ -23,10 +23,10 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from router.core.errors import (
-    GivenUp,
     ModelNotFound,
     ModelUnavailable,
     NoWorkerAvailable,
+    PoisonRequest,
     RouterError,
     WorkerError,
     WorkersBusy,
@@ -34,7 +34,7 @@ from router.core.errors import (
 from router.core.fleet.facts import Facts
 from router.core.fleet.fleet import Member
 from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
-from router.core.request.poison_guard import Deaths
+from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request, Tenant
@@ -45,11 +45,11 @@ from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.ports import Admission, Client, Upstream
 from router.proxy.resumption import CAUSES, Resumer, ResumptionRules
-from router.proxy.selection import NO_MODEL, Refusal, Routing
+from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error
 from router.wire.refusals import with_known_code
-from router.wire.sse import DIALECTS, EventWatch, Usage, read_error, read_usage
-from router.wire.transcript import Kept, Transcript
+from router.wire.sse import DIALECTS, StreamFilter, Usage, read_error, read_usage
+from router.wire.transcript import Transcript, TranscriptBudget
 
 log = logging.getLogger("warmroute.dispatch")
 
@@ -101,7 +101,7 @@ class _Flight:
     record: Record
     transcript: Transcript | None
     """What the client has of a stream that others could go on with."""
-    deaths: Deaths
+    poison_guard: PoisonGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class _Break:
 
     member: Member
     end: StreamEnd
-    watch: EventWatch
+    watch: StreamFilter
 
 
 class Dispatcher:
@@ -119,7 +119,7 @@ class Dispatcher:
     def __init__(
         self,
         settings: DispatchSettings,
-        routing: Routing,
+        selector: WorkerSelector,
         upstream: Upstream,
         observe: Callable[[Record], None],
         clock: Callable[[], float],
@@ -133,14 +133,14 @@ class Dispatcher:
         self._look_for_models = look_for_models
         self._settings = settings
         self._admission = admission
-        self._routing = routing
+        self._selector = selector
         self._upstream = upstream
         self._observe = observe
         self._clock = clock
         self.budget = RetryBudget(settings.retry_ratio, settings.min_retries)
-        self.kept = Kept(settings.max_total_kept_bytes)
+        self.kept = TranscriptBudget(settings.max_total_kept_bytes)
         rules = ResumptionRules(settings.max_resumptions, settings.resumption_wait_s)
-        self._resumer = Resumer(rules, routing, upstream, self.budget, clock, sleep)
+        self._resumer = Resumer(rules, selector, upstream, self.budget, clock, sleep)
 
     async def dispatch(
         self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
@@ -149,7 +149,7 @@ class Dispatcher:
         record = Record(
             route=request.route,
             model=request.model,
-            policy=self._routing.policy.name,
+            policy=self._selector.policy.name,
             request_id=request.request_id,
             stream=request.stream,
             started_at=started_at,
@@ -164,7 +164,7 @@ class Dispatcher:
             reservation = self._admission.charge(request, rules)
             if reservation is not None and reservation.is_capped:
                 request = self._admission.shortened(request, reservation)
-            flight = _Flight(request, client, record, transcript, Deaths(self._settings.max_deaths))
+            flight = _Flight(request, client, record, transcript, PoisonGuard(self._settings.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
@@ -173,7 +173,7 @@ class Dispatcher:
             is_foreseen = True
             record.status, record.outcome = error.status, error.code
             error.is_counted = True
-            if isinstance(error, GivenUp):
+            if isinstance(error, PoisonRequest):
                 _note_given_up(record, error)
             raise
         except asyncio.CancelledError:
@@ -182,7 +182,7 @@ class Dispatcher:
             raise
         finally:
             if record.tally is not None and not record.completion_tokens:
-                record.delivered_tokens = record.tally.tokens(self._routing.fleet.bytes_per_token(request.model))
+                record.delivered_tokens = record.tally.tokens(self._selector.fleet.bytes_per_token(request.model))
             record.tally = None
             if transcript is not None:
                 transcript.clear()
@@ -200,7 +200,7 @@ class Dispatcher:
             try:
                 if not admission.has_room(request.model):
                     await admission.wait_for_room(request, rules, record)
-                facts, ranking = self._routing.rank(request)
+                facts, ranking = self._selector.rank(request)
                 order = ranking.order
                 if not admission.has_seat(order[0]):
                     if is_patient and await admission.wait_for_warm(facts, order, request, record):
@@ -208,7 +208,7 @@ class Dispatcher:
                         continue
                     order = admission.seated_first(order)
                 record.reason = ranking.reason
-                record.first_choice = self._routing.fleet.member(ranking.order[0]).name
+                record.first_choice = self._selector.fleet.member(ranking.order[0]).name
                 record.decided_at = self._clock()
                 if record.trace is not None:
                     record.trace.reach("decide", record.decided_at)
@@ -234,10 +234,10 @@ class Dispatcher:
         record.queued_s += self._clock() - began_at
 
     async def _attempt(self, flight: _Flight, facts: Facts, order: Sequence[int]) -> _Break | None:
-        """Walk the ranking until a worker answers. Raises WorkerError, GivenUp, WorkersBusy, NoWorkerAvailable."""
-        fleet = self._routing.fleet
+        """Walk the ranking until a worker answers. Raises WorkerError, PoisonRequest, WorkersBusy, NoWorkerAvailable."""
+        fleet = self._selector.fleet
         retries = 0
-        refusal: Refusal | None = None
+        refusal: AttemptRefusal | None = None
         tried: set[Member] = set()
         ranked = self._members(order)
         try:
@@ -247,7 +247,7 @@ class Dispatcher:
                     # Who was worth ranking failed since, and who was not, being ejected, may be all that is left.
                     if refusal is not None and refusal.cause == NO_MODEL and not fleet.serves(flight.request.model):
                         break
-                    again = self._members(self._routing.rank(flight.request)[1].order)
+                    again = self._members(self._selector.rank(flight.request)[1].order)
                     if all(member in tried for member in again):
                         break
                     ranked = again
@@ -266,11 +266,11 @@ class Dispatcher:
                     if trace is None
                     else self._try_traced(flight, trace, facts, member)
                 )
-                if not isinstance(outcome, Refusal):
+                if not isinstance(outcome, AttemptRefusal):
                     return outcome
                 if outcome.is_death:
-                    flight.deaths.add(member.name, flight.record.chunks)
-                    flight.deaths.require_fewer()
+                    flight.poison_guard.add(member.name, flight.record.chunks)
+                    flight.poison_guard.check()
                 refusal = outcome.or_sooner(refusal)
         finally:
             self.budget.retrying -= retries
@@ -282,9 +282,11 @@ class Dispatcher:
 
     def _members(self, order: Sequence[int]) -> list[Member]:
         """As many as may be tried. Their positions can be others' when one of them has left."""
-        return [self._routing.fleet.member(position) for position in order[: self._settings.max_attempts]]
+        return [self._selector.fleet.member(position) for position in order[: self._settings.max_attempts]]
 
-    async def _try_traced(self, flight: _Flight, trace: Trace, facts: Facts, member: Member) -> Refusal | _Break | None:
+    async def _try_traced(
+        self, flight: _Flight, trace: Trace, facts: Facts, member: Member
+    ) -> AttemptRefusal | _Break | None:
         """The same, noted; the worker is told the attempt's span as its parent."""
         record = flight.record
         attempt = trace.attempt(member.address, self._clock())
@@ -292,7 +294,7 @@ class Dispatcher:
         attempt.outcome = "cancelled"
         try:
             found = await self._try(flight, request, facts, member)
-            attempt.outcome = found.cause if isinstance(found, Refusal) else record.outcome
+            attempt.outcome = found.cause if isinstance(found, AttemptRefusal) else record.outcome
             return found
         except WorkerError:
             attempt.outcome = ReplyTooLarge.cause
@@ -305,30 +307,32 @@ class Dispatcher:
             if record.stream and record.first_byte_at > attempt.began_at:
                 attempt.first_event_at = record.first_byte_at
 
-    async def _try(self, flight: _Flight, request: Request, facts: Facts, member: Member) -> Refusal | _Break | None:
+    async def _try(
+        self, flight: _Flight, request: Request, facts: Facts, member: Member
+    ) -> AttemptRefusal | _Break | None:
         """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large, and
         MemoryFull, which is nobody's failure and no other worker's affair."""
         client, record = flight.client, flight.record
-        routing = self._routing
+        selector = self._selector
         watch = record.tally = _watch(flight) if request.stream else None
         record.begin_attempt(member.name)
         had_one, record.was_sent = record.was_sent, True
-        lease, cached = routing.send_to(member, request, facts)
+        lease, cached = selector.send_to(member, request, facts)
         record.worker, record.predicted_cached_tokens = member.name, cached
         with lease, self._upstream.exchange(member.address) as exchange:
-            refusal: Refusal | None
+            refusal: AttemptRefusal | None
             try:
                 # An answer that is held shows nothing before its end, however long that takes: it has a deadline of its own.
-                patience_s = routing.first_event_s(member, facts, cached) if request.stream else None
+                patience_s = selector.first_event_s(member, facts, cached) if request.stream else None
                 reply = await exchange.ask(request, watch, client.memory, patience_s)
-                refusal = routing.on_answered(member, reply, request.model)
+                refusal = selector.on_answered(member, reply, request.model)
             except ReplyTooLarge:
                 record.fail_attempt(ReplyTooLarge.cause)
                 # Another worker's would be as large, and so would the same one's if it were asked again.
                 raise WorkerError("the answer is too large: ask for less at once", retryable=False) from None
             except (WorkerDied, WorkerErred, WorkerSilent) as error:
                 record.was_sent = had_one or not isinstance(error, CannotConnect)
-                refusal = routing.on_failed(member, error)
+                refusal = selector.on_failed(member, error)
             except MemoryFull as full:
                 record.fail_attempt(full.code)
                 raise
@@ -337,7 +341,7 @@ class Dispatcher:
             if refusal is not None:
                 record.fail_attempt(refusal.cause)
                 client.memory.resize(REPLY, 0)
-                routing.on_unanswered(request, lease)
+                selector.on_unanswered(request, lease)
                 return refusal
             record.first_byte_at, record.status = self._clock(), reply.status
             if reply.is_stream and watch is not None:
@@ -361,7 +365,7 @@ class Dispatcher:
                 record.outcome = "ok" if reply.status < 400 else "client_error"
         if end is StreamEnd.TOO_LARGE:
             client.break_off(WorkerError("an event of the answer is larger than may be held"))
-        routing.learn(request, facts, lease, record, usage)
+        selector.learn(request, facts, lease, record, usage)
         return None
 
     async def _read_large(self, request: Request, pieces: Sequence[bytes]) -> Usage | None:
@@ -372,23 +376,23 @@ class Dispatcher:
 
     def _weigh(self, request: Request, reply: Reply) -> float:
         """Where the worker did not count an answer, its tokens by its bytes."""
-        return sum(map(len, reply.pieces)) / self._routing.fleet.bytes_per_token(request.model)
+        return sum(map(len, reply.pieces)) / self._selector.fleet.bytes_per_token(request.model)
 
     async def _mend(self, flight: _Flight, broken: _Break) -> None:
         """Another worker goes on with the stream, or the client is told that nobody can."""
         member, end, watch = broken.member, broken.end, broken.watch
         request, client, record = flight.request, flight.client, flight.record
-        if self._routing.on_stream_end(member, end, watch.error):
-            flight.deaths.add(member.name, record.chunks)
+        if self._selector.on_stream_end(member, end, watch.error):
+            flight.poison_guard.add(member.name, record.chunks)
         if watch.error and not watch.finished and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
             record.outcome = "client_error"
             client.break_off_with(watch.error)  # whoever went on with it would say the same
             return
         error = WorkerError("the worker failed while it answered")
         try:
-            if await self._resumer.resume(request, member, end, watch, client, record, flight.deaths):
+            if await self._resumer.resume(request, member, end, watch, client, record, flight.poison_guard):
                 return
-        except GivenUp as given_up:
+        except PoisonRequest as given_up:
             _note_given_up(record, given_up)
             untie_error(given_up)
             error = given_up
@@ -404,16 +408,16 @@ def _begin_trace(trace: Trace, record: Record, request: Request, now: float) -> 
     return msgspec.structs.replace(request, traceparent=trace.traceparent(trace.span_id))
 
 
-def _note_given_up(record: Record, error: GivenUp) -> None:
+def _note_given_up(record: Record, error: PoisonRequest) -> None:
     record.given_up = True
     log.warning("request given up", extra={"request_id": record.request_id, "died": list(error.workers)})
 
 
-def _watch(flight: _Flight) -> EventWatch:
+def _watch(flight: _Flight) -> StreamFilter:
     """A stream's, for one attempt: what an earlier one began was never sent."""
     request, transcript = flight.request, flight.transcript
     if transcript is not None:
         transcript.clear()
-    return EventWatch(
+    return StreamFilter(
         DIALECTS[request.route], hides_usage=request.hides_usage, hides_ids=request.hides_ids, transcript=transcript
     )

@@ -13,7 +13,7 @@ from router.core.request.request import NO_TENANT
 from router.core.tenants.memory import Holding, MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 
-PATIENT: Final[TenantRules] = msgspec.structs.replace(EVERYBODY, priority=-100)
+LOW_PRIORITY: Final[TenantRules] = msgspec.structs.replace(EVERYBODY, priority=-100)
 """Of requests that nobody waits for. No tenant's limits count them: its own requests would be refused for it."""
 
 
@@ -21,7 +21,7 @@ MAX_REPLY_BYTES = 16 << 20
 """Of notes, or of vectors: a few at a time."""
 
 
-class OwnClient:
+class InternalClient:
     """Of one request. ``reply`` and ``record`` are there once it was dispatched. Its answer has a bound of its own."""
 
     is_chunked = False

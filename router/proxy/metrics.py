@@ -20,13 +20,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from router.core.fleet.fleet import Fleet
-from router.core.fleet.health import Cause, State
-from router.core.index.cache_use import Misses, Reuse
+from router.core.fleet.health import Cause, WorkerState
+from router.core.index.cache_use import CacheMisses, CacheUse
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
 from router.core.request.request import Route
 from router.core.request.retry import RetryBudget
-from router.core.tenants.keyring import Refusal
+from router.core.tenants.keyring import AuthRefusal
 from router.core.tenants.memory import MemoryBudget
 from router.runtime.series import counter
 
@@ -295,7 +295,7 @@ class _GapCollector(Collector):
         return (family,)
 
 
-_REUSE: tuple[tuple[str, str, Callable[[Reuse], float]], ...] = (
+_REUSE: tuple[tuple[str, str, Callable[[CacheUse], float]], ...] = (
     ("requests", "Attempts that were sent to the worker.", attrgetter("requests")),
     (
         "prompt_tokens",
@@ -319,7 +319,7 @@ class FleetCollector(Collector):
         self,
         fleet: Fleet,
         index: PrefixIndex,
-        misses: Misses,
+        misses: CacheMisses,
         budget: RetryBudget,
         sizes: Callable[[], Iterable[tuple[str, str, float]]],
         breaches: Mapping[str, int],
@@ -388,7 +388,7 @@ class FleetCollector(Collector):
     def _states(self) -> Metric:
         state = _gauge("worker_state", "1 for the state that the worker is in.", "worker", "state")
         for member in self._fleet.members():
-            for each in State:
+            for each in WorkerState:
                 state.add_metric((str(member.name), each.value), float(member.state is each))
         return state
 
@@ -467,7 +467,7 @@ class AuthFigures(Protocol):
     def loaded_keys(self) -> int: ...
 
     @property
-    def refusals(self) -> Mapping[Refusal, int]: ...
+    def refusals(self) -> Mapping[AuthRefusal, int]: ...
 
 
 class AuthCollector(Collector):
@@ -481,7 +481,7 @@ class AuthCollector(Collector):
         refusals = CounterMetricFamily(
             "warmroute_auth_refusals", "Requests without a valid API key, by what was wrong.", labels=("reason",)
         )
-        for refusal in Refusal:
+        for refusal in AuthRefusal:
             refusals.add_metric((refusal.value,), figures.refusals[refusal] if figures else 0)
         failures = CounterMetricFamily("warmroute_keys_reload_failures", "Looks at the key file that failed.")
         failures.add_metric((), figures.failures if figures else 0)

@@ -15,14 +15,14 @@ from router.core.tenants.memory import Holding
 from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import TenantRules
 from router.core.worker import WorkerAddress
-from router.wire.sse import Watch
+from router.wire.sse import Filter
 
 
 class Exchange(Protocol):
     """One request to one worker; leaving its context gives the connection back, or ends the worker's work on it."""
 
     async def ask(
-        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
         """``memory`` grows with what is held of the answer. ``first_event_s``: how long a stream's first event may take; None:
         as long as configured. Raises AttemptFailed, MemoryFull."""

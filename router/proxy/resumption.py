@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from router.core.errors import GivenUp, NoWorkerAvailable, Overloaded, RouterError, Unavailable
+from router.core.errors import NoWorkerAvailable, Overloaded, PoisonRequest, RouterError, Unavailable
 from router.core.fleet.facts import Facts
 from router.core.fleet.fleet import Member
 from router.core.request.attempt import (
@@ -30,7 +30,7 @@ from router.core.request.attempt import (
     WorkerErred,
     WorkerSilent,
 )
-from router.core.request.poison_guard import Deaths
+from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record, Resumption
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request, Route
@@ -39,7 +39,7 @@ from router.core.request.trace import Trace
 from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName
 from router.proxy.ports import Client, Exchange, Upstream
-from router.proxy.selection import Refusal, Routing
+from router.proxy.selection import AttemptRefusal, WorkerSelector
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -51,8 +51,8 @@ from router.wire.continuation import (
     require_plain,
     text_body,
 )
-from router.wire.continued import ContinuedWatch, leaks, usage_event
-from router.wire.sse import EventWatch, read_error
+from router.wire.continued import ContinuedFilter, leaks, usage_event
+from router.wire.sse import StreamFilter, read_error
 from router.wire.transcript import Delivered, Transcript
 
 log = logging.getLogger("warmroute.resumption")
@@ -76,7 +76,7 @@ class ResumptionRules(msgspec.Struct, frozen=True):
 
 
 class _Refused(Exception):
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: AttemptRefusal) -> None:
         super().__init__(refusal.cause)
         self.refusal = refusal
 
@@ -94,7 +94,7 @@ class _Stream:
     delivered: Delivered
     client: Client
     record: Record
-    deaths: Deaths
+    poison_guard: PoisonGuard
     cause: str
     broke_at: float
     failed: set[WorkerName] = field(default_factory=set)
@@ -107,14 +107,14 @@ class Resumer:
     def __init__(
         self,
         rules: ResumptionRules,
-        routing: Routing,
+        selector: WorkerSelector,
         upstream: Upstream,
         budget: RetryBudget,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._rules = rules
-        self._routing = routing
+        self._selector = selector
         self._upstream = upstream
         self._budget = budget
         self._clock = clock
@@ -125,13 +125,13 @@ class Resumer:
         request: Request,
         member: Member,
         end: StreamEnd,
-        watch: EventWatch,
+        watch: StreamFilter,
         client: Client,
         record: Record,
-        deaths: Deaths,
+        poison_guard: PoisonGuard,
     ) -> bool:
         """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False: it has to
-        be broken off. Raises GivenUp: likewise."""
+        be broken off. Raises PoisonRequest: likewise."""
         cause, broke_at = CAUSES[end], self._clock()
         try:
             if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
@@ -139,11 +139,11 @@ class Resumer:
                 record.outcome = StreamEnd.DONE.value
                 record.resumptions.append(Resumption(cause, "finished"))
                 return True
-            deaths.require_fewer()
+            poison_guard.check()
             asked, delivered = _plan(request, watch)
-            stream = _Stream(request, asked, delivered, client, record, deaths, cause, broke_at, {member.name})
+            stream = _Stream(request, asked, delivered, client, record, poison_guard, cause, broke_at, {member.name})
             return await self._go_on(stream)
-        except GivenUp:
+        except PoisonRequest:
             record.resumptions.append(Resumption(cause, "failed"))
             raise
         except Unsafe as unsafe:
@@ -176,7 +176,7 @@ class Resumer:
                     )
                 except (WorkerDied, WorkerErred, WorkerSilent) as error:
                     stream.record.fail_attempt(error.cause)
-                    is_free = self._heed(stream, member, self._routing.on_failed(member, error))
+                    is_free = self._heed(stream, member, self._selector.on_failed(member, error))
                     attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
                 except ReplyTooLarge:
                     stream.record.fail_attempt(ReplyTooLarge.cause)
@@ -194,16 +194,16 @@ class Resumer:
                     stream.cause, stream.broke_at = CAUSES[end], self._clock()
                     stream.record.fail_attempt(CAUSES[end], broke=True)
                     is_free = end is StreamEnd.DIED
-                stream.deaths.require_fewer()
+                stream.poison_guard.check()
                 stream.failed.add(member.name)
         finally:
             self._budget.retrying -= retries
         raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
 
-    def _heed(self, stream: _Stream, member: Member, refusal: Refusal) -> bool:
+    def _heed(self, stream: _Stream, member: Member, refusal: AttemptRefusal) -> bool:
         """True if the next attempt costs nothing of the budget."""
         if refusal.is_death:
-            stream.deaths.add(member.name, stream.record.chunks)
+            stream.poison_guard.add(member.name, stream.record.chunks)
         return refusal.is_free
 
     async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
@@ -211,8 +211,8 @@ class Resumer:
         pause_s = LOOK_AGAIN_S
         while True:
             with contextlib.suppress(Unavailable):
-                facts, ranking = self._routing.rank(stream.request)
-                for member in map(self._routing.fleet.member, ranking.order):
+                facts, ranking = self._selector.rank(stream.request)
+                for member in map(self._selector.fleet.member, ranking.order):
                     if member.name not in stream.failed:
                         return member, facts
             if self._clock() - stream.broke_at >= self._rules.wait_s:
@@ -251,29 +251,29 @@ class Resumer:
         stream.record.begin_attempt(member.name)
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         if member.removed:  # while it was asked for the seam: its position may be another's
-            raise _Refused(Refusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
+            raise _Refused(AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
         request = self._rest_of(stream, given, member, seam)
-        watch = ContinuedWatch(stream.asked, stream.delivered.copy(), seam)
+        watch = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
         stream.record.tally = watch
-        lease, cached = self._routing.send_to(member, stream.request, facts)
+        lease, cached = self._selector.send_to(member, stream.request, facts)
         with lease, self._upstream.exchange(member.address) as exchange:
             try:
                 reply = await exchange.ask(
-                    request, watch, stream.client.memory, self._routing.first_event_s(member, facts, cached)
+                    request, watch, stream.client.memory, self._selector.first_event_s(member, facts, cached)
                 )
                 await self._require_rest(stream, member, reply, watch)
                 exchange.require_unbroken()
             except (AttemptFailed, _Refused):
-                self._routing.on_unanswered(stream.request, lease)
+                self._selector.on_unanswered(stream.request, lease)
                 if watch.unsafe:
                     raise Unsafe(watch.unsafe) from None
                 raise
             lease.on_first_token(self._clock())
             return await self._relay(stream, member, exchange, watch, "exact" if seam else "text")
 
-    async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedWatch) -> None:
+    async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedFilter) -> None:
         """Is this the rest of the answer? Raises AttemptFailed, _Refused, Unsafe."""
-        if (refusal := self._routing.on_answered(member, reply, stream.request.model)) is not None:
+        if (refusal := self._selector.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         if not reply.is_stream:
             raise Unsafe("refused")
@@ -281,7 +281,7 @@ class Resumer:
             raise Unsafe("leak")
 
     async def _relay(
-        self, stream: _Stream, member: Member, exchange: Exchange, watch: ContinuedWatch, outcome: str
+        self, stream: _Stream, member: Member, exchange: Exchange, watch: ContinuedFilter, outcome: str
     ) -> StreamEnd:
         """Raises Unsafe."""
         record = stream.record
@@ -291,8 +291,8 @@ class Resumer:
         end = await exchange.relay(stream.client, record)
         if watch.unsafe:
             raise Unsafe(watch.unsafe)
-        if end in CAUSES and self._routing.on_stream_end(member, end, watch.error):
-            stream.deaths.add(member.name, record.chunks)
+        if end in CAUSES and self._selector.on_stream_end(member, end, watch.error):
+            stream.poison_guard.add(member.name, record.chunks)
         if end in CAUSES and watch.finished:
             stream.client.end_stream(watch.rest())
             record.resumptions.append(Resumption(CAUSES[end], "finished"))
@@ -300,7 +300,7 @@ class Resumer:
         elif watch.error and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
             raise Unsafe("refused")  # the worker is well: it is the request that cannot go on
         if end is StreamEnd.DONE:
-            self._routing.remember(stream.request, member, record, watch.usage)
+            self._selector.remember(stream.request, member, record, watch.usage)
         return end
 
     def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
@@ -326,7 +326,7 @@ class Resumer:
         body = msgspec.json.encode({"model": stream.request.model, "tokens": ids})
         with self._upstream.exchange(member.address) as exchange:
             reply = await exchange.post("/detokenize", body, TEXT_OF_S)
-        if (refusal := self._routing.on_answered(member, reply, stream.request.model)) is not None:
+        if (refusal := self._selector.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         try:
             return msgspec.json.decode(reply.body, type=_Text).prompt
@@ -334,7 +334,7 @@ class Resumer:
             raise Unsafe("seam") from None
 
 
-def _finish(request: Request, watch: EventWatch, client: Client) -> None:
+def _finish(request: Request, watch: StreamFilter, client: Client) -> None:
     """All of the answer came, but for what follows it: no worker is needed. Raises Unsafe."""
     events = watch.rest()
     if watch.transcript is not None and watch.usage is None and not request.hides_usage:
@@ -350,7 +350,7 @@ def _read(transcript: Transcript) -> Delivered:
         raise Unsafe("parsed") from None
 
 
-def _plan(request: Request, watch: EventWatch) -> tuple[Asked, Delivered]:
+def _plan(request: Request, watch: StreamFilter) -> tuple[Asked, Delivered]:
     """What was asked, and what of it the client has. Raises Unsafe."""
     if watch.transcript is None:
         raise Unsafe("route")

@@ -15,7 +15,7 @@ from router.core.fleet.capacity import NEAR
 from router.core.fleet.facts import Facts
 from router.core.fleet.fleet import Fleet, Lease, Member
 from router.core.fleet.ring import Ring
-from router.core.index.cache_use import Misses
+from router.core.index.cache_use import CacheMisses
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
@@ -51,7 +51,7 @@ NO_MODEL = "no_model"
 """The cause of a refusal by a worker that does not serve a model of its list: the list is old."""
 
 
-class Refusal(NamedTuple):
+class AttemptRefusal(NamedTuple):
     """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget. ``is_death``: the worker had
     the request, and died."""
 
@@ -60,7 +60,7 @@ class Refusal(NamedTuple):
     is_free: bool
     is_death: bool = False
 
-    def or_sooner(self, before: Refusal | None) -> Refusal:
+    def or_sooner(self, before: AttemptRefusal | None) -> AttemptRefusal:
         """Of two workers that are busy, the one that may be asked again sooner; else this. A worker that has not got the model
         says nothing of the others."""
         if before is not None and self.cause == NO_MODEL:
@@ -70,7 +70,7 @@ class Refusal(NamedTuple):
         return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
 
 
-class Routing:
+class WorkerSelector:
     """One for the process."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Routing:
         self._clock = clock
         self._min_first_event_s = min_first_event_s
         self._ring = Ring({})
-        self.misses = Misses()
+        self.misses = CacheMisses()
 
     def use_ring(self, ring: Ring) -> None:
         """The membership changed; a ring is replaced as a whole."""
@@ -143,36 +143,42 @@ class Routing:
 
     # What answers and failures say of a worker's health
 
-    def on_answered(self, member: Member, reply: Reply, model: str) -> Refusal | None:
+    def on_answered(self, member: Member, reply: Reply, model: str) -> AttemptRefusal | None:
         """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
         are answered without its engine."""
         now = self._clock()
         verdict = judge(reply.status)
         if verdict is Verdict.BUSY:
-            return Refusal(WorkersBusy("all workers are busy", retry_after_s=_retry_after(reply)), BUSY, is_free=True)
+            return AttemptRefusal(
+                WorkersBusy("all workers are busy", retry_after_s=_retry_after(reply)), BUSY, is_free=True
+            )
         if verdict is Verdict.FAILED:
             self._heed(member, member.health.on_error_answer(now))
             is_death = says_engine_died(reply.body)
-            return Refusal(WorkerError("the workers answered with errors"), "error", is_free=False, is_death=is_death)
+            return AttemptRefusal(
+                WorkerError("the workers answered with errors"), "error", is_free=False, is_death=is_death
+            )
         if reply.status == 404 and says_no_model(reply.body, model):
             self.fleet.disown(member, model)
-            return Refusal(ModelNotFound.of(model), NO_MODEL, is_free=True)
+            return AttemptRefusal(ModelNotFound.of(model), NO_MODEL, is_free=True)
         if reply.status < 400:
             self._heed(member, member.health.on_success(now))
         return None
 
-    def on_failed(self, member: Member, error: WorkerDied | WorkerErred | WorkerSilent) -> Refusal:
+    def on_failed(self, member: Member, error: WorkerDied | WorkerErred | WorkerSilent) -> AttemptRefusal:
         now = self._clock()
         if isinstance(error, WorkerDied):
             self._heed(member, member.health.on_death(now))
             is_death = not isinstance(error, CannotConnect)
-            return Refusal(WorkerError("the workers did not answer"), error.cause, is_free=True, is_death=is_death)
+            return AttemptRefusal(
+                WorkerError("the workers did not answer"), error.cause, is_free=True, is_death=is_death
+            )
         if isinstance(error, WorkerErred):
             self._heed(member, member.health.on_error_answer(now))
-            return Refusal(WorkerError("the workers answered with errors"), error.cause, is_free=False)
+            return AttemptRefusal(WorkerError("the workers answered with errors"), error.cause, is_free=False)
         if not isinstance(error, WorkerSlow):
             self._heed(member, member.health.on_timeout(now))
-        return Refusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
+        return AttemptRefusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
 
     def on_stream_end(self, member: Member, end: StreamEnd, error: bytes) -> bool:
         """``error``: the event by which the worker said that it failed, if it did. True if the worker died."""

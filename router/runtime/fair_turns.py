@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 
-class TenantTurns:
+class FairTurns:
     """``max_calls``: under way at once, of all owners. ``max_owner_calls``: of one owner. ``max_waiting``: of one owner; a call
     beyond is refused. ``max_wait_s``: a call that has waited for so long is refused. ``refuse`` makes the error."""
 
@@ -108,7 +108,7 @@ class TenantTurns:
 
 
 class _Turn:
-    def __init__(self, turns: TenantTurns, owner: str) -> None:
+    def __init__(self, turns: FairTurns, owner: str) -> None:
         self._turns = turns
         self._owner = owner
 

@@ -65,9 +65,9 @@ def untie_error(error: BaseException | None) -> None:
 class Trimmer:
     """Looks now and then. How much is free cannot be told: what a trim has returned counts as free to glibc all the same."""
 
-    def __init__(self, measure: Callable[[], int] = resident_bytes, give_back: Callable[[], None] = trim) -> None:
+    def __init__(self, measure: Callable[[], int] = resident_bytes, release_later: Callable[[], None] = trim) -> None:
         self._measure = measure
-        self._give_back = give_back
+        self._give_back = release_later
         self._first_bytes = measure()
 
     async def run(self) -> None:

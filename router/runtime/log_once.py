@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Complaint:
+class LogOnce:
     def __init__(self) -> None:
         self._told = ""
         self.failures = 0

@@ -19,7 +19,7 @@ from router.server import status
 from router.server.audit import Audit
 from router.server.auth import bearer_token
 from router.server.errors import SERVER
-from router.server.guesses import WINDOW_S, Guesses
+from router.server.failed_logins import WINDOW_S, FailedLogins
 from router.server.origins import is_machines_own, is_own_page
 from router.server.status.feed import StatusFeed, TooManyViewers
 
@@ -60,10 +60,10 @@ class AdminPort:
         decisions: deque[Record],
         feed: StatusFeed,
         audit: Audit,
-        guesses: Guesses,
+        failed_logins: FailedLogins,
     ) -> None:
         self._token = token.encode()
-        self._guesses = guesses
+        self._failed_logins = failed_logins
         self._audit = audit
         self._metrics = metrics
         self._workers = workers
@@ -132,13 +132,13 @@ class AdminPort:
         required = web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
         if not given:
             return required
-        if not self._guesses.may_try(request.remote):
+        if not self._failed_logins.may_try(request.remote):
             retry = {"Retry-After": str(round(WINDOW_S))}
             return web.Response(status=429, text="too many wrong tokens from this address: wait\n", headers=retry)
         token = bearer_token(given[0]) if len(given) == 1 else ""
         if hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token):
             return None
-        self._guesses.was_wrong(request.remote)
+        self._failed_logins.was_wrong(request.remote)
         return required
 
 

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from aiohttp import web
 
 from router.core.errors import InvalidApiKey
-from router.core.tenants.keyring import Keyring, Refusal
+from router.core.tenants.keyring import AuthRefusal, Keyring
 from router.core.tenants.tenant import Caller
 from router.server.audit import Audit
 from router.server.key_connections import Connection, KeyConnections
@@ -49,7 +49,7 @@ class KeyGate:
         self.connections = KeyConnections(max_connections)
         self._audit = audit
         self._now = now
-        self.refusals = dict.fromkeys(Refusal, 0)
+        self.refusals = dict.fromkeys(AuthRefusal, 0)
 
     def admit(self, request: web.BaseRequest, *, takes_x_api_key: bool = False) -> Caller:
         keys, now = _presented(request, takes_x_api_key=takes_x_api_key), self._now()
@@ -74,13 +74,15 @@ def _presented(request: web.BaseRequest, *, takes_x_api_key: bool) -> list[str]:
     return [key for key in keys if key]
 
 
-def _refusal(request: web.BaseRequest, found: Collection[Caller | Refusal], *, takes_x_api_key: bool) -> Refusal:
+def _refusal(
+    request: web.BaseRequest, found: Collection[Caller | AuthRefusal], *, takes_x_api_key: bool
+) -> AuthRefusal:
     """Why no key of the head is taken: ``found`` has what each opens."""
-    refusals = [each for each in found if isinstance(each, Refusal)]
+    refusals = [each for each in found if isinstance(each, AuthRefusal)]
     if refusals:
-        return next((each for each in refusals if each is not Refusal.UNKNOWN), Refusal.UNKNOWN)
+        return next((each for each in refusals if each is not AuthRefusal.UNKNOWN), AuthRefusal.UNKNOWN)
     is_shown = "Authorization" in request.headers or (takes_x_api_key and "x-api-key" in request.headers)
-    return Refusal.MALFORMED if is_shown else Refusal.ABSENT  # malformed: also two keys that would both open
+    return AuthRefusal.MALFORMED if is_shown else AuthRefusal.ABSENT  # malformed: also two keys that would both open
 
 
 def bearer_token(authorization: str) -> str:

@@ -9,7 +9,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from router.runtime.log_once import Complaint
+from router.runtime.log_once import LogOnce
 from router.server.listen import tls_context
 
 log = logging.getLogger("warmroute.tls")
@@ -22,7 +22,7 @@ class Certificate:
         self._cert = cert
         self._key = key
         self._reload_s = reload_s
-        self._complaint = Complaint()
+        self._complaint = LogOnce()
         self._content, self._newest = self._load()
         self.context = self._newest
         """What to listen with: each handshake goes on with the newest."""

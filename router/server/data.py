@@ -44,7 +44,7 @@ from router.server.client import ClientConnection
 from router.server.errors import ANTHROPIC_ROUTES, SERVER, error_response
 from router.server.openapi import describe
 from router.server.origins import Origins
-from router.server.page_routes import Call, Match, StateRoutes
+from router.server.page_routes import Call, Match, PageRoutes
 from router.server.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.slow_reader import stall_rule
 from router.wire.body_limits import BodyLimits
@@ -106,7 +106,7 @@ class DataPort:
         memory: MemoryBudget,
         parsers: Parsers,
         tenant_limits: Limits,
-        state: StateRoutes | None = None,
+        state: PageRoutes | None = None,
         *,
         resumes: bool = True,
     ) -> None:

@@ -73,7 +73,7 @@ class Match:
     by_method: Mapping[str, Page]
 
 
-class StateRoutes:
+class PageRoutes:
     """``describe``: the same routes for machines; see ``server.openapi``."""
 
     def __init__(self, doors: Sequence[Pages], describe: DescribePages) -> None:

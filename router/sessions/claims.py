@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from router.core.request.request import Tenant
-from router.sessions.release import Errands
+from router.sessions.release import LeaseReleaser
 from router.sessions.stores.contract import Begun, Sid, Store
 
 RENEWALS = 3
@@ -38,7 +38,7 @@ class Claims:
 
     def __init__(self, store: Store, lease_s: float, max_give_backs: int, clock: Callable[[], float]) -> None:
         self._store = store
-        self.errands = Errands(clock, max_give_backs)
+        self.releaser = LeaseReleaser(clock, max_give_backs)
         self._lease_s = lease_s
         self._clock = clock
         self.live: set[Claim] = set()
@@ -58,7 +58,7 @@ class Claims:
             if claim.fence and now - claim.renewed_at > self._lease_s / RENEWALS:
                 claim.renewed_at = now
                 renew = partial(self._store.renew, claim.sid, claim.owner, claim.fence, self._lease_s)
-                self.errands.renew(renew)
+                self.releaser.renew(renew)
 
     @contextmanager
     def wanted(self, sid: Sid, owner: Tenant) -> Iterator[Claim]:
@@ -92,9 +92,9 @@ class Claims:
     def _give_up(self, claim: Claim) -> None:
         if claim.fence:
             release = partial(self._store.release, claim.sid, claim.owner, claim.fence)
-            self.errands.give_back(release, self._lease_s)
+            self.releaser.release_later(release, self._lease_s)
         elif claim.is_asked and not claim.turn:
             leave = partial(self._store.leave, claim.sid, claim.owner, claim.token)
-            self.errands.give_back(leave, self._lease_s)
+            self.releaser.release_later(leave, self._lease_s)
         if (ending := self.endings.pop(claim.sid, None)) is not None:
             ending.set()

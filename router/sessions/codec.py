@@ -23,14 +23,14 @@ MAX_ANSWER_BYTES = 64 << 20
 """Of one answer's events, or of a whole one that is decoded: more than any session may have, framing and all."""
 
 
-class Kept(NamedTuple):
+class StoredAnswer(NamedTuple):
     """What of an answer goes into the log. ``tokens``: as the worker counted; 0 where it did not say."""
 
     messages: Sequence[bytes]
     tokens: int
 
 
-class Door(Protocol):
+class AnswerCodec(Protocol):
     """One turn's. Chat completions in; out come what the door's clients read, and the answer. Raises BadAnswer."""
 
     def events(self, events: bytes) -> bytes:
@@ -53,7 +53,7 @@ class Door(Protocol):
         """Before anything else: which turn it is, and the number that its answer will have in the log."""
         ...
 
-    def kept(self) -> Kept:
+    def kept(self) -> StoredAnswer:
         """After the stream's last event, or ``whole``."""
         ...
 
@@ -66,14 +66,14 @@ class Door(Protocol):
         ...
 
 
-class HeldClient:
+class CommitGate:
     """A client for dispatch. ``reply``: what is held of an answer that is not streamed, or no answer at all."""
 
     is_chunked = False  # the splice hands over whole events, which may be made into others here
 
-    def __init__(self, client: Client, door: Door) -> None:
+    def __init__(self, client: Client, codec: AnswerCodec) -> None:
         self._client = client
-        self._door = door
+        self._codec = codec
         self._head = b""
         self._event_bytes = 0
         self.record: Record | None = None
@@ -106,7 +106,7 @@ class HeldClient:
             self.error = self.error or WorkerError(message, retryable=False)
             return
         try:
-            out = self._door.events(data)
+            out = self._codec.events(data)
         except BadAnswer:
             self.error = self.error or WorkerError("the worker's answer cannot be understood")
             return
@@ -142,7 +142,7 @@ class HeldClient:
     def translate(self) -> None:
         """A reply that is not streamed, as the door's clients read it. Raises BadAnswer."""
         if self.reply is not None:
-            self.reply = msgspec.structs.replace(self.reply, content=self._door.whole(self.reply.body))
+            self.reply = msgspec.structs.replace(self.reply, content=self._codec.whole(self.reply.body))
 
     async def finish(self) -> None:
         """The turn is saved: let the client have the end."""
@@ -151,7 +151,7 @@ class HeldClient:
         elif not self._client.is_closing():
             if self._head:
                 self._client.write(self._take_head())
-            self._client.end_stream(self._door.ending())
+            self._client.end_stream(self._codec.ending())
 
     async def refuse(self) -> None:
         """The worker found the request wrong, and says why."""
@@ -167,7 +167,7 @@ class HeldClient:
             self.record.outcome = error.code  # the worker's part was well, and the client was not told so
         if self._head and not self._client.is_closing():
             self._client.write(self._take_head())
-        if events := self._door.failure(error):
+        if events := self._codec.failure(error):
             self._client.end_stream(events)
         elif self._event:
             self._client.break_off_with(self._event)

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from router.core.tenants.tenant import TenantRules
 from router.runtime.series import counter
-from router.sessions.context_window import Upkeep
+from router.sessions.context_window import ContextWindow
 from router.sessions.recall.index import MeasuredIndex
 from router.sessions.recall.sqlite import SqliteIndex
 
@@ -40,31 +40,39 @@ class ContextCollector(Collector):
     """``tenants``: those that are configured."""
 
     def __init__(
-        self, upkeep: Upkeep, index: MeasuredIndex, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]
+        self,
+        context_window: ContextWindow,
+        index: MeasuredIndex,
+        max_waiting: int,
+        tenants: Callable[[], Sequence[TenantRules]],
     ) -> None:
-        self._upkeep = upkeep
+        self._context_window = context_window
         self._index = index
         self._max_waiting = max_waiting
         self._tenants = tenants
 
     def collect(self) -> Iterator[Metric]:
-        views, janitor, counts = self._upkeep.views, self._upkeep.janitor, self._upkeep.views.counts
+        views, compactor, counts = (
+            self._context_window.views,
+            self._context_window.compactor,
+            self._context_window.views.counts,
+        )
         yield counter("context_raw_tokens", "Of turns' prompts, as whole logs make them.", counts.raw, "strategy")
         yield counter("context_sent_tokens", "Of turns' prompts, as they were sent.", counts.sent, "strategy")
         yield counter(
             "compactions",
             "Histories looked at by the janitor, by what came of it, and cut in a turn.",
-            {**janitor.results, **views.cuts},
+            {**compactor.results, **views.cuts},
             "result",
         )
         yield CounterMetricFamily(
             "warmroute_recomputed_tokens", "Of prompts, what a cut made workers compute anew.", counts.recomputed_tokens
         )
-        yield counter("janitor_tokens", "What notes cost, as models counted.", janitor.tokens, "kind")
-        yield GaugeMetricFamily("warmroute_janitor_waiting", "Sessions that wait for the janitor.", janitor.waiting)
+        yield counter("janitor_tokens", "What notes cost, as models counted.", compactor.tokens, "kind")
+        yield GaugeMetricFamily("warmroute_janitor_waiting", "Sessions that wait for the janitor.", compactor.waiting)
         yield GaugeMetricFamily("warmroute_max_janitor_waiting", "How many may.", self._max_waiting)
         yield counter(
-            "recalls", "Searches for what left a prompt, by outcome.", self._upkeep.recaller.results, "outcome"
+            "recalls", "Searches for what left a prompt, by outcome.", self._context_window.recaller.results, "outcome"
         )
         yield CounterMetricFamily(
             "warmroute_recalls_by_words_alone",
@@ -78,19 +86,19 @@ class ContextCollector(Collector):
         yield CounterMetricFamily(
             "warmroute_recall_index_failures",
             "Calls that came to nothing by which the index follows sessions.",
-            self._upkeep.recaller.index_failures,
+            self._context_window.recaller.index_failures,
         )
         yield GaugeMetricFamily(
             "warmroute_context_hit_ratio",
             "Share of what earlier turns had that workers had cached, as the cost of carrying is reckoned.",
-            views.economy.hits,
+            views.cache_costs.hits,
         )
-        yield GaugeMetricFamily("warmroute_context_growth_tokens", "Tokens that a turn adds.", views.economy.growth)
+        yield GaugeMetricFamily("warmroute_context_growth_tokens", "Tokens that a turn adds.", views.cache_costs.growth)
         left = GaugeMetricFamily(
-            "warmroute_tenant_notes_tokens_left", "Of the day's budget for notes.", labels=("tenant",)
+            "warmroute_tenant_summary_tokens_left", "Of the day's budget for notes.", labels=("tenant",)
         )
         for rules in self._tenants():
-            if (tokens := janitor.budget.left(rules)) is not None:
+            if (tokens := compactor.budget.left(rules)) is not None:
                 left.add_metric((rules.tenant,), tokens)
         yield left
 

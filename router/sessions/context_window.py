@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from router.core.request.record import Record
-from router.sessions.compactor import Janitor
+from router.sessions.compactor import Compactor
 from router.sessions.context.history import History
 from router.sessions.context.messages import has_media
 from router.sessions.planner import Ask, Plan
@@ -29,10 +29,10 @@ class Counts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
+class ContextWindow:
     views: Views
     recaller: Recaller
-    janitor: Janitor
+    compactor: Compactor
     counts: Counts
 
     async def count(self, ask: Ask) -> Ask:
@@ -86,8 +86,8 @@ class Upkeep:
         if record is not None and record.prompt_tokens:
             prompt = plan.prompt
             self.counts.learn(ask.incoming.model, prompt.tokens, len(prompt.messages), record.prompt_tokens)
-        if (look := self.views.on_end(ask, history, plan, record)) is not None:
-            self.janitor.want(sid, ask, look)
+        if (view_plan := self.views.on_end(ask, history, plan, record)) is not None:
+            self.compactor.submit(sid, ask, view_plan)
 
 
 def _as_messages(tools: Sequence[Any] | None) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from router.core.request.record import Record
 from router.sessions.context.entry import Kind
 from router.sessions.context.history import History
 from router.sessions.context.messages import split_system
-from router.sessions.planner import Ask, DoorName, Plan
+from router.sessions.planner import ApiName, Ask, Plan
 
 OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
 
@@ -18,7 +18,7 @@ OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
 @dataclass(slots=True)
 class TurnCounts:
     turns: dict[tuple[str, str], int] = field(
-        default_factory=lambda: dict.fromkeys(product(get_args(DoorName), OUTCOMES), 0)
+        default_factory=lambda: dict.fromkeys(product(get_args(ApiName), OUTCOMES), 0)
     )
     """By door and outcome."""
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))

@@ -29,18 +29,18 @@ from router.core.request.request import Tenant
 from router.sessions.context.copies import TURN, Copy, copy_of
 from router.sessions.context.entry import BadEntry, Draft, Kind, encode_turn
 from router.sessions.context.history import ITEM_OVERHEAD_BYTES, History, Item
-from router.sessions.context.view import WHOLE, BadView, NewerView, View, Wishes, decode_view, encode_view
-from router.sessions.history_cache import HotHistories
+from router.sessions.context.view import WHOLE, BadView, ContextOverrides, NewerView, View, decode_view, encode_view
+from router.sessions.history_cache import HistoryCache
 from router.sessions.stores.contract import (
-    NOTHING,
+    EMPTY,
     Append,
     Begin,
     Begun,
     Busy,
     Corrupt,
     Crowded,
+    Cursor,
     Fenced,
-    Known,
     Loaded,
     OwnerFull,
     Repeated,
@@ -75,7 +75,7 @@ class NoSuchItem(Exception):
     """What a copy is to end with does not count: its turn has not ended, or it was deleted."""
 
 
-class Behind(NamedTuple):
+class TurnPosition(NamedTuple):
     """A place in a log: a turn, and the number that was foreseen for its last entry when it began."""
 
     turn: int
@@ -109,7 +109,7 @@ class Histories:
     def __init__(
         self,
         store: Store,
-        hot: HotHistories,
+        cache: HistoryCache,
         wall_clock: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
@@ -129,7 +129,7 @@ class Histories:
         """What was refused since its tenant has stored as much as it may."""
         self.observe_size = observe_size
         self._clock = clock
-        self.hot = hot
+        self.cache = cache
         self._wall_clock = wall_clock
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
@@ -150,10 +150,10 @@ class Histories:
         met the entries before."""
         first_number = head - len(entries) + 1
         if not 0 < first_number <= history.head + 1:
-            self.hot.forget(Sid(history.sid))  # others wrote in between, or nobody knows
+            self.cache.forget(Sid(history.sid))  # others wrote in between, or nobody knows
             return
         history.add(entries, first_number)
-        self.hot.keep(Sid(history.sid), history)
+        self.cache.keep(Sid(history.sid), history)
 
     def encode(self, history: History, drafts: Sequence[Draft], turn: int, *, ends: bool) -> list[bytes]:
         """What is next of that turn, as entries behind those that the history has of it."""
@@ -182,11 +182,11 @@ class Histories:
 
     async def load(self, sid: Sid, owner: Tenant) -> tuple[History, Loaded]:
         """Raises SessionNotFound."""
-        known = self.hot.known(sid)
+        known = self.cache.known(sid)
         began_at = self._clock()
         loaded = await self.ask(self.store.load(sid, owner, known))
         if loaded is None:
-            self.hot.forget(sid)
+            self.cache.forget(sid)
             raise SessionNotFound("there is no such session")
         self._observe_fetch(loaded, began_at)
         history = await self.follow(sid, owner, known, loaded)
@@ -196,26 +196,26 @@ class Histories:
     async def log_of(self, sid: Sid, owner: Tenant) -> list[bytes]:
         """All entries, oldest first; none where there is no such session. Of no more than one generation."""
         entries: list[bytes] = []
-        known = NOTHING
+        known = EMPTY
         while (loaded := await self.ask(self.store.load(sid, owner, known))) is not None:
             if loaded.starts_over:
                 entries.clear()
             entries += loaded.tail
             if len(entries) >= loaded.head:
                 return entries
-            known = Known(loaded.generation, len(entries), loaded.epoch)
+            known = Cursor(loaded.generation, len(entries), loaded.epoch)
         return []
 
-    async def follow(self, sid: Sid, owner: Tenant, known: Known, found: Begun | Loaded) -> History:
-        """The history, with what the store told beyond ``known``, and what that left out. A long log is read in parts, with
+    async def follow(self, sid: Sid, owner: Tenant, cursor: Cursor, found: Begun | Loaded) -> History:
+        """The history, with what the store told beyond ``cursor``, and what that left out. A long log is read in parts, with
         others served in between. Raises SessionNotFound."""
         if found.starts_over:
-            self.hot.forget(sid)
-        history = self.hot.find(sid, owner, NOTHING if found.starts_over else known, found.generation)
+            self.cache.forget(sid)
+        history = self.cache.find(sid, owner, EMPTY if found.starts_over else cursor, found.generation)
         if history is None:
             return (await self.load(sid, owner))[0]
         began_at = self._clock()
-        first_number = 1 if found.starts_over or known.generation != found.generation else known.head + 1
+        first_number = 1 if found.starts_over or cursor.generation != found.generation else cursor.head + 1
         try:
             await _add_all(history, found.tail, first_number)
             while found.tail and history.head < found.head:
@@ -223,18 +223,18 @@ class Histories:
             if found.view is not None:
                 history.use_view(self._view_of(found.view, sid), found.epoch)
         except (BadEntry, NewerView) as error:
-            self.hot.forget(sid)
+            self.cache.forget(sid)
             raise _unreadable(str(error), sid) from None
         self.observe_load(_tier_of(found), "parse", self._clock() - began_at)
-        self.hot.keep(sid, history)
+        self.cache.keep(sid, history)
         return history
 
     async def _read_on(self, history: History, sid: Sid, owner: Tenant) -> None:
         """Raises SessionNotFound, BadEntry."""
-        known = Known(history.generation, history.head, history.epoch)
+        known = Cursor(history.generation, history.head, history.epoch)
         more = await self.ask(self.store.load(sid, owner, known))
         if more is None or more.generation != history.generation or more.starts_over:
-            self.hot.forget(sid)
+            self.cache.forget(sid)
             raise SessionNotFound("there is no such session")  # it was deleted just now
         await _add_all(history, more.tail, known.head + 1)
 
@@ -268,11 +268,11 @@ class Histories:
                 if await self.commit_view(history, history.view):
                     return
 
-    async def wish(self, sid: Sid, owner: Tenant, wishes: Wishes) -> History:
+    async def override(self, sid: Sid, owner: Tenant, overrides: ContextOverrides) -> History:
         """Of the session, from its next turn on. Raises SessionNotFound, SessionBusy."""
         for _ in range(ATTEMPTS):
             history, _ = await self.load(sid, owner)
-            if await self.commit_view(history, msgspec.structs.replace(history.view, wishes=wishes)):
+            if await self.commit_view(history, msgspec.structs.replace(history.view, overrides=overrides)):
                 return history
         raise SessionBusy("the session's context is being changed by others", retry_after_s=1)
 
@@ -286,7 +286,7 @@ class Histories:
         owner: Tenant,
         lifetime_s: float,
         *,
-        upto: int | Behind | None = None,
+        upto: int | TurnPosition | None = None,
         attributes: bytes = b"",
     ) -> bool:
         """A session of its own that begins as this one, up to the item of that number or the turn's answer, with the system
@@ -355,12 +355,12 @@ class Histories:
             except Fenced:
                 raise _changed() from None
 
-    async def as_of(self, sid: Sid, owner: Tenant, behind: Behind) -> History:
+    async def as_of(self, sid: Sid, owner: Tenant, after: TurnPosition) -> History:
         """As it stood behind that turn: to be read, not to be written. Raises SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
-        if history.last_turn == behind.turn:
+        if history.last_turn == after.turn:
             return history
-        return self._aside(sid, owner, _copy_upto(history, behind))
+        return self._aside(sid, owner, _copy_upto(history, after))
 
     def aside(self, history: History) -> History:
         """A copy that is no session: to be read and cut, not to be written."""
@@ -385,11 +385,11 @@ class Histories:
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         """False: there is none. One that cannot be read, or not in time, is deleted all the same."""
-        known = self.hot.get(sid)
+        known = self.cache.get(sid)
         if known is None:
             with suppress(SessionNotFound, SessionCorrupt, StateUnavailable):
                 known, _ = await self.load(sid, owner)
-        self.hot.forget(sid)
+        self.cache.forget(sid)
         is_deleted = await self.ask(self.store.delete(sid, owner))
         if is_deleted and known is not None and known.owner == owner:
             known.is_deleted = True
@@ -463,13 +463,13 @@ def _still(history: History) -> History:
     return still
 
 
-def _prepare_copy(history: History, upto: int | Behind | None) -> tuple[Copy, list[Sequence[Draft]], int]:
+def _prepare_copy(history: History, upto: int | TurnPosition | None) -> tuple[Copy, list[Sequence[Draft]], int]:
     """With its parts, and how large it is. Raises NoSuchItem."""
     found = _copy_upto(history, upto)
     return found, list(_parts_of(found.drafts or [Draft(Kind.END, b"null")])), _size_of(found.drafts)
 
 
-def _copy_upto(history: History, upto: int | Behind | None) -> Copy:
+def _copy_upto(history: History, upto: int | TurnPosition | None) -> Copy:
     """Raises NoSuchItem."""
     end = len(history.items)
     if upto is not None:
@@ -479,7 +479,7 @@ def _copy_upto(history: History, upto: int | Behind | None) -> Copy:
     return copy_of(history, end)
 
 
-def _is_at(item: Item, place: int | Behind) -> bool:
+def _is_at(item: Item, place: int | TurnPosition) -> bool:
     """An answer has the number that was foreseen for it, or a later one where another turn's late end came between."""
     if isinstance(place, int):
         return item.number == place

@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 from router.core.request.request import Tenant
 from router.sessions.context.history import History
-from router.sessions.stores.contract import NOTHING, Known, Sid
+from router.sessions.stores.contract import EMPTY, Cursor, Sid
 
 
-class HotHistories:
+class HistoryCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
@@ -19,21 +19,21 @@ class HotHistories:
     def __len__(self) -> int:
         return len(self._histories)
 
-    def known(self, sid: Sid) -> Known:
+    def known(self, sid: Sid) -> Cursor:
         """What the store need not send."""
         history = self._histories.get(sid)
-        return NOTHING if history is None else Known(history.generation, history.head, history.epoch)
+        return EMPTY if history is None else Cursor(history.generation, history.head, history.epoch)
 
     def get(self, sid: Sid) -> History | None:
         return self._histories.get(sid)
 
-    def find(self, sid: Sid, owner: Tenant, known: Known, generation: str) -> History | None:
-        """Where to read on, for a store that was told ``known`` and has that generation. None: what was known was pushed out
+    def find(self, sid: Sid, owner: Tenant, cursor: Cursor, generation: str) -> History | None:
+        """Where to read on, for a store that was told ``cursor`` and has that generation. None: what was known was pushed out
         since; ask again."""
         history = self._histories.get(sid)
-        if history is not None and history.generation == generation and history.head >= known.head:
+        if history is not None and history.generation == generation and history.head >= cursor.head:
             return history
-        return None if known.head and known.generation == generation else History(sid, owner, generation)
+        return None if cursor.head and cursor.generation == generation else History(sid, owner, generation)
 
     def keep(self, sid: Sid, history: History) -> None:
         """The history is used, and may have grown. Nothing, if somebody has read further meanwhile."""

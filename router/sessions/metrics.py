@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from router.core.request.request import Tenant
 from router.runtime.series import counter
-from router.sessions.store_health import StoreWatch
+from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import Usage
 from router.sessions.stores.opened import OpenedStore
 from router.sessions.turns import Turns
@@ -21,7 +21,7 @@ BYTE_BUCKETS = tuple(4**power for power in range(5, 14))
 """From a KiB to 64 MiB."""
 
 
-class StateMetrics:
+class SessionMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         overhead = Histogram(
             "warmroute_turn_overhead_seconds",
@@ -65,13 +65,13 @@ class StateMetrics:
         self._bytes.observe(item_bytes)
 
 
-class StateCollector(Collector):
+class SessionCollector(Collector):
     """``tenants``: those that have keys, and no others are labels."""
 
-    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreWatch, tenants: Collection[Tenant]) -> None:
+    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreHealth, tenants: Collection[Tenant]) -> None:
         self._tenants = tenants
         self._turns = turns
-        self._hot = turns.histories.hot
+        self._cache = turns.histories.cache
         self._store = store
         self._watch = watch
 
@@ -84,7 +84,7 @@ class StateCollector(Collector):
         yield counter(
             "turn_prefixes", "Turns behind others, by whether their prefix was cached.", counts.prefixes, "state"
         )
-        breaks = {**counts.breaks, **self._turns.upkeep.views.counts.breaks}
+        breaks = {**counts.breaks, **self._turns.context_window.views.counts.breaks}
         yield counter(
             "prefix_breaks", "Turns whose prompt began otherwise, or was in no cache any more.", breaks, "cause"
         )
@@ -98,13 +98,13 @@ class StateCollector(Collector):
             "warmroute_resent_messages", "Messages sent again that sessions had.", counts.resent_messages
         )
         yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.claims.live))
-        errands = self._turns.claims.errands
+        releaser = self._turns.claims.releaser
         yield GaugeMetricFamily(
-            "warmroute_give_backs", "Claims that a store which is away has yet to take back.", errands.waiting
+            "warmroute_give_backs", "Claims that a store which is away has yet to take back.", releaser.waiting
         )
-        yield GaugeMetricFamily("warmroute_max_give_backs", "How many may wait for it.", errands.max_waiting)
+        yield GaugeMetricFamily("warmroute_max_give_backs", "How many may wait for it.", releaser.max_waiting)
         yield CounterMetricFamily(
-            "warmroute_given_up_claims", "Claims that were not given back: their leases ended.", errands.given_up
+            "warmroute_given_up_claims", "Claims that were not given back: their leases ended.", releaser.given_up
         )
         histories = self._turns.histories
         yield CounterMetricFamily(
@@ -114,9 +114,9 @@ class StateCollector(Collector):
             "warmroute_max_session_items", "Entries that a log may have.", histories.bounds.max_entries
         )
         yield GaugeMetricFamily("warmroute_max_session_bytes", "Bytes that it may have.", histories.bounds.max_bytes)
-        yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._hot))
-        yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._hot.bytes)
-        yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._hot.max_bytes)
+        yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._cache))
+        yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._cache.bytes)
+        yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._cache.max_bytes)
         yield from self._collect_store()
 
     def _collect_store(self) -> Iterator[Metric]:

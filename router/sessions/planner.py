@@ -14,14 +14,14 @@ from router.core.tenants.tenant import Caller, OnBusy
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming, Prompt, Recipe, Scope, find_news, join_body, make_prompt
-from router.sessions.context.view import NO_WISHES, Wishes
-from router.sessions.histories import Behind, Histories
+from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
+from router.sessions.histories import Histories, TurnPosition
 from router.sessions.stores.contract import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
 
 T = TypeVar("T")
 
-DoorName = Literal["sessions", "responses", "conversations"]
+ApiName = Literal["sessions", "responses", "conversations"]
 """Through which door a turn came; a response that names a conversation came through that one's."""
 
 
@@ -42,7 +42,7 @@ def no_session() -> RouterError:
 class Ask:
     """One request for a turn, through whichever door."""
 
-    door: DoorName
+    api: ApiName
     sid: Sid
     caller: Caller
     incoming: Incoming
@@ -57,7 +57,7 @@ class Ask:
     """Digest of it, by which a repetition is told from another request with the same idempotency key."""
     body_bytes: int = 0
     """What the client sent."""
-    wishes: Wishes = NO_WISHES
+    overrides: ContextOverrides = NO_OVERRIDES
     """How its history is to be kept within the window."""
     recalled: Draft | None = None
     """What a search found for it."""
@@ -67,7 +67,7 @@ class Ask:
     busy: type[SessionBusy] = SessionBusy
     absent: Callable[[], RouterError] = no_session
     """What the client is told where there is no such session: it may know it by another word."""
-    behind: Behind | None = None
+    after: TurnPosition | None = None
     """Where that turn is the last no more, this one goes on in a copy up to it; None: behind whichever is the last."""
     copies: bool = False
     """It goes on in a copy in any case."""
@@ -77,7 +77,7 @@ class Ask:
     """The copy in which an earlier attempt may have gone on that had the same idempotency key."""
     on_lost: Callable[[], None] | None = None
     """Told that the store is away and the turn goes on without its history; None: then it does not go on."""
-    on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None
+    on_begun: Callable[[Sid, TurnPosition], Awaitable[None]] | None = None
     """Told which session and turn it is, and the number that its answer will have, before a worker is asked.
     Raises RouterError."""
 

@@ -21,7 +21,7 @@ AGAIN_S = 0.25
 Call = Callable[[], Awaitable[None]]
 
 
-class Errands:
+class LeaseReleaser:
     """``waiting``: of what is given back, how much is asked again, never more than ``max_waiting``. ``given_up``: what was not
     given back at all, so that a lease or a place in a line ends by itself."""
 
@@ -37,7 +37,7 @@ class Errands:
         """One that is lost is noticed where its turn writes."""
         self._start(self._renew(call))
 
-    def give_back(self, call: Call, within_s: float) -> None:
+    def release_later(self, call: Call, within_s: float) -> None:
         """``within_s``: for how long a store that is away is asked again. What it was asked before it hung it does when it goes
         on, and then holds a claim that nobody knows of."""
         self._start(self._give_back(call, self._clock() + within_s))

@@ -18,7 +18,7 @@ LOOK_S = 2.0
 """Between two looks."""
 
 
-class StoreWatch:
+class StoreHealth:
     """``run`` must be running. ``ping``: the store's. ``tidy``: the store's and the index's. ``count``: the store's."""
 
     def __init__(

@@ -33,17 +33,17 @@ from router.core.tenants.tenant import Caller
 from router.core.worker import WorkerName
 from router.proxy.ports import Client, Dispatch
 from router.sessions.claims import Claim, Claims
-from router.sessions.codec import Door, HeldClient, Kept
+from router.sessions.codec import AnswerCodec, CommitGate, StoredAnswer
 from router.sessions.context.entry import BadEntry, Draft, Kind, decode
 from router.sessions.context.history import History
 from router.sessions.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
-from router.sessions.context_window import Upkeep
+from router.sessions.context_window import ContextWindow
 from router.sessions.counts import TurnCounts
-from router.sessions.histories import Behind, Histories, NoSuchItem, NotAsked, beside
+from router.sessions.histories import Histories, NoSuchItem, NotAsked, TurnPosition, beside
 from router.sessions.names import affinity_key
 from router.sessions.openai.chat_answers import BadAnswer
 from router.sessions.planner import Ask, Plan, Planner, TurnNote, read_note, request_of
-from router.sessions.stores.contract import Append, Begin, Begun, Busy, Fenced, Known, Repeated, Sid
+from router.sessions.stores.contract import Append, Begin, Begun, Busy, Cursor, Fenced, Repeated, Sid
 
 KEY_CHARS = 32
 """Of the digest that stands for a request and its id."""
@@ -81,7 +81,7 @@ class Turns:
         dispatch: Dispatch,
         remember_worker: Callable[[SessionKey, WorkerName], None],
         planner: Planner,
-        upkeep: Upkeep,
+        context_window: ContextWindow,
         clock: Callable[[], float],
         observe_overhead: Callable[[float], None],
     ) -> None:
@@ -90,26 +90,28 @@ class Turns:
         self._dispatch = dispatch
         self._remember_worker = remember_worker
         self._planner = planner
-        self.upkeep = upkeep
+        self.context_window = context_window
         self._clock = clock
         self._observe_overhead = observe_overhead
         self.claims = Claims(histories.store, settings.lease_s, settings.max_give_backs, clock)
         self.counts = TurnCounts()
 
-    async def take(self, ask: Ask, door: Door, client: Client) -> None:
+    async def run(self, ask: Ask, codec: AnswerCodec, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
         self._reach("receive")
-        ask = await self.upkeep.count(ask)
+        ask = await self.context_window.count(ask)
 
-        async def take() -> str:
+        async def run() -> str:
             with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
-                return await self._take(claim, ask, door, client)
+                return await self._run(claim, ask, codec, client)
 
-        await self._judge(ask, take())
+        await self._judge(ask, run())
 
-    async def take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> None:
+    async def run_ephemeral(
+        self, ask: Ask, codec: AnswerCodec, client: Client, after: tuple[Sid, TurnPosition] | None
+    ) -> None:
         """The same of a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
-        await self._judge(ask, self._take_unkept(await self.upkeep.count(ask), door, client, after))
+        await self._judge(ask, self._run_ephemeral(await self.context_window.count(ask), codec, client, after))
 
     async def _judge(self, ask: Ask, turn: Awaitable[str]) -> None:
         """Counted, and what went wrong told in the client's words."""
@@ -132,26 +134,28 @@ class Turns:
             outcome = "refused"
             raise self._fenced(ask) from None
         finally:
-            self.counts.turns[ask.door, outcome] += 1
+            self.counts.turns[ask.api, outcome] += 1
 
-    async def _take_unkept(self, ask: Ask, door: Door, client: Client, after: tuple[Sid, Behind] | None) -> str:
+    async def _run_ephemeral(
+        self, ask: Ask, codec: AnswerCodec, client: Client, after: tuple[Sid, TurnPosition] | None
+    ) -> str:
         owner, session = ask.caller.rules.tenant, None
         if after is None:
             history = History(ask.sid, owner, "")
         else:
-            sid, behind = after
-            history, session = await self.histories.as_of(sid, owner, behind), affinity_key(sid)
-        ask = await self.upkeep.recall(ask, history)
+            sid, position = after
+            history, session = await self.histories.as_of(sid, owner, position), affinity_key(sid)
+        ask = await self.context_window.recall(ask, history)
         plan = self._plan_anew(ask, history, 1)
-        if (fitting := self.upkeep.fit_aside(ask, history, plan)) is not history:
+        if (fitting := self.context_window.fit_aside(ask, history, plan)) is not history:
             history, plan = fitting, self._plan_anew(ask, fitting, 1)
-        self.upkeep.views.require_window(ask, plan.prompt)
-        door.begin(ask.sid, 1, history.head + 1)
-        held = HeldClient(client, door)
+        self.context_window.views.require_window(ask, plan.prompt)
+        codec.begin(ask.sid, 1, history.head + 1)
+        held = CommitGate(client, codec)
         if not await self._dispatch_turn(ask, session, plan, held):
             return "refused"
         try:
-            _read_answer(door, held)
+            _read_answer(codec, held)
         except RouterError as error:
             held.fail_or_raise(error)
             return "failed"
@@ -159,7 +163,7 @@ class Turns:
         await held.finish()
         return "ok"
 
-    async def _take(self, claim: Claim, ask: Ask, door: Door, client: Client) -> str:
+    async def _run(self, claim: Claim, ask: Ask, codec: AnswerCodec, client: Client) -> str:
         try:
             if ask.copies:
                 await self._branch(claim, ask)
@@ -167,44 +171,46 @@ class Turns:
                 ask.retried_in is not None and ask.fork is not None and await self._exists(ask.retried_in, claim.owner)
             ):
                 claim.sid = ask.fork()
-            if (known := self.histories.hot.get(claim.sid)) is not None:
-                ask = await self.upkeep.recall(ask, known)
+            if (known := self.histories.cache.get(claim.sid)) is not None:
+                ask = await self.context_window.recall(ask, known)
             begun = await self._claim_noted(claim, ask)
         except StateUnavailable:
             if ask.on_lost is None:
                 raise
-            return await self._take_lost(claim, ask, ask.on_lost, client)
+            return await self._run_stateless(claim, ask, ask.on_lost, client)
         if isinstance(begun, Repeated):
-            await door.repeat(bytes(_require_same(ask, begun).note), client)
+            await codec.repeat(bytes(_require_same(ask, begun).note), client)
             return "repeated"
         history, guess = begun
         if guess is None:
-            ask = await self.upkeep.recall(ask, history)
+            ask = await self.context_window.recall(ask, history)
         plan = guess or await self._plan_surely(claim, ask, history)
         self.counts.count_news(ask, history, plan)
         number = history.head + 1
-        door.begin(claim.sid, claim.turn, number)
+        codec.begin(claim.sid, claim.turn, number)
         if ask.on_begun is not None:
-            await ask.on_begun(claim.sid, Behind(claim.turn, number))
-        return await self._carry(claim, ask, history, plan, door, HeldClient(client, door))
+            await ask.on_begun(claim.sid, TurnPosition(claim.turn, number))
+        return await self._carry(claim, ask, history, plan, codec, CommitGate(client, codec))
 
-    async def _carry(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> str:
+    async def _carry(
+        self, claim: Claim, ask: Ask, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
+    ) -> str:
         """To a worker, its answer to the client, and both into the log."""
         if not await self._dispatch_turn(ask, affinity_key(claim.sid), plan, held):
             return "refused"
         try:
-            await self._save(claim, ask, history, plan, door, held)
+            await self._save(claim, ask, history, plan, codec, held)
         except (RouterError, Fenced) as error:
             held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
             return "failed"
         finally:
             self._reach("save")
         self.counts.count_prefix(plan, held.record)
-        self.upkeep.on_end(claim.sid, ask, history, plan, held.record)
+        self.context_window.on_end(claim.sid, ask, history, plan, held.record)
         await held.finish()
         return "ok"
 
-    async def _dispatch_turn(self, ask: Ask, session: SessionKey | None, plan: Plan, held: HeldClient) -> bool:
+    async def _dispatch_turn(self, ask: Ask, session: SessionKey | None, plan: Plan, held: CommitGate) -> bool:
         """False: the worker found the request wrong, and the client knows."""
         request = request_of(ask, session, plan)
         self.counts.spared_bytes += max(0, len(request.body) - ask.body_bytes)
@@ -219,7 +225,7 @@ class Turns:
         if (trace := TRACE.get()) is not None:
             trace.reach(phase, self._clock())
 
-    async def _take_lost(self, claim: Claim, ask: Ask, on_lost: Callable[[], None], client: Client) -> str:
+    async def _run_stateless(self, claim: Claim, ask: Ask, on_lost: Callable[[], None], client: Client) -> str:
         """Without history, and without keeping anything, as was asked for. Raises InvalidRequest."""
         on_lost()
         plan = self._plan_anew(ask, History(claim.sid, claim.owner, ""), 1)
@@ -288,7 +294,7 @@ class Turns:
         pause_s = FIRST_PAUSE_S
         place = 1
         while True:
-            known = self.histories.hot.known(claim.sid)
+            known = self.histories.cache.known(claim.sid)
             guess = self._guess(claim, ask) if may_guess and place == 1 else None
             was_asked, claim.is_asked = claim.is_asked, True
             try:
@@ -298,7 +304,7 @@ class Turns:
                 raise
             if isinstance(answer, Begun):
                 history, came_true = await self._follow(claim, known, answer, guess)
-                if ask.behind is None or claim.sid != ask.sid or history.last_turn == ask.behind.turn:
+                if ask.after is None or claim.sid != ask.sid or history.last_turn == ask.after.turn:
                     return history, came_true
                 self.claims.drop(claim)
                 await self._branch(claim, ask)
@@ -327,7 +333,7 @@ class Turns:
         if ask.fork is None:
             raise ask.busy("another turn has ended in this session", retry_after_s=1)
         fork = ask.fork()
-        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.behind)
+        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.after)
         claim.sid = fork
 
     async def _exists(self, sid: Sid, owner: Tenant) -> bool:
@@ -339,21 +345,21 @@ class Turns:
 
     def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
         """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
-        history = self.histories.hot.get(claim.sid) or History(claim.sid, claim.owner, "")
+        history = self.histories.cache.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
             plan = self._planner.plan(ask, history, history.turns + 1)
             self.histories.require_room(history, plan.drafts)
         except (HistoryDiffers, NothingNew):
             return None  # what is known may be old
-        return plan if self.upkeep.fits(ask, history, plan) else None
+        return plan if self.context_window.fits(ask, history, plan) else None
 
-    def _begin(self, claim: Claim, ask: Ask, known: Known, guess: Plan | None) -> Begin:
+    def _begin(self, claim: Claim, ask: Ask, cursor: Cursor, guess: Plan | None) -> Begin:
         settings = self._settings
         return Begin(
             sid=claim.sid,
             owner=claim.owner,
             token=claim.token,
-            known=known,
+            cursor=cursor,
             creates=ask.creates,
             waits=ask.on_busy == "queue",
             max_waiting=settings.max_waiting,
@@ -366,14 +372,14 @@ class Turns:
         )
 
     async def _follow(
-        self, claim: Claim, known: Known, begun: Begun, guess: Plan | None
+        self, claim: Claim, cursor: Cursor, begun: Begun, guess: Plan | None
     ) -> tuple[History, Plan | None]:
         """The claim is held: read what this replica did not know of the log. The guess, if it came true. Raises Fenced,
         SessionNotFound, SessionCorrupt, StateUnavailable."""
         self.claims.hold(claim, begun)
         if begun.worker:
             self._remember_worker(affinity_key(claim.sid), WorkerName(begun.worker))
-        history = await self.histories.follow(claim.sid, claim.owner, known, begun)
+        history = await self.histories.follow(claim.sid, claim.owner, cursor, begun)
         if history.generation != begun.generation:
             raise Fenced
         history.turns = begun.turn
@@ -389,10 +395,10 @@ class Turns:
         try:
             plan = self._plan_anew(ask, history, claim.turn)
             for _ in range(CUTS):
-                if await self.upkeep.fit(ask, history, plan):
+                if await self.context_window.fit(ask, history, plan):
                     break
                 plan = self._plan_anew(ask, history, claim.turn)
-            self.upkeep.views.require_window(ask, plan.prompt)
+            self.context_window.views.require_window(ask, plan.prompt)
             self.histories.require_room(history, plan.drafts)
         except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
             await self._append(claim, ask, history, [], ask.first_note())
@@ -416,15 +422,17 @@ class Turns:
 
     # 4  Save
 
-    async def _save(self, claim: Claim, ask: Ask, history: History, plan: Plan, door: Door, held: HeldClient) -> None:
+    async def _save(
+        self, claim: Claim, ask: Ask, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
+    ) -> None:
         """Raises Fenced, StateUnavailable, WorkerError."""
-        kept = _read_answer(door, held)
+        kept = _read_answer(codec, held)
         bytes_per_token = self._planner.bytes_per_token(ask.incoming.model)
         drafts = [
             Draft(Kind.MESSAGE, message, _tokens_of(message, kept.tokens, bytes_per_token)) for message in kept.messages
         ]
         entries = self.histories.encode(history, drafts, claim.turn, ends=True)
-        note = msgspec.structs.replace(plan.note, note=msgspec.Raw(door.note()))
+        note = msgspec.structs.replace(plan.note, note=msgspec.Raw(codec.note()))
         worker = held.record.worker if held.record is not None else ""
         await self._append(claim, ask, history, entries, note, worker=worker, ends=True)
 
@@ -477,13 +485,13 @@ def _replay(recipe: Recipe, entries: Sequence[bytes]) -> bytes:
     return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
 
 
-def _read_answer(door: Door, held: HeldClient) -> Kept:
+def _read_answer(codec: AnswerCodec, held: CommitGate) -> StoredAnswer:
     """Raises RouterError, for whatever kept it from being whole."""
     if held.error is not None:
         raise held.error
     try:
         held.translate()
-        return door.kept()
+        return codec.kept()
     except BadAnswer:
         raise WorkerError("the worker's answer cannot be understood") from None
 

@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple
 from router.core.errors import ContextTooLong
 from router.core.index.fingerprint import Fingerprint
 from router.core.request.record import Record
-from router.sessions.context.cache_costs import Economy
+from router.sessions.context.cache_costs import CacheCosts
 from router.sessions.context.compaction import cut_view, find_cut
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Prompt
 from router.sessions.context.strategies import STRATEGIES, Traits
-from router.sessions.context.view import Wishes
-from router.sessions.context.watermarks import Marks, history_ceiling, is_worth_it, set_marks
+from router.sessions.context.view import ContextOverrides
+from router.sessions.context.watermarks import Watermarks, history_ceiling, is_worth_it, set_watermarks
 from router.sessions.context_counts import ContextCounts
 from router.sessions.histories import Histories
 from router.sessions.planner import Ask, Plan
@@ -43,7 +43,7 @@ class Due(NamedTuple):
     low: int
 
 
-class Look(NamedTuple):
+class ViewPlan(NamedTuple):
     """What the janitor is to keep: from ``high`` on the history is cut, down to ``low``. ``writes``: notes, which take long."""
 
     low: int
@@ -53,15 +53,15 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ContextRules:
-    """``wishes``: where neither request, session nor tenant has any. ``answer_tokens``: left free for an answer that its
-    request does not bound; ``notes_tokens``: most of one cut's notes, and ``notes_price`` of one of them."""
+    """``overrides``: where neither request, session nor tenant has any. ``answer_tokens``: left free for an answer that its
+    request does not bound; ``summary_tokens``: most of one cut's notes, and ``summary_price`` of one of them."""
 
-    wishes: Wishes
+    overrides: ContextOverrides
     answer_tokens: int
     idle_s: float
     """Seconds without a turn, from which on it is worth asking whether the prefix is still cached."""
-    notes_tokens: int
-    notes_price: float
+    summary_tokens: int
+    summary_price: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ class Views:
         rules: ContextRules,
         histories: Histories,
         lookups: Lookups,
-        economy: Economy,
+        cache_costs: CacheCosts,
         wall_clock: Callable[[], float],
     ) -> None:
         self.rules = rules
-        self.economy = economy
+        self.cache_costs = cache_costs
         self._histories = histories
         self._lookups = lookups
         self._wall_clock = wall_clock
@@ -96,21 +96,21 @@ class Views:
         self.counts = ContextCounts()
 
     def traits(self, ask: Ask, history: History) -> Traits:
-        return STRATEGIES[self._wishes(ask, history).strategy or "none"]
+        return STRATEGIES[self._overrides(ask, history).strategy or "none"]
 
     def wants_cut(self, ask: Ask, history: History, plan: Plan) -> Due | None:
         """Must the history be cut before this turn is sent, or may it be for nothing? O(1) for short histories."""
-        wishes = self._wishes(ask, history)
-        if not STRATEGIES[wishes.strategy or "none"].cuts or not history.bodies:
+        overrides = self._overrides(ask, history)
+        if not STRATEGIES[overrides.strategy or "none"].cuts or not history.bodies:
             return None
-        marks = self._marks(wishes, ask, history, plan.prompt)
-        if history.tokens > marks.ceiling:
-            return Due("ceiling", marks.low) if self._can_fit(ask, history, plan.prompt) else None
-        freed = history.tokens - marks.low
-        prices, further = self.economy.prices(), self.economy.further_turns
+        watermarks = self._watermarks(overrides, ask, history, plan.prompt)
+        if history.tokens > watermarks.ceiling:
+            return Due("ceiling", watermarks.low) if self._can_fit(ask, history, plan.prompt) else None
+        freed = history.tokens - watermarks.low
+        prices, further = self.cache_costs.prices(), self.cache_costs.further_turns
         is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
-        is_worth = is_cold and is_worth_it(freed, marks.low, prices, further, is_warm=False)
-        return Due("cold", marks.low) if is_worth else None
+        is_worth = is_cold and is_worth_it(freed, watermarks.low, prices, further, is_warm=False)
+        return Due("cold", watermarks.low) if is_worth else None
 
     def require_window(self, ask: Ask, prompt: Prompt) -> None:
         """Of what no cut made fit, or of which none was wished. Raises ContextTooLong."""
@@ -147,43 +147,51 @@ class Views:
         aside.use_view(cut_view(aside, cut), aside.epoch + 1)
         return aside
 
-    def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> Look | None:
+    def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> ViewPlan | None:
         """A turn has ended: learn from it. None: the janitor has nothing to do here."""
-        self.economy.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
+        self.cache_costs.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
         if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
-            self.economy.on_prefix(plan.prompt.earlier_tokens(record.prompt_tokens), record.actual_cached_tokens)
-        wishes = self._wishes(ask, history)
-        strategy = wishes.strategy or "none"
+            self.cache_costs.on_prefix(plan.prompt.earlier_tokens(record.prompt_tokens), record.actual_cached_tokens)
+        overrides = self._overrides(ask, history)
+        strategy = overrides.strategy or "none"
         self.counts.on_end(strategy, ask, history, plan, record)
         traits = STRATEGIES[strategy]
         if not traits.cuts:
             return None
-        marks = self._marks(wishes, ask, history, plan.prompt)
-        tells = traits.tells and history.view.told < history.view.cut
+        watermarks = self._watermarks(overrides, ask, history, plan.prompt)
+        summarizes = traits.summarizes and history.view.told < history.view.cut
         indexes = traits.recalls and history.indexed < history.view.cut.number
-        is_high = history.tokens >= marks.high
-        writes = tells or (traits.tells and is_high)
-        return Look(marks.low, marks.high, writes) if is_high or tells or indexes else None
+        is_high = history.tokens >= watermarks.high
+        writes = summarizes or (traits.summarizes and is_high)
+        return ViewPlan(watermarks.low, watermarks.high, writes) if is_high or summarizes or indexes else None
 
-    def _wishes(self, ask: Ask, history: History) -> Wishes:
+    def _overrides(self, ask: Ask, history: History) -> ContextOverrides:
         """The request's, else the session's, else the tenant's, else everybody's."""
         tenant = ask.caller.rules
-        tenants = Wishes(
+        tenants = ContextOverrides(
             strategy=tenant.context_strategy,
             high_tokens=tenant.context_high_tokens,
             low_tokens=tenant.context_low_tokens,
             max_tokens=tenant.context_max_tokens,
         )
-        return ask.wishes.over(history.view.wishes).over(tenants).over(self.rules.wishes)
+        return ask.overrides.over(history.view.overrides).over(tenants).over(self.rules.overrides)
 
-    def _marks(self, wishes: Wishes, ask: Ask, history: History, prompt: Prompt) -> Marks:
+    def _watermarks(self, overrides: ContextOverrides, ask: Ask, history: History, prompt: Prompt) -> Watermarks:
         model = ask.incoming.model
         beside = self._total(ask, prompt) - history.tokens
         window = self._lookups.window(model)
-        ceiling = history_ceiling(window, wishes.max_tokens, beside, self._answer_tokens(ask, window))
-        notes = self.rules.notes_tokens * self.rules.notes_price if STRATEGIES[wishes.strategy or "none"].tells else 0.0
-        return set_marks(
-            wishes.low_tokens, wishes.high_tokens, ceiling, self.economy.growth, self.economy.prices(notes)
+        ceiling = history_ceiling(window, overrides.max_tokens, beside, self._answer_tokens(ask, window))
+        notes = (
+            self.rules.summary_tokens * self.rules.summary_price
+            if STRATEGIES[overrides.strategy or "none"].summarizes
+            else 0.0
+        )
+        return set_watermarks(
+            overrides.low_tokens,
+            overrides.high_tokens,
+            ceiling,
+            self.cache_costs.growth,
+            self.cache_costs.prices(notes),
         )
 
     def _total(self, ask: Ask, prompt: Prompt) -> int:

@@ -12,7 +12,7 @@ SHRINK_S = 180.0
 MAX_MODELS = 1000
 
 
-class Windows:
+class WindowSizes:
     """``window``: a model's, in tokens, as the fleet has it now; 0: unknown."""
 
     def __init__(self, window: Callable[[str], int], clock: Callable[[], float]) -> None:

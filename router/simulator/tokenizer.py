@@ -27,9 +27,9 @@ _MARKS = bytes(byte in _STARTS for byte in range(256))
 _NIBBLES = b"aeiouhjkglnrvqyz"  # sixteen bytes that begin no token
 
 
-def _count(marks: bytes) -> int:
+def _count(watermarks: bytes) -> int:
     """Tokens of one piece, given as a 1 for each starting byte and a 0 for each other."""
-    return max((adler32(marks) & 0xFFFF) - 1, -(-len(marks) // MAX_TOKEN_BYTES))
+    return max((adler32(watermarks) & 0xFFFF) - 1, -(-len(watermarks) // MAX_TOKEN_BYTES))
 
 
 def _offset_of(piece: bytes, token: int) -> int:
@@ -46,8 +46,8 @@ def _offset_of(piece: bytes, token: int) -> int:
 
 def count_tokens(text: bytes) -> int:
     """How many tokens `text` has. Linear, about 2 ns a byte."""
-    marks = text.translate(_MARKS)
-    return sum(_count(marks[start : start + PIECE_BYTES]) for start in range(0, len(marks), PIECE_BYTES))
+    watermarks = text.translate(_MARKS)
+    return sum(_count(watermarks[start : start + PIECE_BYTES]) for start in range(0, len(watermarks), PIECE_BYTES))
 
 
 def cut_blocks(text: bytes, block_tokens: int, *, past: int = 0) -> tuple[int, list[int]]:
@@ -56,9 +56,9 @@ def cut_blocks(text: bytes, block_tokens: int, *, past: int = 0) -> tuple[int, l
     `past` tokens came before the text, which must then begin where a piece does; they are counted in.
     """
     total, ends, due = past, [], (past // block_tokens + 1) * block_tokens
-    marks, least = text.translate(_MARKS), PIECE_BYTES // MAX_TOKEN_BYTES
-    for start in range(0, len(marks), PIECE_BYTES):
-        piece = marks[start : start + PIECE_BYTES]
+    watermarks, least = text.translate(_MARKS), PIECE_BYTES // MAX_TOKEN_BYTES
+    for start in range(0, len(watermarks), PIECE_BYTES):
+        piece = watermarks[start : start + PIECE_BYTES]
         tokens = (adler32(piece) & 0xFFFF) - 1
         if tokens < least:
             tokens = _count(piece)

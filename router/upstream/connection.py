@@ -38,7 +38,7 @@ from router.runtime.freed_memory import untie_transport
 from router.upstream.shares import SHARE_BYTES, Shares
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, ChunkedReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import Watch, read_error, take_events
+from router.wire.sse import Filter, read_error, take_events
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""
@@ -85,7 +85,7 @@ class Sink(Protocol):
     def is_full(self) -> bool: ...
 
 
-class Turn(Enum):
+class RelayEvent(Enum):
     """Why a stream needs its owner: it ended well, it failed, the client is gone, or the client reads too slowly."""
 
     DONE = 0
@@ -111,7 +111,7 @@ RECEIVE_BUFFER_BYTES = 64 << 10
 """Of the kernel, which doubles it. One read takes all of it, and is what a client that stops reading leaves in our memory."""
 
 
-class State(Enum):
+class ConnectionState(Enum):
     IDLE = 0
     HEAD = 1
     WHOLE = 2
@@ -141,7 +141,7 @@ class WorkerConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._head = ReplyHead()
         self._body: BodyReader = LengthReader(0)
-        self._watch: Watch | None = None
+        self._watch: Filter | None = None
         self._sink: Sink | None = None
         self._observe_gap: Callable[[float], None] | None = None
         self._held = bytearray()
@@ -162,7 +162,7 @@ class WorkerConnection(asyncio.Protocol):
         self._read_at = 0.0
         self._answer_within_s = 0.0
         self._may_wait = False
-        self.state = State.IDLE
+        self.state = ConnectionState.IDLE
         self.error: AttemptFailed | MemoryFull | None = None
         self.deadline = float("inf")
         """On the loop's clock; whoever sweeps calls ``expire`` behind it."""
@@ -174,12 +174,12 @@ class WorkerConnection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        return self.state is State.IDLE and self._transport is not None and not self._transport.is_closing()
+        return self.state is ConnectionState.IDLE and self._transport is not None and not self._transport.is_closing()
 
     @property
     def is_closed(self) -> bool:
         """True once the transport is gone, whatever state it was in."""
-        return self.state is State.CLOSED and self._transport is None
+        return self.state is ConnectionState.CLOSED and self._transport is None
 
     def is_overdue(self, now: float) -> bool:
         """The worker is silent beyond its deadline, and waited for."""
@@ -187,12 +187,15 @@ class WorkerConnection(asyncio.Protocol):
 
     @property
     def _is_awaited(self) -> bool:
-        return self.state in (State.HEAD, State.WHOLE, State.EVENTS, State.FLOW) and not self._is_paused
+        return (
+            self.state in (ConnectionState.HEAD, ConnectionState.WHOLE, ConnectionState.EVENTS, ConnectionState.FLOW)
+            and not self._is_paused
+        )
 
     @property
     def _allowed_s(self) -> float:
         """How long the worker may be silent, if nothing shows that it is at work."""
-        return self._limits.event_gap_s if self.state is State.FLOW else self._answer_within_s
+        return self._limits.event_gap_s if self.state is ConnectionState.FLOW else self._answer_within_s
 
     @property
     def has_answered(self) -> bool:
@@ -203,7 +206,7 @@ class WorkerConnection(asyncio.Protocol):
         self,
         head: bytes,
         body: bytes,
-        watch: Watch | None,
+        watch: Filter | None,
         within_s: float | None = None,
         *,
         may_wait: bool = False,
@@ -224,7 +227,7 @@ class WorkerConnection(asyncio.Protocol):
         self._pieces.clear()
         self._is_counted = self._is_paused = self._has_answered = False
         self._piece_bytes = self.sent_bytes = self.chunks = self._interim_heads = 0
-        self.state = State.HEAD
+        self.state = ConnectionState.HEAD
         limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
         self._answer_within_s = limit_s if within_s is None else min(limit_s, within_s)
         self._may_wait = may_wait
@@ -237,11 +240,13 @@ class WorkerConnection(asyncio.Protocol):
 
     async def reply(self) -> Reply:
         """A whole reply, or a stream of which the first event is here. Raises AttemptFailed, MemoryFull."""
-        while self.state in (State.HEAD, State.WHOLE) or (self.state is State.EVENTS and not self._pieces):
+        while self.state in (ConnectionState.HEAD, ConnectionState.WHOLE) or (
+            self.state is ConnectionState.EVENTS and not self._pieces
+        ):
             await self._wait()
         if self.error is not None:
             raise self.error
-        is_stream = self.state is State.EVENTS
+        is_stream = self.state is ConnectionState.EVENTS
         content = b"" if is_stream else self._take_whole()
         return Reply(self._head.status, self._head.headers, content, is_stream)
 
@@ -257,27 +262,27 @@ class WorkerConnection(asyncio.Protocol):
         """Begin to splice: ``head`` and the events that are here leave in one write."""
         self._sink = sink
         self._observe_gap = observe_gap
-        self.state = State.FLOW
+        self.state = ConnectionState.FLOW
         was_paused = self._is_paused
         self._is_paused = self._is_delivered = False
         self._touch(self._loop.time())
         events = b"".join(self._pieces)
         self._pieces.clear()
         self._send(events, head)
-        if self._body.finished and self.state is not State.CLOSED:
+        if self._body.finished and self.state is not ConnectionState.CLOSED:
             self._on_body_end()
         if was_paused:
             self._read_on()
 
-    async def turn(self) -> Turn:
+    async def turn(self) -> RelayEvent:
         """Wait until the stream needs its owner."""
-        while self.state is State.FLOW and not self._is_paused:
+        while self.state is ConnectionState.FLOW and not self._is_paused:
             await self._wait()
-        if self.state is State.FLOW:
-            return Turn.FULL
-        if self.state is State.CLOSED and not self._is_delivered:
-            return Turn.FAILED if self.error is not None else Turn.CLIENT_GONE
-        return Turn.DONE
+        if self.state is ConnectionState.FLOW:
+            return RelayEvent.FULL
+        if self.state is ConnectionState.CLOSED and not self._is_delivered:
+            return RelayEvent.FAILED if self.error is not None else RelayEvent.CLIENT_GONE
+        return RelayEvent.DONE
 
     def resume(self) -> None:
         """The client reads again."""
@@ -290,15 +295,15 @@ class WorkerConnection(asyncio.Protocol):
         self._sink = self._observe_gap = self._memory = None
         self.error = None  # whose traceback holds this object
         self._pieces.clear()
-        if self.state is State.IDLE:
+        if self.state is ConnectionState.IDLE:
             self._on_idle(self)
-        elif self.state is State.TAIL:
+        elif self.state is ConnectionState.TAIL:
             self.deadline = self._loop.time() + TAIL_S
         else:
             self.abort()
 
     def abort(self) -> None:
-        self.state = State.CLOSED
+        self.state = ConnectionState.CLOSED
         self.deadline = float("inf")
         self._backlog = b""
         if self._transport is not None:
@@ -307,14 +312,14 @@ class WorkerConnection(asyncio.Protocol):
     def expire(self, signs: Signs | None = None) -> None:
         """The deadline has passed; a paused stream waits for its client, and that wait is the owner's to end. ``signs``: of
         the worker's work. While there are some the deadline moves on, up to the longest silence."""
-        if self.state is State.TAIL:
+        if self.state is ConnectionState.TAIL:
             self.abort()
             return
         if self._is_paused:
             return
         limits, now = self._limits, self._loop.time()
         lasted_s = now - self._read_at
-        queued_s = 0.0 if self.state is State.FLOW else max(limits.first_event_s, self._answer_within_s)
+        queued_s = 0.0 if self.state is ConnectionState.FLOW else max(limits.first_event_s, self._answer_within_s)
         more_s = may_wait_s(Silence(lasted_s, self._allowed_s, queued_s), signs)
         left_s = limits.silence_s - lasted_s if self._may_wait else 0.0
         if more_s <= 0.0:
@@ -324,7 +329,7 @@ class WorkerConnection(asyncio.Protocol):
         else:
             self.deadline = now + min(more_s, left_s)
 
-    def give_up(self) -> None:
+    def abort_unresponsive(self) -> None:
         """The worker answers no probes: whoever has heard nothing of it for a while need not wait for a deadline."""
         patience_s = GIVE_UP_WHOLE_S if self._watch is None else GIVE_UP_S
         if self._is_awaited and self._loop.time() - self._read_at >= patience_s:
@@ -347,14 +352,14 @@ class WorkerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         untie_transport(self._transport)
         self._transport = None
-        if self.state in (State.IDLE, State.TAIL, State.CLOSED):
-            self.state = State.CLOSED
+        if self.state in (ConnectionState.IDLE, ConnectionState.TAIL, ConnectionState.CLOSED):
+            self.state = ConnectionState.CLOSED
         else:
             self._fail(WorkerHungUp("the worker reset the connection" if exc else "the worker closed the connection"))
 
     def eof_received(self) -> bool:
-        if self.state is State.WHOLE and isinstance(self._body, UntilClosed):
-            self.state = State.CLOSED
+        if self.state is ConnectionState.WHOLE and isinstance(self._body, UntilClosed):
+            self.state = ConnectionState.CLOSED
             self._wake()
         return False
 
@@ -363,11 +368,11 @@ class WorkerConnection(asyncio.Protocol):
         if self._backlog:
             self._backlog = self._backlog[self._taken_bytes :] + data
             self._taken_bytes = 0
-        elif state is State.FLOW:
+        elif state is ConnectionState.FLOW:
             self._on_flow(data)
-        elif state is State.HEAD:
+        elif state is ConnectionState.HEAD:
             self._on_head(data)
-        elif state in (State.WHOLE, State.EVENTS, State.TAIL):
+        elif state in (ConnectionState.WHOLE, ConnectionState.EVENTS, ConnectionState.TAIL):
             self._on_body(data)
         else:
             self.abort()  # bytes that nobody asked for
@@ -424,16 +429,16 @@ class WorkerConnection(asyncio.Protocol):
             out += LAST_CHUNK if sink.is_chunked else b""
         if out:
             self._write(out, is_last=watch.closed)
-        if self.state is not State.FLOW:
+        if self.state is not ConnectionState.FLOW:
             return
         if watch.closed:
-            self.state = State.TAIL
+            self.state = ConnectionState.TAIL
             self._is_delivered = True
             self._wake()
         elif watch.failed:
             self._fail_stream(watch, "the worker broke the stream off")
 
-    def _fail_stream(self, watch: Watch, message: str) -> None:
+    def _fail_stream(self, watch: Filter, message: str) -> None:
         if watch.error:
             self._fail(WorkerErred(message))
         else:
@@ -498,13 +503,17 @@ class WorkerConnection(asyncio.Protocol):
     def _on_final_head(self, head: ReplyHead, body: BodyReader, rest: bytes) -> None:
         self._head = head
         self._body = body
-        self.state = State.EVENTS if self._watch is not None and head.is_event_stream else State.WHOLE
+        self.state = (
+            ConnectionState.EVENTS if self._watch is not None and head.is_event_stream else ConnectionState.WHOLE
+        )
         if rest or body.finished:
             self._on_body(rest)
 
     def _on_body(self, data: bytes) -> None:
         """At once, if that is sure to be quick."""
-        if len(data) <= EAGER_BYTES or (self.state is State.WHOLE and not isinstance(self._body, ChunkedReader)):
+        if len(data) <= EAGER_BYTES or (
+            self.state is ConnectionState.WHOLE and not isinstance(self._body, ChunkedReader)
+        ):
             self._take(data)
             return
         self._backlog = data
@@ -516,13 +525,13 @@ class WorkerConnection(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         payload, error = self._body.feed(data)
         if payload:
-            if self.state is State.WHOLE:
+            if self.state is ConnectionState.WHOLE:
                 self._hold(payload)
-            elif self.state in (State.EVENTS, State.FLOW):
+            elif self.state in (ConnectionState.EVENTS, ConnectionState.FLOW):
                 self._on_events(payload)
         if error is not None:
             self._breach("framing", WorkerDied("the worker broke its framing"))
-        elif self._body.finished and self.state is not State.CLOSED:
+        elif self._body.finished and self.state is not ConnectionState.CLOSED:
             self._on_body_end()
 
     def _hold(self, payload: bytes) -> None:
@@ -556,10 +565,10 @@ class WorkerConnection(asyncio.Protocol):
             return
         if len(self._held) > LARGE_BYTES or self._is_counted:
             self._count_event()
-        if not whole or self.state is State.CLOSED:
+        if not whole or self.state is ConnectionState.CLOSED:
             return
         seen = watch.take(whole)
-        if self.state is State.FLOW:
+        if self.state is ConnectionState.FLOW:
             self._send(seen)
         elif seen:
             self._pieces.append(seen)
@@ -590,14 +599,14 @@ class WorkerConnection(asyncio.Protocol):
         self._wake()
 
     def _on_body_end(self) -> None:
-        if self.state is State.FLOW or (self.state is State.EVENTS and not self._pieces):
+        if self.state is ConnectionState.FLOW or (self.state is ConnectionState.EVENTS and not self._pieces):
             self._breach("stream", WorkerDied("the stream ended without its closing event"))
             return
-        if self.state is State.EVENTS:
+        if self.state is ConnectionState.EVENTS:
             return  # flow, called in a moment, comes back here
         is_clean = self._head.keeps_alive and not self._body.surplus and not self._backlog
-        is_released = self.state is State.TAIL and self._sink is None
-        self.state = State.IDLE if is_clean else State.CLOSED
+        is_released = self.state is ConnectionState.TAIL and self._sink is None
+        self.state = ConnectionState.IDLE if is_clean else ConnectionState.CLOSED
         self.deadline = float("inf")
         self._wake()
         if not is_clean and self._transport is not None:

@@ -24,9 +24,9 @@ from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
 from router.core.tenants.memory import Holding, MemoryFull
 from router.core.worker import WorkerAddress
-from router.upstream.connection import Sink, Turn, WorkerConnection
+from router.upstream.connection import RelayEvent, Sink, WorkerConnection
 from router.upstream.pool import Pool, WorkerPort
-from router.wire.sse import Watch
+from router.wire.sse import Filter
 
 MAX_POST_BYTES = 32 << 20
 """Of an answer to what the router asks for itself: the ids of a long prompt, or their text."""
@@ -59,9 +59,9 @@ class Upstream:
     def exchange(self, worker: WorkerAddress) -> Exchange:
         return Exchange(self._pool, self._pool.port(worker), self._gaps, f"{self._name}{next(self._numbers):x}")
 
-    def give_up(self, worker: WorkerAddress) -> None:
+    def abort_unresponsive(self, worker: WorkerAddress) -> None:
         """It answers no probes: end those of its exchanges that have been silent for a while."""
-        self._pool.give_up(worker)
+        self._pool.abort_unresponsive(worker)
 
 
 class Exchange:
@@ -80,7 +80,7 @@ class Exchange:
         self._reply: Reply | None = None
 
     async def ask(
-        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
         """Send the request; returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held of
         the answer. Raises AttemptFailed, MemoryFull."""
@@ -107,7 +107,7 @@ class Exchange:
         path: str,
         body: bytes,
         headers: str,
-        watch: Watch | None,
+        watch: Filter | None,
         within_s: float | None,
         memory: Holding | None = None,
         max_reply_bytes: int | None = None,
@@ -153,14 +153,14 @@ class Exchange:
             raise RuntimeError("relay comes after ask")
         connection.flow(client, client.stream_head(reply, record), self._gaps(record.model))
         try:
-            while (turn := await connection.turn()) is Turn.FULL:
+            while (turn := await connection.turn()) is RelayEvent.FULL:
                 if not await client.drained():
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
             record.chunks += connection.chunks
             record.bytes_out += connection.sent_bytes
-        return _BREAKS[type(connection.error)] if turn is Turn.FAILED and connection.error else _ENDS[turn]
+        return _BREAKS[type(connection.error)] if turn is RelayEvent.FAILED and connection.error else _ENDS[turn]
 
     def __enter__(self) -> Exchange:
         return self
@@ -170,7 +170,7 @@ class Exchange:
             self._connection.release()
 
 
-_ENDS = {Turn.DONE: StreamEnd.DONE, Turn.CLIENT_GONE: StreamEnd.CLIENT_GONE}
+_ENDS = {RelayEvent.DONE: StreamEnd.DONE, RelayEvent.CLIENT_GONE: StreamEnd.CLIENT_GONE}
 _BREAKS: dict[type[AttemptFailed | MemoryFull], StreamEnd] = {
     WorkerDied: StreamEnd.DIED,
     WorkerHungUp: StreamEnd.DIED,

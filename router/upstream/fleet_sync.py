@@ -14,7 +14,7 @@ from router.core.worker import WorkerAddress
 from router.runtime.background import Background
 from router.upstream.discovery import LiveSource, Source, Unreadable
 from router.upstream.exchange import Upstream
-from router.upstream.health_check import WatchSettings, WorkerWatch
+from router.upstream.health_check import MonitorSettings, WorkerMonitor
 from router.upstream.pool import Pool
 
 FRESH_S = 0.5
@@ -23,7 +23,7 @@ FRESH_S = 0.5
 log = logging.getLogger("warmroute.fleet")
 
 
-class FleetKeeper:
+class FleetSync:
     """Owns one task for each worker. ``use_ring`` takes each new ring; it is built off the loop."""
 
     def __init__(
@@ -32,7 +32,7 @@ class FleetKeeper:
         fleet: Fleet,
         pool: Pool,
         upstream: Upstream,
-        settings: WatchSettings,
+        settings: MonitorSettings,
         interval_s: float,
         use_ring: Callable[[Ring], None],
         clock: Callable[[], float],
@@ -57,7 +57,7 @@ class FleetKeeper:
         self._interval_s = interval_s
         self._use_ring = use_ring
         self._last: dict[int, Sequence[WorkerAddress]] = {}
-        self._watched: dict[Member, tuple[WorkerWatch, asyncio.Task[None]]] = {}
+        self._watched: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
         self._clock = clock
         self._look: asyncio.Task[None] | None = None
         self._look_due = 0.0
@@ -150,9 +150,9 @@ class FleetKeeper:
             self._is_ring_old = True
             raise
 
-    def _watch(self, member: Member) -> tuple[WorkerWatch, asyncio.Task[None]]:
+    def _watch(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
         log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
-        watch = WorkerWatch(member, self._fleet, self._upstream, self._settings, self._clock)
+        watch = WorkerMonitor(member, self._fleet, self._upstream, self._settings, self._clock)
         return watch, self._background.start("watch", watch.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:

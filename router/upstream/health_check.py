@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from router.core.fleet.fleet import Fleet, Member, ModelCard
-from router.core.fleet.health import State
+from router.core.fleet.health import WorkerState
 from router.core.fleet.load import LoadReport
 from router.core.printable import printable
 from router.core.request.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied
@@ -45,7 +45,7 @@ BAD_LOAD_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class WatchSettings:
+class MonitorSettings:
     """Seconds."""
 
     probe_interval_s: float
@@ -103,11 +103,11 @@ def _read(raw: msgspec.Raw) -> Any:
         return _NOTHING
 
 
-class WorkerWatch:
+class WorkerMonitor:
     """The watch over one member, until its task is cancelled."""
 
     def __init__(
-        self, member: Member, fleet: Fleet, upstream: Upstream, settings: WatchSettings, clock: Callable[[], float]
+        self, member: Member, fleet: Fleet, upstream: Upstream, settings: MonitorSettings, clock: Callable[[], float]
     ) -> None:
         self._member = member
         self._fleet = fleet
@@ -132,7 +132,7 @@ class WorkerWatch:
     async def _probe_forever(self) -> None:
         settings = self._settings
         while True:
-            is_well = self._member.health.state is State.UP and self._member.models
+            is_well = self._member.health.state is WorkerState.UP and self._member.models
             await asyncio.sleep(settings.probe_interval_s if is_well else settings.ill_interval_s)
             await self.probe()
 
@@ -141,7 +141,7 @@ class WorkerWatch:
             await self.poll()
             self.has_looked.set()
             wait_s = self._settings.load_interval_s
-            if self._member.state is State.ASLEEP:
+            if self._member.state is WorkerState.ASLEEP:
                 wait_s = min(wait_s, WAKE_WAIT_S)
             await asyncio.sleep(max(wait_s, BAD_LOAD_WAIT_S) if self._is_load_bad else wait_s)
 
@@ -161,10 +161,10 @@ class WorkerWatch:
             changed = health.on_probe_failed(now)
             self._member.is_list_old = True
             if health.failed_probes >= health.rules.failures:
-                self._upstream.give_up(self._member.address)
+                self._upstream.abort_unresponsive(self._member.address)
         if changed:
             self._fleet.on_health_changed(self._member)
-        elif self._member.state is State.EJECTED and reply is not None:
+        elif self._member.state is WorkerState.EJECTED and reply is not None:
             self._fleet.on_alive(self._member)
 
     async def poll(self) -> None:
@@ -179,11 +179,11 @@ class WorkerWatch:
             member.work.on_poll(report, asked_at, now)
             if self._fleet.on_load(member, report, asked, now):
                 log.info("worker restarted: its cache is empty", extra={"worker": member.name})
-        if member.state is State.ASLEEP:
-            self._upstream.give_up(member.address)  # what was sent in the moment before it was seen
+        if member.state is WorkerState.ASLEEP:
+            self._upstream.abort_unresponsive(member.address)  # what was sent in the moment before it was seen
 
     async def _read_load(self) -> LoadReport | None:
-        if self._member.state is State.EJECTED and not self._member.leases:
+        if self._member.state is WorkerState.EJECTED and not self._member.leases:
             return None  # requests there may be waited for as long as it shows that it is at work
         self._is_load_bad = False
         reply = await self._get("/metrics", self._settings.load_timeout_s, MAX_METRICS_BYTES)
@@ -199,7 +199,7 @@ class WorkerWatch:
 
     async def look_for_models(self) -> None:
         """Read the list of models now, of a worker that is healthy."""
-        if self._member.health.state is State.UP:
+        if self._member.health.state is WorkerState.UP:
             await self._read_models(self._clock())
 
     async def _read_models(self, now: float) -> None:
@@ -242,7 +242,7 @@ class WorkerWatch:
         """A server of TLS closes a connection on which plain HTTP comes; so may one that is ill, once it was well."""
         member = self._member
         is_refused = isinstance(error, WorkerDied) and not isinstance(error, CannotConnect)
-        if is_refused and member.address.scheme == "http" and member.health.state is State.STARTING:
+        if is_refused and member.address.scheme == "http" and member.health.state is WorkerState.STARTING:
             return f"{error}: should its URL begin with https://?"
         return str(error)
 

@@ -98,10 +98,10 @@ class Pool:
         if port is not None:
             port.close()
 
-    def give_up(self, address: WorkerAddress) -> None:
+    def abort_unresponsive(self, address: WorkerAddress) -> None:
         """The worker answers no probes: end what has been silent for a while."""
         for connection in [each for each, there in self._open.items() if there == address]:
-            connection.give_up()
+            connection.abort_unresponsive()
 
     async def connect(self, port: WorkerPort) -> WorkerConnection:
         """Raises CannotConnect."""

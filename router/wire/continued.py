@@ -62,7 +62,7 @@ class StopSearch:
         return out if self.found is None else ""
 
 
-class ContinuedWatch:
+class ContinuedFilter:
     """Follows the new stream; satisfies what the splice asks of a watch. ``delivered``, a copy of one's own, grows with what
     the client will be sent, so that this stream may break, too."""
 

@@ -63,7 +63,7 @@ class MessagesBody(Body, kw_only=True):
     tools: list[JsonObject] | None = None
 
 
-class Wish(NamedTuple):
+class UpstreamParams(NamedTuple):
     """How an answer shall come, and the members of the body that the router sets for it."""
 
     stream: bool
@@ -123,32 +123,32 @@ def parse_apart(
         prompt = read_prompt(typed)
     except UnicodeEncodeError:
         raise InvalidRequest("the prompt has a lone surrogate, which is not text") from None
-    wish = _wish(route, typed, members, caller, resumes=resumes)
+    upstream = _upstream_params(route, typed, members, caller, resumes=resumes)
     segments, tenant = prompt.segments, caller.rules.tenant
     traceparent, tracestate = passed_on(headers)
     request = Request(
         route=route,
         model=typed.model,
-        stream=wish.stream,
+        stream=upstream.stream,
         body=b"",
-        fingerprint=fingerprint(segments, model=typed.model, cache_salt=wish.salt, tenant=caller.scope)
+        fingerprint=fingerprint(segments, model=typed.model, cache_salt=upstream.salt, tenant=caller.scope)
         if segments
         else Fingerprint((), len(body)),
         anchor=anchor(segments[: prompt.anchor_segments], model=typed.model, tenant=caller.scope),
         earlier_bytes=sum(map(len, segments[: prompt.earlier_segments])),
         session=session_key(headers, members, tenant),
         tenant=tenant,
-        hides_usage=wish.hides_usage,
-        hides_ids=wish.hides_ids,
-        is_resumable=wish.is_resumable,
-        answers=wish.answers,
-        max_answer_tokens=wish.max_answer_tokens,
+        hides_usage=upstream.hides_usage,
+        hides_ids=upstream.hides_ids,
+        is_resumable=upstream.is_resumable,
+        answers=upstream.answers,
+        max_answer_tokens=upstream.max_answer_tokens,
         request_id=request_id,
         traceparent=traceparent,
         tracestate=tracestate,
-        hidden_salt=wish.salt if caller.salt_key else "",
+        hidden_salt=upstream.salt if caller.salt_key else "",
     )
-    return Parsed(request, edits_of(body, members, wish.ours) if wish.ours else [])
+    return Parsed(request, edits_of(body, members, upstream.ours) if upstream.ours else [])
 
 
 def with_shorter_answers(request: Request, most: int) -> Request:
@@ -168,18 +168,18 @@ class TurnBody(NamedTuple):
 
     params: bytes
     shown: bytes
-    wish: Wish
+    upstream: UpstreamParams
 
 
 def read_params(members: Mapping[str, Any], model: str, caller: Caller, *, has_tools: bool, resumes: bool) -> TurnBody:
     """``members``: of a chat body, without messages and tools. Raises InvalidRequest."""
     members = {"model": model, **members}
     typed = convert({**members, "messages": []}, ChatBody)
-    wish = _wish(Route.CHAT, typed, {**members, "tools": has_tools}, caller, resumes=resumes)
-    ours = {name: msgspec.Raw(value) for name, value in wish.ours.items()}
+    upstream = _upstream_params(Route.CHAT, typed, {**members, "tools": has_tools}, caller, resumes=resumes)
+    ours = {name: msgspec.Raw(value) for name, value in upstream.ours.items()}
     params = msgspec.json.encode({**members, **ours})
     shown = {name: value for name, value in {**members, **ours}.items() if name != "cache_salt"}
-    return TurnBody(params, msgspec.json.encode(shown), wish)
+    return TurnBody(params, msgspec.json.encode(shown), upstream)
 
 
 def turn_request(
@@ -195,32 +195,34 @@ def turn_request(
     request_id: str,
 ) -> Request:
     """A session's, whose prompt was fingerprinted as it grew."""
-    wish = turn.wish
+    upstream = turn.upstream
     traceparent, tracestate = passed_on(headers)
     return Request(
         route=Route.CHAT,
         model=model,
-        stream=wish.stream,
+        stream=upstream.stream,
         body=body,
         fingerprint=prompt,
         anchor=anchor_key,
         earlier_bytes=earlier_bytes,
         session=session,
         tenant=caller.rules.tenant,
-        hides_usage=wish.hides_usage,
-        hides_ids=wish.hides_ids,
+        hides_usage=upstream.hides_usage,
+        hides_ids=upstream.hides_ids,
         is_entered=True,
-        is_resumable=wish.is_resumable,
-        answers=wish.answers,
-        max_answer_tokens=wish.max_answer_tokens,
+        is_resumable=upstream.is_resumable,
+        answers=upstream.answers,
+        max_answer_tokens=upstream.max_answer_tokens,
         request_id=request_id,
         traceparent=traceparent,
         tracestate=tracestate,
-        hidden_salt=wish.salt if caller.salt_key else "",
+        hidden_salt=upstream.salt if caller.salt_key else "",
     )
 
 
-def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller, *, resumes: bool) -> Wish:
+def _upstream_params(
+    route: Route, typed: Body, members: Mapping[str, Any], caller: Caller, *, resumes: bool
+) -> UpstreamParams:
     stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
     salt = caller.salt_for(typed.cache_salt or "")
     usage = _usage_request(typed, members) if stream else None
@@ -233,7 +235,7 @@ def _wish(route: Route, typed: Body, members: Mapping[str, Any], caller: Caller,
         ours["cache_salt"] = b'"%b"' % salt.encode()
     if not _ENGINES_OWN.keys().isdisjoint(members):
         ours |= {name: value for name, value in _ENGINES_OWN.items() if name in members}
-    return Wish(stream, salt, usage is not None, hides_ids, is_resumable, *_bounds(route, members), ours)
+    return UpstreamParams(stream, salt, usage is not None, hides_ids, is_resumable, *_bounds(route, members), ours)
 
 
 def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:

@@ -335,7 +335,7 @@ def _each_ids(event: bytes) -> Iterator[bytes]:
         at = end
 
 
-class Watch(Protocol):
+class Filter(Protocol):
     """What follows a stream's events, and makes of them what the client gets."""
 
     @property
@@ -364,7 +364,7 @@ class Watch(Protocol):
         ...
 
 
-class EventWatch:
+class StreamFilter:
     """Follows one stream. ``is_plain`` is the fast question, asked of every read; ``take`` the full one.
 
     ``transcript`` keeps what the client is sent, for whoever goes on with it; None where nobody will.

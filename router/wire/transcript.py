@@ -79,7 +79,7 @@ def read_chunks(events: bytes) -> list[Chunk]:
 
 
 @dataclass(slots=True)
-class Kept:
+class TranscriptBudget:
     """How many bytes all transcripts together keep beyond their first ``FOLD_BYTES``, and may."""
 
     max_bytes: int
@@ -168,7 +168,7 @@ class Transcript:
 
     __slots__ = ("_counted", "_delivered", "_kept", "_max_bytes", "_prompt_ids", "_raw", "_raw_bytes", "is_lost")
 
-    def __init__(self, max_bytes: int, kept: Kept) -> None:
+    def __init__(self, max_bytes: int, kept: TranscriptBudget) -> None:
         self._max_bytes = max_bytes
         self._kept = kept
         self._prompt_ids = b""

@@ -103,7 +103,7 @@ PASSWORDS = {
     "fleet.workers": "http://ada:hunter2@10.0.0.1:8000",
     "fleet.workers_dns": "ada:hunter2@vllm:8000",
     "fleet.workers_kubernetes": "ada:hunter2@models/vllm",
-    "context.notes_url": "https://ada:hunter2@notes.example/v1",
+    "context.summary_url": "https://ada:hunter2@notes.example/v1",
     "context.embed_url": "https://ada:hunt/er@hunter2@embed.example/v1",
     "limits.allowed_media_domains": "ada:hunter2@media.example",
     "server.tls_cert": "file://ada:hunter2@certs/tls.crt",

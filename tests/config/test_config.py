@@ -171,7 +171,7 @@ def test_no_complaint_quotes_a_secret(tmp_path: Path) -> None:
         "sessions.store",
         "sessions.secret",
         "sessions.encryption_secret",
-        "context.notes_api_key",
+        "context.summary_api_key",
         "context.recall_index",
         "context.embed_api_key",
         "tracing.headers",

@@ -12,8 +12,8 @@ from router.core.errors import (
     BodyTimeout,
     ClientError,
     ConnectionsLimited,
-    GivenUp,
     Overloaded,
+    PoisonRequest,
     RateLimited,
     RouteNotFound,
     RouterError,
@@ -37,7 +37,7 @@ ALL = list(descend(RouterError))
 LEAVES = [each for each in ALL if list(descend(each)) == [each]]
 GROUPS = ("ClientError", "InvalidRequest", "TenantLimited", "Unavailable")
 CODED: list[type[RouterError]] = [*LEAVES, WorkerError, Overloaded, RateLimited, SessionBusy]
-TOLD_APART_INSIDE = (ConnectionsLimited, GivenUp, WorkersBusy)
+TOLD_APART_INSIDE = (ConnectionsLimited, PoisonRequest, WorkersBusy)
 NOT_FOUND = (RouteNotFound, SessionNotFound)
 """They have their class's code: clients need not know."""
 
@@ -67,4 +67,4 @@ def test_the_class_says_whose_fault_it_is(error: type[RouterError]) -> None:
     else:
         assert issubclass(error, WorkerError | Unavailable | SessionCorrupt)
         assert error.status in (500, 502, 503, 504)
-        assert error.retryable == (error not in (GivenUp, SessionCorrupt)), "whoever sends it again kills again"
+        assert error.retryable == (error not in (PoisonRequest, SessionCorrupt)), "whoever sends it again kills again"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from router.app.serve import Running
-from router.core.fleet.health import State
+from router.core.fleet.health import WorkerState
 from router.simulator import Fault, SimulatorSettings, start_fleet
 from tests.e2e.faults import CHAT_PATH, all_up, decisions_of, ejections_of, faulted, metric
 from tests.e2e.routed import post, until
@@ -80,7 +80,7 @@ async def test_a_worker_that_comes_and_goes_is_never_seen_and_stays_out_longer_e
             assert member.health.doublings == flap
             await fleet.kill(0)
             asked = [next(numbers) for _ in range(24)]
-            while member.health.state is State.UP:
+            while member.health.state is WorkerState.UP:
                 assert await ask_at_once(router, iter(asked), 8) == {200: 24}
             await fleet.restart(0)
             assert await ask_at_once(router, iter(asked[:4]), 4) == {200: 4}
@@ -145,7 +145,7 @@ async def test_a_worker_that_sleeps_takes_no_request_and_returns_when_it_wakes(s
     async with by_name("m") as one, by_name("m") as two, faulted(one.url, two.url) as router:
         member = next(each for each in router.fleet.members() if each.address.url == one.url)
         one.probed["/metrics"] = sleeping(state)
-        await until(lambda: member.state is State.ASLEEP)
+        await until(lambda: member.state is WorkerState.ASLEEP)
         assert {(await post(router, CHAT_PATH, chat("m"))).status for _ in range(8)} == {200}
         assert not one.asked
         two.probed["/metrics"] = sleeping(state)
@@ -153,7 +153,7 @@ async def test_a_worker_that_sleeps_takes_no_request_and_returns_when_it_wakes(s
         found = await post(router, CHAT_PATH, chat("m"))
         assert (found.status, found.error["code"]) == (503, "model_unavailable")
         one.probed["/metrics"] = sleeping("awake")
-        await until(lambda: member.state is State.UP)
+        await until(lambda: member.state is WorkerState.UP)
         assert (await post(router, CHAT_PATH, chat("m"))).status == 200
         assert (len(one.asked), len(two.asked)) == (1, 8)
 

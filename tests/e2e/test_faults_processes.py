@@ -11,7 +11,7 @@ import pytest
 
 from router.app.serve import Running
 from router.core.fleet.fleet import Member
-from router.core.fleet.health import State
+from router.core.fleet.health import WorkerState
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import CHAT_PATH, Told, all_up, decisions_of, faulted, listen, metric, told
 from tests.e2e.processes import WorkerProcess, until_running, worker_processes
@@ -85,7 +85,7 @@ async def test_a_worker_that_accepts_and_never_answers_is_soon_asked_no_more_unt
         workers[0].send(signal.SIGSTOP)
         for _ in range(8):
             assert await listen(router, CHAT_PATH, body_of(1, 20)) == whole
-        assert stopped.health.state is State.EJECTED
+        assert stopped.health.state is WorkerState.EJECTED
         late = [decision for decision in await decisions_of(router) if "timeout" in decision["retries"]]
         assert len(late) <= 2
         assert max(decision["time_to_first_token_s"] for decision in late) <= 0.3 + 1.0

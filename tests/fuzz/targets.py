@@ -22,7 +22,7 @@ from router.wire.client_head import check_fields, check_target
 from router.wire.framing import ChunkedReader, frame
 from router.wire.media import MediaRule
 from router.wire.reply_head import BadHead, body_reader, parse_head
-from router.wire.sse import DIALECTS, EventWatch, read_error, take_events
+from router.wire.sse import DIALECTS, StreamFilter, read_error, take_events
 from router.wire.strict_json import decode_object, set_members
 from tests.wire.parsed import parse_request
 
@@ -98,7 +98,7 @@ def sse(data: bytes) -> None:
     if not data:
         return
     kind, data = data[0], data[1:]
-    watch = EventWatch(
+    watch = StreamFilter(
         DIALECTS[STREAMING[kind % len(STREAMING)]], hides_usage=bool(kind & 32), hides_ids=bool(kind & 64)
     )
     held = bytearray()

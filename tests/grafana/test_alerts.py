@@ -152,7 +152,7 @@ CASES = {
         "30m",
         R1 | {"source": "dns"},
     ),
-    "WarmrouteNotesFail": Case(
+    "WarmrouteSummariesFail": Case(
         gauge("compactions_total", 'result="rejected_empty"', "0+9")
         | gauge("compactions_total", 'result="told"', "0+1"),
         gauge("compactions_total", 'result="rejected_empty"', "0+1")
@@ -293,7 +293,7 @@ NIGHTS = {
         None,
     ),
     "notes fail, and most histories need none": Night(
-        "WarmrouteNotesFail",
+        "WarmrouteSummariesFail",
         gauge("compactions_total", 'result="failed"', "0+2") | gauge("compactions_total", 'result="nothing"', "0+20"),
         "90m",
         W,

@@ -72,8 +72,8 @@ class Door:
         await self.settle()
         assert not self.admission.queue
         assert not self.admission.warm_waiting()
-        assert self.fleet.tell_room is None
-        assert self.fleet.tell_alive is None
+        assert self.fleet.on_capacity is None
+        assert self.fleet.on_probe_ok is None
 
 
 def rules(tenant: str, **members: Any) -> TenantRules:
@@ -89,7 +89,7 @@ async def test_where_there_is_room_nobody_waits_and_nothing_is_listened_to() -> 
     await door.come()
     await door.come()
     assert door.fleet.in_flight == [1, 1]
-    assert door.fleet.tell_room is None
+    assert door.fleet.on_capacity is None
     await door.leave()
 
 

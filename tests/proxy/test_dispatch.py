@@ -24,7 +24,7 @@ from router.core.errors import (
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.facts import Facts
 from router.core.fleet.fleet import Fleet, FleetRules, Member
-from router.core.fleet.health import HealthRules, State
+from router.core.fleet.health import HealthRules, WorkerState
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import (
@@ -45,8 +45,8 @@ from router.policies.base import Ranking
 from router.proxy.admission import Admission, AdmissionSettings
 from router.proxy.dispatch import Dispatcher, DispatchSettings
 from router.proxy.ports import Client
-from router.proxy.selection import Routing
-from router.wire.sse import EventWatch, Usage, Watch
+from router.proxy.selection import WorkerSelector
+from router.wire.sse import Filter, StreamFilter, Usage
 from tests.upstream.wires import a_holding
 
 PROMPT = b"p" * 8192
@@ -116,10 +116,10 @@ class FakeExchange:
     def require_unbroken(self) -> None: ...
 
     async def ask(
-        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
         self.waits.append(first_event_s)
-        if isinstance(watch, EventWatch):
+        if isinstance(watch, StreamFilter):
             watch.usage = self._usage
             watch.error = self._error
         if isinstance(self._answer, asyncio.Event):
@@ -230,7 +230,7 @@ class House:
         self.admission = Admission(admission or OPEN, self.fleet, lambda: self.now, lambda: self.now, self.pause)
         self.dispatcher = Dispatcher(
             DispatchSettings(max_attempts, max_deaths, 0.2, min_retries, 3, 1.0, 1 << 20, 1 << 24),
-            Routing(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
+            WorkerSelector(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
             self.upstream,
             self.records.append,
             lambda: self.now,
@@ -309,7 +309,7 @@ async def test_a_death_before_the_first_byte_is_invisible_and_outside_the_budget
         (house.member(host).name, failure) for host, failure in zip("abc", [death.cause, death.cause, ""], strict=True)
     ]
     assert record.first_choice == house.member("a").name
-    assert house.member("a").health.state is State.EJECTED
+    assert house.member("a").health.state is WorkerState.EJECTED
     house.assert_nothing_is_held()
 
 
@@ -397,7 +397,7 @@ async def test_an_answer_that_is_too_large_is_not_asked_of_another() -> None:
     with pytest.raises(WorkerError, match="too large"):
         await house.send()
     assert house.upstream.asked == ["a"]
-    assert house.member("a").health.state is State.UP
+    assert house.member("a").health.state is WorkerState.UP
     assert house.index.match(make_request().fingerprint, 2048.0).tokens(house.member("a").position) > 0
     house.assert_nothing_is_held()
 
@@ -408,7 +408,7 @@ async def test_an_answer_for_which_there_is_no_memory_is_nobodys_failure_and_not
     with pytest.raises(MemoryFull):
         await house.send()
     assert house.upstream.asked == ["a"]
-    assert house.member("a").health.state is State.UP
+    assert house.member("a").health.state is WorkerState.UP
     record = house.records[-1]
     assert (record.status, record.outcome, record.retries) == (503, "overloaded", [])
     house.assert_nothing_is_held()
@@ -438,7 +438,7 @@ async def test_a_busy_worker_is_passed_over_and_stays_well(status: int) -> None:
     house.upstream.answers = dict.fromkeys("ab", Reply(status, {b"retry-after": b"9"}, b"", is_stream=False))
     await house.send()
     assert house.upstream.asked == ["a", "b", "c"]
-    assert all(member.health.state is State.UP for member in house.fleet.members())
+    assert all(member.health.state is WorkerState.UP for member in house.fleet.members())
 
 
 async def test_when_all_are_busy_the_client_is_told_when_to_come_back() -> None:
@@ -500,7 +500,7 @@ async def test_a_clients_mistake_neither_hides_failures_nor_brings_a_worker_back
     house.fleet.on_health_changed(member)
     house.upstream.answers["a"] = Reply(400, {}, b"", is_stream=False)
     await house.send()
-    assert member.health.state is State.EJECTED
+    assert member.health.state is WorkerState.EJECTED
 
 
 async def test_a_clients_mistake_is_its_own_and_says_nothing_of_the_worker() -> None:
@@ -544,7 +544,7 @@ async def test_a_stream_that_breaks_is_broken_off_and_its_worker_ejected() -> No
     record = await house.send(make_request(stream=True))
     assert [error.code for error in house.client.broken] == ["worker_error"]
     assert record.outcome == "broken"
-    assert house.member("a").health.state is State.EJECTED
+    assert house.member("a").health.state is WorkerState.EJECTED
     assert house.upstream.asked == ["a"]
     house.assert_nothing_is_held()
 
@@ -814,7 +814,7 @@ async def test_one_error_event_in_a_stream_breaks_it_off_but_does_not_eject_its_
     house.upstream.end = StreamEnd.ERRED
     await house.send(make_request(stream=True))
     assert [error.code for error in house.client.broken] == ["worker_error"]
-    assert house.member("a").health.state is State.UP
+    assert house.member("a").health.state is WorkerState.UP
     assert house.member("a").health.failed_requests == 1
 
 
@@ -867,8 +867,8 @@ async def test_deaths_are_counted_over_all_that_a_request_waits_for() -> None:
     house = House("a", admission=admission)
     house.upstream.answers["a"] = WorkerDied("x")
     task = asyncio.create_task(house.send())
-    for deaths in (1, 2):
-        while len(house.upstream.closed) < deaths or not house.admission.queue:
+    for poison_guard in (1, 2):
+        while len(house.upstream.closed) < poison_guard or not house.admission.queue:
             await asyncio.sleep(0)
         house.now += 5.0
         if house.member("a").health.on_probe_answered(house.now):
@@ -1011,7 +1011,7 @@ async def test_a_worker_that_has_not_got_a_model_of_its_list_is_asked_no_more_an
     record = await house.send()
     assert (house.upstream.asked, record.retries, record.status) == (["a", "b"], ["no_model"], 200)
     assert house.member("a").is_list_old
-    assert house.member("a").health.state is State.UP
+    assert house.member("a").health.state is WorkerState.UP
     await house.send()
     assert house.upstream.asked == ["a", "b", "b"]
     assert house.looks == 0

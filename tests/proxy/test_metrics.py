@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.core.fleet.fleet import Fleet, FleetRules
 from router.core.fleet.health import HealthRules
-from router.core.index.cache_use import Misses
+from router.core.index.cache_use import CacheMisses
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
 from router.core.request.request import Route
@@ -205,7 +205,7 @@ def test_the_fleet_is_read_when_prometheus_asks() -> None:
     metrics = Metrics(registry, lambda _model: True)
     index = PrefixIndex(10_000, 1_000)
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    budget, misses = RetryBudget(0.2, 3), Misses()
+    budget, misses = RetryBudget(0.2, 3), CacheMisses()
     misses.add(1000, 800, 500, 400)
     registry.register(
         FleetCollector(fleet, index, misses, budget, lambda: [("live_requests", "Requests under way.", 5)], {"head": 2})
@@ -242,7 +242,7 @@ def test_a_worker_that_left_is_no_series_any_more() -> None:
     metrics = Metrics(registry, lambda _model: True)
     index = PrefixIndex(10_000, 1_000)
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    registry.register(FleetCollector(fleet, index, Misses(), RetryBudget(0.2, 3), list, {}))
+    registry.register(FleetCollector(fleet, index, CacheMisses(), RetryBudget(0.2, 3), list, {}))
     fleet.set_members([WorkerAddress("http", "a", 80)])
     assert any("worker" in dict(labels) for _name, labels in samples(metrics))
     fleet.set_members([])
@@ -260,7 +260,7 @@ def test_a_scrape_of_many_workers_lets_others_be_served_in_between_and_is_writte
     index = PrefixIndex(10_000, 1_000)
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
     fleet.set_members([WorkerAddress("http", f"w{number}", 80) for number in range(workers)])
-    collector = FleetCollector(fleet, index, Misses(), RetryBudget(0.2, 3), list, {})
+    collector = FleetCollector(fleet, index, CacheMisses(), RetryBudget(0.2, 3), list, {})
     registry.register(collector)
     families = list(collector.collect())
     assert max(len(family.samples) for family in families) <= MAX_SAMPLES_AT_ONCE * workers

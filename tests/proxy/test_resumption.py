@@ -14,7 +14,7 @@ import pytest
 
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.fleet import Fleet, FleetRules
-from router.core.fleet.health import HealthRules, State
+from router.core.fleet.health import HealthRules, WorkerState
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import (
     AttemptFailed,
@@ -34,8 +34,8 @@ from router.core.worker import WorkerAddress
 from router.proxy.admission import Admission
 from router.proxy.dispatch import Dispatcher, DispatchSettings
 from router.proxy.ports import Client
-from router.proxy.selection import Routing
-from router.wire.sse import Watch
+from router.proxy.selection import WorkerSelector
+from router.wire.sse import Filter
 from tests.proxy.test_dispatch import OPEN, FakeClient, InOrder
 from tests.wire.engine import PROMPT_IDS, Engine, Step, event, events_of
 from tests.wire.parsed import parse_request
@@ -90,7 +90,7 @@ class FakeExchange:
         self._script = Script()
         self._events: list[bytes] = []
         self._seen = b""
-        self._watch: Watch | None = None
+        self._watch: Filter | None = None
 
     def __enter__(self) -> FakeExchange:
         self._workers.open += 1
@@ -116,7 +116,7 @@ class FakeExchange:
         return answer or Reply(200, {}, json.dumps({"prompt": text}).encode(), is_stream=False)
 
     async def ask(
-        self, request: Request, watch: Watch | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
         workers, body = self._workers, json.loads(request.body)
         workers.asked.append((self._host, body))
@@ -212,7 +212,7 @@ class House:
         self.wakes: list[str] = []
         self.dispatcher = Dispatcher(
             DispatchSettings(5, max_deaths, 0.2, min_retries, max_resumptions, 1.0, 1 << 20, 1 << 24),
-            Routing(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
+            WorkerSelector(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
             self.workers,
             self.records.append,
             lambda: self.now,
@@ -288,7 +288,7 @@ async def test_a_workers_error_event_is_not_shown_and_another_goes_on() -> None:
     record = await house.send()
     house.assert_whole()
     assert record.resumptions[0].cause == "error"
-    assert house.member("a").health.state is State.UP
+    assert house.member("a").health.state is WorkerState.UP
 
 
 @pytest.mark.parametrize("code", [b"400", b"404", b"422"])
@@ -470,7 +470,7 @@ async def test_a_continued_stream_that_breaks_is_gone_on_with_again(second: int)
     house.assert_whole()
     assert house.workers.hosts == ["a", "b", "c"]
     assert [resumption.outcome for resumption in record.resumptions] == ["exact", "exact"]
-    assert house.member("b").health.state is State.EJECTED
+    assert house.member("b").health.state is WorkerState.EJECTED
 
 
 async def test_attempts_are_bounded() -> None:
@@ -560,7 +560,7 @@ async def test_an_answer_that_no_other_worker_would_better_ends_it(answer: Reply
     record = await house.send()
     house.assert_broken_off()
     assert house.workers.hosts == ["a", "b"]
-    assert house.member("b").health.state is State.UP
+    assert house.member("b").health.state is WorkerState.UP
     assert record.resumptions == [Resumption("died", "unsafe")]
 
 
@@ -581,7 +581,7 @@ async def test_another_text_than_the_client_has_is_no_failure_of_the_worker() ->
     house.script(a=Script(3, steps=steps), b=Script(steps=[Step([11], "zzz")]))
     record = await house.send()
     house.assert_broken_off()
-    assert house.member("b").health.state is State.UP
+    assert house.member("b").health.state is WorkerState.UP
     assert record.resumptions == [Resumption("died", "unsafe")]
 
 

@@ -18,7 +18,7 @@ from router.core.request.record import Record
 from router.core.request.request import NO_TENANT, Request, Route
 from router.core.worker import WorkerAddress
 from router.policies import POLICIES, PolicySettings
-from router.proxy.selection import UNTOLD_HITS, Routing
+from router.proxy.selection import UNTOLD_HITS, WorkerSelector
 from router.wire.sse import Usage
 
 TOKENS = 256
@@ -62,16 +62,16 @@ class House:
         self.member.health.on_probe_answered(0.0)
         self.fleet.on_health_changed(self.member)
         policy = POLICIES["least_loaded"](PolicySettings(), random.Random(1))
-        self.routing = Routing(self.fleet, self.index, LastWorkers(10), policy, lambda: 100.0, 30.0)
+        self.selector = WorkerSelector(self.fleet, self.index, LastWorkers(10), policy, lambda: 100.0, 30.0)
 
     def send(self, prompt: Fingerprint) -> Record:
         request = a_request(prompt)
-        facts, _ranking = self.routing.rank(request)
-        lease, predicted = self.routing.send_to(self.member, request, facts)
+        facts, _ranking = self.selector.rank(request)
+        lease, predicted = self.selector.send_to(self.member, request, facts)
         record = Record(route=Route.CHAT, model="m", policy="p", request_id="r", stream=False, started_at=100.0)
         record.outcome, record.predicted_cached_tokens = "ok", predicted
         with lease:
-            self.routing.learn(request, facts, lease, record, self.worker.answer(prompt))
+            self.selector.learn(request, facts, lease, record, self.worker.answer(prompt))
         return record
 
     def report(self, *, cache_tokens: int | None = None, started_at: float = 1.0) -> None:

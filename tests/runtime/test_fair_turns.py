@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from router.core.request.request import Tenant
-from router.runtime.fair_turns import TenantTurns
+from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import Crowded
 
 ANN, BOB, EVE = Tenant("ann"), Tenant("bob"), Tenant("eve")
 
 
-def turns(*, max_waiting: int = 3, max_wait_s: float = 10.0, max_calls: int = 2) -> TenantTurns:
-    return TenantTurns(
+def turns(*, max_waiting: int = 3, max_wait_s: float = 10.0, max_calls: int = 2) -> FairTurns:
+    return FairTurns(
         max_calls=max_calls, max_owner_calls=1, max_waiting=max_waiting, max_wait_s=max_wait_s, refuse=Crowded
     )
 
@@ -22,7 +22,7 @@ def turns(*, max_waiting: int = 3, max_wait_s: float = 10.0, max_calls: int = 2)
 class Calls:
     """Calls that have their turn, in order, and end when they are told."""
 
-    def __init__(self, line: TenantTurns) -> None:
+    def __init__(self, line: FairTurns) -> None:
         self.line = line
         self.begun: list[Tenant] = []
         self._ends: list[asyncio.Event] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from router.runtime.steady_clock import BELIEVED_AFTER_S, JUMP_S, SteadyClock
-from router.sessions.stores.contract import NOTHING, Sid
+from router.sessions.stores.contract import EMPTY, Sid
 from router.sessions.stores.sqlite import SqliteStore
 from tests.sessions.stores.contract import OWNER
 
@@ -67,7 +67,7 @@ async def test_a_sweep_under_a_clock_that_jumped_deletes_nothing(tmp_path: Path)
     assert await store.create(SID, OWNER, entries=(b"1",), attributes=b"", turns=1, lifetime_s=600.0)
     clocks.ahead_s += 1e6
     assert await store.sweep(10) == 0
-    assert await store.load(SID, OWNER, NOTHING) is not None
+    assert await store.load(SID, OWNER, EMPTY) is not None
     clocks.now += 601
     assert await store.sweep(10) == 1
     await store.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.app.serve import Running
-from router.core.fleet.health import State
+from router.core.fleet.health import WorkerState
 from router.core.tenants.memory import REPLY, UNREAD
 from tests.e2e.routed import connected, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, stream_without_end
@@ -48,7 +48,7 @@ async def test_an_answer_for_which_there_is_no_room_is_refused_asked_of_nobody_e
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
         assert refused.headers["x-should-retry"] == "false", "it never fits"
         assert len(one.asked) + len(other.asked) == 1
-        assert all(member.health.state is State.UP for member in router.fleet.members())
+        assert all(member.health.state is WorkerState.UP for member in router.fleet.members())
         assert router.data.memory.refusals[REPLY] == 1
         await until(lambda: not router.data.memory.bytes)
 

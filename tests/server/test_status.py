@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from router.app.serve import Running
-from router.server.guesses import MAX_WRONG
+from router.server.failed_logins import MAX_WRONG
 from router.server.status import feed as feed_module
 from router.server.status.feed import StatusFeed, TooManyViewers
 from tests.e2e.faults import metric

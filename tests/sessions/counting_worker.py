@@ -16,10 +16,10 @@ from router.core.request.request import Request
 from router.proxy.ports import Client
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
-from router.sessions.notes import Written
 from router.sessions.planner import Ask
 from router.sessions.stores.memory import MemoryStore
-from router.sessions.tokens.cache import KnownCounts
+from router.sessions.summaries import Written
+from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counts import CountLimits, TokenCounts
 from router.sessions.tokens.local import LocalCounter
 from router.sessions.tokens.texts import own_text
@@ -92,7 +92,7 @@ class Play:
             CountLimits(1 << 40, MEDIA_TOKENS),
             lambda _model: counter,
             self,
-            KnownCounts(10_000),
+            CountCache(10_000),
             Notes(),
             lambda: 1.0,
             ThreadPoolExecutor(1),
@@ -133,9 +133,9 @@ class Play:
 
     async def clean(self) -> None:
         """The janitor's chores, all of them."""
-        janitor = self.replica.turns.upkeep.janitor
-        while janitor._waiting:
-            await janitor.do(janitor._waiting.popitem()[1])
+        compactor = self.replica.turns.context_window.compactor
+        while compactor._waiting:
+            await compactor.do(compactor._waiting.popitem()[1])
 
     async def history(self) -> History:
         return (await self.replica.histories.load(SID, ACME.rules.tenant))[0]

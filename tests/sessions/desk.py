@@ -19,20 +19,20 @@ from router.core.request.request import NO_TENANT, Request, Route, Tenant
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.proxy.ports import Client
-from router.sessions.api.chat_codec import ChatDoor
+from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.context.history import History
-from router.sessions.context.view import NO_WISHES, Wishes
-from router.sessions.histories import Behind, Histories
-from router.sessions.history_cache import HotHistories
+from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
+from router.sessions.histories import Histories, TurnPosition
+from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask, Planner
 from router.sessions.stores.contract import (
-    NOTHING,
+    EMPTY,
     Append,
     Begin,
     Begun,
     Busy,
-    Known,
+    Cursor,
     Loaded,
     Repeated,
     Sid,
@@ -92,8 +92,8 @@ class PointedStore(MemoryStore):
     async def append(self, append: Append) -> int:
         return await self._call("end" if append.ends else "append", super().append(append))
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
-        return await self._call("load", super().load(sid, owner, known))
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
+        return await self._call("load", super().load(sid, owner, cursor))
 
     async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
         await self._call("release", super().release(sid, owner, fence))
@@ -264,14 +264,14 @@ class Replica:
         max_give_backs: int = 100,
         max_hot_bytes: int = 1 << 20,
         bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
-        **upkeep: Any,
+        **context_window: Any,
     ) -> None:
         self.store = store
         self.dispatch = dispatch
         self.points = points
         self.clock = clock
         self.workers: list[str] = []
-        self.histories = Histories(store, HotHistories(max_hot_bytes), clock, clock)
+        self.histories = Histories(store, HistoryCache(max_hot_bytes), clock, clock)
         self.turns = Turns(
             TurnSettings(
                 lease_s=15.0,
@@ -283,16 +283,16 @@ class Replica:
             dispatch,
             lambda _session, worker: self.workers.append(worker),
             Planner(self.histories, bytes_per_token, resumes=True),
-            upkeep_of(self.histories, clock, bytes_per_token=bytes_per_token, **upkeep),
+            upkeep_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,
         )
 
     def begin(
-        self, *messages: dict[str, Any], client: FakeClient | None = None, **wishes: Any
+        self, *messages: dict[str, Any], client: FakeClient | None = None, **overrides: Any
     ) -> asyncio.Task[FakeClient]:
         """A turn under way."""
-        return asyncio.create_task(self.take(*messages, client=client, **wishes))
+        return asyncio.create_task(self.take(*messages, client=client, **overrides))
 
     async def take(
         self,
@@ -304,9 +304,9 @@ class Replica:
         client: FakeClient | None = None,
         stream: bool = True,
         forks: Sid | None = None,
-        context: Wishes = NO_WISHES,
+        context: ContextOverrides = NO_OVERRIDES,
         request_id: str = "r-1",
-        on_begun: Callable[[Sid, Behind], Awaitable[None]] | None = None,
+        on_begun: Callable[[Sid, TurnPosition], Awaitable[None]] | None = None,
         instructions: Sequence[dict[str, Any]] = (),
         **members: Any,
     ) -> FakeClient:
@@ -317,21 +317,21 @@ class Replica:
         record = Record(
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )
-        door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
+        door = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
-        ask = replace(ask, request_id=request_id, on_begun=on_begun, wishes=context)
-        await self.turns.take(ask, door, client)
+        ask = replace(ask, request_id=request_id, on_begun=on_begun, overrides=context)
+        await self.turns.run(ask, door, client)
         return client
 
-    async def take_unkept(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
+    async def run_ephemeral(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
         """One that leaves nothing behind, after another's answer."""
         client = FakeClient(self.points)
         incoming = read_chat(json.dumps({"model": "m", "messages": messages}).encode(), ACME, LIMITS)
         record = Record(
             route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="none"
         )
-        door = ChatDoor(record, stream=False, wants_usage=False)
-        await self.turns.take_unkept(self.ask(incoming, sid), door, client, (sid, Behind(turn, 1)))
+        door = ChatCodec(record, stream=False, wants_usage=False)
+        await self.turns.run_ephemeral(self.ask(incoming, sid), door, client, (sid, TurnPosition(turn, 1)))
         return client
 
     def ask(
@@ -347,7 +347,7 @@ class Replica:
     ) -> Ask:
         headers: Mapping[str, str] = {}
         return Ask(
-            door="sessions",
+            api="sessions",
             sid=sid,
             caller=caller,
             incoming=incoming,
@@ -364,14 +364,14 @@ class Replica:
 
     async def texts(self, sid: Sid = SID, caller: Caller = ACME) -> list[str]:
         """What counts of the session, as any replica would read it."""
-        fresh = Histories(self.store, HotHistories(1 << 20), self.clock)
+        fresh = Histories(self.store, HistoryCache(1 << 20), self.clock)
         history, _ = await fresh.load(sid, caller.rules.tenant)
         return contents(history)
 
     async def settled(self) -> None:
         """What was to be given back has been."""
-        while self.turns.claims.errands.under_way:
-            await asyncio.wait(tuple(self.turns.claims.errands.under_way))
+        while self.turns.claims.releaser.under_way:
+            await asyncio.wait(tuple(self.turns.claims.releaser.under_way))
 
     @property
     def waiting(self) -> int:
@@ -399,7 +399,7 @@ class Desk(Replica):
         await self.settled()
         assert not self.turns.claims.live
         assert not self.waiting
-        if (loaded := await self.store.load(sid, ACME.rules.tenant, NOTHING)) is not None:
+        if (loaded := await self.store.load(sid, ACME.rules.tenant, EMPTY)) is not None:
             assert not loaded.is_claimed
             assert not self.store._sessions[sid].line
 

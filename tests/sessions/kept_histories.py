@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from router.core.request.request import Tenant
-from router.sessions.compactor import Janitor, JanitorSettings
-from router.sessions.context.cache_costs import Economy
+from router.sessions.compactor import Compactor, CompactorSettings
+from router.sessions.context.cache_costs import CacheCosts
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
-from router.sessions.context.view import Wishes
-from router.sessions.context_window import Counts, Upkeep
+from router.sessions.context.view import ContextOverrides
+from router.sessions.context_window import ContextWindow, Counts
 from router.sessions.histories import Histories
-from router.sessions.notes import NoteWriter, Written
 from router.sessions.planner import Ask
 from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
-from router.sessions.recall.null_index import NoIndex
+from router.sessions.recall.null_index import NullIndex
 from router.sessions.recaller import Recaller, RecallRules
 from router.sessions.stores.contract import Sid
+from router.sessions.summaries import SummaryWriter, Written
 from router.sessions.tokens.texts import own_text
 from router.sessions.views import ContextRules, Lookups, Views
 
@@ -97,7 +97,7 @@ def upkeep_of(
     histories: Histories,
     clock: Callable[[], float],
     *,
-    writer: NoteWriter | None = None,
+    writer: SummaryWriter | None = None,
     index: RecallIndex | None = None,
     counts: Counts | None = None,
     total: Callable[[str, int, int], int] = lambda _model, counted, _messages: counted,
@@ -107,27 +107,31 @@ def upkeep_of(
     idle_s: float = 60.0,
     max_waiting: int = 100,
     source_tokens: int = 1 << 40,
-    **wishes: Any,
-) -> Upkeep:
-    """``wishes``: everybody's; without any, histories are sent whole."""
-    rules = ContextRules(Wishes(**wishes), answer_tokens=0, idle_s=idle_s, notes_tokens=20, notes_price=0.5)
+    **overrides: Any,
+) -> ContextWindow:
+    """``overrides``: everybody's; without any, histories are sent whole."""
+    rules = ContextRules(
+        ContextOverrides(**overrides), answer_tokens=0, idle_s=idle_s, summary_tokens=20, summary_price=0.5
+    )
     lookups = Lookups(
         window=lambda _model: window,
         total=total,
         is_exact=lambda _model: True,
         cached=lambda _model, _prompt: cached,
     )
-    views = Views(rules, histories, lookups, Economy(0.1), clock)
+    views = Views(rules, histories, lookups, CacheCosts(0.1), clock)
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
-    recaller = Recaller(recall, index or NoIndex(), bytes_per_token, clock, lambda _seconds: None)
+    recaller = Recaller(recall, index or NullIndex(), bytes_per_token, clock, lambda _seconds: None)
     histories.on_deleted = recaller.forget
-    settings = JanitorSettings(
+    settings = CompactorSettings(
         max_waiting=max_waiting,
         work_s=60.0,
         retry_s=10.0,
-        notes_tokens=20,
+        summary_tokens=20,
         source_tokens=source_tokens,
         tokens_per_day=0,
     )
-    janitor = Janitor(settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None)
-    return Upkeep(views, recaller, janitor, counts or Estimates())
+    compactor = Compactor(
+        settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None
+    )
+    return ContextWindow(views, recaller, compactor, counts or Estimates())

@@ -9,19 +9,19 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, cast
 
-from router.sessions.compactor import Chore
+from router.sessions.compactor import CompactionJob
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
 from router.sessions.context.view import START
 from router.sessions.histories import Histories
-from router.sessions.history_cache import HotHistories
-from router.sessions.notes import Written
+from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask
 from router.sessions.stores.contract import Sid, Store
-from router.sessions.stores.encrypted import SealedStore
+from router.sessions.stores.encrypted import EncryptedStore
 from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
+from router.sessions.summaries import Written
 from tests.sessions.desk import ACME, FakeDispatch, Points, Replica, contents, user
 from tests.sessions.kept_histories import FakeWriter
 from tests.sessions.stores.contract import Clocks
@@ -45,7 +45,7 @@ async def two_ways(name: str, directory: Path, redis_url: str) -> tuple[Store, S
         return first, await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
     memory = MemoryStore(clocks.monotonic, clocks.unix_time)
     secret = b"a secret of the tests"
-    return (SealedStore(memory, secret), SealedStore(memory, secret)) if name == "sealed" else (memory, memory)
+    return (EncryptedStore(memory, secret), EncryptedStore(memory, secret)) if name == "sealed" else (memory, memory)
 
 
 class PointedCalls:
@@ -93,22 +93,22 @@ class Site:
         store = self.stores[which]
         if points is not None:
             store = cast(Store, PointedCalls(store, points))
-        wishes = {"strategy": "summary", "high_tokens": 1000, "low_tokens": 510, **more}
+        overrides = {"strategy": "summary", "high_tokens": 1000, "low_tokens": 510, **more}
         own = Points()
-        return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **wishes)
+        return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **overrides)
 
-    async def pile_up(self, replica: Replica, turns: int = 6) -> Chore:
+    async def pile_up(self, replica: Replica, turns: int = 6) -> CompactionJob:
         """Turns, and what the janitor has to do behind them."""
         for number in range(turns):
             await replica.take(user(f"{number} {LONG}"), sid=self.sid)
-        return self.chore(replica)
+        return self.job(replica)
 
-    def chore(self, replica: Replica) -> Chore:
-        return replica.turns.upkeep.janitor._waiting.pop(self.sid)
+    def job(self, replica: Replica) -> CompactionJob:
+        return replica.turns.context_window.compactor._waiting.pop(self.sid)
 
     async def history(self) -> History:
         """As a replica reads it that knows nothing."""
-        fresh = Histories(self.stores[0], HotHistories(1 << 20), lambda: self.now)
+        fresh = Histories(self.stores[0], HistoryCache(1 << 20), lambda: self.now)
         return (await fresh.load(self.sid, ACME.rules.tenant))[0]
 
     async def require_whole(self, turns: int) -> History:
@@ -123,7 +123,7 @@ class Site:
             assert segment.since == since < segment.upto
             since = segment.upto
         told = [item.place <= since for item in history.items]
-        assert told.count(False) == len(history.bodies) + history.view.elided
+        assert told.count(False) == len(history.bodies) + history.view.omitted
         return history
 
 
@@ -138,4 +138,4 @@ async def opened(name: str, directory: Path, redis_url: str) -> AsyncIterator[Si
 
 def results(replica: Replica) -> dict[str, int]:
     """What came of its janitor's chores, and how often."""
-    return {result: count for result, count in replica.turns.upkeep.janitor.results.items() if count}
+    return {result: count for result, count in replica.turns.context_window.compactor.results.items() if count}

@@ -10,8 +10,8 @@ from router.core.errors import StateUnavailable
 from router.core.request.request import Tenant
 from router.sessions import release
 from router.sessions.context.history import History
-from router.sessions.history_cache import HotHistories
-from router.sessions.stores.contract import NOTHING, Begin, Begun, Known, Sid, StoreUnavailable
+from router.sessions.history_cache import HistoryCache
+from router.sessions.stores.contract import EMPTY, Begin, Begun, Cursor, Sid, StoreUnavailable
 from tests.sessions.context.logs import turn
 from tests.sessions.desk import ACME, SID, Desk, user
 
@@ -69,20 +69,20 @@ def history(generation: str, head: int) -> History:
 
 
 def test_what_is_known_of_no_session_is_nothing() -> None:
-    hot = HotHistories(1 << 20)
-    assert hot.known(SID) == NOTHING
-    found = hot.find(SID, OWNER, NOTHING, "g")
+    cache = HistoryCache(1 << 20)
+    assert cache.known(SID) == EMPTY
+    found = cache.find(SID, OWNER, EMPTY, "g")
     assert found is not None
     assert (found.generation, found.head) == ("g", 0)
 
 
 def test_a_history_that_is_shorter_than_what_the_store_was_told_must_be_read_again() -> None:
-    hot = HotHistories(1 << 20)
-    hot.keep(SID, history("g", 5))
-    assert hot.find(SID, OWNER, Known("g", 5), "g") is hot.get(SID)
-    assert hot.find(SID, OWNER, Known("g", 4), "g") is hot.get(SID)
-    assert hot.find(SID, OWNER, Known("g", 6), "g") is None
-    other = hot.find(SID, OWNER, Known("g", 5), "h")
+    cache = HistoryCache(1 << 20)
+    cache.keep(SID, history("g", 5))
+    assert cache.find(SID, OWNER, Cursor("g", 5), "g") is cache.get(SID)
+    assert cache.find(SID, OWNER, Cursor("g", 4), "g") is cache.get(SID)
+    assert cache.find(SID, OWNER, Cursor("g", 6), "g") is None
+    other = cache.find(SID, OWNER, Cursor("g", 5), "h")
     assert other is not None
     assert (other.generation, other.head) == ("h", 0)
 
@@ -92,7 +92,7 @@ async def test_a_history_behind_which_others_wrote_is_forgotten() -> None:
     await desk.take(user("one"))
     read, _ = await desk.histories.load(SID, OWNER)
     desk.histories.grow(read, turn(2, user("mine")), read.head + 2)
-    assert desk.histories.hot.get(SID) is None
+    assert desk.histories.cache.get(SID) is None
     assert len(read.items) == 2
 
 
@@ -104,7 +104,7 @@ async def test_a_claim_that_a_hung_store_took_is_given_back_when_it_goes_on(monk
         await desk.take(user("hello"))
     await desk.require_quiet()
     assert desk.points.passed.count("before leave") == 4
-    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (0, 0)
+    assert (desk.turns.claims.releaser.waiting, desk.turns.claims.releaser.given_up) == (0, 0)
     assert (await desk.take(user("hello"))).text == "to hello"
 
 
@@ -116,11 +116,11 @@ async def test_a_claim_is_not_given_back_for_longer_than_its_lease(monkeypatch: 
         await desk.take(user("hello"))
     while desk.points.passed.count("before leave") < 3:
         await asyncio.sleep(0)
-    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (1, 0)
+    assert (desk.turns.claims.releaser.waiting, desk.turns.claims.releaser.given_up) == (1, 0)
     desk.now += 15.1
     async with asyncio.timeout(5):
         await desk.settled()
-    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (0, 1)
+    assert (desk.turns.claims.releaser.waiting, desk.turns.claims.releaser.given_up) == (0, 1)
 
 
 async def test_only_so_many_claims_wait_to_be_given_back_and_others_leases_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,12 +130,12 @@ async def test_only_so_many_claims_wait_to_be_given_back_and_others_leases_end(m
     for number in range(3):
         with pytest.raises(StateUnavailable):
             await desk.take(user("hello"), sid=Sid(f"{number}" * 32))
-    while desk.turns.claims.errands.given_up < 1:
+    while desk.turns.claims.releaser.given_up < 1:
         await asyncio.sleep(0)
-    assert desk.turns.claims.errands.waiting == 2
+    assert desk.turns.claims.releaser.waiting == 2
     desk.store.fails = {}
     await desk.settled()
-    assert (desk.turns.claims.errands.waiting, desk.turns.claims.errands.given_up) == (0, 1)
+    assert (desk.turns.claims.releaser.waiting, desk.turns.claims.releaser.given_up) == (0, 1)
 
 
 async def test_a_renewal_that_fails_is_no_claim_that_was_given_up() -> None:
@@ -146,7 +146,7 @@ async def test_a_renewal_that_fails_is_no_claim_that_was_given_up() -> None:
         desk.turns.claims.renew()
         await desk.settled()
         claim.fence = 0
-    assert desk.turns.claims.errands.given_up == 0
+    assert desk.turns.claims.releaser.given_up == 0
 
 
 async def test_what_a_store_was_never_asked_is_not_given_back() -> None:

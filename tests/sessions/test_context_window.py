@@ -15,22 +15,22 @@ from router.core.request.record import Record
 from router.core.request.reply import Reply
 from router.core.request.request import Request, Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
-from router.proxy.internal_client import PATIENT
+from router.proxy.internal_client import LOW_PRIORITY
 from router.proxy.ports import Client
 from router.sessions.api.chat_requests import read_chat
-from router.sessions.compactor import Chore
+from router.sessions.compactor import CompactionJob
 from router.sessions.context.compaction import Source, source_of
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
-from router.sessions.context.view import View, Wishes
+from router.sessions.context.view import ContextOverrides, View
 from router.sessions.histories import Histories, LogBounds
-from router.sessions.history_cache import HotHistories
-from router.sessions.notes import FleetWriter, Written
+from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask
-from router.sessions.stores.contract import NOTHING, Sid
-from router.sessions.views import Look
+from router.sessions.stores.contract import EMPTY, Sid
+from router.sessions.summaries import FleetSummaryWriter, Written
+from router.sessions.views import ViewPlan
 from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, FakeDispatch, user
 from tests.sessions.kept_histories import FakeWriter, SlowWriter, WordIndex, upkeep_of
 
@@ -38,10 +38,10 @@ LONG = "x" * 400
 """About 100 tokens; so is its answer."""
 
 
-async def talk(desk: Desk, turns: int, **wishes: Any) -> None:
+async def talk(desk: Desk, turns: int, **overrides: Any) -> None:
     """Turns, with the janitor behind each."""
     for number in range(turns):
-        await desk.take(user(f"{number} {LONG}"), **wishes)
+        await desk.take(user(f"{number} {LONG}"), **overrides)
         await clean(desk)
 
 
@@ -53,15 +53,15 @@ async def pile_up(desk: Desk, turns: int) -> None:
 
 async def clean(desk: Desk) -> None:
     """The janitor's chores, all of them."""
-    janitor = desk.turns.upkeep.janitor
-    while janitor._waiting:
-        sid, chore = janitor._waiting.popitem()
-        assert sid == chore.sid
-        await janitor.do(chore)
+    compactor = desk.turns.context_window.compactor
+    while compactor._waiting:
+        sid, job = compactor._waiting.popitem()
+        assert sid == job.sid
+        await compactor.do(job)
 
 
 def results(desk: Desk) -> dict[str, int]:
-    return {result: count for result, count in desk.turns.upkeep.janitor.results.items() if count}
+    return {result: count for result, count in desk.turns.context_window.compactor.results.items() if count}
 
 
 def shown(desk: Desk) -> list[str]:
@@ -70,7 +70,7 @@ def shown(desk: Desk) -> list[str]:
 
 async def history_of(desk: Desk, sid: Sid = SID) -> History:
     """As a replica reads it that knows nothing."""
-    fresh = Histories(desk.store, HotHistories(1 << 20), lambda: desk.now)
+    fresh = Histories(desk.store, HistoryCache(1 << 20), lambda: desk.now)
     return (await fresh.load(sid, ACME.rules.tenant))[0]
 
 
@@ -109,7 +109,7 @@ async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_w
     await pile_up(desk, 5)
     assert shown(desk)[0].startswith("[4 earlier messages are left out")
     assert writer.sources == []
-    assert desk.turns.upkeep.views.cuts == {"ceiling": 1, "cold": 0}
+    assert desk.turns.context_window.views.cuts == {"ceiling": 1, "cold": 0}
     await clean(desk)
     assert results(desk) == {"pending": 1}
     await desk.take(user("next"))
@@ -130,7 +130,7 @@ async def test_cuts_at_the_same_time_are_all_counted(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(desk.histories, "commit_view", commit_together)
     for number in range(5):
         await asyncio.gather(*(desk.take(user(f"{number} {LONG}"), sid=sid) for sid in (SID, Sid("b" * 32))))
-    assert desk.turns.upkeep.views.cuts["ceiling"] == 2
+    assert desk.turns.context_window.views.cuts["ceiling"] == 2
 
 
 async def test_nothing_is_cut_for_a_message_that_fits_no_window() -> None:
@@ -138,7 +138,7 @@ async def test_nothing_is_cut_for_a_message_that_fits_no_window() -> None:
     await pile_up(desk, 1)
     await desk.take(user("y" * 4200))
     assert len(shown(desk)) == 3, "the worker says that it is too long"
-    assert (await history_of(desk)).view.elided == 0
+    assert (await history_of(desk)).view.omitted == 0
 
 
 async def test_a_cold_prefix_is_cut_early_and_a_warm_one_is_not() -> None:
@@ -148,7 +148,7 @@ async def test_a_cold_prefix_is_cut_early_and_a_warm_one_is_not() -> None:
         desk.now += 600.0
         await desk.take(user("after a while"))
         assert shown(desk)[0].startswith("[4 earlier") == is_cut
-        assert desk.turns.upkeep.views.cuts["cold"] == is_cut
+        assert desk.turns.context_window.views.cuts["cold"] == is_cut
 
 
 async def test_a_cold_prefix_of_a_session_that_was_just_used_is_left_alone() -> None:
@@ -178,8 +178,8 @@ async def test_without_a_strategy_nothing_is_cut() -> None:
 @pytest.mark.parametrize("whose", ["request", "session", "tenant"])
 async def test_a_narrower_wish_goes_before_a_wider_one(whose: str) -> None:
     desk = Desk(strategy="none")
-    caller, wishes = ACME, Wishes()
-    small = Wishes(strategy="window", high_tokens=500, low_tokens=300)
+    caller, overrides = ACME, ContextOverrides()
+    small = ContextOverrides(strategy="window", high_tokens=500, low_tokens=300)
     if whose == "tenant":
         rules = msgspec.structs.replace(
             ACME.rules, context_strategy="window", context_high_tokens=500, context_low_tokens=300
@@ -188,8 +188,8 @@ async def test_a_narrower_wish_goes_before_a_wider_one(whose: str) -> None:
     for number in range(4):
         if whose == "session" and number == 1:
             history, _ = await desk.histories.load(SID, ACME.rules.tenant)
-            assert await desk.histories.commit_view(history, msgspec.structs.replace(history.view, wishes=small))
-        await desk.take(user(f"{number} {LONG}"), caller=caller, context=small if whose == "request" else wishes)
+            assert await desk.histories.commit_view(history, msgspec.structs.replace(history.view, overrides=small))
+        await desk.take(user(f"{number} {LONG}"), caller=caller, context=small if whose == "request" else overrides)
         await clean(desk)
     assert results(desk).get("cut")
 
@@ -253,8 +253,8 @@ async def test_notes_that_fail_again_and_again_are_asked_for_less_and_less_often
     assert 3 <= len(writer.sources) <= 6
 
 
-def chore(desk: Desk) -> Chore:
-    (found,) = desk.turns.upkeep.janitor._waiting.values()
+def job(desk: Desk) -> CompactionJob:
+    (found,) = desk.turns.context_window.compactor._waiting.values()
     return found
 
 
@@ -280,44 +280,44 @@ async def test_the_prompt_of_a_turn_can_be_had_again_whatever_was_cut_since() ->
 async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
     writer = FakeWriter()
     desk = summary_desk(writer)
-    rules = msgspec.structs.replace(ACME.rules, notes_tokens_per_day=700)
+    rules = msgspec.structs.replace(ACME.rules, summary_tokens_per_day=700)
     caller = make_caller(rules, b"a secret of the tests")
     await talk(desk, 12, caller=caller)
     assert results(desk)["told"] == 1
     assert results(desk)["over_budget"] >= 1
-    assert 0 < (desk.turns.upkeep.janitor.budget.left(rules) or 0) < 100
+    assert 0 < (desk.turns.context_window.compactor.budget.left(rules) or 0) < 100
     desk.now += 86_400.0
-    assert desk.turns.upkeep.janitor.budget.left(rules) == 700
+    assert desk.turns.context_window.compactor.budget.left(rules) == 700
 
 
 async def test_a_turn_grows_a_history_by_its_question_and_its_answer() -> None:
     desk = window_desk(high_tokens=100_000)
     await talk(desk, 60)
-    assert desk.turns.upkeep.views.economy.growth == pytest.approx(202, rel=0.15)
+    assert desk.turns.context_window.views.cache_costs.growth == pytest.approx(202, rel=0.15)
 
 
 async def test_what_waits_for_the_janitor_is_bounded() -> None:
     desk = window_desk()
-    janitor = upkeep_of(desk.histories, lambda: desk.now, max_waiting=2).janitor
+    compactor = upkeep_of(desk.histories, lambda: desk.now, max_waiting=2).compactor
     for name in "abca":
-        janitor.want(Sid(name * 32), desk.ask(None), Look(0, 0))
-    assert janitor.waiting == 2
-    assert janitor.results["dropped"] == 1
+        compactor.submit(Sid(name * 32), desk.ask(None), ViewPlan(0, 0))
+    assert compactor.waiting == 2
+    assert compactor.results["dropped"] == 1
 
 
 async def test_janitors_that_run_take_each_session_once_at_a_time() -> None:
     writer = SlowWriter()
     desk = summary_desk(writer)
-    janitor = desk.turns.upkeep.janitor
-    running = [asyncio.create_task(janitor.run()) for _ in range(3)]
+    compactor = desk.turns.context_window.compactor
+    running = [asyncio.create_task(compactor.run()) for _ in range(3)]
     await pile_up(desk, 8)
     await writer.asked.wait()
     writer.go.set()
-    while janitor.waiting or janitor._at_work:
+    while compactor.waiting or compactor._at_work:
         await asyncio.sleep(0)
     numbers = [item.number for source in writer.sources for item in source.items]
     assert numbers == sorted(set(numbers)), "nothing was told of twice"
-    assert janitor.results["raced"] == 0
+    assert compactor.results["raced"] == 0
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
@@ -327,7 +327,7 @@ async def test_a_store_that_is_away_fails_a_chore_and_nothing_else() -> None:
     desk = window_desk()
     await pile_up(desk, 6)
     desk.store.fails["before load"] = 1
-    await desk.turns.upkeep.janitor.do(chore(desk))
+    await desk.turns.context_window.compactor.do(job(desk))
     assert results(desk) == {"failed": 1}
     client: FakeClient = await desk.take(user("next"))
     assert client.text == "to next"
@@ -374,19 +374,19 @@ async def test_a_question_goes_alone_when_nothing_can_be_searched() -> None:
     index.is_away = True
     await desk.take(user("what was the cat called"))
     assert shown(desk)[-1] == "what was the cat called"
-    assert desk.turns.upkeep.recaller.results["unavailable"] == 1
+    assert desk.turns.context_window.recaller.results["unavailable"] == 1
 
 
 async def test_a_session_that_is_deleted_leaves_nothing_to_be_found() -> None:
     index = WordIndex()
     desk = recall_desk(index)
-    desk.histories.on_deleted = desk.turns.upkeep.recaller.forget
+    desk.histories.on_deleted = desk.turns.context_window.recaller.forget
     await desk.take(user(f"my cat is called Mimi {LONG}"))
     await talk(desk, 5)
     other = Desk(desk.store)
     assert index.kept
     await other.histories.delete(SID, ACME.rules.tenant)  # whose mirror is another
-    desk.histories.hot.forget(SID)
+    desk.histories.cache.forget(SID)
     await desk.take(user(f"a new life {LONG}"))
     await talk(desk, 5)
     await desk.take(user("what was the cat called"))
@@ -486,15 +486,15 @@ async def test_a_turn_that_leaves_nothing_behind_is_cut_to_fit_and_leaves_no_cut
     desk = window_desk(window=900, high_tokens=10_000)
     await pile_up(desk, 4)
     before = (await history_of(desk)).view
-    await desk.take_unkept(SID, (await history_of(desk)).last_turn, user(LONG))
+    await desk.run_ephemeral(SID, (await history_of(desk)).last_turn, user(LONG))
     assert "earlier messages are left out" in shown(desk)[0]
     assert (await history_of(desk)).view == before
 
 
-async def refused(desk: Desk, *messages: dict[str, Any], **wishes: Any) -> RouterError:
+async def refused(desk: Desk, *messages: dict[str, Any], **overrides: Any) -> RouterError:
     asked = len(desk.dispatch.asked)
     with pytest.raises(ContextTooLong) as refusal:
-        await desk.take(*messages, **wishes)
+        await desk.take(*messages, **overrides)
     assert len(desk.dispatch.asked) == asked, "no worker is asked"
     return refusal.value
 
@@ -524,7 +524,7 @@ async def test_a_turn_that_leaves_nothing_behind_is_refused_likewise() -> None:
     desk = Desk(strategy="none", window=400)
     await pile_up(desk, 1)
     with pytest.raises(ContextTooLong):
-        await desk.take_unkept(SID, 1, user(LONG * 8))
+        await desk.run_ephemeral(SID, 1, user(LONG * 8))
 
 
 async def delete(desk: Desk, at: int) -> None:
@@ -603,7 +603,7 @@ async def test_a_deleted_item_is_recalled_no_more_nor_sent_where_it_was_recalled
 
 
 async def stored_view(desk: Desk) -> bytes:
-    loaded = await desk.store.load(SID, ACME.rules.tenant, NOTHING)
+    loaded = await desk.store.load(SID, ACME.rules.tenant, EMPTY)
     assert loaded is not None
     return loaded.view or b""
 
@@ -620,7 +620,7 @@ async def test_a_question_is_searched_for_once_though_nothing_is_found() -> None
     await talk(desk, 6)
     searches.clear()
     await desk.take(user(LONG * 5))
-    assert desk.turns.upkeep.views.cuts["ceiling"] == 1, "it could not be guessed"
+    assert desk.turns.context_window.views.cuts["ceiling"] == 1, "it could not be guessed"
     assert len(searches) == 1
 
 
@@ -629,7 +629,7 @@ async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() ->
     desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
-    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
     ask = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
     source = source_of(history, history.items[5].place)
     written = await writer.write(ask, history, source, 50)
@@ -643,7 +643,7 @@ async def test_notes_on_what_the_prompt_has_no_more_are_made_of_a_transcript() -
     await pile_up(desk, 6)
     history = await history_of(desk)
     assert history.view.cut > history.view.told, "cut in a turn, and not told of"
-    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.view.cut), 50)
     sent = desk.dispatch.sent()
     assert sent[0]["role"] == "system"
@@ -657,7 +657,7 @@ async def test_notes_are_not_asked_for_behind_a_call_that_is_open() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     body = msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [call]})
     history.items[-1] = history.items[-1]._replace(body=body)
-    writer = FleetWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", 1.0, 0.0, lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
     assert desk.dispatch.sent()[0]["role"] == "system", "a transcript"
 
@@ -677,9 +677,9 @@ async def test_notes_count_against_no_limit_of_their_tenant() -> None:
     desk = Desk(strategy="none")
     await pile_up(desk, 2)
     history = await history_of(desk)
-    writer = FleetWriter(desk.turns._planner, Asked(desk.points), desk.clock, "", 1.0, 0.0, lambda _model: 0)
+    writer = FleetSummaryWriter(desk.turns._planner, Asked(desk.points), desk.clock, "", 1.0, 0.0, lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
-    assert told == [PATIENT]
+    assert told == [LOW_PRIORITY]
 
 
 async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_by_part() -> None:
@@ -709,12 +709,12 @@ async def test_a_history_that_takes_no_notes_does_not_wait_for_those_that_do() -
     writer = SlowWriter()
     desk = summary_desk(writer, strategy="hybrid")
     await pile_up(desk, 6)
-    janitor = desk.turns.upkeep.janitor
-    runs = [asyncio.create_task(janitor.run()), asyncio.create_task(janitor.run(writes=False))]
+    compactor = desk.turns.context_window.compactor
+    runs = [asyncio.create_task(compactor.run()), asyncio.create_task(compactor.run(writes=False))]
     await writer.asked.wait()
     other = Sid("other")
     for number in range(6):
-        await desk.take(user(f"{number} {LONG}"), sid=other, context=Wishes(strategy="window"))
+        await desk.take(user(f"{number} {LONG}"), sid=other, context=ContextOverrides(strategy="window"))
     while not results(desk):
         await asyncio.sleep(0)
     assert results(desk) == {"cut": 1}

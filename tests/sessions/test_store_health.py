@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from router.core.request.request import Tenant
-from router.sessions.store_health import StoreWatch
+from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import Full, Usage
 
 ANN = Tenant("ann")
@@ -32,7 +32,7 @@ class FakeStore:
 
 async def test_a_store_that_takes_no_writes_is_not_up_and_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     store = FakeStore()
-    watch = StoreWatch(store.ping, (store.tidy,), store.usage)
+    watch = StoreHealth(store.ping, (store.tidy,), store.usage)
     store.is_full = True
     for _ in range(3):
         await watch._look()

@@ -26,8 +26,8 @@ from router.core.errors import SessionNotFound, StateUnavailable
 from router.core.request.request import Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.sessions.context.prompt import Incoming
-from router.sessions.histories import Behind, Histories
-from router.sessions.history_cache import HotHistories
+from router.sessions.histories import Histories, TurnPosition
+from router.sessions.history_cache import HistoryCache
 from router.sessions.names import Names, Space
 from router.sessions.stores.contract import Sid, Store
 from tests.sessions.desk import ACME, said, user
@@ -119,9 +119,9 @@ class TurnMachine(RuleBasedStateMachine):
         stream=st.booleans(),
         steps=STEPS,
     )
-    def begin(self, router: int, session: int, has_key: bool, steps: int, **wishes: Any) -> None:
-        wishes["key"] = f"k{len(self.model.tries)}" if has_key else ""
-        self.take(router, self.session(session), [self.news()], steps, **wishes)
+    def begin(self, router: int, session: int, has_key: bool, steps: int, **overrides: Any) -> None:
+        overrides["key"] = f"k{len(self.model.tries)}" if has_key else ""
+        self.take(router, self.session(session), [self.news()], steps, **overrides)
 
     @rule(router=ROUTERS, session=SESSIONS, steps=STEPS)
     def begin_plainly(self, router: int, session: int, steps: int) -> None:
@@ -133,7 +133,7 @@ class TurnMachine(RuleBasedStateMachine):
         """With the idempotency key of an earlier request: a retry, or a mistake."""
         one = self.keyed[-1 - pick % len(self.keyed)]
         sent = [self.news()] if has_other_body else one.sent
-        self.take(router, one.session, sent, steps, **one.wishes)
+        self.take(router, one.session, sent, steps, **one.overrides)
 
     @rule(router=ROUTERS, session=SESSIONS, lacks=st.sampled_from([0, 0, 0, 1, 2]), stream=st.booleans(), steps=STEPS)
     def begin_with_everything(self, router: int, session: int, lacks: int, stream: bool, steps: int) -> None:
@@ -157,10 +157,10 @@ class TurnMachine(RuleBasedStateMachine):
         self.go_on(steps)
 
     @rule(router=ROUTERS, session=SESSIONS, stream=st.booleans(), system=SYSTEMS)
-    def talk(self, router: int, session: int, **wishes: Any) -> None:
+    def talk(self, router: int, session: int, **overrides: Any) -> None:
         """A turn from its beginning to its end, if nothing is in the way."""
-        wishes["key"] = f"k{len(self.model.tries)}"
-        self.take(router, self.session(session), [self.news()], IDLE, **wishes)
+        overrides["key"] = f"k{len(self.model.tries)}"
+        self.take(router, self.session(session), [self.news()], IDLE, **overrides)
         self.answer_last(IDLE)
 
     @precondition(lambda self: self.world.open)
@@ -259,7 +259,7 @@ class TurnMachine(RuleBasedStateMachine):
         self.go_on(steps)
 
     @rule(session=SESSIONS)
-    def look(self, session: int) -> None:
+    def view_plan(self, session: int) -> None:
         if self.is_clear:
             self.run(self.check_one(self.session(session)))
 
@@ -303,30 +303,30 @@ class TurnMachine(RuleBasedStateMachine):
 
     async def read(self, session: Session) -> list[list[str]]:
         """The texts of each of its turns."""
-        histories = Histories(cast(Store, self.world), HotHistories(1), lambda: 0.0)
+        histories = Histories(cast(Store, self.world), HistoryCache(1), lambda: 0.0)
         try:
             history, _ = await histories.load(session.sid, session.owner)
         except SessionNotFound:
             return []
         return turns_of(history)
 
-    def take(self, router: int, session: Session, sent: list[str], steps: int, **wishes: Any) -> None:
-        self.run(self._take(self.routers[router], session, sent, wishes))
+    def take(self, router: int, session: Session, sent: list[str], steps: int, **overrides: Any) -> None:
+        self.run(self._take(self.routers[router], session, sent, overrides))
         self.go_on(steps)
 
-    async def _take(self, router: Router, session: Session, sent: list[str], wishes: dict[str, Any]) -> None:
+    async def _take(self, router: Router, session: Session, sent: list[str], overrides: dict[str, Any]) -> None:
         number = len(self.model.tries)
         client = Reader(self.world)
-        if wishes.get("on_busy") == "fork":
+        if overrides.get("on_busy") == "fork":
             fork = Session(Sid(f"{number:032}"), session.caller, session)
             self.model.sessions.append(fork)
-            wishes = wishes | {"forks": fork.sid}
+            overrides = overrides | {"forks": fork.sid}
 
-        async def place(sid: Sid, behind: Behind) -> None:
-            one.placed = sid, behind.turn
+        async def place(sid: Sid, after: TurnPosition) -> None:
+            one.placed = sid, after.turn
 
-        system = wishes.get("system")
-        wishes = {name: wish for name, wish in wishes.items() if name != "system"}
+        system = overrides.get("system")
+        overrides = {name: wish for name, wish in overrides.items() if name != "system"}
         task = router.begin(
             *([{"role": "system", "content": system}] if system else []),
             *(said(text) if text[0] == "a" else user(text) for text in sent),
@@ -335,10 +335,10 @@ class TurnMachine(RuleBasedStateMachine):
             client=client,
             request_id=str(number),
             on_begun=place,
-            **wishes,
+            **overrides,
         )
-        wishes["system"] = system
-        one = Try(number, session, router, wishes, sent, self.world.tick(), client, task)
+        overrides["system"] = system
+        one = Try(number, session, router, overrides, sent, self.world.tick(), client, task)
         self.model.tries.append(one)
 
     async def _add(self, router: Router, session: Session, notes: list[str]) -> None:
@@ -364,7 +364,7 @@ class TurnMachine(RuleBasedStateMachine):
             with suppress(StateUnavailable, SessionNotFound):
                 await errand()
 
-        router.errands.add(asyncio.create_task(run()))
+        router.releaser.add(asyncio.create_task(run()))
 
     def cut(self, one: Try) -> None:
         one.is_cut = True
@@ -428,7 +428,7 @@ class TurnMachine(RuleBasedStateMachine):
         if self.is_troubled:
             await self.rest()
         for router in self.routers:
-            assert all(task.done() for task in router.errands), "an errand never ends"
+            assert all(task.done() for task in router.releaser), "an errand never ends"
             assert router.is_done
             assert not router.turns.claims.live
             assert not router.turns.claims.endings

@@ -27,9 +27,9 @@ from router.core.request.request import Request, Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.ports import Client
 from router.sessions.context.prompt import Incoming
-from router.sessions.histories import COPIED_BYTES, ENTRIES_AT_ONCE, Behind
+from router.sessions.histories import COPIED_BYTES, ENTRIES_AT_ONCE, TurnPosition
 from router.sessions.names import affinity_key
-from router.sessions.stores.contract import MAX_TAIL_BYTES, NOTHING, Append, Sid
+from router.sessions.stores.contract import EMPTY, MAX_TAIL_BYTES, Append, Sid
 from tests.sessions.context.logs import message
 from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
 
@@ -289,7 +289,7 @@ async def test_a_session_that_cannot_be_read_says_so_and_others_go_on() -> None:
     await desk.take(user("hi"))
     await desk.take(user("hi"), sid=OTHER_SID)
     desk.store._sessions[SID].entries[0] = b"[9]"
-    desk.histories.hot.forget(SID)
+    desk.histories.cache.forget(SID)
     for _ in range(2):
         with pytest.raises(SessionCorrupt):
             await desk.take(user("more"))
@@ -303,11 +303,11 @@ async def test_a_session_that_cannot_be_read_says_so_and_others_go_on() -> None:
 # Cancellation
 
 
-async def places_of_a_turn(prepare: Callable[[Desk], Any], **wishes: Any) -> list[str]:
+async def places_of_a_turn(prepare: Callable[[Desk], Any], **overrides: Any) -> list[str]:
     desk = Desk()
     await prepare(desk)
     desk.points.passed.clear()
-    await desk.take(user("cut"), **wishes)
+    await desk.take(user("cut"), **overrides)
     await desk.settled()
     return [place for place in desk.points.passed if not place.startswith("client")]
 
@@ -558,7 +558,7 @@ async def test_a_turn_that_takes_long_keeps_its_claim() -> None:
         desk.now += 6.0
         desk.turns.claims.renew()
         await desk.settled()
-    loaded = await desk.store.load(SID, ACME.rules.tenant, NOTHING)
+    loaded = await desk.store.load(SID, ACME.rules.tenant, EMPTY)
     assert loaded is not None
     assert loaded.is_claimed
     let_go.set()
@@ -754,7 +754,7 @@ async def test_a_history_pushed_out_of_memory_amid_a_turn_is_read_again(place: s
     desk.points.reached.clear()
     turn = desk.begin(user("two"))
     await desk.points.reached.wait()
-    desk.histories.hot.forget(SID)
+    desk.histories.cache.forget(SID)
     let_go.set()
     assert (await turn).has_ended
     await desk.take(user("three"))
@@ -785,7 +785,7 @@ async def test_a_turn_whose_session_was_replaced_while_it_began_touches_neither(
     desk.points.reached.clear()
     turn = desk.begin(user("lost"))
     await desk.points.reached.wait()
-    desk.histories.hot.forget(SID)
+    desk.histories.cache.forget(SID)
     del desk.points.held["behind begin"]
     assert await desk.store.delete(SID, ACME.rules.tenant)
     await Desk(desk.store).take(user("new"))
@@ -870,7 +870,7 @@ async def test_a_copy_that_fails_half_way_leaves_nothing() -> None:
     desk.store.fails["before append"] = 2
     with pytest.raises(StateUnavailable):
         await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
-    assert await desk.store.load(FORK, ACME.rules.tenant, NOTHING) is None
+    assert await desk.store.load(FORK, ACME.rules.tenant, EMPTY) is None
     desk.store.fails.clear()
     assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
 
@@ -880,9 +880,9 @@ async def test_a_slow_reader_does_not_replace_what_is_known_better() -> None:
     await desk.take(user("one"))
     old, _ = await Desk(desk.store).histories.load(SID, ACME.rules.tenant)
     await desk.take(user("two"))
-    known = desk.histories.hot.known(SID)
-    desk.histories.hot.keep(SID, old)
-    assert desk.histories.hot.known(SID) == known
+    known = desk.histories.cache.known(SID)
+    desk.histories.cache.keep(SID, old)
+    assert desk.histories.cache.known(SID) == known
     await desk.take(user("three"))
     assert len(desk.dispatch.sent()) == 5
 
@@ -926,8 +926,8 @@ async def test_a_session_lives_as_long_behind_its_last_turn_as_it_was_told() -> 
 # Items without a model, and prompts again
 
 
-async def add(desk: Desk, *messages: dict[str, Any], **wishes: Any) -> list[str]:
-    history, _ = await desk.turns.add(desk.ask(Incoming(model="", messages=messages, params={}), **wishes))
+async def add(desk: Desk, *messages: dict[str, Any], **overrides: Any) -> list[str]:
+    history, _ = await desk.turns.add(desk.ask(Incoming(model="", messages=messages, params={}), **overrides))
     return contents(history)
 
 
@@ -1059,7 +1059,7 @@ async def test_what_follows_a_turn_has_all_of_it_though_another_turns_end_came_l
     let_go.set()
     await quick
     await one.take(user("next"))
-    foreseen = Behind(2, 3)
+    foreseen = TurnPosition(2, 3)
     assert await one.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=foreseen)
     assert await one.texts(OTHER_SID) == ["slow", "late", "quick", "to quick"]
     assert contents(await two.histories.as_of(SID, ACME.rules.tenant, foreseen)) == await one.texts(OTHER_SID)
@@ -1119,19 +1119,19 @@ async def test_nothing_grows_with_turns_that_are_over() -> None:
     await desk.settled()
     assert not desk.turns.claims.live
     assert not desk.waiting
-    assert not desk.turns.claims.errands.under_way
+    assert not desk.turns.claims.releaser.under_way
 
 
 async def test_histories_in_memory_are_bounded_by_bytes_and_the_oldest_goes() -> None:
     desk = Desk()
-    desk.histories.hot.max_bytes = 30_000
+    desk.histories.cache.max_bytes = 30_000
     for number in range(10):
         await desk.take(user("x" * 5_000), sid=Sid(f"{number:032}"))
-    hot = desk.histories.hot
-    assert hot.bytes <= hot.max_bytes
-    assert hot.get(Sid(f"{9:032}")) is not None
-    assert hot.get(Sid(f"{0:032}")) is None
-    assert hot.bytes == sum(hot._sizes.values()) == sum(each.bytes for each in hot._histories.values())
+    cache = desk.histories.cache
+    assert cache.bytes <= cache.max_bytes
+    assert cache.get(Sid(f"{9:032}")) is not None
+    assert cache.get(Sid(f"{0:032}")) is None
+    assert cache.bytes == sum(cache._sizes.values()) == sum(each.bytes for each in cache._histories.values())
 
 
 async def test_models_that_are_not_there_and_others_errors_are_told_as_they_are() -> None:

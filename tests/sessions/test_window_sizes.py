@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from router.sessions.window_sizes import MAX_MODELS, SHRINK_S, Windows
+from router.sessions.window_sizes import MAX_MODELS, SHRINK_S, WindowSizes
 
 
 class Fleet:
     def __init__(self) -> None:
         self.now = 1000.0
         self.window = 8192
-        self.windows = Windows(lambda _model: self.window, lambda: self.now)
+        self.windows = WindowSizes(lambda _model: self.window, lambda: self.now)
 
     def after(self, seconds: float, window: int) -> int:
         self.now += seconds
@@ -47,11 +47,11 @@ def test_a_window_that_is_unknown_for_a_while_stays_as_it_was() -> None:
 
 
 def test_names_that_clients_make_up_are_not_remembered() -> None:
-    windows = Windows(lambda _model: 0, lambda: 0.0)
+    windows = WindowSizes(lambda _model: 0, lambda: 0.0)
     for number in range(10):
         assert windows(f"made up {number}") == 0
     assert not windows._settled
-    many = Windows(lambda _model: 5, lambda: 0.0)
+    many = WindowSizes(lambda _model: 5, lambda: 0.0)
     for number in range(MAX_MODELS + 10):
         assert many(f"m{number}") == 5
     assert len(many._settled) == MAX_MODELS

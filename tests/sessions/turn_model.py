@@ -44,7 +44,7 @@ class Try:
     number: int
     session: Session
     router: Router
-    wishes: dict[str, Any]
+    overrides: dict[str, Any]
     sent: list[str]
     began_at: int
     client: Reader
@@ -59,7 +59,7 @@ class Try:
 
     @property
     def key(self) -> str:
-        return str(self.wishes.get("key", ""))
+        return str(self.overrides.get("key", ""))
 
     @property
     def told_at(self) -> int:
@@ -176,7 +176,7 @@ class Model:
             if text[0] != "a" or self.world.late:
                 continue
             exchange = self.by_answer(text)
-            wish = one.wishes.get("system") or holds
+            wish = one.overrides.get("system") or holds
             assert wish is None or exchange.system == wish, "another system message holds"
             holds = exchange.system
 
@@ -252,7 +252,7 @@ class Model:
         elif isinstance(error, InvalidRequest):
             assert one.key or len(one.sent) > 1, "the request was right"
         elif isinstance(error, SessionNotFound):
-            assert self.world.deleted[one.session.sid] or one.was_troubled or one.wishes.get("forks"), "it is there"
+            assert self.world.deleted[one.session.sid] or one.was_troubled or one.overrides.get("forks"), "it is there"
         elif isinstance(error, SessionBusy):
             assert one.was_troubled or self.world.deleted[one.session.sid] or self._met_another(one), "nobody was there"
         else:

@@ -250,7 +250,7 @@ class Router(Replica):
             max_hot_bytes=max_hot_bytes,
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self.errands: set[asyncio.Task[None]] = set()
+        self.releaser: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._tasks.append(asyncio.create_task(self.turns.claims.run()))
@@ -261,7 +261,7 @@ class Router(Replica):
     def die(self) -> None:
         """At once: nothing is given back, and of the journal is left what is in the file."""
         self.handle.is_dead = True
-        for task in (*self._tasks, *self.errands):
+        for task in (*self._tasks, *self.releaser):
             task.cancel()
         if self.journaled is not None:
             self.journaled.journal.close()
@@ -270,4 +270,4 @@ class Router(Replica):
     def is_done(self) -> bool:
         """Nothing is to be given back or handed over."""
         waits = self.journaled.waiting if self.journaled is not None else 0
-        return not self.turns.claims.errands.under_way and not waits
+        return not self.turns.claims.releaser.under_way and not waits

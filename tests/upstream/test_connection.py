@@ -13,9 +13,9 @@ from router.core.fleet.patience import Signs
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerHungUp, WorkerSilent, WorkerSlow
 from router.core.request.reply import Reply
 from router.core.request.request import Route
-from router.upstream.connection import TAIL_S, Turn
+from router.upstream.connection import TAIL_S, RelayEvent
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, EventWatch
+from router.wire.sse import DIALECTS, StreamFilter
 from tests.upstream.wires import LIMITS, FakeClient, Wire
 from tests.wire.cuts import bytewise, cut, cuts
 
@@ -30,11 +30,11 @@ STREAM = STREAM_HEAD + b"".join(map(frame, EVENTS)) + LAST_CHUNK
 OUR_HEAD = b""
 
 
-def a_watch(*, hides_usage: bool = False) -> EventWatch:
-    return EventWatch(DIALECTS[Route.CHAT], hides_usage=hides_usage)
+def a_watch(*, hides_usage: bool = False) -> StreamFilter:
+    return StreamFilter(DIALECTS[Route.CHAT], hides_usage=hides_usage)
 
 
-def ask(wire: Wire, watch: EventWatch | None = None) -> None:
+def ask(wire: Wire, watch: StreamFilter | None = None) -> None:
     wire.connection.ask(b"POST / HTTP/1.1\r\n\r\n", b"{}", watch)
 
 
@@ -57,7 +57,7 @@ def flow(wire: Wire, client: FakeClient) -> None:
     wire.connection.flow(client, OUR_HEAD, lambda _gap: None)
 
 
-async def stream_to(client: FakeClient, *pieces: bytes, hides_usage: bool = False) -> tuple[Turn | None, Wire]:
+async def stream_to(client: FakeClient, *pieces: bytes, hides_usage: bool = False) -> tuple[RelayEvent | None, Wire]:
     """The client reads from the first event on; None where the stream still flows behind the last piece."""
     wire = Wire()
     ask(wire, a_watch(hides_usage=hides_usage))
@@ -241,7 +241,7 @@ async def test_a_connection_serves_one_request_after_another() -> None:
         assert (await reply_of(wire)).is_stream
         client = FakeClient()
         flow(wire, client)
-        assert await wire.connection.turn() is Turn.DONE
+        assert await wire.connection.turn() is RelayEvent.DONE
         assert client.events == b"".join(EVENTS)
         wire.connection.release()
     assert len(wire.idled) == 6
@@ -257,7 +257,7 @@ def test_a_stream_is_the_same_however_it_is_cut_and_leaves_the_connection_clean(
     async def check() -> None:
         client = FakeClient(is_chunked=is_chunked)
         turn, wire = await stream_to(client, *cut(STREAM, places), hides_usage=hides_usage)
-        assert turn is Turn.DONE
+        assert turn is RelayEvent.DONE
         assert client.events == b"".join(event for event in EVENTS if not (hides_usage and event is USAGE))
         assert client.has_ended == is_chunked
         wire.connection.release()
@@ -288,7 +288,7 @@ def test_how_a_worker_frames_a_stream_makes_no_difference(sizes: list[int], fram
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%b\r\n\r\n" % named
         client = FakeClient()
         turn, wire = await stream_to(client, *cut(head + wire_body, places))
-        assert turn is Turn.DONE
+        assert turn is RelayEvent.DONE
         assert client.events == body
         assert client.has_ended
         if b"close" in framing:
@@ -303,7 +303,7 @@ def test_how_a_worker_frames_a_stream_makes_no_difference(sizes: list[int], fram
 async def test_every_write_to_the_client_is_whole_events_in_whole_frames(pieces: list[bytes]) -> None:
     client = FakeClient()
     turn, _ = await stream_to(client, *pieces)
-    assert turn is Turn.DONE
+    assert turn is RelayEvent.DONE
     for number in range(1, len(client.writes) + 1):
         so_far = FakeClient()
         so_far.writes = client.writes[:number]
@@ -342,7 +342,9 @@ def test_a_death_at_any_byte_gives_whole_events_only_and_never_a_clean_end(reset
         turn = await wire.connection.turn()
         assert b"".join(EVENTS).startswith(client.events)
         assert client.events.endswith(b"\n\n")
-        assert (turn, client.has_ended) == ((Turn.DONE, True) if at >= end_of_done else (Turn.FAILED, False))
+        assert (turn, client.has_ended) == (
+            (RelayEvent.DONE, True) if at >= end_of_done else (RelayEvent.FAILED, False)
+        )
         wire.connection.release()
         assert not wire.idled
 
@@ -361,7 +363,7 @@ def test_a_death_at_any_byte_gives_whole_events_only_and_never_a_clean_end(reset
 async def test_what_was_whole_in_a_read_leaves_before_its_error_is_acted_on(bad: bytes) -> None:
     client = FakeClient()
     turn, wire = await stream_to(client, STREAM_HEAD + frame(TEXT), frame(TEXT) + bad)
-    assert turn is Turn.FAILED
+    assert turn is RelayEvent.FAILED
     assert client.events in (TEXT + TEXT, TEXT + TEXT + TEXT)
     assert not client.has_ended
     assert wire.transport.closing
@@ -392,7 +394,7 @@ async def test_a_stream_that_fails_before_its_first_event_fails_the_attempt(firs
 async def test_an_event_without_end_is_given_up_before_it_takes_memory() -> None:
     client = FakeClient()
     turn, wire = await stream_to(client, STREAM_HEAD + frame(TEXT), *[frame(b"data: " + b"x" * 300)] * 5)
-    assert turn is Turn.FAILED
+    assert turn is RelayEvent.FAILED
     assert isinstance(wire.connection.error, ReplyTooLarge)
     assert client.events == TEXT
 
@@ -408,7 +410,7 @@ async def test_an_answer_that_is_no_stream_is_held_whole_though_a_stream_was_ask
 async def test_a_last_chunk_that_comes_later_than_the_closing_event_saves_the_connection() -> None:
     client = FakeClient()
     turn, wire = await stream_to(client, STREAM_HEAD, *map(frame, EVENTS))
-    assert turn is Turn.DONE
+    assert turn is RelayEvent.DONE
     assert client.has_ended
     wire.connection.release()
     assert not wire.idled
@@ -430,7 +432,7 @@ async def test_a_last_chunk_that_is_wrong_or_never_comes_costs_the_connection_an
         wire.connection.expire()
     else:
         wire.feed(late)
-    assert turn is Turn.DONE
+    assert turn is RelayEvent.DONE
     assert wire.transport.closing
     assert not wire.connection.is_usable
 
@@ -445,7 +447,7 @@ async def test_a_client_that_is_full_stops_the_reading_until_it_has_read_on() ->
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
     flow(wire, client)
-    assert await wire.connection.turn() is Turn.FULL
+    assert await wire.connection.turn() is RelayEvent.FULL
     assert not wire.transport.is_reading()
     wire.clock.now += 1000
     wire.connection.expire()
@@ -455,7 +457,7 @@ async def test_a_client_that_is_full_stops_the_reading_until_it_has_read_on() ->
     assert wire.transport.is_reading()
     assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
     wire.feed(frame(LAST), frame(DONE) + LAST_CHUNK)
-    assert await wire.connection.turn() is Turn.DONE
+    assert await wire.connection.turn() is RelayEvent.DONE
 
 
 @pytest.mark.parametrize("tail", [LAST_CHUNK, b""])
@@ -468,7 +470,7 @@ async def test_a_connection_is_never_kept_with_its_reading_stopped(tail: bytes) 
     flow(wire, client)
     client.is_full_behind = 0
     wire.feed(frame(LAST + DONE) + tail)
-    assert await wire.connection.turn() is Turn.DONE
+    assert await wire.connection.turn() is RelayEvent.DONE
     wire.connection.release()
     wire.feed(LAST_CHUNK[len(tail) :])
     assert wire.idled == [wire.connection]
@@ -485,7 +487,7 @@ async def test_a_client_that_is_gone_ends_the_workers_work(pieces: list[bytes]) 
     flow(wire, client)
     client.gone = True
     wire.feed(*pieces)
-    assert await wire.connection.turn() is Turn.CLIENT_GONE
+    assert await wire.connection.turn() is RelayEvent.CLIENT_GONE
     assert wire.transport.closing
 
 
@@ -498,7 +500,7 @@ async def test_a_client_that_is_gone_before_the_first_event_gets_nothing(data: b
     wire.feed(data)
     await reply_of(wire)
     flow(wire, client)
-    assert await wire.connection.turn() is Turn.CLIENT_GONE
+    assert await wire.connection.turn() is RelayEvent.CLIENT_GONE
     assert wire.transport.closing
 
 
@@ -549,7 +551,7 @@ async def test_a_worker_that_falls_silent_in_its_stream_fails_the_stream() -> No
     client = FakeClient()
     _, wire = await stream_to(client, STREAM_HEAD + frame(TEXT))
     wire.connection.expire()
-    assert await wire.connection.turn() is Turn.FAILED
+    assert await wire.connection.turn() is RelayEvent.FAILED
     assert isinstance(wire.connection.error, WorkerSilent)
     assert isinstance(wire.connection.error, AttemptFailed)
     assert client.events == TEXT
@@ -558,7 +560,7 @@ async def test_a_worker_that_falls_silent_in_its_stream_fails_the_stream() -> No
 AT_WORK = Signs(running=1, waiting=0, moved_since_s=0.5, still_s=0.0, fresh_s=4.0)
 
 
-def ask_patiently(wire: Wire, watch: EventWatch | None) -> None:
+def ask_patiently(wire: Wire, watch: StreamFilter | None) -> None:
     wire.connection.ask(b"POST / HTTP/1.1\r\n\r\n", b"{}", watch, may_wait=True)
 
 
@@ -591,7 +593,7 @@ async def test_silence_in_a_stream_is_waited_for_while_the_worker_is_at_work_and
     assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
     wire.clock.now += LIMITS.event_gap_s
     wire.connection.expire(AT_WORK._replace(moved_since_s=LIMITS.event_gap_s + 0.1))
-    assert await wire.connection.turn() is Turn.FAILED
+    assert await wire.connection.turn() is RelayEvent.FAILED
     assert type(wire.connection.error) is WorkerSilent
     assert client.events == TEXT + TEXT
 
@@ -623,7 +625,7 @@ async def test_a_closed_connection_is_told_from_one_that_was_given_up() -> None:
         ask(wire, a_watch())
         wire.clock.now += 60.0
     closed.lose()
-    given_up.connection.give_up()
+    given_up.connection.abort_unresponsive()
     assert isinstance(closed.connection.error, WorkerHungUp)
     assert type(given_up.connection.error) is WorkerDied
 

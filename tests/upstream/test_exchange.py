@@ -23,7 +23,7 @@ from router.upstream.connection import Limits
 from router.upstream.exchange import Exchange, Upstream
 from router.upstream.pool import Pool, PoolSettings
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, EventWatch
+from router.wire.sse import DIALECTS, StreamFilter
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
 from tests.upstream.wires import FakeClient, a_holding
@@ -76,8 +76,8 @@ def a_record() -> Record:
     return Record(route=Route.CHAT, model="m", policy="p", request_id="r-1", stream=True, started_at=0.0)
 
 
-def a_watch() -> EventWatch:
-    return EventWatch(DIALECTS[Route.CHAT], hides_usage=False)
+def a_watch() -> StreamFilter:
+    return StreamFilter(DIALECTS[Route.CHAT], hides_usage=False)
 
 
 class Fixture:
@@ -174,7 +174,7 @@ async def test_a_request_that_the_router_gave_up_on_a_kept_connection_is_not_sen
         if len(worker.asked) == 1:
             await peer.send(answer())
             return
-        fixture.pool.give_up(fixture.address)
+        fixture.pool.abort_unresponsive(fixture.address)
         await peer.gone()
 
     monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.0)

@@ -11,20 +11,20 @@ from typing import Any, ClassVar
 import pytest
 
 from router.core.fleet.fleet import Fleet, FleetRules
-from router.core.fleet.health import HealthRules, State
+from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.ring import Ring
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress, parse_address
 from router.runtime.background import Background
 from router.upstream.discovery import Unreadable
 from router.upstream.exchange import Upstream
-from router.upstream.fleet_sync import FRESH_S, FleetKeeper
-from router.upstream.health_check import WatchSettings, WorkerWatch
+from router.upstream.fleet_sync import FRESH_S, FleetSync
+from router.upstream.health_check import MonitorSettings, WorkerMonitor
 from router.upstream.pool import Pool
 from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
 from tests.upstream.test_exchange import SETTINGS
 
-WATCH = WatchSettings(
+WATCH = MonitorSettings(
     probe_interval_s=60,
     ill_interval_s=60,
     models_interval_s=0.0,
@@ -60,7 +60,7 @@ class Fixture:
         self.rings: list[Ring] = []
         self.ring_mistake: Exception | None = None
         self.background = Background(lambda: self.now)
-        self.keeper = FleetKeeper(
+        self.fleet_sync = FleetSync(
             sources,
             self.fleet,
             self.pool,
@@ -81,18 +81,18 @@ class Fixture:
     def urls(self) -> set[str]:
         return {member.address.url for member in self.fleet.members()}
 
-    def watch(self) -> WorkerWatch:
+    def watch(self) -> WorkerMonitor:
         """A watch of one's own over the only member, to be moved by hand."""
         (member,) = self.fleet.members()
-        return WorkerWatch(member, self.fleet, self.upstream, WATCH, lambda: self.now)
+        return WorkerMonitor(member, self.fleet, self.upstream, WATCH, lambda: self.now)
 
 
 @asynccontextmanager
 async def kept(*sources: FakeSource) -> AsyncIterator[Fixture]:
     fixture = Fixture(*sources)
     async with asyncio.timeout(20):
-        await fixture.keeper.start(10.0)
-        running = asyncio.create_task(fixture.keeper.run())
+        await fixture.fleet_sync.start(10.0)
+        running = asyncio.create_task(fixture.fleet_sync.run())
         try:
             yield fixture
         finally:
@@ -118,13 +118,13 @@ async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_f
         fixture.now += 10.0
         one.models = ("m", "adapter")
         before = one.probes["/v1/models"]
-        await asyncio.gather(*[fixture.keeper.look_for_models() for _ in range(50)])
+        await asyncio.gather(*[fixture.fleet_sync.look_for_models() for _ in range(50)])
         assert one.probes["/v1/models"] == before + 1
         assert fixture.fleet.serves("adapter")
-        await fixture.keeper.look_for_models()
+        await fixture.fleet_sync.look_for_models()
         assert one.probes["/v1/models"] == before + 1
         fixture.now += FRESH_S
-        await fixture.keeper.look_for_models()
+        await fixture.fleet_sync.look_for_models()
         assert one.probes["/v1/models"] == before + 2
 
 
@@ -132,7 +132,7 @@ async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
         (member,) = fixture.fleet.members()
         settings = replace(WATCH, models_interval_s=60.0)
-        watch = WorkerWatch(member, fixture.fleet, fixture.upstream, settings, lambda: fixture.now)
+        watch = WorkerMonitor(member, fixture.fleet, fixture.upstream, settings, lambda: fixture.now)
         await watch.probe()
         one.models = ("other",)
         await watch.probe()
@@ -151,22 +151,22 @@ async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_
 async def test_a_worker_that_does_not_answer_holds_nobody_up_and_serves_nothing() -> None:
     async with scripted() as one, kept(FakeSource(one.url, await unused_url())) as fixture:
         assert fixture.fleet.eligible("m").positions == [0]
-        assert [member.health.state for member in fixture.fleet.members()] == [State.UP, State.STARTING]
+        assert [member.health.state for member in fixture.fleet.members()] == [WorkerState.UP, WorkerState.STARTING]
 
 
 async def test_workers_come_and_leave_with_their_source_and_the_ring_with_them() -> None:
     source = FakeSource()
     async with scripted() as one, scripted() as two, kept(source) as fixture:
         source.urls = (one.url,)
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         assert fixture.urls == {one.url}
         source.urls = (two.url, one.url)
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         source.urls = (two.url,)
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         assert fixture.urls == {two.url}
         assert len(fixture.rings) == 3
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         assert len(fixture.rings) == 3, "the same workers need no new ring"
 
 
@@ -175,10 +175,10 @@ async def test_a_source_that_cannot_be_read_takes_no_worker_away() -> None:
         static, file = FakeSource(one.url), FakeSource(two.url)
         async with kept(static, file) as fixture:
             file.urls = None
-            await fixture.keeper.refresh()
+            await fixture.fleet_sync.refresh()
             assert fixture.urls == {one.url, two.url}
             file.urls = ()
-            await fixture.keeper.refresh()
+            await fixture.fleet_sync.refresh()
             assert fixture.urls == {one.url}
 
 
@@ -189,12 +189,12 @@ async def test_a_source_that_cannot_be_read_is_counted_each_time_and_told_once(
     async with kept(source) as fixture:
         source.urls = None
         for _ in range(3):
-            await fixture.keeper.refresh()
-        assert fixture.keeper.failures == {"fake": 3}
+            await fixture.fleet_sync.refresh()
+        assert fixture.fleet_sync.failures == {"fake": 3}
         source.urls = ()
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         source.urls = None
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         assert [each.message for each in caplog.records].count("workers unreadable: the last known ones stay") == 2
 
 
@@ -204,13 +204,13 @@ async def test_what_a_look_that_failed_left_undone_the_next_one_makes_up_for() -
         source.urls = (one.url,)
         fixture.ring_mistake = ValueError("nobody foresaw this")
         with pytest.raises(ValueError, match="foresaw"):
-            await fixture.keeper.refresh()
+            await fixture.fleet_sync.refresh()
         fixture.ring_mistake = None
         rings = len(fixture.rings)
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         assert len(fixture.rings) == rings + 1
         assert len(watches()) == 1
-        await fixture.keeper.close()
+        await fixture.fleet_sync.close()
 
 
 def watches() -> list[asyncio.Task[Any]]:
@@ -219,14 +219,14 @@ def watches() -> list[asyncio.Task[Any]]:
 
 async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     mistakes = [ValueError("nobody foresaw this")]
-    poll = WorkerWatch.poll
+    poll = WorkerMonitor.poll
 
-    async def poll_with_a_mistake(watch: WorkerWatch) -> None:
+    async def poll_with_a_mistake(watch: WorkerMonitor) -> None:
         if mistakes:
             raise mistakes.pop()
         await poll(watch)
 
-    monkeypatch.setattr(WorkerWatch, "poll", poll_with_a_mistake)
+    monkeypatch.setattr(WorkerMonitor, "poll", poll_with_a_mistake)
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
         assert fixture.background.failures["watch"] == 1
         assert fixture.fleet.is_ready()
@@ -243,13 +243,13 @@ async def test_a_worker_that_left_is_watched_no_longer() -> None:
     source = FakeSource()
     async with scripted() as one, kept(source) as fixture:
         source.urls = (one.url,)
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         source.urls = ()
-        await fixture.keeper.refresh()
+        await fixture.fleet_sync.refresh()
         assert not watches()
 
 
-async def look(worker: ScriptedWorker, fixture: Fixture) -> State:
+async def look(worker: ScriptedWorker, fixture: Fixture) -> WorkerState:
     watch = fixture.watch()
     await watch.probe()
     (member,) = fixture.fleet.members()
@@ -259,18 +259,18 @@ async def look(worker: ScriptedWorker, fixture: Fixture) -> State:
 async def test_probes_eject_an_ill_worker_and_bring_a_well_one_back_when_its_time_is_over() -> None:
     async with scripted() as worker, kept(FakeSource(worker.url)) as fixture:
         worker.is_ill = True
-        assert [await look(worker, fixture) for _ in range(2)] == [State.UP, State.EJECTED]
+        assert [await look(worker, fixture) for _ in range(2)] == [WorkerState.UP, WorkerState.EJECTED]
         worker.is_ill = False
-        assert await look(worker, fixture) is State.EJECTED
+        assert await look(worker, fixture) is WorkerState.EJECTED
         fixture.now += 1.5
-        assert await look(worker, fixture) is State.UP
+        assert await look(worker, fixture) is WorkerState.UP
 
 
 async def test_a_worker_comes_up_with_its_models_and_not_before() -> None:
     async with scripted(models=()) as worker, kept(FakeSource(worker.url)) as fixture:
         assert not fixture.fleet.is_ready()
         worker.models = ("m",)
-        assert await look(worker, fixture) is State.UP
+        assert await look(worker, fixture) is WorkerState.UP
         assert fixture.fleet.eligible("m").positions == [0]
 
 

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from router.core.fleet.fleet import Fleet, FleetRules
-from router.core.fleet.health import HealthRules, State
+from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.patience import Signs
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
@@ -25,8 +25,8 @@ from router.upstream.health_check import (
     MAX_MODELS,
     MAX_PROBE_BYTES,
     MAX_TOLD,
-    WatchSettings,
-    WorkerWatch,
+    MonitorSettings,
+    WorkerMonitor,
     read_models,
 )
 from router.upstream.load import SLICE_BYTES, BadLoad, LoadReader, parse_load, slices
@@ -116,16 +116,16 @@ async def test_a_poll_says_whether_the_worker_is_at_work_while_requests_are_ther
 @asynccontextmanager
 async def watched(
     worker: ScriptedWorker, *, has_worker_key: bool = False, now: list[float] | None = None
-) -> AsyncIterator[tuple[WorkerWatch, Fleet, Pool]]:
+) -> AsyncIterator[tuple[WorkerMonitor, Fleet, Pool]]:
     times = now or [1000.0]
     pool = Pool(PoolSettings(LIMITS, connect_s=5.0, idle_s=60.0, max_idle=4, tls=ssl.create_default_context()))
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), PrefixIndex(1000, 100))
     fleet.set_members([parse_address(worker.url)])
     (member,) = fleet.members()
     upstream = Upstream(pool, lambda _model: lambda _gap: None)
-    settings = WatchSettings(1.0, 1.0, 5.0, 10.0, 1.0, 10.0, has_worker_key)
+    settings = MonitorSettings(1.0, 1.0, 5.0, 10.0, 1.0, 10.0, has_worker_key)
     try:
-        yield WorkerWatch(member, fleet, upstream, settings, lambda: times[0]), fleet, pool
+        yield WorkerMonitor(member, fleet, upstream, settings, lambda: times[0]), fleet, pool
     finally:
         pool.close()
 
@@ -146,7 +146,7 @@ async def test_an_answer_to_a_probe_that_is_too_large_is_read_no_further_and_cou
         await watch.probe()
         await watch.poll()
         assert pool.breaches["size"] == pool.breaches["probe"] == 1
-        assert (member.health.state is State.UP) == (path == "/metrics")
+        assert (member.health.state is WorkerState.UP) == (path == "/metrics")
         assert (member.load is None) == (path == "/metrics")
 
 
@@ -221,7 +221,7 @@ async def test_an_error_that_lasts_is_logged_at_once_and_then_once_a_minute(capl
         worker.statuses.clear()
         await watch.probe()
         assert member.last_error is None
-        assert member.health.state is State.UP
+        assert member.health.state is WorkerState.UP
         assert member.health.since == now[0]
 
 
@@ -253,4 +253,4 @@ async def test_a_worker_that_was_ejected_in_its_sleep_is_back_with_the_poll_that
         states = [member.state]
         worker.probed["/metrics"] = METRICS + line % 0
         await watch.poll()
-        assert [*states, member.state] == [State.ASLEEP, State.UP]
+        assert [*states, member.state] == [WorkerState.ASLEEP, WorkerState.UP]

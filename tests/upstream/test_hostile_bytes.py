@@ -10,11 +10,11 @@ import pytest
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.request.request import NO_TENANT, Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
-from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, Limits, State, Turn
+from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, ConnectionState, Limits, RelayEvent
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, EventWatch
-from router.wire.transcript import Kept, Transcript
+from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
+from router.wire.transcript import Transcript, TranscriptBudget
 from tests.upstream.wires import FakeClient, Wire, a_holding
 
 LIMITS = Limits(
@@ -32,12 +32,12 @@ LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
-def a_watch(*, hides: bool = False) -> EventWatch:
-    transcript = Transcript(1 << 20, Kept(1 << 30)) if hides else None
-    return EventWatch(DIALECTS[Route.CHAT], hides_usage=hides, hides_ids=hides, transcript=transcript)
+def a_watch(*, hides: bool = False) -> StreamFilter:
+    transcript = Transcript(1 << 20, TranscriptBudget(1 << 30)) if hides else None
+    return StreamFilter(DIALECTS[Route.CHAT], hides_usage=hides, hides_ids=hides, transcript=transcript)
 
 
-def asked(watch: EventWatch | None = None, memory: Holding | None = None) -> Wire:
+def asked(watch: StreamFilter | None = None, memory: Holding | None = None) -> Wire:
     wire = Wire(LIMITS)
     wire.connection.ask(b"POST / HTTP/1.1\r\n\r\n", b"{}", watch, memory=memory)
     return wire
@@ -117,7 +117,7 @@ async def test_a_head_that_no_server_sends_is_a_death(head: bytes) -> None:
 async def test_a_flood_without_content_ends_its_worker_soon(piece: bytes, kind: str, most: int) -> None:
     wire, client = await flowing()
     assert forever(wire, piece) <= most
-    assert await wire.connection.turn() is Turn.FAILED
+    assert await wire.connection.turn() is RelayEvent.FAILED
     assert wire.breaches == {kind: 1}
     assert not client.has_ended
 
@@ -126,7 +126,7 @@ async def test_comments_between_chunks_end_nobody_however_many_there_are() -> No
     wire, _ = await flowing()
     for _ in range(30):
         wire.feed(frame(b": ping\n\n" * (MAX_EMPTY_EVENTS // 10)), frame(TEXT))
-    assert wire.connection.state is State.FLOW
+    assert wire.connection.state is ConnectionState.FLOW
 
 
 async def test_reasons_for_finishing_without_end_are_not_kept_without_end() -> None:
@@ -239,7 +239,7 @@ async def test_a_client_that_is_full_stops_a_large_read_where_it_is() -> None:
     wire, client = await flowing()
     client.is_full_behind = 3 * SHARE_BYTES
     wire.feed(b"".join(frame(TEXT) for _ in range(1000)))
-    assert await wire.connection.turn() is Turn.FULL
+    assert await wire.connection.turn() is RelayEvent.FULL
     assert len(client.sent) < 5 * SHARE_BYTES
     assert not wire.transport.is_reading()
     client.is_full_behind = None
@@ -275,7 +275,7 @@ async def test_a_stream_whose_owner_is_busy_is_not_read_on_without_end() -> None
     wire.clock.run()
     assert wire.transport.is_reading()
     wire.feed(frame(LAST), frame(DONE) + LAST_CHUNK)
-    assert await wire.connection.turn() is Turn.DONE
+    assert await wire.connection.turn() is RelayEvent.DONE
 
 
 # Memory
@@ -330,7 +330,7 @@ async def test_a_large_event_counts_until_it_is_whole() -> None:
     memory = a_holding(100_000)
     wire, _ = await flowing(memory=memory)
     wire.feed(frame(b'data: {"a":"' + b"x" * 200_000))
-    assert await wire.connection.turn() is Turn.FAILED
+    assert await wire.connection.turn() is RelayEvent.FAILED
     assert isinstance(wire.connection.error, MemoryFull)
 
 
@@ -346,7 +346,7 @@ async def test_a_large_event_counts_until_it_is_whole() -> None:
 async def test_what_comes_behind_the_closing_event_is_nobodys(behind: bytes, is_one_read: bool) -> None:
     wire, client = await flowing()
     wire.feed(*([frame(LAST + DONE + behind) + LAST_CHUNK] if is_one_read else [frame(LAST + DONE), frame(behind)]))
-    assert await wire.connection.turn() is Turn.DONE
+    assert await wire.connection.turn() is RelayEvent.DONE
     assert client.events == TEXT + LAST + DONE
     assert client.sent.count(b"\r\n0\r\n\r\n") == 1
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from router.core.request.request import Route
 from router.wire.continuation import Asked, Seam, SeamFinder, exact_body, read_asked
-from router.wire.continued import ContinuedWatch
-from router.wire.sse import DIALECTS, EventWatch
-from router.wire.transcript import Delivered, Kept, Transcript
+from router.wire.continued import ContinuedFilter
+from router.wire.sse import DIALECTS, StreamFilter
+from router.wire.transcript import Delivered, Transcript, TranscriptBudget
 
 PROMPT_IDS = [1, 2, 3]
 PROMPT_TEXT = "SYSTEM PROMPT: "
@@ -118,7 +118,7 @@ class Relay:
         self.body = json.dumps(self.members).encode()
         self.hides_ids = not self.members.get("return_token_ids")
         self.seen = b""
-        self.watch: EventWatch | ContinuedWatch | None = None
+        self.watch: StreamFilter | ContinuedFilter | None = None
 
     @property
     def asked(self) -> Asked:
@@ -130,8 +130,8 @@ class Relay:
         steps = self.engine.run(
             max_tokens=asked.max_tokens or 1000, stops=asked.stops, keeps_stop=asked.keeps_stop, group=self.group
         )
-        transcript = Transcript(1 << 20, Kept(1 << 20))
-        watch = EventWatch(
+        transcript = Transcript(1 << 20, TranscriptBudget(1 << 20))
+        watch = StreamFilter(
             DIALECTS[self.route],
             hides_usage=not self.wants_usage,
             hides_ids=self.hides_ids,
@@ -147,12 +147,12 @@ class Relay:
             finder.hear(self.engine.text_of(ids))
         return finder.seam
 
-    def go_on(self, delivered: Delivered, upto: int | None = None, name: str = "second") -> ContinuedWatch:
+    def go_on(self, delivered: Delivered, upto: int | None = None, name: str = "second") -> ContinuedFilter:
         """The next worker's, from the seam; its ``delivered`` is what the client has then."""
         seam = self.seam(delivered)
         body = json.loads(exact_body(self.asked, delivered, seam, 1000))
         steps = self.engine.run(body["prompt"], max_tokens=body["max_tokens"], group=self.group)
-        self.watch = watch = ContinuedWatch(self.asked, delivered.copy(), seam)
+        self.watch = watch = ContinuedFilter(self.asked, delivered.copy(), seam)
         for piece in events_of(steps, Route.COMPLETIONS, body["prompt"], name)[:upto]:
             self.seen += watch.take(piece)
         return watch

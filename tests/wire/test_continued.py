@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from router.core.request.request import Route
 from router.wire.continuation import Seam, read_asked
-from router.wire.continued import ContinuedWatch, StopSearch, leaks, usage_event
+from router.wire.continued import ContinuedFilter, StopSearch, leaks, usage_event
 from router.wire.sse import Usage
 from router.wire.transcript import Chunk, Delivered
 from tests.wire.cuts import cut, cuts
@@ -100,7 +100,7 @@ def test_a_continued_stream_may_break_again_and_again(
 @given(st.integers(1, 60), cuts())
 def test_a_continued_stream_is_the_same_however_it_is_cut(upto: int, places: list[int]) -> None:
     def rest(pieces: list[bytes]) -> bytes:
-        watch = ContinuedWatch(relay.asked, delivered.copy(), seam)
+        watch = ContinuedFilter(relay.asked, delivered.copy(), seam)
         held, out = b"", b""
         for piece in pieces:
             whole, _, held = (held + piece).rpartition(b"\n\n")
@@ -140,7 +140,7 @@ def test_the_fingerprint_is_that_of_whoever_gave_one_last() -> None:
     delivered = relay.first(4)
     seam = relay.seam(delivered)
     delivered.fingerprint = "theirs"
-    watch = ContinuedWatch(relay.asked, delivered, seam)
+    watch = ContinuedFilter(relay.asked, delivered, seam)
     assert b'"system_fingerprint":"theirs"' in watch.take(chunk("x", [99], "stop") + DONE)
 
 
@@ -166,14 +166,14 @@ def test_ids_whose_text_was_still_held_are_drawn_anew_and_shown_once() -> None:
 
 def test_ids_that_come_out_otherwise_than_the_client_saw_them_end_the_matter() -> None:
     relay, delivered = within_a_character()
-    watch = ContinuedWatch(relay.asked, delivered, relay.seam(delivered))
+    watch = ContinuedFilter(relay.asked, delivered, relay.seam(delivered))
     assert watch.take(chunk("x", [9])) == b""
     assert (watch.failed, watch.unsafe) == (True, "seam")
 
 
 def test_nothing_is_sent_before_the_first_text_has_shown_whether_it_is_the_answers() -> None:
     relay = Relay(WORDS, Route.CHAT, members(return_token_ids=True))
-    watch = ContinuedWatch(relay.asked, relay.first(3), Seam(2))
+    watch = ContinuedFilter(relay.asked, relay.first(3), Seam(2))
     assert watch.take(chunk("", [90]) + chunk("", [91])) == b""
     seen = watch.take(chunk("x", [92]))
     assert (watch.first_ids, watch.first_text) == ([90, 91, 92], "x")
@@ -190,9 +190,9 @@ def chunk(text: str, ids: list[int] | None, finish: str | None = None, **more: A
     )
 
 
-def continued(seam: Seam | None = None, **given_members: Any) -> ContinuedWatch:
+def continued(seam: Seam | None = None, **given_members: Any) -> ContinuedFilter:
     relay = Relay(WORDS, Route.CHAT, members(**given_members), wants_usage=True)
-    return ContinuedWatch(relay.asked, relay.first(3), seam)
+    return ContinuedFilter(relay.asked, relay.first(3), seam)
 
 
 def test_what_came_before_an_error_in_one_read_is_not_lost() -> None:
@@ -337,7 +337,7 @@ def test_a_worker_that_began_inside_a_character_is_caught() -> None:
     relay = Relay(BYTES, Route.CHAT, members())
     inside = TEXT.encode().index("🙂".encode()) + 2
     steps = BYTES.run([*PROMPT_IDS, *range(FIRST, FIRST + inside)])
-    watch = ContinuedWatch(relay.asked, relay.first(inside), Seam(inside))
+    watch = ContinuedFilter(relay.asked, relay.first(inside), Seam(inside))
     for step in steps:
         watch.take(chunk(step.text, step.ids))
     assert watch.first_text.startswith("SYSTEM PROMPT: ")
@@ -348,7 +348,7 @@ def test_the_answer_is_read_as_json_by_any_client() -> None:
     asked = read_asked(Route.COMPLETIONS, json.dumps({"prompt": "x"}).encode(), wants_usage=False, hides_ids=True)
     delivered = Delivered(prompt_ids=[1], id="i", created=1, model="m")
     delivered.add(Chunk())
-    watch = ContinuedWatch(asked, delivered, Seam(0))
+    watch = ContinuedFilter(asked, delivered, Seam(0))
     assert json.loads(watch.take(chunk('"\\\n\u2028', [5]))[6:])["choices"][0]["text"] == '"\\\n\u2028'
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from router.core.request.request import Route
 from router.wire.framing import CHUNK_SIZE, frame
-from router.wire.sse import DIALECTS, EventWatch, Usage, cut_ids, each_event, read_usage, take_events
-from router.wire.transcript import Kept, Transcript
+from router.wire.sse import DIALECTS, StreamFilter, Usage, cut_ids, each_event, read_usage, take_events
+from router.wire.transcript import Transcript, TranscriptBudget
 from tests.wire.cuts import cut, cuts
 
 CHAT = DIALECTS[Route.CHAT]
@@ -52,9 +52,9 @@ DONE = b"data: [DONE]\n\n"
 STREAM = delta("a") + delta("b") + delta("", "stop") + usage() + DONE
 
 
-def follow(pieces: list[bytes], *, hides_usage: bool = False, route: Route = Route.CHAT) -> tuple[bytes, EventWatch]:
+def follow(pieces: list[bytes], *, hides_usage: bool = False, route: Route = Route.CHAT) -> tuple[bytes, StreamFilter]:
     """As a connection follows a stream: whole events to the watch, unless all is plain and nothing is held back."""
-    watch, held, seen = EventWatch(DIALECTS[route], hides_usage=hides_usage), bytearray(), b""
+    watch, held, seen = StreamFilter(DIALECTS[route], hides_usage=hides_usage), bytearray(), b""
     for piece in pieces:
         if not held and piece.endswith(b"\n\n") and watch.is_plain(frame(piece)):
             seen += piece
@@ -153,8 +153,8 @@ def test_every_event_that_ends_fails_or_counts_is_looked_at() -> None:
         named("message_stop", {}),
         named("error", {"error": {"message": "x"}}),
     ):
-        assert not EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(mark)), mark
-    assert EventWatch(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(delta("hello")))
+        assert not StreamFilter(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(mark)), mark
+    assert StreamFilter(DIALECTS[Route.CHAT], hides_usage=False).is_plain(frame(delta("hello")))
 
 
 class TestMessages:
@@ -225,7 +225,7 @@ def test_events_are_cut_off_whole_and_no_byte_is_lost(events: list[bytes], rest:
     ],
 )
 def test_an_event_that_may_mean_something_is_never_passed_unseen(begin: bytes) -> None:
-    watch = EventWatch(DIALECTS[Route.MESSAGES], hides_usage=False)
+    watch = StreamFilter(DIALECTS[Route.MESSAGES], hides_usage=False)
     assert not watch.is_plain(frame(begin + event({"type": "x"})))
     assert watch.is_plain(frame(named("content_block_delta", {"delta": {"text": "a"}})))
     assert watch.is_plain(frame(event({"type": "x"})))
@@ -269,7 +269,7 @@ def test_what_clients_can_parse_or_pass_over_is_given(odd: bytes) -> None:
 
 @pytest.mark.parametrize("odd", UNSOUND)
 def test_an_event_that_no_client_could_parse_is_a_failure_and_nothing_from_it_on_is_given(odd: bytes) -> None:
-    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False)
+    watch = StreamFilter(DIALECTS[Route.CHAT], hides_usage=False)
     assert not watch.is_plain(frame(odd))
     assert watch.take(delta("a") + odd + delta("b")) == delta("a")
     assert (watch.failed, watch.error) == (True, b"")
@@ -296,9 +296,9 @@ CHUNKS = st.lists(
 )
 
 
-def hiding() -> tuple[EventWatch, Transcript]:
-    transcript = Transcript(1 << 20, Kept(1 << 20))
-    return EventWatch(CHAT, hides_usage=False, hides_ids=True, transcript=transcript), transcript
+def hiding() -> tuple[StreamFilter, Transcript]:
+    transcript = Transcript(1 << 20, TranscriptBudget(1 << 20))
+    return StreamFilter(CHAT, hides_usage=False, hides_ids=True, transcript=transcript), transcript
 
 
 @given(CHUNKS, cuts())
@@ -330,7 +330,7 @@ def test_a_plain_frame_is_passed_as_its_events_would_be(
     watch, transcript = hiding()
     assert watch.pass_frame(data, size.end()) == frame(bare)
     assert transcript.delivered().ids.tolist() == [token for _, ids, _ in chunks for token in ids or ()]
-    shown = EventWatch(CHAT, hides_usage=False)
+    shown = StreamFilter(CHAT, hides_usage=False)
     assert shown.pass_frame(data, size.end()) is data
 
 
@@ -368,7 +368,7 @@ def test_an_event_without_ids_stays_as_it_is() -> None:
 
 def test_ids_that_nothing_closes_are_no_reason_to_fall_over() -> None:
     broken = b'data: {"choices":[{"delta":{},"token_ids":[1,2}]\n\n'.replace(b"]", b"")
-    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=False, hides_ids=True)
+    watch = StreamFilter(DIALECTS[Route.CHAT], hides_usage=False, hides_ids=True)
     assert cut_ids(broken) == broken
     assert watch.take(broken) == b""
     assert watch.failed
@@ -382,7 +382,7 @@ def test_a_message_that_is_left_midway_has_the_tokens_that_were_seen_and_not_tho
     begin = named("message_start", {"message": {"usage": {"input_tokens": 10, "output_tokens": 0}}})
     word = named("content_block_delta", {"delta": {"text": "word"}})
     end = named("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 30}})
-    watch = EventWatch(MESSAGES, hides_usage=False)
+    watch = StreamFilter(MESSAGES, hides_usage=False)
     watch.take(begin + word * 50)
     assert watch.tokens(4.0) >= 50
     watch.take(end)
@@ -390,7 +390,7 @@ def test_a_message_that_is_left_midway_has_the_tokens_that_were_seen_and_not_tho
 
 
 def test_a_stream_whose_worker_counted_no_answer_has_the_tokens_that_were_seen() -> None:
-    watch = EventWatch(CHAT, hides_usage=False)
+    watch = StreamFilter(CHAT, hides_usage=False)
     watch.take(delta("word") * 50 + delta("", "stop") + usage(output=0) + DONE)
     assert watch.tokens(4.0) >= 50
 
@@ -402,6 +402,6 @@ def test_events_end_at_the_first_blank_line(pieces: list[bytes]) -> None:
 
 
 def test_an_event_with_very_many_lists_of_ids_is_refused_before_they_are_cut() -> None:
-    watch = EventWatch(DIALECTS[Route.CHAT], hides_usage=True, hides_ids=True)
+    watch = StreamFilter(DIALECTS[Route.CHAT], hides_usage=True, hides_ids=True)
     watch.take(b'data: {"a":[' + b'{"b":1,"token_ids":[]},' * 100_000 + b"1]}\n\n")
     assert watch.failed

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from router.wire import transcript as module
 from router.wire.framing import frame
-from router.wire.transcript import Delivered, Kept, Transcript, read_chunks
+from router.wire.transcript import Delivered, Transcript, TranscriptBudget, read_chunks
 from tests.wire.engine import event
 
 PROMPT_IDS = [1, 2, 3]
@@ -32,8 +32,8 @@ def role() -> bytes:
     return event({"id": "c", "created": 7, "model": "m", "choices": [choice], "prompt_token_ids": PROMPT_IDS})
 
 
-def keep(events: list[bytes], max_bytes: int = 1 << 20, kept: Kept | None = None) -> Transcript:
-    transcript = Transcript(max_bytes, kept or Kept(1 << 30))
+def keep(events: list[bytes], max_bytes: int = 1 << 20, kept: TranscriptBudget | None = None) -> Transcript:
+    transcript = Transcript(max_bytes, kept or TranscriptBudget(1 << 30))
     for piece in events:
         transcript.keep(piece)
     return transcript
@@ -120,7 +120,7 @@ def test_a_transcript_may_be_read_twice_and_go_on() -> None:
 
 
 def test_a_long_answer_takes_a_fraction_of_its_events() -> None:
-    kept = Kept(1 << 30)
+    kept = TranscriptBudget(1 << 30)
     keep([first("a", [4])] + [chunk("word ", [5], logprobs=None, finish_reason=None)] * 10_000, kept=kept)
     assert 100_000 < kept.bytes < 200_000
 
@@ -128,7 +128,7 @@ def test_a_long_answer_takes_a_fraction_of_its_events() -> None:
 def test_a_large_prompt_is_read_only_when_the_stream_breaks() -> None:
     """Its ids stay as they were written: a stream that ends well pays nothing for them."""
     ids = list(range(100_000, 200_000))
-    kept = Kept(1 << 30)
+    kept = TranscriptBudget(1 << 30)
     transcript = keep([chunk("a", [4], prompt_token_ids=ids)], kept=kept)
     assert kept.bytes > 700_000
     delivered = transcript.delivered()
@@ -136,7 +136,7 @@ def test_a_large_prompt_is_read_only_when_the_stream_breaks() -> None:
 
 
 def test_beyond_its_bound_a_transcript_is_lost_and_keeps_nothing() -> None:
-    kept = Kept(1 << 30)
+    kept = TranscriptBudget(1 << 30)
     transcript = keep([first("a", [4])] + [chunk("word ", [5])] * 10_000, max_bytes=65_536, kept=kept)
     assert (transcript.is_lost, kept.bytes) == (True, 0)
     transcript.keep(chunk("b", [5]))
@@ -144,7 +144,7 @@ def test_beyond_its_bound_a_transcript_is_lost_and_keeps_nothing() -> None:
 
 
 def test_all_transcripts_together_are_bounded_and_the_bound_is_given_back() -> None:
-    kept = Kept(150_000)
+    kept = TranscriptBudget(150_000)
     long = [first("a", [4])] + [chunk("word ", [5])] * 8_000
     one = keep(long, kept=kept)
     two = keep(long, kept=kept)
@@ -169,7 +169,7 @@ def test_events_that_are_no_json_are_noticed_at_once_or_when_they_are_folded() -
     bad = b"data: {nonsense}\n\n"
     with pytest.raises(msgspec.DecodeError):
         keep([first("a", [4]), bad]).delivered()
-    kept = Kept(1 << 30)
+    kept = TranscriptBudget(1 << 30)
     assert keep([bad, *[chunk("a", [4])] * 2_000], kept=kept).is_lost
     assert kept.bytes == 0
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.fleet.capacity import LearntCapacity
 from router.core.fleet.facts import FleetView
-from router.core.fleet.health import Health, HealthRules, State
+from router.core.fleet.health import Health, HealthRules, WorkerState
 from router.core.fleet.load import LoadReport
 from router.core.fleet.patience import Signs, Work
 from router.core.fleet.rates import DecayedRatio, PrefillTimes, believed
-from router.core.index.cache_use import Reuse
+from router.core.index.cache_use import CacheUse
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import Recorded
 from router.core.request.request import Route
@@ -77,7 +77,7 @@ class Member:
     work: Work = field(default_factory=Work)
     asleep_since: float | None = None
     """When its engine was first seen asleep; None while it is awake."""
-    reuse: Reuse = field(default_factory=Reuse)
+    reuse: CacheUse = field(default_factory=CacheUse)
     last_answer_at: float = 0.0
     """When the worker last gave a first token: the prefill after it began no earlier."""
     is_list_old: bool = False
@@ -88,8 +88,8 @@ class Member:
     leases: set[Lease] = field(default_factory=set)
 
     @property
-    def state(self) -> State:
-        return self.health.state if self.asleep_since is None else State.ASLEEP
+    def state(self) -> WorkerState:
+        return self.health.state if self.asleep_since is None else WorkerState.ASLEEP
 
     @property
     def since(self) -> float | None:
@@ -138,7 +138,7 @@ class Lease:
         """Once: its prefill is done, or taken to be."""
         self.answered = True
         self._fleet.queued_prefill_tokens[self.member.position] -= self.tokens
-        self._fleet.on_room(self.member)
+        self._fleet.notify_capacity(self.member)
 
     def __enter__(self) -> Lease:
         return self
@@ -211,9 +211,9 @@ class Fleet:
         self._mean_uncached_tokens = 1000.0
         """Of the requests that this router saw: what one that it did not see is likely to queue."""
         self._foreign_drained_at = 0.0
-        self.tell_room: Callable[[Member], None] | None = None
+        self.on_capacity: Callable[[Member], None] | None = None
         """Called when a worker that is up may have room that it had not before; None while nobody waits for any."""
-        self.tell_alive: Callable[[Member], None] | None = None
+        self.on_probe_ok: Callable[[Member], None] | None = None
         """Called when an ejected worker answers a probe all the same; None likewise."""
         self.names: list[WorkerName] = []
         self.in_flight: list[int] = []
@@ -318,9 +318,9 @@ class Fleet:
         return found
 
     def _find_eligible(self, model: str) -> Eligible:
-        awake = (member for member in self._by_name.values() if member.state is not State.ASLEEP)
+        awake = (member for member in self._by_name.values() if member.state is not WorkerState.ASLEEP)
         serving = [member for member in awake if model in member.models]
-        up = sorted(member.position for member in serving if member.state is State.UP)
+        up = sorted(member.position for member in serving if member.state is WorkerState.UP)
         return Eligible(up or sorted(member.position for member in serving), panic=not up)
 
     def serves(self, model: str) -> bool:
@@ -328,7 +328,7 @@ class Fleet:
         return any(model in member.models for member in self._by_name.values())
 
     def is_ready(self) -> bool:
-        return any(member.models and member.state is State.UP for member in self._by_name.values())
+        return any(member.models and member.state is WorkerState.UP for member in self._by_name.values())
 
     def knows(self, model: str) -> bool:
         """True if some worker ever listed it, or the configuration declares it."""
@@ -351,7 +351,7 @@ class Fleet:
             member.models = models
             self._forget_who_serves()
             self._remember(models)
-            self.on_room(member)
+            self.notify_capacity(member)
 
     def disown(self, member: Member, model: str) -> None:
         """The member says that it does not serve a model of its list: until the list is read again, it is not tried for it."""
@@ -381,15 +381,15 @@ class Fleet:
         """How many names are remembered."""
         return len(self._known_models)
 
-    def on_room(self, member: Member) -> None:
+    def notify_capacity(self, member: Member) -> None:
         """It gave a first token, ended a request, said how busy it is, serves other models, or came up."""
-        if self.tell_room is not None and member.state is State.UP:
-            self.tell_room(member)
+        if self.on_capacity is not None and member.state is WorkerState.UP:
+            self.on_capacity(member)
 
     def on_alive(self, member: Member) -> None:
         """It answered a probe while it was ejected, and its time is not over."""
-        if self.tell_alive is not None:
-            self.tell_alive(member)
+        if self.on_probe_ok is not None:
+            self.on_probe_ok(member)
 
     def on_health_changed(self, member: Member) -> None:
         """To be called when one of the member's health methods returned True, or it fell asleep or woke."""
@@ -398,7 +398,7 @@ class Fleet:
         if member.health.returned_at is not None and not member.removed:
             self._returning.add(member)
         self._notify(member)
-        self.on_room(member)
+        self.notify_capacity(member)
 
     def refresh_slowdowns(self, now: float) -> None:
         """Only workers that came back lately cost anything here."""
@@ -435,7 +435,7 @@ class Fleet:
             self.queued_prefill_tokens[position] = 0.0  # what rounding left
             if member.removed:
                 self._free(member)
-        self.on_room(member)
+        self.notify_capacity(member)
 
     def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
         """How fast the worker prefilled, from what it really computed and the time it had for it.
@@ -544,7 +544,7 @@ class Fleet:
         queued = self._prefilling(member, report) + report.waiting * self._mean_uncached_tokens
         foreign_queued = max(0.0, queued - max(asked.queued_tokens, here.queued_tokens))
         self.foreign_prefill_tokens[position] = foreign_queued if foreign else 0.0
-        self.on_room(member)
+        self.notify_capacity(member)
         return restarted
 
     def _on_sleep(self, member: Member, is_asleep: bool, now: float) -> None:
@@ -589,7 +589,7 @@ class Fleet:
         if now - member.load_at > self._rules.stale_load_s:
             self.foreign_in_flight[member.position] = 0
             self.foreign_prefill_tokens[member.position] = 0.0
-            self.on_room(member)
+            self.notify_capacity(member)
 
     def _settle_unstreamed(self, member: Member, report: LoadReport, now: float) -> None:
         """A reply that is not streamed shows no first token. Once nothing waits there, its prefill is under way or

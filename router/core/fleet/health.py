@@ -22,7 +22,7 @@ STEADY = 4.0
 """A worker that was well for so many ejections' length has done with whatever took it out."""
 
 
-class State(Enum):
+class WorkerState(Enum):
     STARTING = "starting"
     UP = "up"
     EJECTED = "ejected"
@@ -56,7 +56,7 @@ class Health:
     """One worker's. Every method takes the monotonic time; those named ``on_…`` return True if the state changed."""
 
     rules: HealthRules
-    state: State = State.STARTING
+    state: WorkerState = WorkerState.STARTING
     failed_requests: int = 0
     """In a row, as are the next two."""
     failed_probes: int = 0
@@ -72,10 +72,10 @@ class Health:
 
     def on_probe_answered(self, now: float) -> bool:
         self.failed_probes = 0
-        if self.state is State.STARTING:
-            self.state, self.since = State.UP, now
+        if self.state is WorkerState.STARTING:
+            self.state, self.since = WorkerState.UP, now
             return True
-        return self._return(now) if self.state is State.EJECTED and now >= self.ejected_until else False
+        return self._return(now) if self.state is WorkerState.EJECTED and now >= self.ejected_until else False
 
     def on_probe_failed(self, now: float) -> bool:
         self.failed_probes += 1
@@ -83,7 +83,7 @@ class Health:
 
     def on_success(self, now: float) -> bool:
         self.failed_requests = 0
-        return self._return(now) if self.state is State.EJECTED else False
+        return self._return(now) if self.state is WorkerState.EJECTED else False
 
     def on_error_answer(self, now: float) -> bool:
         return self._on_failed_request(Cause.ERRORS, now, self.rules.failures)
@@ -111,7 +111,7 @@ class Health:
         return self.failed_requests >= most and self._eject(cause, now)
 
     def _eject(self, cause: Cause, now: float) -> bool:
-        if self.state is not State.UP:
+        if self.state is not WorkerState.UP:
             return False
         if now - self.ejected_until > STEADY * self.length_s:
             self.doublings = 0
@@ -122,12 +122,12 @@ class Health:
             length = self.rules.max_ejection_s
         self.length_s = length
         self.ejections[cause] += 1
-        self.state, self.since = State.EJECTED, now
+        self.state, self.since = WorkerState.EJECTED, now
         self.ejected_until = now + length
         return True
 
     def _return(self, now: float) -> bool:
-        self.state, self.since = State.UP, now
+        self.state, self.since = WorkerState.UP, now
         self.failed_requests = self.failed_probes = 0
         self.returned_at = now
         return True

@@ -30,7 +30,7 @@ def missed_tokens(prompt: float, best: float, predicted: float, actual: float) -
 
 
 @dataclass(slots=True)
-class Reuse:
+class CacheUse:
     """Of one worker. ``requests``: attempts that were sent there; tokens: of those whose worker told what was cached.
     ``saved_s``: seconds of prefill that its cache spared, at the rate that was learnt of it."""
 
@@ -41,7 +41,7 @@ class Reuse:
 
 
 @dataclass(slots=True)
-class Misses:
+class CacheMisses:
     """Of all requests whose worker told what was cached; ``tokens``: those that were computed, by reason."""
 
     prompt_tokens: float = 0.0

@@ -11,7 +11,7 @@ of a prompt. An answer that is held until it is whole shows no progress, and eac
 
 from __future__ import annotations
 
-from router.core.errors import GivenUp
+from router.core.errors import PoisonRequest
 from router.core.worker import WorkerName
 
 PROGRESS_CHUNKS = 32
@@ -19,7 +19,7 @@ PROGRESS_CHUNKS = 32
 second of an answer, so that restarts one after another do not add up."""
 
 
-class Deaths:
+class PoisonGuard:
     """Of workers under one request, over all of its attempts and resumptions. ``most``: how many it may see, ≥ 1."""
 
     __slots__ = ("_chunks", "_most", "workers")
@@ -37,7 +37,7 @@ class Deaths:
         self._chunks = chunks
         self.workers += (worker,)
 
-    def require_fewer(self) -> None:
-        """May the request be sent to another worker? Raises GivenUp."""
+    def check(self) -> None:
+        """May the request be sent to another worker? Raises PoisonRequest."""
         if len(self.workers) >= self._most:
-            raise GivenUp(self.workers)
+            raise PoisonRequest(self.workers)

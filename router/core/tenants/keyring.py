@@ -29,7 +29,7 @@ class BadKeys(Exception):
     """One line that names the entry and what it must be. It quotes no digest and no key."""
 
 
-class Refusal(Enum):
+class AuthRefusal(Enum):
     """Why a request was not let in; the value is a metric label. Clients are never told which."""
 
     ABSENT = "absent"
@@ -80,17 +80,17 @@ class Keyring:
         """Keys that are listed, those that are disabled or expired among them."""
         return len(self._keys)
 
-    def find(self, digest: bytes, now: float) -> Caller | Refusal:
+    def find(self, digest: bytes, now: float) -> Caller | AuthRefusal:
         """``digest``: SHA-256 of what was presented; ``now``: seconds since the epoch.
 
         Looking a digest up shows nothing by its timing: who guesses keys cannot choose their digests' bits.
         """
         key = self._keys.get(digest)
         if key is None or not hmac.compare_digest(key.digest, digest):
-            return Refusal.UNKNOWN
+            return AuthRefusal.UNKNOWN
         if key.is_disabled:
-            return Refusal.DISABLED
-        return Refusal.EXPIRED if now >= key.expires_at else key.caller
+            return AuthRefusal.DISABLED
+        return AuthRefusal.EXPIRED if now >= key.expires_at else key.caller
 
 
 def parse_keys(text: str) -> KeyList:

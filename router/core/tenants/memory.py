@@ -55,7 +55,7 @@ class MemoryBudget:
                 "your other requests hold as much of the router's memory as they may: try again when some have ended"
             )
             raise MemoryFull(message, retry_after_s=1)
-        self.give_back(tenant, kind, -count)
+        self.release_later(tenant, kind, -count)
 
     def most_of(self, tenant: Tenant) -> int:
         """What it may hold while nobody else holds anything."""
@@ -64,7 +64,7 @@ class MemoryBudget:
     def _is_bounded(self, tenant: Tenant) -> bool:
         return self._has_tenants or tenant != NO_TENANT
 
-    def give_back(self, tenant: Tenant, kind: str, count: int) -> None:
+    def release_later(self, tenant: Tenant, kind: str, count: int) -> None:
         self.bytes -= count
         self.by_kind[kind] -= count
         self._by_tenant[tenant] -= count
@@ -107,12 +107,12 @@ class Holding:
         if change > 0:
             self.grow(kind, change)
         elif change:
-            self._budget.give_back(self.owner, kind, -change)
+            self._budget.release_later(self.owner, kind, -change)
             self._held[kind] = count
 
     def release(self) -> None:
         """All of it; it may be used again."""
         for kind, count in self._held.items():
             if count:
-                self._budget.give_back(self.owner, kind, count)
+                self._budget.release_later(self.owner, kind, count)
         self._held.clear()

@@ -56,9 +56,9 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What a cut leaves of it; likewise."""
     context_max_tokens: ContextTokens = 0
     """Of a session's whole prompt; likewise."""
-    notes_model: Annotated[str, Meta(max_length=256)] = ""
+    summary_model: Annotated[str, Meta(max_length=256)] = ""
     """Which model writes notes on what was cut; empty: as configured for all."""
-    notes_tokens_per_day: Limit | None = None
+    summary_tokens_per_day: Limit | None = None
     """Tokens, of prompts and notes, that this may cost; None: as configured for all."""
     sees_decisions: bool = False
     """Its answers carry x-warmroute-reason and x-warmroute-predicted-cached-tokens."""

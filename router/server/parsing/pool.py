@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from router.core.errors import InvalidRequest, Overloaded, RouterError, Unavailable
 from router.core.request.request import Tenant
-from router.runtime.fair_turns import TenantTurns
+from router.runtime.fair_turns import FairTurns
 from router.server.parsing.child import LENGTH_BYTES
 
 log = logging.getLogger("warmroute.parsing")
@@ -90,7 +90,7 @@ class Parsers:
         self._working: set[asyncio.Task[object]] = set()
         self._ending: set[asyncio.Future[None]] = set()
         self.max_processes = processes
-        self.turns = TenantTurns(
+        self.turns = FairTurns(
             max_calls=processes,
             max_owner_calls=max(1, processes - 1),
             max_waiting=MAX_WAITING,

@@ -5,23 +5,23 @@ from __future__ import annotations
 from functools import partial
 
 from router.server.page_routes import Call
-from router.sessions.api.rules import read_idempotency_key, read_wishes
+from router.sessions.api.rules import read_idempotency_key, read_overrides
 from router.sessions.context.prompt import Incoming
-from router.sessions.planner import Ask, DoorName
+from router.sessions.planner import ApiName, Ask
 
 
-def asking(call: Call, door: DoorName, incoming: Incoming, asked: str) -> partial[Ask]:
+def asking(call: Call, api: ApiName, incoming: Incoming, asked: str) -> partial[Ask]:
     """``asked``: digest of the body. Raises InvalidRequest."""
     return partial(
         Ask,
-        door=door,
+        api=api,
         caller=call.caller,
         incoming=incoming,
         headers=call.headers,
         request_id=call.request_id,
         started_at=call.started_at,
         idempotency_key=read_idempotency_key(call.headers),
-        wishes=read_wishes(call.headers),
+        overrides=read_overrides(call.headers),
         asked=asked,
         body_bytes=len(call.body),
     )

@@ -9,12 +9,12 @@ from router.core.request.record import Record
 from router.core.request.reply import Reply
 from router.core.request.request import Route
 from router.proxy.ports import Client
-from router.sessions.codec import Kept
+from router.sessions.codec import StoredAnswer
 from router.sessions.context.messages import message_bytes
 from router.sessions.openai.chat_answers import (
-    Answer,
     AnswerReader,
     BadAnswer,
+    ChatAnswer,
     read_completion,
     write_completion,
     write_events,
@@ -30,7 +30,7 @@ def _ends(events: bytes) -> bool:
     return _CHAT.finished.is_in(events) or _CHAT.usage.is_in(events) or _CHAT.closing.is_in(events)
 
 
-class ChatDoor:
+class ChatCodec:
     """``wants_usage``: of a stream that is told again."""
 
     def __init__(self, record: Record, *, stream: bool, wants_usage: bool) -> None:
@@ -38,7 +38,7 @@ class ChatDoor:
         self._stream = stream
         self._wants_usage = wants_usage
         self._reader = AnswerReader()
-        self._answer: Answer | None = None
+        self._answer: ChatAnswer | None = None
         self._held: list[bytes] = []
 
     def events(self, events: bytes) -> bytes:
@@ -66,11 +66,11 @@ class ChatDoor:
     def begin(self, _sid: Sid, _turn: int, _number: int) -> None:
         """Nothing of it is shown."""
 
-    def kept(self) -> Kept:
+    def kept(self) -> StoredAnswer:
         answer = self._whole()
-        return Kept([message_bytes(answer.message)], answer.completion_tokens)
+        return StoredAnswer([message_bytes(answer.message)], answer.completion_tokens)
 
-    def _whole(self) -> Answer:
+    def _whole(self) -> ChatAnswer:
         if self._answer is None:
             self._answer = self._reader.answer()
         return self._answer
@@ -81,12 +81,12 @@ class ChatDoor:
     async def repeat(self, note: bytes, client: Client) -> None:
         """Whether the client streams now, not whether it did then, decides how it is told."""
         try:
-            answer = msgspec.json.decode(note, type=Answer)
+            answer = msgspec.json.decode(note, type=ChatAnswer)
         except msgspec.ValidationError:
             raise BadAnswer("the turn has no answer that can be told again") from None
         await tell_again(client, self._record, write_completion(answer), self._events_again(answer))
 
-    def _events_again(self, answer: Answer) -> bytes | None:
+    def _events_again(self, answer: ChatAnswer) -> bytes | None:
         return write_events(answer, wants_usage=self._wants_usage) if self._stream else None
 
 

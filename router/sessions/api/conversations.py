@@ -15,7 +15,7 @@ from router.server.page_routes import Call, Page
 from router.sessions.api.asking import asking
 from router.sessions.api.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.rules import StateRules, read_on_busy
+from router.sessions.api.rules import SessionRules, read_on_busy
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
@@ -39,7 +39,7 @@ class ConversationPages:
     """``wall_clock``: Unix time."""
 
     def __init__(
-        self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules, wall_clock: Callable[[], float]
+        self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules, wall_clock: Callable[[], float]
     ) -> None:
         self._turns = turns
         self._histories = turns.histories

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
 from router.sessions.context.history import History, Item
-from router.sessions.context.view import Place
+from router.sessions.context.view import LogPosition
 from router.sessions.openai.items import items_of
 from router.sessions.openai.shapes import MESSAGE, REASONING
 from router.sessions.stores.contract import Sid
@@ -116,7 +116,7 @@ def position(items: Sequence[Marked], number: int) -> int:
     return next((at for at, marked in enumerate(items) if marked.item.number == number), len(items))
 
 
-def _place(item: Item) -> Place:
+def _place(item: Item) -> LogPosition:
     return item.place
 
 

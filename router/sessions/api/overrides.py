@@ -11,25 +11,25 @@ from msgspec.structs import asdict
 from router.core.errors import InvalidRequest
 from router.core.tenants.tenant import ContextStrategy, ContextTokens
 from router.sessions.context.history import History
-from router.sessions.context.view import Segment, Wishes
+from router.sessions.context.view import ContextOverrides, Segment
 
 
-class _Wished(msgspec.Struct, forbid_unknown_fields=True):
+class _Overrides(msgspec.Struct, forbid_unknown_fields=True):
     strategy: ContextStrategy | None = None
     high_tokens: ContextTokens | None = None
     low_tokens: ContextTokens | None = None
     max_tokens: ContextTokens | None = None
 
 
-def read_wished(members: Mapping[str, Any]) -> Wishes:
+def read_context_overrides(members: Mapping[str, Any]) -> ContextOverrides:
     """Instead of what was wished before: what is left out or null is the tenant's, or everybody's. Raises InvalidRequest."""
     try:
-        wished = msgspec.convert(members, _Wished)
+        wished = msgspec.convert(members, _Overrides)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"strategy, high_tokens, low_tokens, max_tokens: {error}") from None
     if wished.high_tokens and wished.low_tokens and wished.low_tokens >= wished.high_tokens:
         raise InvalidRequest("low_tokens must be less than high_tokens: a cut has to leave less than it met")
-    return Wishes(
+    return ContextOverrides(
         strategy=wished.strategy,
         high_tokens=wished.high_tokens or 0,
         low_tokens=wished.low_tokens or 0,
@@ -43,7 +43,7 @@ def show_context(name: str, history: History) -> bytes:
         {
             "id": name,
             "object": "session.context",
-            **{wish: value or None for wish, value in asdict(view.wishes).items()},
+            **{wish: value or None for wish, value in asdict(view.overrides).items()},
             "items_left_out": history.start,
             "items_sent": len(history.bodies),
             "tokens_left_out": history.cut_tokens,

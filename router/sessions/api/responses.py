@@ -24,11 +24,11 @@ from router.sessions.api.asking import asking
 from router.sessions.api.chat_codec import repeated_record
 from router.sessions.api.items import Marked
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.responses_codec import ResponseDoor
-from router.sessions.api.rules import StateRules, read_idempotency_key, read_on_busy, read_wishes
+from router.sessions.api.responses_codec import ResponsesCodec
+from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy, read_overrides
 from router.sessions.context.prompt import Incoming
-from router.sessions.context.view import Wishes
-from router.sessions.histories import Behind
+from router.sessions.context.view import ContextOverrides
+from router.sessions.histories import TurnPosition
 from router.sessions.names import Names, Space
 from router.sessions.openai.input import ResponsesRequest, read_create
 from router.sessions.openai.objects import response_deleted
@@ -45,7 +45,7 @@ LOOKED_BACK = 100
 """Turns of a chain, when one of its responses is deleted."""
 
 
-class Place(msgspec.Struct, frozen=True):
+class ResponseRef(msgspec.Struct, frozen=True):
     """Where a response stands; kept under its id, so that it is found without a search. ``number``: its answer's."""
 
     sid: Sid
@@ -54,15 +54,15 @@ class Place(msgspec.Struct, frozen=True):
     is_in_conversation: bool = False
 
     @property
-    def behind(self) -> Behind:
-        return Behind(self.turn, self.number)
+    def after(self) -> TurnPosition:
+        return TurnPosition(self.turn, self.number)
 
 
 class ResponsePages:
     """``wall_clock``: Unix time."""
 
     def __init__(
-        self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules, wall_clock: Callable[[], float]
+        self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules, wall_clock: Callable[[], float]
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
@@ -87,7 +87,7 @@ class ResponsePages:
             raise ModelNotFound.of(asked.model)
         response_id = f"resp_{secrets.token_hex(24)}"
         record = repeated_record(asked.model, call.request_id, stream=asked.stream, started_at=call.started_at)
-        door = ResponseDoor(
+        codec = ResponsesCodec(
             record,
             response_id,
             asked.echo,
@@ -101,13 +101,13 @@ class ResponsePages:
             and (before := await self._find(call, asked.previous_response_id)) is None
         ):
             raise _no_previous(asked)
-        ask = self._ask(call, asked, digest, response_id, door, before)
+        ask = self._ask(call, asked, digest, response_id, codec, before)
         client = call.connect(call.caller.salt_for(ask.incoming.cache_salt) if call.caller.salt_key else "")
         if asked.store or asked.conversation is not None:
-            await self._turns.take(ask, door, client)
+            await self._turns.run(ask, codec, client)
         else:
             ask = dataclasses.replace(ask, sid=self._own_sid(call, response_id))
-            await self._turns.take_unkept(ask, door, client, None if before is None else (before.sid, before.behind))
+            await self._turns.run_ephemeral(ask, codec, client, None if before is None else (before.sid, before.after))
 
     def _ask(
         self,
@@ -115,8 +115,8 @@ class ResponsePages:
         asked: ResponsesRequest,
         digest: str,
         response_id: str,
-        door: ResponseDoor,
-        before: Place | None,
+        codec: ResponsesCodec,
+        before: ResponseRef | None,
     ) -> Ask:
         """Where the turn stands: in a conversation, behind another response, or at the beginning of its own chain. What
         follows a conversation's response without naming the conversation leaves it as it is."""
@@ -127,8 +127,8 @@ class ResponsePages:
         copies = before is not None and before.is_in_conversation
         common = partial(
             asking(call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest),
-            note=door.under_way(),
-            wishes=read_wishes(call.headers).over(wishes_of(asked)),
+            note=codec.under_way(),
+            overrides=read_overrides(call.headers).over(wishes_of(asked)),
             on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
         )
         if asked.conversation is not None:
@@ -148,13 +148,15 @@ class ResponsePages:
             creates=False,
             on_busy="queue" if copies else "fork",
             absent=partial(_no_previous, asked),
-            behind=before.behind,
+            after=before.after,
             copies=copies,
             fork=lambda: own,
         )
 
-    async def _put_place(self, call: Call, response_id: str, asked: ResponsesRequest, sid: Sid, behind: Behind) -> None:
-        place = Place(sid, behind.turn, behind.number, asked.conversation is not None)
+    async def _put_place(
+        self, call: Call, response_id: str, asked: ResponsesRequest, sid: Sid, after: TurnPosition
+    ) -> None:
+        place = ResponseRef(sid, after.turn, after.number, asked.conversation is not None)
         tenant, lifetime_s = call.caller.rules.tenant, self._rules.response_s
         body = msgspec.json.encode(place)
         await self._histories.ask(
@@ -182,7 +184,7 @@ class ResponsePages:
         """Is there still a response of that chain, or a turn under way? The newest is looked at first; of a chain with many
         that are gone, one is taken to be there."""
         store, tenant = self._histories.store, call.caller.rules.tenant
-        loaded = await self._histories.ask(store.load(sid, tenant, self._histories.hot.known(sid)))
+        loaded = await self._histories.ask(store.load(sid, tenant, self._histories.cache.known(sid)))
         if loaded is None or loaded.is_claimed:
             return loaded is not None
         for turn in range(loaded.turns, max(0, loaded.turns - LOOKED_BACK), -1):
@@ -222,15 +224,15 @@ class ResponsePages:
             raise _absent(call)
         told: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
         if not record.has_ended:
-            loaded = await self._histories.ask(store.load(place.sid, tenant, self._histories.hot.known(place.sid)))
+            loaded = await self._histories.ask(store.load(place.sid, tenant, self._histories.cache.known(place.sid)))
             if loaded is None or not loaded.is_claimed or loaded.turns != place.turn:
                 return {**told, "status": "failed", "error": failure(500, "")}
         return told
 
-    async def _find(self, call: Call, response_id: str) -> Place | None:
+    async def _find(self, call: Call, response_id: str) -> ResponseRef | None:
         store = self._histories.store
         body = await self._histories.ask(store.get_document(self._key(call, response_id), call.caller.rules.tenant))
-        return None if body is None else read_stored(body, Place)
+        return None if body is None else read_stored(body, ResponseRef)
 
     def _key(self, call: Call, response_id: str) -> Sid:
         return self._names.sid(call.caller.rules.tenant, Space.RESPONSE, response_id)
@@ -273,7 +275,7 @@ def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
     return SessionNotFound(f"there is no conversation {asked.conversation!r}", param="conversation")
 
 
-def wishes_of(asked: ResponsesRequest) -> Wishes:
+def wishes_of(asked: ResponsesRequest) -> ContextOverrides:
     """What the Responses API has to say of a window. Raises InvalidRequest."""
     for edit in asked.context_management:
         threshold = edit.get("compact_threshold", 0)
@@ -281,6 +283,6 @@ def wishes_of(asked: ResponsesRequest) -> Wishes:
             raise InvalidRequest(
                 "context_management takes {type: compaction, compact_threshold: tokens}", param="context_management"
             )
-        return Wishes(strategy="summary", high_tokens=threshold)
+        return ContextOverrides(strategy="summary", high_tokens=threshold)
     strategies: dict[str | None, ContextStrategy] = {"auto": "window", "disabled": "none"}
-    return Wishes(strategy=strategies.get(asked.truncation))
+    return ContextOverrides(strategy=strategies.get(asked.truncation))

@@ -12,7 +12,7 @@ from router.core.request.record import Record
 from router.proxy.ports import Client
 from router.sessions.api.chat_codec import tell_again
 from router.sessions.api.items import item_id
-from router.sessions.codec import Kept
+from router.sessions.codec import StoredAnswer
 from router.sessions.openai.answer import Outcome
 from router.sessions.openai.chat_answers import BadAnswer
 from router.sessions.openai.output import translate
@@ -21,7 +21,7 @@ from router.sessions.openai.stream import ResponseEvents, event_bytes
 from router.sessions.stores.contract import Sid
 
 
-class ResponseDoor:
+class ResponsesCodec:
     """``wall_clock``: Unix time. ``echo``: what the response shows of its request."""
 
     def __init__(
@@ -72,13 +72,13 @@ class ResponseDoor:
         self._require_answer()
         return msgspec.json.encode(self._outcome.response)
 
-    def kept(self) -> Kept:
+    def kept(self) -> StoredAnswer:
         if self._outcome is None:
             self._ending = self._events.finish(int(self._wall_clock()))
             self._outcome = self._events.outcome
         self._require_answer()
         usage = self._outcome.response["usage"] if self._outcome else None
-        return Kept(self._outcome.messages if self._outcome else [], usage["output_tokens"] if usage else 0)
+        return StoredAnswer(self._outcome.messages if self._outcome else [], usage["output_tokens"] if usage else 0)
 
     def note(self) -> bytes:
         return msgspec.json.encode(self._outcome.response if self._outcome else None)

@@ -9,14 +9,14 @@ from typing import cast, get_args
 from router.core.errors import InvalidRequest
 from router.core.tenants.tenant import OnBusy, TenantRules
 from router.sessions.context.strategies import STRATEGIES
-from router.sessions.context.view import NO_WISHES, Wishes
+from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
 
 MAX_KEY_CHARS = 255
 STRATEGY_HEADER, TOKENS_HEADER = "x-warmroute-context-strategy", "x-warmroute-context-tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class StateRules:
+class SessionRules:
     """Where a tenant has none of its own. Seconds; 0: for ever."""
 
     session_s: float
@@ -29,7 +29,7 @@ class StateRules:
         return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
 
 
-def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRules, *, forks: bool = True) -> OnBusy:
+def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: SessionRules, *, forks: bool = True) -> OnBusy:
     """What the request wishes, else its tenant, else everybody; where nothing ``forks``, that is to reject.
     Raises InvalidRequest."""
     wish = headers.get("x-warmroute-on-busy")
@@ -40,17 +40,17 @@ def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: StateRu
     return "reject" if wish == "fork" and not forks else cast(OnBusy, wish)
 
 
-def read_wishes(headers: Mapping[str, str]) -> Wishes:
+def read_overrides(headers: Mapping[str, str]) -> ContextOverrides:
     """How a request wants its session's history kept within the window. Raises InvalidRequest."""
     strategy = headers.get(STRATEGY_HEADER)
     if strategy is None and TOKENS_HEADER not in headers:
-        return NO_WISHES
+        return NO_OVERRIDES
     if strategy is not None and strategy not in STRATEGIES:
         raise InvalidRequest(f"{STRATEGY_HEADER} must be one of {', '.join(STRATEGIES)}", param=STRATEGY_HEADER)
     tokens = headers.get(TOKENS_HEADER, "0")
     if not (tokens.isascii() and tokens.isdigit() and len(tokens) < 10):
         raise InvalidRequest(f"{TOKENS_HEADER} must be a number of tokens", param=TOKENS_HEADER)
-    return Wishes(strategy=strategy, max_tokens=int(tokens))
+    return ContextOverrides(strategy=strategy, max_tokens=int(tokens))
 
 
 def read_idempotency_key(headers: Mapping[str, str]) -> str:

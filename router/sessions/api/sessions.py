@@ -16,14 +16,14 @@ from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, Ses
 from router.core.tenants.tenant import Caller
 from router.server.page_routes import MAX_NAME_CHARS, Call, Page
 from router.sessions.api.asking import asking
-from router.sessions.api.chat_codec import ChatDoor, repeated_record
+from router.sessions.api.chat_codec import ChatCodec, repeated_record
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.api.items import Marked, find_item, items_of_turn, marked_items, place_of, show
-from router.sessions.api.overrides import read_wished, show_context
+from router.sessions.api.overrides import read_context_overrides, show_context
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.rules import StateRules, read_idempotency_key, read_on_busy
+from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy
 from router.sessions.context.prompt import Incoming
-from router.sessions.context.view import Wishes
+from router.sessions.context.view import ContextOverrides
 from router.sessions.histories import NoSuchItem
 from router.sessions.names import Names, Space
 from router.sessions.openai.objects import item_list, read_messages
@@ -39,7 +39,7 @@ FORK_CHARS = 16
 
 
 class SessionPages:
-    def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: StateRules) -> None:
+    def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules) -> None:
         self._turns = turns
         self._histories = turns.histories
         self._names = names
@@ -56,7 +56,7 @@ class SessionPages:
             ("POST", f"{session}/items"): self._add,
             ("POST", f"{session}/fork"): self._fork,
             ("GET", f"{session}/context"): self._show_context,
-            ("POST", f"{session}/context"): self._wish,
+            ("POST", f"{session}/context"): self._set_context,
             ("GET", f"{session}/turns/{{turn}}/prompt"): self._prompt,
         }
 
@@ -79,11 +79,11 @@ class SessionPages:
 
         on_lost = lose if self._rules.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
-        door = ChatDoor(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
+        codec = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         ask = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
         if key and ask.on_busy == "fork":
             ask = replace(ask, retried_in=self._sid(call, _fork_name(name, key)))
-        await self._turns.take(ask, door, client)
+        await self._turns.run(ask, codec, client)
 
     def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
         return asking(call, "sessions", incoming, asked)(
@@ -153,9 +153,9 @@ class SessionPages:
         history, _ = await self._histories.load(self._sid(call, call.names[0]), call.caller.rules.tenant)
         return show_context(call.names[0], history)
 
-    async def _wish(self, call: Call) -> bytes:
-        wishes = await call.read(_read_wished)
-        history = await self._histories.wish(self._sid(call, call.names[0]), call.caller.rules.tenant, wishes)
+    async def _set_context(self, call: Call) -> bytes:
+        overrides = await call.read(_read_context_overrides)
+        history = await self._histories.override(self._sid(call, call.names[0]), call.caller.rules.tenant, overrides)
         return show_context(call.names[0], history)
 
     async def _prompt(self, call: Call) -> bytes:
@@ -183,8 +183,8 @@ def _read_items(body: bytes, *, limits: BodyLimits) -> tuple[Incoming, str]:
     return Incoming(model="", messages=messages, params={}), sha256(body).hexdigest()
 
 
-def _read_wished(body: bytes) -> Wishes:
-    return read_wished(decode_object(body))
+def _read_context_overrides(body: bytes) -> ContextOverrides:
+    return read_context_overrides(decode_object(body))
 
 
 def _fork_name(name: str, key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.core.fleet.rates import DecayedRatio
-from router.sessions.context.watermarks import Prices
+from router.sessions.context.watermarks import TokenPrices
 
 BELIEVED_GROWTH = 300.0
 """Tokens a turn, before there was one."""
@@ -18,7 +18,7 @@ BELIEVED_TURNS = 10.0
 """Of a session."""
 
 
-class Economy:
+class CacheCosts:
     """``carry_price``: of a token that is sent and found in the cache, over that of one that is computed."""
 
     def __init__(self, carry_price: float) -> None:
@@ -50,6 +50,6 @@ class Economy:
         """Of what earlier turns had, the share that is found in caches."""
         return min(max(self._hits.value, 0.0), 1.0)
 
-    def prices(self, notes: float = 0.0) -> Prices:
+    def prices(self, notes: float = 0.0) -> TokenPrices:
         """In tokens computed. A token that is carried is computed again where it is missed."""
-        return Prices(1.0, self.hits * self._carry_price + (1.0 - self.hits), notes)
+        return TokenPrices(1.0, self.hits * self._carry_price + (1.0 - self.hits), notes)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from router.sessions.context.cut_points import Cut, choose_cut
 from router.sessions.context.history import History, Item
-from router.sessions.context.view import START, Place, Segment, View, notes_tokens
+from router.sessions.context.view import START, LogPosition, Segment, View, summary_tokens
 
 MAX_SEGMENTS, MAX_NOTES_SHARE = 8, 0.34
 """Beyond so many, or such a share of the low mark, notes are made of the notes: one segment of all. They would leave no room
@@ -23,8 +23,8 @@ class Source(NamedTuple):
     """What notes are to be made of: other notes, which they replace, and items. ``since``: behind which they tell; ``head``:
     the log's, as it was read."""
 
-    since: Place
-    upto: Place
+    since: LogPosition
+    upto: LogPosition
     head: int
     notes: Sequence[Segment]
     items: Sequence[Item]
@@ -36,11 +36,11 @@ class Source(NamedTuple):
 
 def find_cut(history: History, low_tokens: int) -> Cut | None:
     """Of what is sent, so that at most about so many tokens are left, notes included. None: nothing can go."""
-    keep_tokens = max(low_tokens - notes_tokens(history.view.ready), 0)
+    keep_tokens = max(low_tokens - summary_tokens(history.view.ready), 0)
     return choose_cut(history.items[history.start :], keep_tokens, history.question())
 
 
-def place_of(history: History, cut: Cut) -> Place:
+def place_of(history: History, cut: Cut) -> LogPosition:
     """The last item's that goes."""
     return history.items[history.start + cut.at - 1].place
 
@@ -55,15 +55,15 @@ def cut_view(history: History, cut: Cut) -> View:
         question=cut.question.place if cut.question is not None else START,
         segments=view.ready,
         pending=[],
-        elided=sum(told < item.place <= gone for item in history.items if not item.is_system),
+        omitted=sum(told < item.place <= gone for item in history.items if not item.is_system),
     )
 
 
-def source_of(history: History, upto: Place, *, low_tokens: int = ANY, max_tokens: int = ANY) -> Source:
+def source_of(history: History, upto: LogPosition, *, low_tokens: int = ANY, max_tokens: int = ANY) -> Source:
     """For notes of all up to there that no notes tell of; of the first of it, if it has more than ``max_tokens``.
     ``low_tokens``: what a cut leaves, of which notes may take a share."""
     view = history.view
-    is_crowded = len(view.ready) >= MAX_SEGMENTS or notes_tokens(view.ready) > MAX_NOTES_SHARE * low_tokens
+    is_crowded = len(view.ready) >= MAX_SEGMENTS or summary_tokens(view.ready) > MAX_NOTES_SHARE * low_tokens
     notes = view.ready if is_crowded and len(view.ready) > 1 else ()
     items = [item for item in history.items if view.told < item.place <= upto and not item.is_system]
     sums = accumulate((item.tokens for item in items), initial=sum(segment.tokens for segment in notes))
@@ -74,7 +74,7 @@ def source_of(history: History, upto: Place, *, low_tokens: int = ANY, max_token
     return Source(notes[0].since if notes else view.told, upto, history.head, notes, items)
 
 
-def with_notes(history: History, segment: Segment, question: Place) -> View | None:
+def with_notes(history: History, segment: Segment, question: LogPosition) -> View | None:
     """There are notes now. If the history was not cut meanwhile, it is cut where they end, with that ``question`` kept; if it
     was, they wait for the next cut, since a prompt that changes once more is computed once more. None: others have told of
     it, or something that they tell of was deleted."""
@@ -84,4 +84,4 @@ def with_notes(history: History, segment: Segment, question: Place) -> View | No
     waiting = replace(view, pending=[*view.pending, segment])
     if segment.upto <= view.cut:
         return waiting
-    return replace(waiting, cut=segment.upto, question=question, segments=waiting.ready, pending=[], elided=0)
+    return replace(waiting, cut=segment.upto, question=question, segments=waiting.ready, pending=[], omitted=0)

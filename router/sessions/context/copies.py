@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
-from router.sessions.context.view import START, WHOLE, Place, Segment, View
+from router.sessions.context.view import START, WHOLE, LogPosition, Segment, View
 
 TURN = 1
 """All of a copy is."""
@@ -31,16 +31,16 @@ def copy_of(history: History, end: int) -> Copy:
         if item.recall is not None:
             drafts.append(Draft(Kind.RECALL, item.recall[1], item.recall_tokens))
         drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens - item.recall_tokens))
-        places.append(Place(TURN, len(drafts)))
+        places.append(LogPosition(TURN, len(drafts)))
     if history.start > end:  # the cut lies behind it: how the rest would be cut was never asked
-        return Copy(drafts, replace(WHOLE, wishes=history.view.wishes))
+        return Copy(drafts, replace(WHOLE, overrides=history.view.overrides))
     return Copy(drafts, _moved(history.view, [item.place for item in items], places))
 
 
-def _moved(view: View, before: list[Place], now: list[Place]) -> View:
+def _moved(view: View, before: list[LogPosition], now: list[LogPosition]) -> View:
     """The same of items that have other places. Who writes notes of the old ones writes none of these."""
 
-    def moved(place: Place) -> Place:
+    def moved(place: LogPosition) -> LogPosition:
         at = bisect(before, place)
         return now[at - 1] if at else START
 

@@ -22,7 +22,7 @@ from router.core.request.request import Tenant
 from router.sessions.context.entry import BadEntry, Entry, Kind, decode, first_link
 from router.sessions.context.messages import SYSTEM_ROLES, digest
 from router.sessions.context.provenance import recalled_numbers
-from router.sessions.context.view import START, WHOLE, Deletion, Place, Segment, View, with_text_before
+from router.sessions.context.view import START, WHOLE, Deletion, LogPosition, Segment, View, with_text_before
 
 REASONING, TEXT = -1, 0
 """Parts of an assistant's message that can be deleted apart from each other; tool calls count from 1."""
@@ -56,8 +56,8 @@ class Item(NamedTuple):
         return tuple(part for part in self.parts if part > TEXT)
 
     @property
-    def place(self) -> Place:
-        return Place(self.turn, self.number)
+    def place(self) -> LogPosition:
+        return LogPosition(self.turn, self.number)
 
     @property
     def is_system(self) -> bool:
@@ -199,7 +199,7 @@ class History:
 
     def is_outdated(self, segment: Segment) -> bool:
         """What it tells of was deleted since it was read."""
-        return any(map(segment.tells_of, self._deletions))
+        return any(map(segment.covers, self._deletions))
 
     def question(self) -> Item | None:
         """The item before the cut that is sent all the same."""
@@ -303,8 +303,8 @@ class History:
         """Those that tell of what was deleted."""
         left = self.view.without(self._deletions)
         if left is not self.view:
-            elided = sum(left.told < item.place <= left.cut for item in self.items)
-            self.view = replace(left, elided=elided)
+            omitted = sum(left.told < item.place <= left.cut for item in self.items)
+            self.view = replace(left, omitted=omitted)
 
     def _on_rearranged(self) -> None:
         """Something changed before the last item."""
@@ -335,7 +335,7 @@ class History:
             _add_to_runs(self._runs, item.recall[0])
         _add_to_runs(self._runs, item.number)
 
-    def _at(self, place: Place) -> Item | None:
+    def _at(self, place: LogPosition) -> Item | None:
         at = bisect(self.items, place, key=_place) - 1
         return self.items[at] if at >= 0 and self.items[at].place == place else None
 
@@ -365,9 +365,9 @@ def _add_to_runs(runs: list[tuple[int, int]], number: int) -> None:
         runs.append((number, number))
 
 
-def _sent_by(view: View) -> tuple[Place, list[Segment], int]:
+def _sent_by(view: View) -> tuple[LogPosition, list[Segment], int]:
     """What of it makes a difference to the prompt."""
-    return view.cut, view.segments, view.elided
+    return view.cut, view.segments, view.omitted
 
 
 def _not_recalling(item: Item, number: int) -> Item:
@@ -377,7 +377,7 @@ def _not_recalling(item: Item, number: int) -> Item:
     return item._replace(sent=item.body, recall=None, tokens=item.tokens - item.recall_tokens, recall_tokens=0)
 
 
-def _place(item: Item) -> Place:
+def _place(item: Item) -> LogPosition:
     return item.place
 
 

@@ -8,17 +8,17 @@ from router.core.tenants.tenant import ContextStrategy
 
 
 class Traits(NamedTuple):
-    """``cuts``: at marks; ``tells``: notes tell of what was cut; ``recalls``: what was cut is searched for each question."""
+    """``cuts``: at watermarks; ``summarizes`` what was cut; ``recalls``: searches what was cut, for each question."""
 
     cuts: bool = False
-    tells: bool = False
+    summarizes: bool = False
     recalls: bool = False
 
 
 STRATEGIES: dict[ContextStrategy, Traits] = {
     "none": Traits(),
     "window": Traits(cuts=True),
-    "summary": Traits(cuts=True, tells=True),
+    "summary": Traits(cuts=True, summarizes=True),
     "recall": Traits(cuts=True, recalls=True),
-    "hybrid": Traits(cuts=True, tells=True, recalls=True),
+    "hybrid": Traits(cuts=True, summarizes=True, recalls=True),
 }

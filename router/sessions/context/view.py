@@ -25,34 +25,34 @@ class NewerView(Exception):
     """A later release wrote it. The message is for the operator."""
 
 
-class Place(NamedTuple):
+class LogPosition(NamedTuple):
     """Behind an item: its turn, and its number in the log. Items stand in the order of places."""
 
     turn: int = 0
     number: int = 0
 
 
-START = Place()
+START = LogPosition()
 
 
 class Deletion(NamedTuple):
     """``number``: of its entry in the log."""
 
     number: int
-    place: Place
+    place: LogPosition
 
 
 class Segment(msgspec.Struct, frozen=True):
     """Frozen notes of the items behind ``since``, up to ``upto``. ``tokens``: of the text. ``head``: the log's, when what they
     tell of was read."""
 
-    since: Place
-    upto: Place
+    since: LogPosition
+    upto: LogPosition
     text: str
     tokens: int
     head: int = 0
 
-    def tells_of(self, deletion: Deletion) -> bool:
+    def covers(self, deletion: Deletion) -> bool:
         """Of what it took away, since it was still there."""
         return self.since < deletion.place <= self.upto and self.head < deletion.number
 
@@ -62,12 +62,12 @@ class Work(msgspec.Struct, frozen=True):
     a row."""
 
     token: str
-    upto: Place
+    upto: LogPosition
     until: float
     failures: int = 0
 
 
-class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+class ContextOverrides(msgspec.Struct, frozen=True, kw_only=True):
     """What a session, a tenant or a request wishes instead of what is configured; None and 0: nothing."""
 
     strategy: ContextStrategy | None = None
@@ -76,9 +76,9 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 0
     """Of the whole prompt."""
 
-    def over(self, other: Wishes) -> Wishes:
+    def over(self, other: ContextOverrides) -> ContextOverrides:
         """These, and what the other wishes where these are silent."""
-        return Wishes(
+        return ContextOverrides(
             strategy=self.strategy or other.strategy,
             high_tokens=self.high_tokens or other.high_tokens,
             low_tokens=self.low_tokens or other.low_tokens,
@@ -86,23 +86,23 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-NO_WISHES = Wishes()
+NO_OVERRIDES = ContextOverrides()
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """``cut``: items up to there are not sent. ``segments`` tell of the first of them, in order; ``elided`` is how many none
+    """``cut``: items up to there are not sent. ``segments`` tell of the first of them, in order; ``omitted`` is how many none
     tells of."""
 
     schema: int = SCHEMA
-    cut: Place = START
-    question: Place = START
+    cut: LogPosition = START
+    question: LogPosition = START
     """Of the item before the cut that what comes behind it belongs to; it is sent. START: there is none."""
     segments: list[Segment] = []
-    elided: int = 0
+    omitted: int = 0
     pending: list[Segment] = []
     """Notes of elided items: shown from the next cut on, since the prompt changes then anyway."""
     work: Work | None = None
-    wishes: Wishes = NO_WISHES
+    overrides: ContextOverrides = NO_OVERRIDES
 
     @property
     def ready(self) -> list[Segment]:
@@ -113,22 +113,22 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return shown
 
     @property
-    def told(self) -> Place:
+    def told(self) -> LogPosition:
         """Up to where notes tell of the log."""
         return max((segment.upto for segment in (*self.segments, *self.pending)), default=START)
 
     @property
     def tokens(self) -> int:
         """Of what stands for what is not sent, without a question."""
-        return notes_tokens(self.segments) if self.segments or self.elided else 0
+        return summary_tokens(self.segments) if self.segments or self.omitted else 0
 
     def without(self, deletions: Sequence[Deletion]) -> View:
         """Without notes that tell of what was deleted, and those behind them: they are written again. What is elided then, is
         for the history to count."""
-        shown = list(takewhile(lambda segment: not any(map(segment.tells_of, deletions)), self.segments))
+        shown = list(takewhile(lambda segment: not any(map(segment.covers, deletions)), self.segments))
         pending, told = [], max((segment.upto for segment in shown), default=START)
         for segment in self.pending:
-            if segment.since > told or any(map(segment.tells_of, deletions)):
+            if segment.since > told or any(map(segment.covers, deletions)):
                 break
             pending.append(segment)
             told = segment.upto
@@ -138,15 +138,15 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     def preface(self, question: bytes | None) -> list[bytes]:
         """The messages that stand for what is not sent: none, one, or two. ``question``: the body of the item of that place."""
-        if not self.segments and not self.elided:
+        if not self.segments and not self.omitted:
             return []
-        text = notes([segment.text for segment in self.segments], self.elided)
+        text = notes([segment.text for segment in self.segments], self.omitted)
         if question is not None:
             return [with_text_before(question, text)]
         return [_message("user", text), _message("assistant", ACKNOWLEDGEMENT)]
 
 
-def notes_tokens(segments: Iterable[Segment]) -> int:
+def summary_tokens(segments: Iterable[Segment]) -> int:
     return NOTES_FRAME_TOKENS + sum(segment.tokens for segment in segments)
 
 

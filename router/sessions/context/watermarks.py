@@ -33,14 +33,14 @@ MIN_STEP_SHARE = 0.2
 """Of the low mark, between the two."""
 
 
-class Marks(NamedTuple):
+class Watermarks(NamedTuple):
     low: int
     high: int
     ceiling: int
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class TokenPrices:
     """Of one token, in whatever unit. ``write``: computed; ``carry``: sent, and found in the cache or not, as things go;
     ``notes``: of one cut's notes, whole."""
 
@@ -57,21 +57,21 @@ def history_ceiling(window: int, budget: int, beside: int, answer: int) -> int:
     return max(min(bounds, default=1 << 40) - beside, 0)
 
 
-def square_root_mark(low: int, growth: float, remade: float, prices: Prices) -> int:
+def square_root_watermark(low: int, growth: float, remade: float, prices: TokenPrices) -> int:
     """``growth``: tokens that a turn adds; ``remade``: computed anew behind a cut."""
     at_a_cut = max(prices.write - prices.carry, 0.0) * remade + prices.notes
     return low + round(sqrt(2.0 * growth * at_a_cut / prices.carry))
 
 
-def set_marks(low_wish: int, high_wish: int, ceiling: int, growth: float, prices: Prices) -> Marks:
+def set_watermarks(low_wish: int, high_wish: int, ceiling: int, growth: float, prices: TokenPrices) -> Watermarks:
     """Wishes of 0 are none. ``low`` ≤ ``high`` ≤ ``ceiling``."""
     default = min(round(ceiling * LOW_SHARE), round(high_wish * LOW_OF_HIGH) if high_wish else ceiling)
     low = min(low_wish or default, round(ceiling * MAX_LOW_SHARE))
-    high = high_wish or square_root_mark(low, growth, low, prices)
-    return Marks(low, min(max(high, round(low * (1.0 + MIN_STEP_SHARE))), ceiling), ceiling)
+    high = high_wish or square_root_watermark(low, growth, low, prices)
+    return Watermarks(low, min(max(high, round(low * (1.0 + MIN_STEP_SHARE))), ceiling), ceiling)
 
 
-def is_worth_it(freed: int, remade: int, prices: Prices, further_turns: float, *, is_warm: bool) -> bool:
+def is_worth_it(freed: int, remade: int, prices: TokenPrices, further_turns: float, *, is_warm: bool) -> bool:
     """Does a cut now cost less than the tokens that further turns would carry? Of a prefix that is in no cache, what stays has
     to be computed in any case, and a cut spares what goes."""
     if freed <= 0:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from router.sessions.openai.chat import BadAnswer, Call, Choice, Said, public_logprobs
 from router.sessions.openai.messages import assistant_message, tool_call
+from router.sessions.openai.output_items import CallItem, TextItem, Write, tell_nobody
 from router.sessions.openai.shapes import MESSAGE, REASONING, Head, ending, response, usage_of
-from router.sessions.openai.spoken import CalledItem, SpokenItem, Write, tell_nobody
 from router.sessions.openai.values import JsonObject
 
 
@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     messages: list[bytes]
 
 
-class Answer:
+class ResponseAnswer:
     """``take`` each piece, then ``finish``."""
 
     def __init__(self, head: Head, write: Write = tell_nobody) -> None:
@@ -30,10 +30,10 @@ class Answer:
         self.usage: dict[str, Any] | None = None
         self._head = head
         self._write = write
-        self._items: list[SpokenItem | CalledItem] = []
+        self._items: list[TextItem | CallItem] = []
         """In the order of their output indices."""
-        self._spoken: dict[str, SpokenItem] = {}
-        self._calls: dict[int, CalledItem] = {}
+        self._spoken: dict[str, TextItem] = {}
+        self._calls: dict[int, CallItem] = {}
         """By chat's index."""
 
     def take(self, choice: Choice, said: Said) -> None:
@@ -76,7 +76,7 @@ class Answer:
         """Items, as far as they are there."""
         return [item.shape() for item in self._items]
 
-    def _speak(self, kind: str) -> SpokenItem:
+    def _speak(self, kind: str) -> TextItem:
         """The open item of that kind, or a new one."""
         item = self._spoken.get(kind)
         if item is None or item.status != "in_progress":
@@ -86,7 +86,7 @@ class Answer:
             ):  # said on when another had begun: rare, and in the kept message it is one with the first
                 part = REASONING - 1 - len(self._items)
             self._close_others()
-            item = SpokenItem(kind, self._head.item_id(part), len(self._items), self._write)
+            item = TextItem(kind, self._head.item_id(part), len(self._items), self._write)
             self._spoken[kind] = item
             self._items.append(item)
         return item
@@ -96,7 +96,7 @@ class Answer:
         item = self._calls.get(index)
         if item is None:
             self._close_others()
-            item = CalledItem(self._head.item_id(len(self._calls) + 1), len(self._items), self._write)
+            item = CallItem(self._head.item_id(len(self._calls) + 1), len(self._items), self._write)
             self._calls[index] = item
             self._items.append(item)
         function = call.function
@@ -112,11 +112,11 @@ class Answer:
                 item.close("completed")
 
     def _kept(self) -> bytes:
-        spoken = [item for item in self._items if isinstance(item, SpokenItem)]
+        spoken = [item for item in self._items if isinstance(item, TextItem)]
         text, reasoning, refusal = (
             "".join(item.text_of(kind) for item in spoken) for kind in ("output_text", "reasoning_text", "refusal")
         )
         calls = [
-            tool_call(item.call_id, item.name, item.arguments) for item in self._items if isinstance(item, CalledItem)
+            tool_call(item.call_id, item.name, item.arguments) for item in self._items if isinstance(item, CallItem)
         ]
         return assistant_message(text, calls, reasoning=reasoning, refusal=refusal)

@@ -18,7 +18,7 @@ class BadAnswer(Exception):
     """The worker's answer is no chat completion that a session could keep."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The assistant's message of the first choice, and what else a client is told of it."""
 
     message: dict[str, Any]
@@ -93,12 +93,12 @@ class AnswerReader:
             except msgspec.DecodeError as error:
                 raise BadAnswer(str(error)) from None
 
-    def answer(self) -> Answer:
+    def answer(self) -> ChatAnswer:
         """Raises BadAnswer where nothing finished."""
         if not self._finish_reason:
             raise BadAnswer("the stream gave no reason for finishing")
         calls = [self._calls[index] for index in sorted(self._calls)]
-        return Answer(
+        return ChatAnswer(
             message=kept_message(
                 "".join(self._content) if self._has_text else None,
                 calls,
@@ -162,7 +162,7 @@ class _Completion(msgspec.Struct):
     usage: dict[str, Any] | None = None
 
 
-def read_completion(body: bytes) -> Answer:
+def read_completion(body: bytes) -> ChatAnswer:
     """Of a whole reply. Raises BadAnswer."""
     try:
         whole = msgspec.json.decode(body, type=_Completion)
@@ -174,7 +174,7 @@ def read_completion(body: bytes) -> Answer:
     message = choice.message
     if not are_calls(message.tool_calls):
         raise BadAnswer("the completion has a tool call that is none")
-    return Answer(
+    return ChatAnswer(
         message=kept_message(
             message.content,
             message.tool_calls or [],
@@ -216,7 +216,7 @@ def completion_tokens(usage: Mapping[str, Any] | None) -> int:
     return tokens if isinstance(tokens, int) else 0
 
 
-def write_completion(answer: Answer) -> bytes:
+def write_completion(answer: ChatAnswer) -> bytes:
     """The answer again, as one reply: for a client that repeats a turn."""
     return msgspec.json.encode(
         {
@@ -232,7 +232,7 @@ def write_completion(answer: Answer) -> bytes:
     )
 
 
-def write_events(answer: Answer, *, wants_usage: bool) -> bytes:
+def write_events(answer: ChatAnswer, *, wants_usage: bool) -> bytes:
     """The answer again, as a stream that is there at once."""
     calls = answer.message.get("tool_calls")
     delta = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from router.sessions.openai.answer import Answer, Outcome
+from router.sessions.openai.answer import Outcome, ResponseAnswer
 from router.sessions.openai.chat import BadAnswer, read_chat, whole_message
 from router.sessions.openai.shapes import Head, response
 
 
 def translate(body: bytes, head: Head, completed_at: int) -> Outcome:
     """``body``: the worker's, whatever it is; what is no completion gives a response that failed. Linear."""
-    answer = Answer(head)
+    answer = ResponseAnswer(head)
     try:
         chat = read_chat(body)
         choice, message = whole_message(chat)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from router.sessions.openai.answer import Answer, Outcome
+from router.sessions.openai.answer import Outcome, ResponseAnswer
 from router.sessions.openai.chat import BadAnswer, Said, read_chat
 from router.sessions.openai.shapes import Head, failure, response
 from router.sessions.openai.values import JsonObject
@@ -47,7 +47,7 @@ class ResponseEvents:
         """Once it is over, whichever way."""
         self._head = head
         self._told = _Told()
-        self._answer = Answer(head, self._told.write)
+        self._answer = ResponseAnswer(head, self._told.write)
 
     def begin(self) -> bytes:
         for kind in ("response.created", "response.in_progress"):

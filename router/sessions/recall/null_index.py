@@ -8,7 +8,7 @@ from router.core.request.request import Sid, Tenant
 from router.sessions.recall.index import Passage
 
 
-class NoIndex:
+class NullIndex:
     pending = 0
     max_pending = 0
     searches_without_meaning = 0

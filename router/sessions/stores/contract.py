@@ -118,7 +118,7 @@ class Fenced(Exception):
     """The claim was lost: another may have begun since, or the session was deleted."""
 
 
-class Known(msgspec.Struct, frozen=True):
+class Cursor(msgspec.Struct, frozen=True):
     """What a replica holds of a session already. ``generation`` tells a session from one of the same name before it."""
 
     generation: str = ""
@@ -128,7 +128,7 @@ class Known(msgspec.Struct, frozen=True):
     """Of the view."""
 
 
-NOTHING = Known()
+EMPTY = Cursor()
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +136,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     owner: Tenant
     token: str
     """Who asks: one for each turn, of 128 random bits; asking again with it is no second turn."""
-    known: Known = NOTHING
+    cursor: Cursor = EMPTY
     creates: bool = True
     """A session that is absent is created; otherwise that is the answer."""
     waits: bool = True
@@ -252,7 +252,7 @@ class Store(Protocol):
 
     async def leave(self, sid: Sid, owner: Tenant, token: str) -> None: ...
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None: ...
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None: ...
 
     async def create(
         self, sid: Sid, owner: Tenant, *, entries: Sequence[bytes], attributes: bytes, turns: int, lifetime_s: float

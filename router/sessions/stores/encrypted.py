@@ -25,7 +25,7 @@ from router.sessions.stores.contract import (
     Begun,
     Busy,
     Corrupt,
-    Known,
+    Cursor,
     Loaded,
     Repeated,
     Sid,
@@ -40,7 +40,7 @@ CACHED_KEYS = 4096
 """Derived keys that are kept; making one costs about 10 µs."""
 
 
-class SealedStore:
+class EncryptedStore:
     """Satisfies Store. ``secret``: at least 16 bytes; whoever loses it loses all that was stored with it."""
 
     def __init__(self, store: Store, secret: bytes) -> None:
@@ -85,8 +85,8 @@ class SealedStore:
     async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
         await self._store.leave(sid, owner, token)
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
-        loaded = await self._store.load(sid, owner, known)
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
+        loaded = await self._store.load(sid, owner, cursor)
         if loaded is None:
             return None
         return msgspec.structs.replace(

@@ -19,8 +19,8 @@ from router.sessions.stores.contract import (
     Begin,
     Begun,
     Busy,
+    Cursor,
     Fenced,
-    Known,
     Loaded,
     OwnerLimits,
     Repeated,
@@ -111,7 +111,7 @@ class MemoryStore:
         session.claimed_turn = len(session.turns)
         if begin.idempotency_key:
             session.keys[begin.idempotency_key] = session.claimed_turn
-        starts_over, tail, view = _unknown(session, begin.known)
+        starts_over, tail, view = _unknown(session, begin.cursor)
         appended = bool(begin.entries) and not tail and not starts_over and begin.turn == session.claimed_turn
         if appended:
             session.entries += begin.entries
@@ -171,11 +171,11 @@ class MemoryStore:
             if session.holder == token:
                 _release(session)
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
         session = self._find(sid, owner)
         if session is None:
             return None
-        starts_over, tail, view = _unknown(session, known)
+        starts_over, tail, view = _unknown(session, cursor)
         return Loaded(
             generation=session.generation,
             head=len(session.entries),
@@ -329,13 +329,13 @@ def _release(session: _Session) -> None:
     session.claimed_until = 0.0
 
 
-def _unknown(session: _Session, known: Known) -> tuple[bool, list[bytes], bytes | None]:
+def _unknown(session: _Session, cursor: Cursor) -> tuple[bool, list[bytes], bytes | None]:
     """Must all be read anew; what of the log is not known; the view, where another is known.
     Where neither has entries, there is nothing to be read, nor to be forgotten."""
-    same = known.generation == session.generation and known.head <= len(session.entries)
-    starts_over = not same and bool(known.head or session.entries)
-    tail = _capped(session.entries, known.head if same else 0)
-    return starts_over, tail, session.view if not same or known.epoch != session.epoch else None
+    same = cursor.generation == session.generation and cursor.head <= len(session.entries)
+    starts_over = not same and bool(cursor.head or session.entries)
+    tail = _capped(session.entries, cursor.head if same else 0)
+    return starts_over, tail, session.view if not same or cursor.epoch != session.epoch else None
 
 
 def _capped(entries: Sequence[bytes], head: int) -> list[bytes]:

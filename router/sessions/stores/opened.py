@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from router.core.request.request import Tenant
-from router.runtime.fair_turns import TenantTurns
+from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import DEFAULT_LIMITS, OwnerLimits, Store, Usage
 from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisStore
@@ -55,7 +55,7 @@ class OpenedStore:
         return known.usage if known is not None else None
 
     @property
-    def lines(self) -> Sequence[TenantTurns]:
+    def lines(self) -> Sequence[FairTurns]:
         """In which calls wait for their tenants' turns."""
         if self.sqlite is not None:
             return self.sqlite.writes, self.sqlite.reads

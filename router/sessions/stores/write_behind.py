@@ -28,8 +28,8 @@ from router.sessions.stores.contract import (
     Begun,
     Busy,
     Corrupt,
+    Cursor,
     Fenced,
-    Known,
     Loaded,
     Repeated,
     Sid,
@@ -220,10 +220,10 @@ class JournaledStore:
             await self._settle(begin.sid)
         return await self._store.begin(begin)
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
         if sid in self._waiting:
             await self._settle(sid)
-        return await self._store.load(sid, owner, known)
+        return await self._store.load(sid, owner, cursor)
 
     async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None:
         if sid in self._waiting:

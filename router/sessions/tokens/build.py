@@ -10,7 +10,7 @@ from pathlib import Path
 from router.config.schema import ESTIMATE, MODELS, WORKER, Config, ConfigError
 from router.core.fleet.fleet import Fleet
 from router.proxy.ports import Upstream
-from router.sessions.tokens.cache import KnownCounts
+from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counter import Counter
 from router.sessions.tokens.counts import CountLimits, Observer, TokenCounts
 from router.sessions.tokens.local import LocalCounter
@@ -41,7 +41,7 @@ async def open_counts(
         CountLimits(tokens.max_exact_bytes, tokens.media_tokens),
         lambda model: counters.get(config.tokenizer_of(model)),
         fleet,
-        KnownCounts(tokens.max_known_counts),
+        CountCache(tokens.max_known_counts),
         observer,
         clock,
         threads,

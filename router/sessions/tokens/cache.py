@@ -8,7 +8,7 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 
 
-class KnownCounts:
+class CountCache:
     """By the text's digest and its model. The least recently used goes when there are more than ``max_size``. O(1)."""
 
     def __init__(self, max_size: int) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from router.sessions.tokens.cache import KnownCounts
+from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counter import CannotCount, Cause, Counter, CounterName
 from router.sessions.tokens.template_overhead import NO_OVERHEAD, Overhead, OverheadFit
 from router.sessions.tokens.texts import OwnText, own_text
@@ -61,7 +61,7 @@ class TokenCounts:
         limits: CountLimits,
         counter_of: Callable[[str], Counter | None],
         calibration: Calibration,
-        known: KnownCounts,
+        known: CountCache,
         observer: Observer,
         clock: Callable[[], float],
         threads: ThreadPoolExecutor,

@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
 from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Lease, Member
-from router.core.fleet.health import HealthRules, State
+from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.load import LoadReport
 from router.core.index.fingerprint import fingerprint
 from router.core.index.prefix_index import PrefixIndex
@@ -188,7 +188,7 @@ def test_a_worker_that_comes_back_under_its_name_begins_anew() -> None:
     index.record(of(fleet, "a").position, PROMPT)
     fleet.set_members([])
     fleet.set_members(addresses("a"))
-    assert of(fleet, "a").health.state is State.STARTING
+    assert of(fleet, "a").health.state is WorkerState.STARTING
     assert index.blocks(of(fleet, "a").position) == 0
 
 
@@ -375,14 +375,14 @@ def test_a_worker_that_sleeps_is_tried_for_nothing_and_comes_back_with_an_empty_
     poll(fleet, member, 5.0, report())
     assert index.blocks(member.position) == 4
     poll(fleet, member, 6.0, dataclasses.replace(report(), is_asleep=True))
-    assert (member.state, member.since) == (State.ASLEEP, 6.0)
+    assert (member.state, member.since) == (WorkerState.ASLEEP, 6.0)
     assert fleet.eligible("m").positions == [1]
     assert index.blocks(member.position) == 0
     index.record(member.position, PROMPT)  # a request that was under way ends
     poll(fleet, member, 7.0, dataclasses.replace(report(), is_asleep=True))
     assert member.since == 6.0
     poll(fleet, member, 8.0, report())
-    assert member.state is State.UP
+    assert member.state is WorkerState.UP
     assert fleet.eligible("m").positions == [0, 1]
     assert index.blocks(member.position) == 0
 
@@ -398,15 +398,15 @@ def test_a_model_whose_workers_all_sleep_is_unavailable_and_nobody_is_tried_in_a
     fleet.on_health_changed(member)
     with pytest.raises(ModelUnavailable):
         fleet.eligible("m")
-    assert member.state is State.ASLEEP
+    assert member.state is WorkerState.ASLEEP
     poll(fleet, member, 3.0, report())
-    assert (member.state, fleet.eligible("m").panic) == (State.UP, False)
+    assert (member.state, fleet.eligible("m").panic) == (WorkerState.UP, False)
 
 
 def test_room_is_told_of_when_a_worker_wakes_and_not_while_it_sleeps() -> None:
     fleet, _ = make_fleet("a")
     told: list[Member] = []
-    fleet.tell_room = told.append
+    fleet.on_capacity = told.append
     member = of(fleet, "a")
     poll(fleet, member, 1.0, dataclasses.replace(report(), is_asleep=True))
     assert not told

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from router.core.fleet.health import Cause, Health, HealthRules, State
+from router.core.fleet.health import Cause, Health, HealthRules, WorkerState
 
 RULES = HealthRules(failures=3, ejection_s=1.0, max_ejection_s=8.0, slow_start_s=10.0)
 
@@ -20,7 +20,7 @@ def make_up(now: float = 0.0) -> Health:
 
 def test_a_worker_starts_unproven_and_is_up_once_a_probe_answers() -> None:
     health = Health(RULES)
-    assert health.state is State.STARTING
+    assert health.state is WorkerState.STARTING
     assert health.on_probe_answered(1.0)
     assert health.state.value == "up"
     assert health.slowdown(1.0) == 1.0
@@ -29,7 +29,7 @@ def test_a_worker_starts_unproven_and_is_up_once_a_probe_answers() -> None:
 def test_failed_probes_do_not_eject_what_never_was_up() -> None:
     health = Health(RULES)
     assert not any(health.on_probe_failed(now) for now in range(10))
-    assert health.state is State.STARTING
+    assert health.state is WorkerState.STARTING
 
 
 def test_what_failed_before_it_was_up_does_not_count_once_it_is() -> None:
@@ -81,7 +81,7 @@ def test_a_return_starts_all_counts_anew() -> None:
 def test_one_death_ejects() -> None:
     health = make_up()
     assert health.on_death(5.0)
-    assert health.state is State.EJECTED
+    assert health.state is WorkerState.EJECTED
     assert health.ejected_until == 6.0
     assert health.ejections == {Cause.DIED: 1}
 
@@ -115,14 +115,14 @@ def test_a_probe_brings_a_worker_back_only_when_its_time_is_over() -> None:
     health.on_death(0.0)
     assert not health.on_probe_answered(0.9)
     assert health.on_probe_answered(1.0)
-    assert health.state is State.UP
+    assert health.state is WorkerState.UP
 
 
 def test_a_request_that_succeeds_brings_it_back_at_once() -> None:
     health = make_up()
     health.on_death(0.0)
     assert health.on_success(0.1)
-    assert health.state is State.UP
+    assert health.state is WorkerState.UP
 
 
 def test_ejections_double_up_to_the_longest_and_begin_anew_after_a_long_good_time() -> None:
@@ -167,10 +167,10 @@ def test_no_probe_shortens_an_ejection(events: list[tuple[str, float]]) -> None:
     now = 0.0
     for event, pause in events:
         now += pause
-        was_ejected, until = health.state is State.EJECTED, health.ejected_until
+        was_ejected, until = health.state is WorkerState.EJECTED, health.ejected_until
         if event == "probe":
             health.on_probe_answered(now)
-            assert not (was_ejected and now < until) or health.state is State.EJECTED
+            assert not (was_ejected and now < until) or health.state is WorkerState.EJECTED
         else:
             {"death": health.on_death, "error": health.on_error_answer, "fail": health.on_probe_failed}[event](now)
         assert health.ejected_until - now <= RULES.max_ejection_s + 1e-9
@@ -195,19 +195,19 @@ class HealthMachine(RuleBasedStateMachine):
         before = self.health.state
         changed = getattr(self.health, f"on_{event}")(self.now)
         assert changed is (self.health.state is not before)
-        if self.health.state is State.EJECTED and changed:
+        if self.health.state is WorkerState.EJECTED and changed:
             self.has_succeeded = False
 
     @rule()
     def succeed(self) -> None:
-        was_ejected = self.health.state is State.EJECTED
+        was_ejected = self.health.state is WorkerState.EJECTED
         assert self.health.on_success(self.now) is was_ejected
         self.has_succeeded = True
 
     @invariant()
     def nobody_is_up_within_an_ejection(self) -> None:
         is_early = self.now < self.health.ejected_until
-        assert not (self.health.state is State.UP and is_early) or self.has_succeeded
+        assert not (self.health.state is WorkerState.UP and is_early) or self.has_succeeded
 
     @invariant()
     def an_ejection_is_never_longer_than_the_longest(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.tenants.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
+from router.core.tenants.keyring import AuthRefusal, BadKeys, KeyList, Keyring, joined, parse_entries, parse_keys
 from router.core.tenants.tenant import Caller, TenantRules
 
 KEY, OTHER = sha256(b"wr-key"), sha256(b"wr-other")
@@ -64,16 +64,16 @@ def test_keys_of_one_tenant_are_one_caller() -> None:
 
 
 def test_what_is_not_listed_is_unknown_and_a_disabled_key_is_disabled() -> None:
-    assert keyring(GOOD).find(OTHER.digest(), 0.0) is Refusal.UNKNOWN
-    assert keyring(GOOD).find(b"", 0.0) is Refusal.UNKNOWN
-    assert keyring(GOOD + "disabled = true").find(KEY.digest(), 0.0) is Refusal.DISABLED
-    assert keyring("").find(KEY.digest(), 0.0) is Refusal.UNKNOWN
+    assert keyring(GOOD).find(OTHER.digest(), 0.0) is AuthRefusal.UNKNOWN
+    assert keyring(GOOD).find(b"", 0.0) is AuthRefusal.UNKNOWN
+    assert keyring(GOOD + "disabled = true").find(KEY.digest(), 0.0) is AuthRefusal.DISABLED
+    assert keyring("").find(KEY.digest(), 0.0) is AuthRefusal.UNKNOWN
 
 
 def test_a_key_expires_at_its_moment_whatever_its_time_zone() -> None:
     ring = keyring(GOOD + "expires = 1970-01-01T02:00:10+02:00")
     assert isinstance(ring.find(KEY.digest(), 9.999), Caller)
-    assert ring.find(KEY.digest(), 10.0) is Refusal.EXPIRED
+    assert ring.find(KEY.digest(), 10.0) is AuthRefusal.EXPIRED
 
 
 def test_digests_may_be_written_in_capitals() -> None:

@@ -196,7 +196,7 @@ async def test_notes_that_no_worker_wrote_are_counted_as_failed() -> None:
 
 async def test_notes_that_would_cost_more_than_a_day_has_are_not_asked_for() -> None:
     notes = Notes()
-    settings = {**ALWAYS, "context__strategy": "summary", "context__notes_tokens_per_day": 100}
+    settings = {**ALWAYS, "context__strategy": "summary", "context__summary_tokens_per_day": 100}
     async with serving(notes, **settings) as (_, router):
         await say(router, **user(LONG))
         await compacted(router, "over_budget")
@@ -299,12 +299,12 @@ async def test_what_is_left_of_a_tenants_day_shrinks_by_what_its_notes_cost(tmp_
     listed += entry("acme-1", "acme", ACME) + entry("beta-1", "beta", BETA)
     keys = keyed(tmp_path / "keys.toml", listed)
     async with serving(Notes(), **ALWAYS, **keys, context__strategy="summary") as (_, router):
-        assert await metric(router, "warmroute_tenant_notes_tokens_left", tenant="acme") == 5000
+        assert await metric(router, "warmroute_tenant_summary_tokens_left", tenant="acme") == 5000
         for times, key in enumerate((BETA, ACME), 1):
             await say(router, "s", bearer(key), **user(LONG))
             await compacted(router, "told", times)
-        assert await metric(router, "warmroute_tenant_notes_tokens_left", tenant="acme") == 5000 - 407
-        assert await metric(router, "warmroute_tenant_notes_tokens_left") == 5000 - 407, (
+        assert await metric(router, "warmroute_tenant_summary_tokens_left", tenant="acme") == 5000 - 407
+        assert await metric(router, "warmroute_tenant_summary_tokens_left") == 5000 - 407, (
             "who has no bound has no series"
         )
 

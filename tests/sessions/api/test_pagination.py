@@ -57,12 +57,12 @@ def test_a_page_reads_its_own_messages_only(number: int, order: str) -> None:
         before = messages[number - 2 if order == "asc" else number].item.number
         messages[before - 1] = marked(before, 0)
     query = {"after": item_id(SID)(before, 0)} if at > 1 else {}
-    behind = messages[number if order == "asc" else number - 2].item.number if at < 1000 else 0
-    if behind:
-        messages[behind - 1] = marked(behind, 0)
+    after = messages[number if order == "asc" else number - 2].item.number if at < 1000 else 0
+    if after:
+        messages[after - 1] = marked(after, 0)
     found = page(messages, limit="1", order=order, **query)
     assert [item["id"] for item in found["data"]] == [item_id(SID)(number, 0)]
-    assert found["has_more"] is bool(behind)
+    assert found["has_more"] is bool(after)
 
 
 @pytest.mark.parametrize("name", ["msg_x", item_id(SID)(3, 0), item_id(SID)(1, 7), item_id(Sid("b" * 32))(1, 0)])

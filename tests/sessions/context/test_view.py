@@ -25,7 +25,7 @@ from router.sessions.context.provenance import (
     recalled_numbers,
 )
 from router.sessions.context.recollection import Found, compose, excerpt
-from router.sessions.context.view import WHOLE, BadView, NewerView, Place, Segment, View, decode_view, encode_view
+from router.sessions.context.view import WHOLE, BadView, LogPosition, NewerView, Segment, View, decode_view, encode_view
 from tests.sessions.context.logs import history, history_of, message, said, turn, user
 
 NAMES = iter(range(10**9))
@@ -142,7 +142,7 @@ def test_a_question_is_still_known_when_it_was_cut_off_before() -> None:
 
 
 def cut_at(read: History, at: int, **more: Any) -> View:
-    return View(cut=read.items[at - 1].place, elided=at, **more)
+    return View(cut=read.items[at - 1].place, omitted=at, **more)
 
 
 def talk(turns: int) -> list[list[dict[str, Any]]]:
@@ -193,14 +193,14 @@ def test_what_stands_around_notes_is_counted_with_room_to_spare() -> None:
 def test_roles_alternate_behind_any_cut_at_a_question() -> None:
     for at in (2, 4, 6):
         read = history_of(*talk(3))
-        read.use_view(cut_at(read, at, segments=[Segment(Place(), read.items[at - 1].place, "notes", 3)]), 1)
+        read.use_view(cut_at(read, at, segments=[Segment(LogPosition(), read.items[at - 1].place, "notes", 3)]), 1)
         roles = [each["role"] for each in sent(read, user("next"))]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
 
 
 def test_a_question_whose_answer_is_under_way_is_sent_behind_the_notes() -> None:
     read = history_of([user("do it"), call("1"), result("1"), call("2"), result("2")])
-    read.use_view(View(cut=read.items[2].place, question=read.items[0].place, elided=3), 1)
+    read.use_view(View(cut=read.items[2].place, question=read.items[0].place, omitted=3), 1)
     shown = sent(read, {"role": "user", "content": "and?"})
     assert [each["role"] for each in shown] == ["user", "assistant", "tool", "user"]
     assert shown[0]["content"].endswith("\n\ndo it")
@@ -229,7 +229,7 @@ def test_between_two_views_what_is_sent_only_grows_at_its_end(turns: int, data: 
     read = history_of(*talk(turns))
     cuts = balanced_cuts(read.items)
     cut = data.draw(st.sampled_from(cuts))
-    read.use_view(cut_at(read, cut.at, segments=[Segment(Place(), read.items[cut.at - 1].place, "told", 2)]), 1)
+    read.use_view(cut_at(read, cut.at, segments=[Segment(LogPosition(), read.items[cut.at - 1].place, "told", 2)]), 1)
     number, before = turns, [*read.preface, *read.bodies]
     for _ in range(3):
         number += 1
@@ -282,7 +282,7 @@ def test_a_recipe_gives_the_bytes_that_were_sent_under_a_view(turns: int, data: 
 def test_a_turn_that_ends_late_takes_its_place_before_the_cut_unseen() -> None:
     log = [*turn(1, user("a"), said("b")), *turn(2, user("late"), ends=False), *turn(3, user("c"), said("d"))]
     read = history(log)
-    read.use_view(View(cut=read.items[-1].place, elided=4), 1)
+    read.use_view(View(cut=read.items[-1].place, omitted=4), 1)
     (unfinished,) = read.unfinished()
     link = read.link_of(2)
     read.add(turn(2, said("at last"), link=link), read.head + 1)
@@ -291,7 +291,7 @@ def test_a_turn_that_ends_late_takes_its_place_before_the_cut_unseen() -> None:
 
 
 def test_views_are_read_as_they_were_written_and_others_are_told() -> None:
-    view = View(cut=Place(3, 9), segments=[Segment(Place(), Place(2, 5), "text", 4)], elided=2)
+    view = View(cut=LogPosition(3, 9), segments=[Segment(LogPosition(), LogPosition(2, 5), "text", 4)], omitted=2)
     assert decode_view(encode_view(view)) == view
     assert decode_view(None) == WHOLE
     with pytest.raises(NewerView):

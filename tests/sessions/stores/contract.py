@@ -19,7 +19,7 @@ import msgspec
 
 from router.core.request.request import Tenant
 from router.sessions.stores.contract import Append, Begin, Begun, OwnerLimits, Sid, Store, Usage
-from router.sessions.stores.encrypted import SealedStore
+from router.sessions.stores.encrypted import EncryptedStore
 from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
@@ -121,7 +121,7 @@ async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
 @asynccontextmanager
 async def sealed_trial(directory: Path) -> AsyncIterator[Trial]:
     async with memory_trial(directory) as trial:
-        yield replace(trial, store=SealedStore(trial.store, b"a secret of the tests"))
+        yield replace(trial, store=EncryptedStore(trial.store, b"a secret of the tests"))
 
 
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import NOTHING, Begun, Corrupt, Sid
-from router.sessions.stores.encrypted import SealedStore
+from router.sessions.stores.contract import EMPTY, Begun, Corrupt, Sid
+from router.sessions.stores.encrypted import EncryptedStore
 from router.sessions.stores.memory import MemoryStore
 from tests.sessions.stores.contract import OWNER, STRANGER, asks, more
 
@@ -24,11 +24,11 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def sealed(store: MemoryStore) -> SealedStore:
-    return SealedStore(store, b"a secret of the tests")
+def sealed(store: MemoryStore) -> EncryptedStore:
+    return EncryptedStore(store, b"a secret of the tests")
 
 
-async def fill(sealed: SealedStore, sid: Sid = SID, owner: Tenant = OWNER) -> None:
+async def fill(sealed: EncryptedStore, sid: Sid = SID, owner: Tenant = OWNER) -> None:
     """One of each kind of value, all with the same text."""
     begun = await sealed.begin(asks(sid, owner=owner, entries=(TEXT,), turn=1, record=TEXT, idempotency_key="k"))
     assert isinstance(begun, Begun)
@@ -40,7 +40,7 @@ async def fill(sealed: SealedStore, sid: Sid = SID, owner: Tenant = OWNER) -> No
 
 async def values(store: MemoryStore, sid: Sid = SID, owner: Tenant = OWNER) -> list[bytes]:
     """All that the store keeps."""
-    loaded = await store.load(sid, owner, NOTHING)
+    loaded = await store.load(sid, owner, EMPTY)
     turn = await store.read_turn(sid, owner, 1)
     document = await store.get_document(sid, owner)
     assert loaded is not None
@@ -50,9 +50,9 @@ async def values(store: MemoryStore, sid: Sid = SID, owner: Tenant = OWNER) -> l
     return [*loaded.tail, loaded.view, loaded.attributes, turn.record, document]
 
 
-async def require_corrupt(sealed: SealedStore, sid: Sid = SID, owner: Tenant = OWNER) -> None:
+async def require_corrupt(sealed: EncryptedStore, sid: Sid = SID, owner: Tenant = OWNER) -> None:
     for call in (
-        lambda: sealed.load(sid, owner, NOTHING),
+        lambda: sealed.load(sid, owner, EMPTY),
         lambda: sealed.begin(asks(sid, owner=owner)),
         lambda: sealed.begin(asks(sid, owner=owner, idempotency_key="k")),
         lambda: sealed.read_turn(sid, owner, 1),
@@ -62,7 +62,7 @@ async def require_corrupt(sealed: SealedStore, sid: Sid = SID, owner: Tenant = O
             await call()
 
 
-async def test_nothing_of_a_value_can_be_read_in_the_store(sealed: SealedStore, store: MemoryStore) -> None:
+async def test_nothing_of_a_value_can_be_read_in_the_store(sealed: EncryptedStore, store: MemoryStore) -> None:
     await fill(sealed)
     kept = await values(store)
     assert len(kept) == 6
@@ -71,9 +71,9 @@ async def test_nothing_of_a_value_can_be_read_in_the_store(sealed: SealedStore, 
         assert not any(TEXT[at : at + 4] in value for at in range(len(TEXT) - 3))
 
 
-async def test_with_another_secret_all_of_it_is_corrupt(sealed: SealedStore, store: MemoryStore) -> None:
+async def test_with_another_secret_all_of_it_is_corrupt(sealed: EncryptedStore, store: MemoryStore) -> None:
     await fill(sealed)
-    await require_corrupt(SealedStore(store, b"another secret of the tests"))
+    await require_corrupt(EncryptedStore(store, b"another secret of the tests"))
 
 
 def flipped_first(value: bytes) -> bytes:
@@ -94,7 +94,7 @@ def flipped_last(value: bytes) -> bytes:
     ids=["version", "nonce", "tag", "cut", "cut in the nonce", "not sealed"],
 )
 async def test_what_was_changed_is_corrupt(
-    sealed: SealedStore, store: MemoryStore, spoil: Callable[[bytes], bytes]
+    sealed: EncryptedStore, store: MemoryStore, spoil: Callable[[bytes], bytes]
 ) -> None:
     await fill(sealed)
     entry, _, view, attributes, record, document = await values(store)
@@ -106,19 +106,19 @@ async def test_what_was_changed_is_corrupt(
     session.entries[0] = entry
     session.view = spoil(view)
     with pytest.raises(Corrupt):
-        await sealed.load(SID, OWNER, NOTHING)
+        await sealed.load(SID, OWNER, EMPTY)
     session.view, session.attributes = view, spoil(attributes)
     with pytest.raises(Corrupt):
-        await sealed.load(SID, OWNER, NOTHING)
+        await sealed.load(SID, OWNER, EMPTY)
     session.attributes = attributes
-    found = await sealed.load(SID, OWNER, NOTHING)
+    found = await sealed.load(SID, OWNER, EMPTY)
     assert found is not None
     assert (list(found.tail), found.view, found.attributes) == ([TEXT, TEXT], TEXT, TEXT)
 
 
 @pytest.mark.parametrize(("sid", "owner"), [(OTHER, OWNER), (OTHER, STRANGER)])
 async def test_what_was_moved_to_another_session_is_corrupt(
-    sealed: SealedStore, store: MemoryStore, sid: Sid, owner: Tenant
+    sealed: EncryptedStore, store: MemoryStore, sid: Sid, owner: Tenant
 ) -> None:
     await fill(sealed)
     await fill(sealed, sid, owner)
@@ -128,14 +128,14 @@ async def test_what_was_moved_to_another_session_is_corrupt(
     await require_corrupt(sealed, sid, owner)
 
 
-async def test_what_was_given_to_another_tenant_is_corrupt(sealed: SealedStore, store: MemoryStore) -> None:
+async def test_what_was_given_to_another_tenant_is_corrupt(sealed: EncryptedStore, store: MemoryStore) -> None:
     await fill(sealed)
     store._sessions[SID].owner = STRANGER
     store._documents[SID] = (STRANGER, *store._documents[SID][1:])
     await require_corrupt(sealed, SID, STRANGER)
 
 
-async def test_a_value_of_one_kind_is_none_of_another(sealed: SealedStore, store: MemoryStore) -> None:
+async def test_a_value_of_one_kind_is_none_of_another(sealed: EncryptedStore, store: MemoryStore) -> None:
     await fill(sealed)
     _, _, view, attributes, record, _ = await values(store)
     session = store._sessions[SID]

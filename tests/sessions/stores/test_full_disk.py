@@ -14,7 +14,7 @@ import pytest
 from router.app.session_store import open_store
 from router.config.schema import SessionsConfig
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import NOTHING, Full, OwnerFull, Sid
+from router.sessions.stores.contract import EMPTY, Full, OwnerFull, Sid
 from router.sessions.stores.sqlite import SqliteStore
 from tests.not_tested import not_tested
 from tests.sessions.stores.contract import OWNER, asks
@@ -95,7 +95,7 @@ async def test_a_full_disk_takes_no_write_and_deletions_make_room(disk: Path) ->
         await store.tidy()
         for number in range(count // 4):
             await keep(store, f"new{number}")
-        left = await store.load(Sid(f"s{count - 1}"), OWNER, NOTHING)
+        left = await store.load(Sid(f"s{count - 1}"), OWNER, EMPTY)
         assert left is not None
         assert left.head == 5
 
@@ -107,12 +107,12 @@ async def test_a_store_on_a_full_disk_opens_when_there_is_room(disk: Path) -> No
         await store._writer.spend_reserve()
     others = take_the_rest(disk)
     async with opened(disk) as store:
-        for call in (store.ping(), store.load(Sid("kept"), OWNER, NOTHING), store.begin(asks(Sid("kept")))):
+        for call in (store.ping(), store.load(Sid("kept"), OWNER, EMPTY), store.begin(asks(Sid("kept")))):
             with pytest.raises(Full):
                 await call
         others.unlink()
         await store.ping()
-        loaded = await store.load(Sid("kept"), OWNER, NOTHING)
+        loaded = await store.load(Sid("kept"), OWNER, EMPTY)
         assert loaded is not None
         assert len(loaded.tail) == 5
 

@@ -14,7 +14,7 @@ import pytest
 from redis.crc import key_slot
 
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Sid
+from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Sid
 from router.sessions.stores.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
 from tests.sessions.stores.redis_servers import RedisProcess, Watched, clustered, watched
 
@@ -80,7 +80,7 @@ async def turn(store: RedisStore, sid: Sid, *entries: bytes) -> None:
 
 
 async def log(store: RedisStore, sid: Sid) -> list[bytes]:
-    loaded = await store.load(sid, OWNER, NOTHING)
+    loaded = await store.load(sid, OWNER, EMPTY)
     return list(loaded.tail) if loaded else []
 
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import pytest
 
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import NOTHING, Append, Begin, Begun, Corrupt, Fenced, Sid
+from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Corrupt, Fenced, Sid
 from router.sessions.stores.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.stores.redis import store as redis_store
 from router.sessions.stores.redis.breaker import BreakerState, Patience
@@ -84,7 +84,7 @@ async def test_scripts_are_told_again_to_a_server_that_forgot_them(redis_server:
         begun = await begun_in(store, sid)
         redis_server.ask("SCRIPT", "FLUSH")
         assert await store.append(append(sid, begun)) == 2
-        loaded = await store.load(sid, OWNER, NOTHING)
+        loaded = await store.load(sid, OWNER, EMPTY)
         assert loaded is not None
         assert loaded.tail == [b"one", b"two"]
 
@@ -131,7 +131,7 @@ async def test_a_spoilt_session_is_corrupt_and_others_are_well(
         redis_server.ask(*[word.format(key=f"wr1:{{{spoilt}}}:s") for word in spoil])
         corrupt = 0
         for call in (
-            lambda: store.load(spoilt, OWNER, NOTHING),
+            lambda: store.load(spoilt, OWNER, EMPTY),
             lambda: store.append(append(spoilt, begun)),
             lambda: store.begin(begin(spoilt)),
             lambda: store.leave(spoilt, OWNER, "token"),
@@ -173,7 +173,7 @@ async def test_a_full_server_refuses_writes_and_is_read_still(redis_server: Redi
             with pytest.raises(RedisUnavailable) as caught:
                 await store.append(append(sid, begun))
             assert caught.value.reason is Reason.FULL
-            loaded = await store.load(sid, OWNER, NOTHING)
+            loaded = await store.load(sid, OWNER, EMPTY)
         assert loaded is not None
         assert loaded.head == 1
         assert store.breaker_state is BreakerState.CLOSED
@@ -195,7 +195,7 @@ async def test_a_write_that_no_replica_has_is_not_acknowledged_and_may_have_happ
         with pytest.raises(RedisUnavailable) as caught:
             await careful.begin(begin(sid))
         assert caught.value.reason is Reason.UNCONFIRMED
-        loaded = await careful.load(sid, OWNER, NOTHING)
+        loaded = await careful.load(sid, OWNER, EMPTY)
         assert loaded is not None
         assert loaded.is_claimed
         begun = await begun_in(store, new_sid())
@@ -266,7 +266,7 @@ async def test_a_server_that_is_too_old_is_refused_by_its_version(reply: bytes) 
 async def test_nobody_listens() -> None:
     async with store_at("redis://127.0.0.1:1") as store:
         with pytest.raises(RedisUnavailable) as caught:
-            await store.load(new_sid(), OWNER, NOTHING)
+            await store.load(new_sid(), OWNER, EMPTY)
     assert caught.value.reason is Reason.CONNECTION
 
 
@@ -452,7 +452,7 @@ async def test_it_needs_no_other_commands_and_keys_than_are_documented() -> None
             assert await store.commit_view(sid, OWNER, begun.generation, 0, b"view")
             assert await store.set_attributes(sid, OWNER, b"attributes")
             assert await store.read_turn(sid, OWNER, 1)
-            assert await store.load(sid, OWNER, NOTHING)
+            assert await store.load(sid, OWNER, EMPTY)
             assert await store.create(other, OWNER, entries=(), attributes=b"", turns=1, lifetime_s=0)
             assert await store.delete(sid, OWNER)
             await store.put_document(sid, OWNER, b"body", 0)

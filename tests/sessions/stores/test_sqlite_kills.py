@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from router.sessions.stores.contract import NOTHING, TurnRecord
+from router.sessions.stores.contract import EMPTY, TurnRecord
 from router.sessions.stores.sqlite import SqliteStore
 from tests.sessions.stores.contract import OWNER
 from tests.sessions.stores.sqlite_child import SIDS
@@ -60,7 +60,7 @@ async def test_what_was_acknowledged_is_there_whole_after_twenty_kills(tmp_path:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     store = await SqliteStore.open(path, time.monotonic, time.time)
     for sid in SIDS:
-        loaded = await store.load(sid, OWNER, NOTHING)
+        loaded = await store.load(sid, OWNER, EMPTY)
         assert loaded is not None
         expected = []
         for turn in range(1, loaded.turns + 1):

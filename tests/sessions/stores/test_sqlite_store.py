@@ -16,14 +16,14 @@ import pytest
 
 from router.core.request.request import Tenant
 from router.sessions.stores.contract import (
+    EMPTY,
     LINE_PATIENCE_S,
-    NOTHING,
     Begun,
     Busy,
     Corrupt,
     Crowded,
+    Cursor,
     Fenced,
-    Known,
     Sid,
     StoreUnavailable,
     Usage,
@@ -63,7 +63,7 @@ async def begun_in(store: SqliteStore, sid: Sid = SID, **changes: Any) -> Begun:
 
 
 async def tail_in(store: SqliteStore, sid: Sid = SID) -> list[bytes]:
-    loaded = await store.load(sid, OWNER, NOTHING)
+    loaded = await store.load(sid, OWNER, EMPTY)
     assert loaded is not None
     return list(loaded.tail)
 
@@ -397,7 +397,7 @@ async def test_a_closed_store_says_so(path: Path, clocks: Clocks) -> None:
     async with opened(path, clocks) as store:
         await store.close()
         with pytest.raises(StoreUnavailable, match="closed"):
-            await store.load(SID, OWNER, NOTHING)
+            await store.load(SID, OWNER, EMPTY)
         with pytest.raises(StoreUnavailable, match="closed"):
             await begun_in(store)
 
@@ -471,7 +471,7 @@ async def test_a_session_that_cannot_be_read_is_corrupt(path: Path, clocks: Cloc
         file.write(b"\xff" * page_bytes)
     async with opened(path, clocks) as store:
         with pytest.raises(Corrupt, match="SQLITE_CORRUPT"):
-            await store.load(SID, OWNER, NOTHING)
+            await store.load(SID, OWNER, EMPTY)
         with pytest.raises(Corrupt):
             await store.begin(asks(SID))
         await store.put_document(SID, OWNER, b"well", 0)
@@ -494,7 +494,7 @@ async def test_a_session_of_spoilt_values_is_corrupt_can_be_deleted_and_leaves_o
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute(spoil)
         with pytest.raises(Corrupt):
-            await store.load(SID, OWNER, NOTHING)
+            await store.load(SID, OWNER, EMPTY)
         with pytest.raises(Corrupt):
             await begun_in(store)
         assert not await store.delete(SID, STRANGER)
@@ -526,11 +526,11 @@ async def test_a_session_with_a_gap_is_corrupt_and_others_are_well(path: Path, c
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("DELETE FROM entry WHERE sid = ? AND seq = 2", (SID,))
         with pytest.raises(Corrupt, match="missing"):
-            await store.load(SID, OWNER, NOTHING)
+            await store.load(SID, OWNER, EMPTY)
         with pytest.raises(Corrupt, match="missing"):
             await store.begin(asks(SID))
         assert len(await tail_in(store, Sid("well"))) == 3
-        loaded = await store.load(Sid("well"), OWNER, Known())
+        loaded = await store.load(Sid("well"), OWNER, Cursor())
         assert loaded is not None
         assert loaded.turns == 1
 
@@ -596,7 +596,7 @@ async def test_a_session_that_is_deleted_while_it_is_large_is_absent_at_once_and
     async with opened(path, clocks) as store:
         await keep(store, SID, SWEPT_ENTRIES * 3, 0)
         assert await store._writer.do(rows.hide, SID, OWNER)
-        assert await store.load(SID, OWNER, NOTHING) is None
+        assert await store.load(SID, OWNER, EMPTY) is None
         assert not await store.delete(SID, OWNER)
         assert count(path, "entry") == SWEPT_ENTRIES * 3
         assert await store.sweep(10) == 1  # what a router that died did not end
@@ -622,7 +622,7 @@ async def test_a_wall_clock_that_is_put_back_brings_back_no_half_of_a_session(pa
         await clocks.advance(10)
         assert await store._writer.do(rows.sweep_session, SWEPT_ENTRIES) is False
         await clocks.advance(-10)
-        assert await store.load(SID, OWNER, NOTHING) is None
+        assert await store.load(SID, OWNER, EMPTY) is None
         assert await store.create(SID, STRANGER, entries=(b"new",), attributes=b"", turns=0, lifetime_s=0)
         assert count(path, "entry") == 1
 
@@ -631,7 +631,7 @@ async def test_a_name_that_expired_can_be_taken_before_it_was_swept(path: Path, 
     async with opened(path, clocks) as store:
         old = await begun_in(store, entries=(b"old",), turn=1, lifetime_s=5)
         await clocks.advance(10)
-        new = await begun_in(store, known=Known(old.generation, 1))
+        new = await begun_in(store, known=Cursor(old.generation, 1))
         assert (new.head, new.turn, new.fence > old.fence) == (0, 1, True)
         assert await store.sweep(10) == 0
 

@@ -22,13 +22,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule, r
 
 from router.core.request.request import Tenant
 from router.sessions.stores.contract import (
+    EMPTY,
     LINE_PATIENCE_S,
-    NOTHING,
     Append,
     Begin,
     Begun,
+    Cursor,
     Fenced,
-    Known,
     Loaded,
     Sid,
     Store,
@@ -101,18 +101,18 @@ class StoreMachine(RuleBasedStateMachine):
             assert len(set(self.generations.values())) == len(self.generations)
         return model, tested
 
-    def known(self, known: Known, is_tested: bool) -> Known:
-        return msgspec.structs.replace(known, generation=self.generations[known.generation]) if is_tested else known
+    def cursor(self, cursor: Cursor, is_tested: bool) -> Cursor:
+        return msgspec.structs.replace(cursor, generation=self.generations[cursor.generation]) if is_tested else cursor
 
-    def look(self, sid: Sid, owner: Tenant = OWNER, known: Known = NOTHING) -> Loaded | None:
-        loaded, _ = self.both(lambda store, is_tested: store.load(sid, owner, self.known(known, is_tested)))
+    def view_plan(self, sid: Sid, owner: Tenant = OWNER, cursor: Cursor = EMPTY) -> Loaded | None:
+        loaded, _ = self.both(lambda store, is_tested: store.load(sid, owner, self.cursor(cursor, is_tested)))
         assert loaded is None or isinstance(loaded, Loaded)
         return loaded
 
-    def knowledge(self, sid: Sid, lacks: int) -> Known:
+    def knowledge(self, sid: Sid, lacks: int) -> Cursor:
         """Of a replica that lacks so many of the newest entries, as the model tells it."""
-        found = self.look(sid)
-        return Known(found.generation, max(0, found.head - lacks), found.epoch) if found else NOTHING
+        found = self.view_plan(sid)
+        return Cursor(found.generation, max(0, found.head - lacks), found.epoch) if found else EMPTY
 
     @rule(
         target=claims,
@@ -133,10 +133,10 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def begin(self, place: int, lacks: int, is_new: bool, skips: int, **fields: Any) -> Any:
         sid = self.sids[place]
-        found = self.look(sid)
-        known = NOTHING if is_new else self.knowledge(sid, lacks)
+        found = self.view_plan(sid)
+        known = EMPTY if is_new else self.knowledge(sid, lacks)
         turn = (found.turns if found else 0) + 1 + skips
-        return self.ask(Begin(sid=sid, known=known, turn=turn, **fields))
+        return self.ask(Begin(sid=sid, cursor=known, turn=turn, **fields))
 
     @rule(target=claims, place=PLACES, token=TOKENS, idempotency_key=st.sampled_from(["", "k1"]))
     def begin_plainly(self, place: int, token: str, idempotency_key: str) -> Any:
@@ -150,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
         """What to add to the claims."""
         model, tested = self.both(
             lambda store, is_tested: store.begin(
-                msgspec.structs.replace(begin, known=self.known(begin.known, is_tested))
+                msgspec.structs.replace(begin, cursor=self.cursor(begin.cursor, is_tested))
             )
         )
         return Claim(begin.sid, model, tested) if isinstance(model, Begun) else multiple()
@@ -201,7 +201,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(place=PLACES, owner=OWNERS, lacks=st.none() | st.integers(0, 2))
     def load(self, place: int, owner: Tenant, lacks: int | None) -> None:
         sid = self.sids[place]
-        self.look(sid, owner, NOTHING if lacks is None else self.knowledge(sid, lacks))
+        self.view_plan(sid, owner, EMPTY if lacks is None else self.knowledge(sid, lacks))
 
     @rule(place=PLACES, owner=OWNERS, entries=ENTRIES, turns=st.integers(0, 2), lifetime_s=LIFETIMES_S)
     def create(self, place: int, owner: Tenant, **fields: Any) -> None:

@@ -10,14 +10,14 @@ from secrets import token_hex
 import pytest
 
 from router.sessions.stores.contract import (
+    EMPTY,
     LINE_PATIENCE_S,
     MAX_TAIL_BYTES,
-    NOTHING,
     Begin,
     Begun,
     Busy,
+    Cursor,
     Fenced,
-    Known,
     Loaded,
     OwnerFull,
     Repeated,
@@ -51,8 +51,8 @@ async def begun_by(store: Store, begin: Begin) -> Begun:
     return answer
 
 
-async def loaded(store: Store, sid: Sid, known: Known = NOTHING) -> Loaded:
-    found = await store.load(sid, OWNER, known)
+async def loaded(store: Store, sid: Sid, cursor: Cursor = EMPTY) -> Loaded:
+    found = await store.load(sid, OWNER, cursor)
     assert found is not None
     return found
 
@@ -95,7 +95,7 @@ async def test_a_first_turn_begins_a_session(store: Store, sid: Sid) -> None:
 
 async def test_an_absent_session_is_not_created_where_that_was_not_asked(store: Store, sid: Sid) -> None:
     assert await store.begin(asks(sid, creates=False)) is None
-    assert await store.load(sid, OWNER, NOTHING) is None
+    assert await store.load(sid, OWNER, EMPTY) is None
 
 
 async def test_what_a_turn_appends_is_the_next_ones_tail_in_order(store: Store, sid: Sid) -> None:
@@ -111,13 +111,13 @@ async def test_what_a_turn_appends_is_the_next_ones_tail_in_order(store: Store, 
 async def test_a_replica_is_told_what_it_does_not_have_and_nothing_else(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid, b"1", b"2", b"3")
     for head, tail in ((0, [b"1", b"2", b"3"]), (2, [b"3"]), (3, [])):
-        found = await loaded(store, sid, Known(first.generation, head))
+        found = await loaded(store, sid, Cursor(first.generation, head))
         assert (found.starts_over, list(found.tail), found.head) == (False, tail, 3)
 
 
 async def test_entries_come_with_begin_where_all_else_is_known(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid, b"1", b"2")
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, 2), entries=(b"3",), turn=2))
+    begun = await begun_by(store, asks(sid, cursor=Cursor(first.generation, 2), entries=(b"3",), turn=2))
     assert (begun.appended, begun.head, list(begun.tail)) == (True, 3, [])
     assert list((await loaded(store, sid)).tail) == [b"1", b"2", b"3"]
 
@@ -125,29 +125,29 @@ async def test_entries_come_with_begin_where_all_else_is_known(store: Store, sid
 @pytest.mark.parametrize("head", [0, 1])
 async def test_entries_do_not_come_with_begin_where_more_is_in_the_log(store: Store, sid: Sid, head: int) -> None:
     first = await a_turn(store, sid, b"1", b"2")
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, head), entries=(b"3",), turn=2))
+    begun = await begun_by(store, asks(sid, cursor=Cursor(first.generation, head), entries=(b"3",), turn=2))
     assert (begun.appended, begun.head, list(begun.tail)) == (False, 2, [b"1", b"2"][head:])
     assert (await loaded(store, sid)).head == 2
 
 
 async def test_entries_do_not_come_with_begin_where_another_generation_was_known(store: Store, sid: Sid) -> None:
     await made(store, sid, b"1")
-    begun = await begun_by(store, asks(sid, known=Known("another", 1), entries=(b"2",), turn=1))
+    begun = await begun_by(store, asks(sid, cursor=Cursor("another", 1), entries=(b"2",), turn=1))
     assert (begun.appended, begun.starts_over, begun.head, list(begun.tail)) == (False, True, 1, [b"1"])
 
 
 async def test_who_knows_more_than_there_is_reads_all_of_it_anew(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid, b"1")
-    more_than_all = Known(first.generation, 2)
+    more_than_all = Cursor(first.generation, 2)
     found = await loaded(store, sid, more_than_all)
     assert (found.starts_over, list(found.tail), found.head) == (True, [b"1"], 1)
-    begun = await begun_by(store, asks(sid, known=more_than_all, entries=(b"2",), turn=2))
+    begun = await begun_by(store, asks(sid, cursor=more_than_all, entries=(b"2",), turn=2))
     assert (begun.appended, begun.starts_over, begun.head, list(begun.tail)) == (False, True, 1, [b"1"])
 
 
 async def test_who_knows_entries_of_a_session_that_has_none_begins_anew(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid)
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, 2), entries=(b"3",), turn=2))
+    begun = await begun_by(store, asks(sid, cursor=Cursor(first.generation, 2), entries=(b"3",), turn=2))
     assert (begun.appended, begun.starts_over, begun.head, list(begun.tail)) == (False, True, 0, [])
 
 
@@ -155,7 +155,7 @@ async def test_entries_do_not_come_with_begin_where_a_turn_was_begun_in_between(
     first = await a_turn(store, sid, b"1")
     failed = await begun_by(store, asks(sid))
     await store.release(sid, OWNER, failed.fence)
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, 1), entries=(b"2",), turn=2))
+    begun = await begun_by(store, asks(sid, cursor=Cursor(first.generation, 1), entries=(b"2",), turn=2))
     assert (begun.turn, begun.appended, begun.head, list(begun.tail)) == (3, False, 1, [])
 
 
@@ -167,7 +167,7 @@ async def test_a_session_that_was_deleted_is_another_when_it_comes_back(store: S
     first = await a_turn(store, sid, b"old")
     assert await store.delete(sid, OWNER)
     assert await made(store, sid, b"new", b"newer")
-    found = await loaded(store, sid, Known(first.generation, 1))
+    found = await loaded(store, sid, Cursor(first.generation, 1))
     assert found.generation != first.generation
     assert (found.starts_over, list(found.tail), found.turns) == (True, [b"new", b"newer"], 0)
 
@@ -179,15 +179,15 @@ async def test_entries_behind_those_of_a_deleted_session_do_not_come_into_one_th
     await store.delete(sid, OWNER)
     failed = await begun_by(store, asks(sid))
     await store.release(sid, OWNER, failed.fence)
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, 1), entries=(b"new",), turn=2))
+    begun = await begun_by(store, asks(sid, cursor=Cursor(first.generation, 1), entries=(b"new",), turn=2))
     assert (begun.turn, begun.starts_over, begun.appended, begun.head) == (2, True, False, 0)
-    assert (await loaded(store, sid, Known(first.generation, 1))).starts_over
+    assert (await loaded(store, sid, Cursor(first.generation, 1))).starts_over
 
 
 async def test_a_new_session_does_not_start_over_for_whoever_knew_no_entries(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid)
     await store.delete(sid, OWNER)
-    begun = await begun_by(store, asks(sid, known=Known(first.generation, 0), entries=(b"new",), turn=1))
+    begun = await begun_by(store, asks(sid, cursor=Cursor(first.generation, 0), entries=(b"new",), turn=1))
     assert (begun.starts_over, begun.appended, begun.head, begun.turn) == (False, True, 1, 1)
 
 
@@ -205,7 +205,7 @@ async def test_two_thousand_entries_are_kept_in_order(store: Store, sid: Sid) ->
     assert await store.append(more(sid, begun, *entries[1200:], ends=True)) == 2000
     found = await loaded(store, sid)
     assert list(found.tail) == entries
-    assert list((await loaded(store, sid, Known(found.generation, 1999))).tail) == entries[1999:]
+    assert list((await loaded(store, sid, Cursor(found.generation, 1999))).tail) == entries[1999:]
 
 
 async def test_sessions_do_not_meet(store: Store) -> None:
@@ -229,7 +229,7 @@ async def test_a_long_log_is_told_in_parts(store: Store, sid: Sid) -> None:
         assert 0 < len(found.tail) < len(entries)
         assert (found.head, found.starts_over) == (len(entries), not read)
         read += found.tail
-        found = await loaded(store, sid, Known(begun.generation, len(read)))
+        found = await loaded(store, sid, Cursor(begun.generation, len(read)))
     assert read == entries
     assert list(found.tail) == []
 
@@ -338,7 +338,7 @@ async def test_who_holds_a_session_that_was_deleted_cannot_write(
         await store.append(more(sid, old, b"x", ends=True, is_late=is_late))
     with pytest.raises(Fenced):
         await store.renew(sid, OWNER, old.fence, LEASE_S)
-    found = await store.load(sid, OWNER, NOTHING)
+    found = await store.load(sid, OWNER, EMPTY)
     assert found is None or (is_back and found.head == 0)
 
 
@@ -357,7 +357,7 @@ async def test_nobody_renews_or_appends_to_what_is_absent(store: Store, sid: Sid
         await store.renew(sid, OWNER, 1, LEASE_S)
     await store.release(sid, OWNER, 1)
     await store.leave(sid, OWNER, "nobody")
-    assert await store.load(sid, OWNER, NOTHING) is None
+    assert await store.load(sid, OWNER, EMPTY) is None
 
 
 # The line
@@ -583,11 +583,11 @@ async def test_a_view_is_told_to_those_who_know_another(store: Store, sid: Sid) 
     first = await a_turn(store, sid, b"1")
     await store.commit_view(sid, OWNER, first.generation, 0, b"v1")
     for known, view in (
-        (Known(first.generation, 1, 0), b"v1"),
-        (Known(first.generation, 1, 1), None),
-        (Known("another", 1, 1), b"v1"),
+        (Cursor(first.generation, 1, 0), b"v1"),
+        (Cursor(first.generation, 1, 1), None),
+        (Cursor("another", 1, 1), b"v1"),
     ):
-        begun = await begun_by(store, asks(sid, known=known))
+        begun = await begun_by(store, asks(sid, cursor=known))
         assert (begun.epoch, begun.view, (await loaded(store, sid, known)).view) == (1, view, view)
         await store.release(sid, OWNER, begun.fence)
 
@@ -621,15 +621,15 @@ async def test_a_session_is_created_with_what_it_begins_with(trial: Trial, sid: 
     assert (list(found.tail), found.head, found.turns, found.is_claimed) == ([b"1", b"2"], 2, 3, False)
     assert found.created_at == pytest.approx(trial.unix_time(), abs=30)
     assert await trial.store.read_turn(sid, OWNER, 3) == TurnRecord(True, b"")
-    known = Known(found.generation, 2)
-    begun = await begun_by(trial.store, asks(sid, known=known, entries=(b"3",), turn=4))
+    known = Cursor(found.generation, 2)
+    begun = await begun_by(trial.store, asks(sid, cursor=known, entries=(b"3",), turn=4))
     assert (begun.turn, begun.appended) == (4, True)
 
 
 async def test_a_session_that_is_there_is_not_created(store: Store, sid: Sid) -> None:
     first = await a_turn(store, sid, b"1")
     assert not await made(store, sid, b"x")
-    assert list((await loaded(store, sid, Known(first.generation, 0))).tail) == [b"1"]
+    assert list((await loaded(store, sid, Cursor(first.generation, 0))).tail) == [b"1"]
 
 
 async def test_deleting_takes_all_of_it(store: Store, sid: Sid) -> None:
@@ -639,7 +639,7 @@ async def test_deleting_takes_all_of_it(store: Store, sid: Sid) -> None:
     await store.set_attributes(sid, OWNER, b"a")
     await store.begin(asks(sid))
     assert [await store.delete(sid, OWNER), await store.delete(sid, OWNER)] == [True, False]
-    assert await store.load(sid, OWNER, NOTHING) is None
+    assert await store.load(sid, OWNER, EMPTY) is None
     assert await store.read_turn(sid, OWNER, 1) is None
     fresh = await begun_by(store, asks(sid, idempotency_key="k", waits=False))
     assert (fresh.turn, fresh.head, fresh.epoch, fresh.view, fresh.worker) == (1, 0, 0, None, "")
@@ -662,7 +662,7 @@ async def test_to_anybody_else_a_session_is_absent(store: Store, sid: Sid) -> No
         await store.renew(sid, STRANGER, begun.fence, LEASE_S)
     await store.release(sid, STRANGER, begun.fence)
     await store.leave(sid, STRANGER, waiting.token)
-    assert await store.load(sid, STRANGER, Known(begun.generation)) is None
+    assert await store.load(sid, STRANGER, Cursor(begun.generation)) is None
     assert not await store.create(sid, STRANGER, entries=(b"x",), attributes=b"x", turns=0, lifetime_s=0)
     assert not await store.set_attributes(sid, STRANGER, b"x")
     assert not await store.commit_view(sid, STRANGER, begun.generation, 0, b"x")
@@ -705,7 +705,7 @@ async def test_a_session_ends_with_its_lifetime_and_all_of_it_at_once(trial: Tri
     begun = await begun_by(store, asks(sid, lifetime_s=9, lease_s=60, entries=(b"1",), turn=1, idempotency_key="k"))
     await store.commit_view(sid, OWNER, begun.generation, 0, b"v")
     await trial.advance(10)
-    assert await store.load(sid, OWNER, Known(begun.generation)) is None
+    assert await store.load(sid, OWNER, Cursor(begun.generation)) is None
     assert await store.read_turn(sid, OWNER, 1) is None
     assert not await store.set_attributes(sid, OWNER, b"a")
     assert not await store.delete(sid, OWNER)
@@ -713,7 +713,7 @@ async def test_a_session_ends_with_its_lifetime_and_all_of_it_at_once(trial: Tri
     for is_late in (False, True):
         with pytest.raises(Fenced):
             await store.append(more(sid, begun, b"x", ends=True, is_late=is_late))
-    fresh = await begun_by(store, asks(sid, idempotency_key="k", known=Known(begun.generation, 1)))
+    fresh = await begun_by(store, asks(sid, idempotency_key="k", known=Cursor(begun.generation, 1)))
     assert (fresh.turn, fresh.head, fresh.view, fresh.generation != begun.generation) == (1, 0, None, True)
 
 
@@ -735,7 +735,7 @@ async def test_each_part_of_a_turn_gives_all_of_the_session_a_new_lifetime(
     assert (list(found.tail), found.view) == ([b"1"], b"v")
     assert await store.read_turn(sid, OWNER, 1) == TurnRecord(refresh != "begin", b"r")
     await trial.advance(4)
-    assert await store.load(sid, OWNER, NOTHING) is None
+    assert await store.load(sid, OWNER, EMPTY) is None
 
 
 async def test_reading_views_and_attributes_give_no_new_lifetime(trial: Trial, sid: Sid) -> None:
@@ -748,7 +748,7 @@ async def test_reading_views_and_attributes_give_no_new_lifetime(trial: Trial, s
     await store.set_attributes(sid, OWNER, b"a")
     await loaded(store, sid)
     await trial.advance(3)
-    assert await store.load(sid, OWNER, NOTHING) is None
+    assert await store.load(sid, OWNER, EMPTY) is None
 
 
 async def test_lifetime_nought_is_for_ever(trial: Trial, sid: Sid) -> None:
@@ -766,7 +766,7 @@ async def test_a_lifetime_may_end_what_was_for_ever(trial: Trial, sid: Sid) -> N
     begun = await begun_by(trial.store, asks(sid, lifetime_s=9))
     await trial.store.release(sid, OWNER, begun.fence)
     await trial.advance(10)
-    assert await trial.store.load(sid, OWNER, NOTHING) is None
+    assert await trial.store.load(sid, OWNER, EMPTY) is None
 
 
 async def test_when_a_session_was_created_does_not_change(trial: Trial, sid: Sid) -> None:
@@ -801,7 +801,7 @@ async def test_a_document_ends_with_its_lifetime_which_replacing_it_renews(trial
 
 async def test_a_document_is_no_session(store: Store, sid: Sid) -> None:
     await store.put_document(sid, OWNER, b"d", 0)
-    assert await store.load(sid, OWNER, NOTHING) is None
+    assert await store.load(sid, OWNER, EMPTY) is None
     assert await made(store, sid, b"1")
     assert await store.delete(sid, OWNER)
     assert await store.get_document(sid, OWNER) == b"d"
@@ -819,7 +819,7 @@ async def test_an_owner_has_so_many_sessions_and_deleting_one_makes_room(trial: 
         await made(trial.store, sid)
     with pytest.raises(OwnerFull):
         await trial.store.begin(asks(sid))
-    assert await trial.store.load(sid, OWNER, NOTHING) is None
+    assert await trial.store.load(sid, OWNER, EMPTY) is None
     assert await trial.store.create(sid, STRANGER, entries=(), attributes=b"", turns=0, lifetime_s=0)
     assert await trial.store.delete(sids[0], OWNER)
     await trial.usage()

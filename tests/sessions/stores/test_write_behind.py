@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.sessions.stores.contract import NOTHING, Append, Begun, Corrupt, Sid, StoreUnavailable
+from router.sessions.stores.contract import EMPTY, Append, Begun, Corrupt, Sid, StoreUnavailable
 from router.sessions.stores.write_behind import UNKNOWN_HEAD, Journal, JournaledStore, Late
 from tests.sessions.desk import PointedStore, Points
 from tests.sessions.stores.contract import OWNER, asks, more
@@ -222,7 +222,7 @@ class Desk:
         self.inner.fails.clear()
 
     async def log(self, sid: Sid) -> list[bytes]:
-        found = await self.inner.load(sid, OWNER, NOTHING)
+        found = await self.inner.load(sid, OWNER, EMPTY)
         return list(found.tail) if found else []
 
     async def is_calm(self) -> None:
@@ -332,7 +332,7 @@ async def test_who_reads_sees_what_was_acknowledged(desk: Desk) -> None:
     desk.fail()
     await desk.end(SID, b"1")
     desk.mend()
-    loaded = await desk.store.load(SID, OWNER, NOTHING)
+    loaded = await desk.store.load(SID, OWNER, EMPTY)
     assert loaded is not None
     assert list(loaded.tail) == [b"1"]
     desk.fail(1)

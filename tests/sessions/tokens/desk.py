@@ -6,7 +6,7 @@ from collections import Counter as Sums
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from router.sessions.tokens.cache import KnownCounts
+from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counter import CannotCount, Cause, Counter, CounterName
 from router.sessions.tokens.counts import CountLimits, Means, TokenCounts
 
@@ -67,4 +67,4 @@ def make_counts(
     max_known: int = 100,
 ) -> TokenCounts:
     threads = ThreadPoolExecutor(1)
-    return TokenCounts(limits, counter_of, FakeFleet(), KnownCounts(max_known), notes or Notes(), lambda: 1.0, threads)
+    return TokenCounts(limits, counter_of, FakeFleet(), CountCache(max_known), notes or Notes(), lambda: 1.0, threads)

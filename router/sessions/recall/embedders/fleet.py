@@ -13,7 +13,7 @@ import msgspec
 from router.core.errors import RouterError
 from router.core.request.request import Route
 from router.core.tenants.tenant import EVERYBODY, Caller, TenantRules
-from router.proxy.internal_client import PATIENT, OwnClient
+from router.proxy.internal_client import LOW_PRIORITY, InternalClient
 from router.proxy.ports import Dispatch
 from router.sessions.recall.embedders.replies import read_vectors
 from router.sessions.recall.index import IndexUnavailable
@@ -46,7 +46,7 @@ class FleetEmbedder:
         """``timeout_s`` bounds it, with its wait for a worker."""
         if not texts:
             return []
-        rules = EVERYBODY if len(texts) == 1 else PATIENT
+        rules = EVERYBODY if len(texts) == 1 else LOW_PRIORITY
         return read_vectors(await self._ask(self._body(texts), rules), len(texts), self.dimensions)
 
     def _body(self, texts: Sequence[str]) -> bytes:
@@ -61,7 +61,7 @@ class FleetEmbedder:
         )
 
     async def _ask(self, body: bytes, rules: TenantRules) -> bytes:
-        client, caller = OwnClient(), Caller(rules=rules)
+        client, caller = InternalClient(), Caller(rules=rules)
         request_id = f"embed_{secrets.token_hex(12)}"
         request = parse_apart(body, Route.EMBEDDINGS, {}, caller, request_id, resumes=False).of(body)
         try:

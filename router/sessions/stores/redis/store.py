@@ -29,7 +29,7 @@ from typing import Any, Self
 from redis.exceptions import NoScriptError
 
 from router.core.request.request import NO_TENANT, Tenant
-from router.runtime.fair_turns import TenantTurns
+from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
     DOCUMENT_OVERHEAD_BYTES,
@@ -40,8 +40,8 @@ from router.sessions.stores.contract import (
     Begun,
     Busy,
     Crowded,
+    Cursor,
     Fenced,
-    Known,
     Loaded,
     OwnerFull,
     OwnerLimits,
@@ -59,7 +59,7 @@ from router.sessions.stores.redis.eviction import QUESTIONS, Evictions
 from router.sessions.stores.redis.ledger import Ledger
 from router.sessions.stores.redis.pool import Command, Pool
 from router.sessions.stores.redis.servers import AloneServer, SentinelServer
-from router.sessions.stores.redis.topology import OnePrimary, Place
+from router.sessions.stores.redis.topology import OnePrimary, Topology
 from router.sessions.stores.redis.url import Address, Target, parse
 
 _PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
@@ -91,14 +91,14 @@ MAX_TURN_WAIT_S = 2.0
 
 
 class RedisStore:
-    def __init__(self, place: Place, limits: RedisLimits) -> None:
+    def __init__(self, place: Topology, limits: RedisLimits) -> None:
         self._place = place
         self.max_connections = limits.max_connections
         self._deadline_s = limits.deadline_s
         self._replicas = limits.wait_replicas
         self.evictions = Evictions()
         self._ledger = Ledger(limits.owner)
-        self.calls = TenantTurns(
+        self.calls = FairTurns(
             max_calls=limits.max_connections,
             max_owner_calls=min(MAX_OWNER_CALLS, limits.max_connections),
             max_waiting=limits.max_waiting,
@@ -126,7 +126,7 @@ class RedisStore:
         await self._run_now(scripts.PUT_DOCUMENT, _document(PULSE), NO_TENANT, b"", _ms(PULSE_LIFETIME_S), 1)
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
-        known = begin.known
+        known = begin.cursor
         self._ledger.require_room(begin.owner, added_bytes=size_of(begin.entries) + len(begin.record))
         may_create = begin.creates and not self._is_full(begin.owner, sessions=1)
         reply = await self._run(
@@ -218,8 +218,8 @@ class RedisStore:
     async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
         await self._run(scripts.LEAVE, _session(sid), owner, token)
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
-        reply = await self._run(scripts.LOAD, _session(sid), owner, known.generation, known.head, known.epoch)
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
+        reply = await self._run(scripts.LOAD, _session(sid), owner, cursor.generation, cursor.head, cursor.epoch)
         if reply[1] == b"absent":
             return None
         _check_owner(reply[2], owner)
@@ -351,7 +351,7 @@ class RedisStore:
         return asyncio.get_running_loop().time() + self._deadline_s
 
 
-def _place(target: Target, limits: RedisLimits, clock: Callable[[], float]) -> Place:
+def _place(target: Target, limits: RedisLimits, clock: Callable[[], float]) -> Topology:
     step_s = limits.deadline_s / 4
     if target.kind == "cluster":
 

@@ -10,7 +10,7 @@ from router.sessions.stores.redis.pool import Command, Pool, Reply
 from router.sessions.stores.redis.servers import AloneServer, SentinelServer
 
 
-class Place(Protocol):
+class Topology(Protocol):
     async def exchange(self, key: bytes, commands: Sequence[Command], deadline: float) -> list[Reply]:
         """As ``Pool.exchange``, with the server that has the key."""
         ...

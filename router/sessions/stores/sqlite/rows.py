@@ -12,7 +12,7 @@ from router.sessions.stores.contract import (
     MAX_TAIL_BYTES,
     SESSION_OVERHEAD_BYTES,
     Corrupt,
-    Known,
+    Cursor,
     Loaded,
     OwnerLimits,
     Sid,
@@ -127,14 +127,14 @@ def end_of(at: Transaction, lifetime_s: float) -> float:
     return at.unix_time + lifetime_s if lifetime_s else inf
 
 
-def unknown(at: Transaction, session: Session, known: Known) -> tuple[bool, list[bytes], bytes | None]:
+def unknown(at: Transaction, session: Session, cursor: Cursor) -> tuple[bool, list[bytes], bytes | None]:
     """Must all be read anew; what of the log is not known; the view, where another is known."""
-    is_same = known.generation == session.generation and known.head <= session.head
-    tail = _entries_behind(at, session, known.head if is_same else 0)
+    is_same = cursor.generation == session.generation and cursor.head <= session.head
+    tail = _entries_behind(at, session, cursor.head if is_same else 0)
     view = None
-    if session.epoch and not (is_same and known.epoch == session.epoch):
+    if session.epoch and not (is_same and cursor.epoch == session.epoch):
         view = read_body(at, "view", session.sid)
-    return not is_same and max(known.head, session.head) > 0, tail, view
+    return not is_same and max(cursor.head, session.head) > 0, tail, view
 
 
 def _entries_behind(at: Transaction, session: Session, head: int) -> list[bytes]:
@@ -184,8 +184,8 @@ def write_turn(at: Transaction, session: Session, turn: int, record: TurnRecord,
     at.connection.execute("REPLACE INTO turn VALUES (?, ?, ?, ?)", (session.sid, turn, record.has_ended, record.record))
 
 
-def load(at: Transaction, session: Session, known: Known) -> Loaded:
-    starts_over, tail, view = unknown(at, session, known)
+def load(at: Transaction, session: Session, cursor: Cursor) -> Loaded:
+    starts_over, tail, view = unknown(at, session, cursor)
     return Loaded(
         generation=session.generation,
         head=session.head,

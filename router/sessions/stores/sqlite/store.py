@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.core.request.request import NO_TENANT, Tenant
-from router.runtime.fair_turns import TenantTurns
+from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
     DOCUMENT_OVERHEAD_BYTES,
@@ -23,8 +23,8 @@ from router.sessions.stores.contract import (
     Begun,
     Busy,
     Crowded,
+    Cursor,
     Full,
-    Known,
     Loaded,
     OwnerLimits,
     Repeated,
@@ -59,7 +59,7 @@ class SqliteStore:
         self._reader = reader
         self._limits = limits
         bounds = {"max_calls": MAX_CALLS, "max_owner_calls": MAX_OWNER_CALLS, "max_waiting": writer.max_pending}
-        self.writes, self.reads = (TenantTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
+        self.writes, self.reads = (FairTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
         self._writes = 0
         self._is_untidy = False
         """Something was deleted that still lies in the log of writes."""
@@ -139,10 +139,10 @@ class SqliteStore:
     async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
         await self._write(owner, turns.leave, sid, owner, token)
 
-    async def load(self, sid: Sid, owner: Tenant, known: Known) -> Loaded | None:
+    async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
         def work(at: Transaction) -> Loaded | None:
             session = rows.find(at, sid, owner)
-            return rows.load(at, session, known) if session else None
+            return rows.load(at, session, cursor) if session else None
 
         return await self._read(owner, work)
 

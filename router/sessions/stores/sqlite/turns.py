@@ -103,7 +103,7 @@ def _claim(at: Transaction, session: Session, begin: Begin, limits: OwnerLimits,
         at.connection.execute(
             "REPLACE INTO idempotency_key VALUES (?, ?, ?)", (session.sid, begin.idempotency_key, session.turns)
         )
-    starts_over, tail, view = rows.unknown(at, session, begin.known)
+    starts_over, tail, view = rows.unknown(at, session, begin.cursor)
     appends = bool(begin.entries) and not tail and not starts_over and begin.turn == session.turns
     if appends:
         rows.extend(at, session, begin.entries)

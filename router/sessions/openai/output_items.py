@@ -57,7 +57,7 @@ class _Part:
         return refusal_part(self.text) if self.kind == "refusal" else reasoning_part(self.text)
 
 
-class SpokenItem:
+class TextItem:
     """A ``message``, or ``reasoning``. ``status``: in_progress until it is closed."""
 
     def __init__(self, kind: str, item_id: str, output_index: int, write: Write) -> None:
@@ -109,7 +109,7 @@ class SpokenItem:
         self._write(kind, **self._place, content_index=len(self._parts) - 1, **members)
 
 
-class CalledItem:
+class CallItem:
     """A ``function_call``. It is told of once its name is known."""
 
     def __init__(self, item_id: str, output_index: int, write: Write) -> None:

@@ -12,15 +12,15 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from router.core.errors import WorkerError
-from router.proxy.internal_client import PATIENT, OwnClient
+from router.proxy.internal_client import LOW_PRIORITY, InternalClient
 from router.proxy.ports import Dispatch
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.summaries import ask_about, ask_behind, without_thoughts, words_of
-from router.sessions.context.view import Place
+from router.sessions.context.view import LogPosition
 from router.sessions.names import affinity_key
-from router.sessions.openai.chat_answers import Answer, BadAnswer, read_completion
+from router.sessions.openai.chat_answers import BadAnswer, ChatAnswer, read_completion
 from router.sessions.planner import Ask, Planner, request_of
 from router.sessions.stores.contract import Sid
 
@@ -44,7 +44,7 @@ class Written(NamedTuple):
     is_whole: bool = True
 
 
-class NoteWriter(Protocol):
+class SummaryWriter(Protocol):
     async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
         """``ask``: the turn behind which they are written. Raises RouterError."""
         ...
@@ -55,7 +55,7 @@ class NoteWriter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FleetWriter:
+class FleetSummaryWriter:
     """``model``: empty for each session's own. ``price``: of one of its tokens, over one of the session's own model;
     ``cached_price``: of one that is cached. ``window``: a model's, in tokens; 0: unknown."""
 
@@ -85,13 +85,13 @@ class FleetWriter:
         return self._room_for_transcript(self._model(ask), max_tokens)
 
     def _model(self, ask: Ask) -> str:
-        return ask.caller.rules.notes_model or self.model or ask.incoming.model
+        return ask.caller.rules.summary_model or self.model or ask.incoming.model
 
     def _room_for_transcript(self, model: str, max_tokens: int) -> int:
         window = self.window(model)
         return max(round(window * OF_WINDOW) - max_tokens - FRAME_TOKENS, 1) if window else ANY
 
-    def _may_go_behind(self, ask: Ask, history: History, since: Place, max_tokens: int) -> bool:
+    def _may_go_behind(self, ask: Ask, history: History, since: LogPosition, max_tokens: int) -> bool:
         """All that is to be told of stands in the prompt, nothing is open there, and there is room behind it."""
         last = msgspec.json.decode(history.items[-1].body) if history.items else {}
         if since < history.view.cut or last.get("role") != "assistant" or last.get("tool_calls"):
@@ -113,7 +113,7 @@ class FleetWriter:
 
     async def _ask(self, ask: Ask, history: History, incoming: Incoming, sid: str) -> Written:
         own = Ask(
-            door=ask.door,
+            api=ask.api,
             sid=ask.sid,
             caller=ask.caller,
             incoming=incoming,
@@ -123,13 +123,13 @@ class FleetWriter:
             lifetime_s=0.0,
         )
         plan = self.planner.plan(own, history, history.turns + 1)
-        client = OwnClient()
+        client = InternalClient()
         request = request_of(own, affinity_key(Sid(sid)) if sid else None, plan)
-        await self.dispatch.dispatch(request, client, own.started_at, PATIENT)
+        await self.dispatch.dispatch(request, client, own.started_at, LOW_PRIORITY)
         return _written(client)
 
 
-def _written(client: OwnClient) -> Written:
+def _written(client: InternalClient) -> Written:
     """Raises WorkerError."""
     if client.reply is None or client.reply.status != 200 or client.record is None:
         raise WorkerError("no model wrote notes")
@@ -139,7 +139,7 @@ def _written(client: OwnClient) -> Written:
         raise WorkerError("the notes cannot be understood") from None
 
 
-def read_notes(answer: Answer, prompt_tokens: int) -> Written:
+def read_notes(answer: ChatAnswer, prompt_tokens: int) -> Written:
     """``prompt_tokens``: what the model read for them."""
     text = without_thoughts(words_of({**answer.message, "tool_calls": None}))
     tokens = max(answer.completion_tokens, len(text.encode()) // LEAST_BYTES_PER_TOKEN)

@@ -26,7 +26,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 async def test_another_replica_sends_the_same_behind_a_cut(site: Site) -> None:
     one, two = (site.replica(which, FakeWriter()) for which in range(2))
-    await one.turns.upkeep.janitor.do(await site.pile_up(one))
+    await one.turns.context_window.compactor.do(await site.pile_up(one))
     await two.take(user("there"), sid=site.sid)
     await one.take(user("here"), sid=site.sid)
     assert sent(two)[0].startswith("[Notes on the earlier conversation.")
@@ -37,7 +37,7 @@ async def test_another_replica_sends_the_same_behind_a_cut(site: Site) -> None:
 async def test_no_turn_of_any_replica_waits_for_a_janitor_that_is_slow(site: Site) -> None:
     writer = SlowWriter()
     one, two = site.replica(0, writer), site.replica(1, FakeWriter())
-    working = asyncio.create_task(one.turns.upkeep.janitor.do(await site.pile_up(one)))
+    working = asyncio.create_task(one.turns.context_window.compactor.do(await site.pile_up(one)))
     await writer.asked.wait()
     for number in range(100):
         replica = (one, two)[number % 2]
@@ -55,7 +55,9 @@ async def test_no_turn_of_any_replica_waits_for_a_janitor_that_is_slow(site: Sit
 async def test_turns_and_two_janitors_that_race_lose_nothing_and_tell_of_nothing_twice(site: Site) -> None:
     writers = BusyWriter(), BusyWriter()
     replicas = [site.replica(which, writer) for which, writer in enumerate(writers)]
-    running = [asyncio.create_task(replica.turns.upkeep.janitor.run()) for replica in replicas for _ in range(2)]
+    running = [
+        asyncio.create_task(replica.turns.context_window.compactor.run()) for replica in replicas for _ in range(2)
+    ]
     said: list[str] = []
     for number in range(100):
         replica, text = replicas[number % 2], f"{number} {LONG}"
@@ -79,16 +81,16 @@ async def test_turns_and_two_janitors_that_race_lose_nothing_and_tell_of_nothing
 
 async def done(replica: Replica) -> None:
     """Its janitor has nothing more to do."""
-    janitor = replica.turns.upkeep.janitor
-    while janitor.waiting or janitor._at_work:
+    compactor = replica.turns.context_window.compactor
+    while compactor.waiting or compactor._at_work:
         await asyncio.sleep(0)
 
 
 async def test_two_janitors_that_begin_at_once_write_notes_once(site: Site) -> None:
     writer = SlowWriter()
     one, two = (site.replica(which, writer) for which in range(2))
-    chore = await site.pile_up(one)
-    working = {asyncio.create_task(replica.turns.upkeep.janitor.do(chore)) for replica in (one, two)}
+    job = await site.pile_up(one)
+    working = {asyncio.create_task(replica.turns.context_window.compactor.do(job)) for replica in (one, two)}
     async with asyncio.timeout(10):
         await writer.asked.wait()
         await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
@@ -102,10 +104,10 @@ async def test_two_janitors_that_begin_at_once_write_notes_once(site: Site) -> N
 async def test_a_janitor_that_comes_when_another_has_cut_leaves_the_history_alone(site: Site) -> None:
     one, two = (site.replica(which, FakeWriter()) for which in range(2))
     await site.pile_up(two, 5)
-    chore = await site.pile_up(one, 1)
-    await one.turns.upkeep.janitor.do(chore)
+    job = await site.pile_up(one, 1)
+    await one.turns.context_window.compactor.do(job)
     before = await site.require_whole(6)
-    await two.turns.upkeep.janitor.do(chore)
+    await two.turns.context_window.compactor.do(job)
     assert results(two) == {"nothing": 1}
     assert (await site.require_whole(6)).view == before.view
 
@@ -114,9 +116,9 @@ async def test_a_janitor_that_dies_anywhere_leaves_what_another_can_finish(site:
     """Killed before and behind each call of the store, and over the notes."""
     places = Points()
     whole = site.replica(0, FakeWriter(), places)
-    chore = await site.pile_up(whole)
+    job = await site.pile_up(whole)
     before = len(places.passed)
-    await whole.turns.upkeep.janitor.do(chore)
+    await whole.turns.context_window.compactor.do(job)
     for place in range(len(places.passed) - before):
         await die_and_be_followed(site.again(), place)
     assert places.passed[before:].count("behind commit_view") == 2
@@ -125,16 +127,16 @@ async def test_a_janitor_that_dies_anywhere_leaves_what_another_can_finish(site:
 async def die_and_be_followed(site: Site, place: int) -> None:
     points, writer = Points(), FakeWriter(["second"])
     one, two = site.replica(0, FakeWriter(["first"]), points), site.replica(1, writer)
-    chore = await site.pile_up(one)
+    job = await site.pile_up(one)
     points.stopped_at = len(points.passed) + place
-    dying = asyncio.create_task(one.turns.upkeep.janitor.do(chore))
+    dying = asyncio.create_task(one.turns.context_window.compactor.do(job))
     await points.reached.wait()
     dying.cancel()
     await asyncio.gather(dying, return_exceptions=True)
     client = await two.take(user("meanwhile"), sid=site.sid)
     assert client.text == "to meanwhile", "no turn waits for the dead"
     site.now += WORK_S + 1.0
-    await two.turns.upkeep.janitor.do(chore)
+    await two.turns.context_window.compactor.do(job)
     history = await site.require_whole(7)
     assert len(history.view.segments) == 1
     assert (history.view.segments[0].text == "second") == bool(writer.sources)
@@ -143,13 +145,13 @@ async def die_and_be_followed(site: Site, place: int) -> None:
 async def test_a_janitor_that_was_slow_and_is_followed_counts_no_more(site: Site) -> None:
     writer = SlowWriter()
     one, two = site.replica(0, writer), site.replica(1, FakeWriter(["second"]))
-    chore = await site.pile_up(one)
-    slow = asyncio.create_task(one.turns.upkeep.janitor.do(chore))
+    job = await site.pile_up(one)
+    slow = asyncio.create_task(one.turns.context_window.compactor.do(job))
     await writer.asked.wait()
-    await two.turns.upkeep.janitor.do(chore)
+    await two.turns.context_window.compactor.do(job)
     assert results(two) == {"raced": 1}, "not while there is time"
     site.now += WORK_S + 1.0
-    await two.turns.upkeep.janitor.do(chore)
+    await two.turns.context_window.compactor.do(job)
     assert results(two) == {"raced": 1, "told": 1}
     writer.go.set()
     await slow
@@ -165,20 +167,20 @@ async def test_bad_notes_leave_the_view_to_all_replicas_and_none_tries_again_at_
 ) -> None:
     writer = FakeWriter(["good notes"])
     one, two = site.replica(0, FakeWriter([text])), site.replica(1, writer)
-    chore = await site.pile_up(one)
-    await one.turns.upkeep.janitor.do(chore)
+    job = await site.pile_up(one)
+    await one.turns.context_window.compactor.do(job)
     assert len((await site.require_whole(6)).bodies) == 12
-    await two.turns.upkeep.janitor.do(chore)
+    await two.turns.context_window.compactor.do(job)
     assert (results(two), writer.sources) == ({"raced": 1}, [])
     site.now += RETRY_S + 1.0
-    await two.turns.upkeep.janitor.do(chore)
+    await two.turns.context_window.compactor.do(job)
     assert [segment.text for segment in (await site.require_whole(6)).view.segments] == ["good notes"]
 
 
 async def test_a_session_that_is_deleted_meanwhile_takes_no_notes_into_its_next_life(site: Site) -> None:
     writer = SlowWriter()
     one, two = site.replica(0, writer), site.replica(1, FakeWriter())
-    working = asyncio.create_task(one.turns.upkeep.janitor.do(await site.pile_up(one)))
+    working = asyncio.create_task(one.turns.context_window.compactor.do(await site.pile_up(one)))
     await writer.asked.wait()
     await two.histories.delete(site.sid, ACME.rules.tenant)
     for number in range(6):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from router.config.schema import AuthConfig, ConfigError, read_salt_secret
 from router.core.request.request import Tenant
-from router.core.tenants.keyring import BadKeys, KeyList, Keyring, Refusal, joined, parse_entries, parse_keys
-from router.runtime.log_once import Complaint
+from router.core.tenants.keyring import AuthRefusal, BadKeys, KeyList, Keyring, joined, parse_entries, parse_keys
+from router.runtime.log_once import LogOnce
 from router.server.audit import Audit
 from router.server.auth import KeyGate
 
@@ -54,7 +54,7 @@ def load_keys(auth: AuthConfig) -> tuple[bytes, KeyList]:
         raise ConfigError(f"auth.keys_file={auth.keys_file!r}: {error}") from None
 
 
-class KeyWatch:
+class KeyFile:
     """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch; ``tell_tenants``: called with
     all that there are, when the list has changed; ``max_connections``: that show one key, 0: any number."""
 
@@ -71,7 +71,7 @@ class KeyWatch:
         self._audit = audit
         self._salt_secret = read_salt_secret(auth)
         self._woken = asyncio.Event()
-        self._complaint = Complaint()
+        self._complaint = LogOnce()
         self._content, listed = load_keys(auth)
         keyring = Keyring(listed, self._salt_secret)
         self.gate = KeyGate(keyring, audit, now, max_connections)
@@ -87,7 +87,7 @@ class KeyWatch:
         return len(self.gate.keyring)
 
     @property
-    def refusals(self) -> Mapping[Refusal, int]:
+    def refusals(self) -> Mapping[AuthRefusal, int]:
         return self.gate.refusals
 
     def wake(self) -> None:

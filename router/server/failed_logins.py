@@ -15,7 +15,7 @@ _IPV6_HOST_BITS = 64
 """A network's own (RFC 4291, section 2.5.4): one machine has all of its addresses."""
 
 
-class Guesses:
+class FailedLogins:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._ends_at = 0.0

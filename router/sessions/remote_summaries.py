@@ -12,9 +12,9 @@ from router.core.errors import WorkerError
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.summaries import ask_about
-from router.sessions.notes import Written, note_params, read_notes
 from router.sessions.openai.chat_answers import BadAnswer, read_completion
 from router.sessions.planner import Ask
+from router.sessions.summaries import Written, note_params, read_notes
 
 MAX_REPLY_BYTES = 1 << 20
 
@@ -24,7 +24,7 @@ class _Unusable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteWriter:
+class RemoteSummaryWriter:
     """``url``: the API's base. ``model``: empty for each session's own."""
 
     url: str
@@ -35,7 +35,7 @@ class RemoteWriter:
     async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:  # noqa: ARG002
         """Raises WorkerError."""
         body = {
-            "model": ask.caller.rules.notes_model or self.model or ask.incoming.model,
+            "model": ask.caller.rules.summary_model or self.model or ask.incoming.model,
             "messages": ask_about(source.notes, source.items, max_tokens),
             **note_params(max_tokens),
         }
