@@ -395,7 +395,7 @@ async def _working(
         tasks.append(background.start("keys", keys.run))
     try:
         await fleet_sync.start(first_look_s)
-        tasks.append(background.start("keeper", fleet_sync.run))
+        tasks.append(background.start("fleet_sync", fleet_sync.run))
         yield
     finally:
         for task in tasks:

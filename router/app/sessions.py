@@ -64,8 +64,8 @@ class SessionState:
         """What runs beside the requests, and ends after them."""
         tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
         compactor = self.turns.context_window.compactor
-        tasks += [background.start("janitor", compactor.run) for _ in range(self.janitors)]
-        tasks.append(background.start("janitor", partial(compactor.run, writes=False)))
+        tasks += [background.start("compactor", compactor.run) for _ in range(self.janitors)]
+        tasks.append(background.start("compactor", partial(compactor.run, writes=False)))
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
         if self.store.sweep is not None:

@@ -21,7 +21,7 @@ TASKS = (
     "sweep",
     "client_sweep",
     "freed_memory",
-    "keeper",
+    "fleet_sync",
     "source",
     "watch",
     "keys",
@@ -32,7 +32,7 @@ TASKS = (
     "expiry",
     "recall_expiry",
     "store",
-    "janitor",
+    "compactor",
     "status",
 )
 """What there is: labels of the failure counter."""

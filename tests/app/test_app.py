@@ -43,7 +43,9 @@ async def test_a_router_leaves_no_task_behind() -> None:
             assert router.fleet.is_ready()
             assert (await get(router, "/health")).status == 200
         # What is left here is the worker's own.
-        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith(("watch", "keeper", "sweep"))]
+        assert not [
+            task for task in asyncio.all_tasks() if task.get_name().startswith(("watch", "fleet_sync", "sweep"))
+        ]
 
 
 async def test_a_router_that_fails_inside_its_block_leaves_no_task_behind() -> None:

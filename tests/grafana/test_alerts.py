@@ -161,10 +161,10 @@ CASES = {
         W,
     ),
     "WarmrouteTasksFail": Case(
-        gauge("background_failures_total", 'instance="r1",task="keeper"', "0+1"),
-        gauge("background_failures_total", 'instance="r1",task="keeper"', "1"),
+        gauge("background_failures_total", 'instance="r1",task="fleet_sync"', "0+1"),
+        gauge("background_failures_total", 'instance="r1",task="fleet_sync"', "1"),
         "30m",
-        R1 | {"task": "keeper"},
+        R1 | {"task": "fleet_sync"},
     ),
 }
 

@@ -631,7 +631,7 @@ async def test_a_name_that_expired_can_be_taken_before_it_was_swept(path: Path, 
     async with opened(path, clocks) as store:
         old = await begun_in(store, entries=(b"old",), turn=1, lifetime_s=5)
         await clocks.advance(10)
-        new = await begun_in(store, known=Cursor(old.generation, 1))
+        new = await begun_in(store, cursor=Cursor(old.generation, 1))
         assert (new.head, new.turn, new.fence > old.fence) == (0, 1, True)
         assert await store.sweep(10) == 0
 

@@ -713,7 +713,7 @@ async def test_a_session_ends_with_its_lifetime_and_all_of_it_at_once(trial: Tri
     for is_late in (False, True):
         with pytest.raises(Fenced):
             await store.append(more(sid, begun, b"x", ends=True, is_late=is_late))
-    fresh = await begun_by(store, asks(sid, idempotency_key="k", known=Cursor(begun.generation, 1)))
+    fresh = await begun_by(store, asks(sid, idempotency_key="k", cursor=Cursor(begun.generation, 1)))
     assert (fresh.turn, fresh.head, fresh.view, fresh.generation != begun.generation) == (1, 0, None, True)
 
 
