@@ -38,7 +38,7 @@ from router.core.fleet.fleet import Fleet, Member
 from router.core.fleet.health import WorkerState
 from router.core.fleet.seats import Seats, warm_wait_s
 from router.core.request.record import Record
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
 from router.core.tenants.queue import Drain, FairQueue, Waiter
 from router.core.tenants.quota import INITIAL_COMPLETION_TOKENS, Asked, Ledger, Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
@@ -134,7 +134,7 @@ class Admission:
 
     def _asked(self, request: Request) -> Asked:
         """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
-        if request.route is Route.COUNT_TOKENS:
+        if not request.route.spec.is_charged:
             return Asked(0.0, 0.0, is_entered=request.is_entered)
         prompt_tokens = self._prompt_tokens(request)
         if request.max_answer_tokens is not None:

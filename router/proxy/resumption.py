@@ -33,8 +33,9 @@ from router.core.request.attempt import (
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record, Resumption
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
-from router.core.request.request import Request, Route
+from router.core.request.request import Request
 from router.core.request.retry import RetryBudget
+from router.core.request.routes import Route
 from router.core.request.trace import Trace
 from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName

@@ -13,7 +13,8 @@ from router.core.fleet.facts import Facts
 from router.core.fleet.fleet import Lease, Member
 from router.core.fleet.ring import Ring
 from router.core.fleet.seats import Seats, warm_wait_s
-from router.core.request.request import Request, Route, Tenant
+from router.core.request.request import Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.admission import Admission, AdmissionSettings
 from tests.core.fleet.test_fleet import addresses, bring_up, make_fleet, of, poll, report

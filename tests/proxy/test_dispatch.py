@@ -38,7 +38,8 @@ from router.core.request.attempt import (
 )
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import NO_TENANT, Request, Route, SessionKey
+from router.core.request.request import NO_TENANT, Request, SessionKey
+from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryFull
 from router.core.worker import WorkerAddress
 from router.policies.base import Ranking

@@ -27,7 +27,8 @@ from router.core.request.attempt import (
 from router.core.request.poison_guard import PROGRESS_CHUNKS
 from router.core.request.record import Record, Resumption
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import Request, Route
+from router.core.request.request import Request
+from router.core.request.routes import Route
 from router.core.tenants.memory import Holding
 from router.core.tenants.tenant import EVERYBODY, Caller
 from router.core.worker import WorkerAddress

@@ -15,7 +15,8 @@ from router.core.fleet.load import LoadReport
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress
 from router.policies import POLICIES, PolicySettings
 from router.proxy.selection import UNTOLD_HITS, WorkerSelector

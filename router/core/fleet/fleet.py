@@ -21,7 +21,7 @@ from router.core.fleet.rates import DecayedRatio, PrefillTimes, believed
 from router.core.index.cache_use import CacheUse
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import Recorded
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress, WorkerName
 
 OWN_SAMPLES = 10.0
