@@ -21,7 +21,7 @@ from router.core.fleet.ring import Ring
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerName
-from router.policies import POLICIES, PolicySettings
+from router.policies import POLICIES, make_policy
 from router.policies.base import Policy
 
 PROMPTS = 1_000_000
@@ -76,7 +76,7 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
         [random.uniform(0.9, 1.1) / 15_000 for _ in names],
         [1.0] * workers,
     )
-    policy = POLICIES["cache_aware"](PolicySettings(), random)
+    policy = make_policy("cache_aware", {}, random)
     tokens = prompt_bytes / 4
     key = anchor(segments[:2], model="m")
 
@@ -101,7 +101,7 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
     measure("  match and rank", partial(decide, policy), rounds, case)
     measure("  record", lambda: index.record(0, print_of_prompt), rounds, case)
     for name in sorted(set(POLICIES) - {"cache_aware"}):
-        other = POLICIES[name](PolicySettings(), random)
+        other = make_policy(name, {}, random)
         measure(f"  match and rank, {name}", partial(decide, other), rounds // 4, case)
 
 

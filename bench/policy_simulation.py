@@ -33,8 +33,9 @@ from router.core.fleet.ring import Ring
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
 from router.core.index.prefix_index import Matches, PrefixIndex
 from router.core.worker import WorkerName
-from router.policies import POLICIES, PolicySettings
+from router.policies import make_policy
 from router.policies.base import Policy
+from router.policies.cache_aware import CacheAwareParameters
 
 BYTES_PER_TOKEN = 4
 INDEX_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
@@ -567,8 +568,8 @@ def main() -> None:
     parser.add_argument("--block-tokens", type=int, default=512)
     parser.add_argument("--slow", default="", help="WORKER:FACTOR, separated by commas")
     parser.add_argument("--poll-interval-s", type=float, default=1.0)
-    parser.add_argument("--miss-weight", type=float, default=PolicySettings().miss_weight)
-    parser.add_argument("--leave-weight", type=float, default=PolicySettings().leave_weight)
+    parser.add_argument("--miss-weight", type=float, default=CacheAwareParameters().miss_weight)
+    parser.add_argument("--leave-weight", type=float, default=CacheAwareParameters().leave_weight)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -581,13 +582,10 @@ def main() -> None:
     conditions = Conditions(args.replicas, args.poll_interval_s, seed=args.seed)
     for chosen in args.policy.split(","):
         name, _, bound = chosen.partition(":")
-        settings = PolicySettings(
-            ring_bound=float(bound or PolicySettings().ring_bound),
-            miss_weight=args.miss_weight,
-            leave_weight=args.leave_weight,
-            alone=args.alone,
-        )
-        result = Simulation(fleet, conditions, partial(POLICIES[name], settings)).run(arrivals)
+        parameters = {"miss_weight": args.miss_weight, "leave_weight": args.leave_weight, "alone": args.alone}
+        if bound:
+            parameters["ring_bound"] = float(bound)
+        result = Simulation(fleet, conditions, partial(make_policy, name, parameters)).run(arrivals)
         print(f"{chosen:18} {describe(result)}  {result.reasons}", flush=True)
 
 

@@ -39,7 +39,6 @@ from router.config.schema import (
     ConfigError,
     FleetConfig,
     LimitsConfig,
-    PolicyConfig,
     ServerConfig,
     TracingConfig,
     read_salt_secret,
@@ -52,8 +51,7 @@ from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, make_caller
-from router.policies import POLICIES, PolicySettings
-from router.policies.base import Policy
+from router.policies import make_policy
 from router.proxy.admission import Admission, AdmissionSettings
 from router.proxy.admission_metrics import AdmissionCollector
 from router.proxy.dispatch import Dispatcher, DispatchSettings
@@ -174,9 +172,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         decisions.append(record)
         metrics.observe(record)
 
-    selector = WorkerSelector(
-        fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s
-    )
+    policy = make_policy(config.policy.name, config.policy, random.Random(config.policy.seed))  # noqa: S311  # lots, not secrets
+    selector = WorkerSelector(fleet, index, last_workers, policy, clock, config.timeouts.min_first_event_s)
     admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(
@@ -471,17 +468,6 @@ def _allow_descriptors(max_connections: int) -> None:
             "too few descriptors: fewer connections than limits.max_connections are taken",
             extra={"granted": granted, "max_connections": max_connections},
         )
-
-
-def make_policy(config: PolicyConfig) -> Policy:
-    settings = PolicySettings(
-        ring_bound=config.ring_bound,
-        miss_weight=config.miss_weight,
-        prior=config.prior,
-        leave_weight=config.leave_weight,
-        alone=config.alone,
-    )
-    return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
 
 
 def _open_tracing(config: TracingConfig, fleet: Fleet, clock: Callable[[], float]) -> Tracing | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
+from router import policies
 from router.core.fleet.facts import Facts, FleetView
 from router.core.fleet.ring import Ring
 from router.core.index.prefix_index import Matches
 from router.core.worker import WorkerName
-from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 
 
@@ -53,8 +53,8 @@ def make_facts(
     )
 
 
-def make_policy(name: str, settings: PolicySettings | None = None) -> Policy:
-    return POLICIES[name](settings or PolicySettings(), Random(1))
+def make_policy(name: str, seed: int = 1, **parameters: object) -> Policy:
+    return policies.make_policy(name, parameters, Random(seed))
 
 
 def walk(facts: Facts) -> list[int]:

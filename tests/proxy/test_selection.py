@@ -18,7 +18,7 @@ from router.core.request.record import Record
 from router.core.request.request import NO_TENANT, Request
 from router.core.request.routes import Route
 from router.core.worker import WorkerAddress
-from router.policies import POLICIES, PolicySettings
+from router.policies import make_policy
 from router.proxy.selection import UNTOLD_HITS, WorkerSelector
 from router.wire.sse import Usage
 
@@ -62,7 +62,7 @@ class House:
         self.fleet.set_models(self.member, {"m": {"id": "m"}})
         self.member.health.on_probe_answered(0.0)
         self.fleet.on_health_changed(self.member)
-        policy = POLICIES["least_loaded"](PolicySettings(), random.Random(1))
+        policy = make_policy("least_loaded", {}, random.Random(1))
         self.selector = WorkerSelector(self.fleet, self.index, LastWorkers(10), policy, lambda: 100.0, 30.0)
 
     def send(self, prompt: Fingerprint) -> Record:
