@@ -69,6 +69,10 @@ class AttemptRefusal(NamedTuple):
             return self
         return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
 
+    def for_good(self) -> AttemptRefusal:
+        """Clients that retried now would do what the router must not, so the error says that a retry cannot help."""
+        return self._replace(error=type(self.error)(self.error.message, retryable=False))
+
 
 class WorkerSelector:
     """One for the process."""
