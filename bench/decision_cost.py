@@ -16,7 +16,8 @@ from functools import partial
 from random import Random
 
 from bench.verdict import conclude
-from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.facts import Facts
+from router.core.fleet.figures import Figures
 from router.core.fleet.ring import Ring
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
 from router.core.index.prefix_index import PrefixIndex
@@ -67,7 +68,7 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
         if position % 50 == 0:
             depth = len(hashes) - position % 11
         index.record(position, Fingerprint(hashes[:depth], depth * BLOCK_BYTES))
-    view = FleetView(
+    view = Figures(
         names,
         [random.randrange(20) for _ in names],
         [random.randrange(5) for _ in names],

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from router.core.fleet.fleet import Member
+from router.core.fleet.member import Member
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
 from router.core.request.request import Request

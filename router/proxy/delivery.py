@@ -14,7 +14,7 @@ import msgspec
 
 from router.core.errors import WorkerError
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Lease, Member
+from router.core.fleet.member import Lease, Member
 from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
@@ -151,7 +151,7 @@ class Delivery:
             whole = reply.content
             usage = read_usage(whole) if isinstance(whole, bytes) else await self._read_large(request, whole)
             if request.max_answer_tokens != 0 and not (usage and usage.output_tokens):
-                bytes_per_token = self._selector.fleet.bytes_per_token(request.model)
+                bytes_per_token = self._selector.fleet.learning.bytes_per_token(request.model)
                 record.delivered_tokens = sum(map(len, reply.pieces)) / bytes_per_token
         await flight.client.answer(reply, record)
         record.outcome = "ok" if reply.status < 400 else "client_error"

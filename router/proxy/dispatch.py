@@ -31,7 +31,7 @@ from router.core.errors import (
     WorkersBusy,
 )
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Member
+from router.core.fleet.member import Member
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
 from router.core.request.reply import StreamEnd, Verdict, judge
@@ -142,7 +142,9 @@ class Dispatcher:
             raise
         finally:
             if record.tally is not None and not record.completion_tokens:
-                record.delivered_tokens = record.tally.tokens(self._selector.fleet.bytes_per_token(request.model))
+                record.delivered_tokens = record.tally.tokens(
+                    self._selector.fleet.learning.bytes_per_token(request.model)
+                )
             record.tally = None
             if transcript is not None:
                 transcript.clear()
@@ -212,7 +214,7 @@ class Dispatcher:
                 refusal = outcome.or_sooner(refusal)
         if refusal is not None and refusal.cause == NO_MODEL:
             raise refusal.error
-        if refusal is None or self._selector.fleet.eligible(request.model).panic:
+        if refusal is None or self._selector.fleet.catalog.eligible(request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
         raise refusal.error
 
@@ -223,7 +225,7 @@ class Dispatcher:
         were ejected, and are all that is left."""
         if (member := _untried(ranked, tried)) is not None:
             return member
-        if refusal is not None and refusal.cause == NO_MODEL and not self._selector.fleet.serves(request.model):
+        if refusal is not None and refusal.cause == NO_MODEL and not self._selector.fleet.catalog.serves(request.model):
             return None
         ranked[:] = self._members(self._selector.rank(request)[1].order)
         return _untried(ranked, tried)

@@ -332,16 +332,16 @@ class FleetCollector(Collector):
         self._budget = budget
         self._sizes = sizes
         self._figures: tuple[tuple[str, str, Callable[[int], float]], ...] = (
-            ("worker_in_flight", "Requests of this router on the worker.", lambda at: fleet.in_flight[at]),
+            ("worker_in_flight", "Requests of this router on the worker.", lambda at: fleet.figures.in_flight[at]),
             (
                 "worker_queued_prefill_tokens",
                 "Tokens sent there whose first token is not back.",
-                lambda at: max(fleet.queued_prefill_tokens[at], 0.0),
+                lambda at: max(fleet.figures.queued_prefill_tokens[at], 0.0),
             ),
             (
                 "worker_prefill_rate",
                 "Learnt prefill rate, tokens per second.",
-                lambda at: 1.0 / fleet.seconds_per_token[at],
+                lambda at: 1.0 / fleet.figures.seconds_per_token[at],
             ),
             ("prefix_index_blocks", "Blocks of the index that the worker is believed to hold.", index.blocks),
             ("prefix_index_max_blocks", "Blocks that the index will remember of the worker.", index.limit),

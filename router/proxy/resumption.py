@@ -22,7 +22,7 @@ import msgspec
 
 from router.core.errors import NoWorkerAvailable, Overloaded, PoisonRequest, RouterError, Unavailable
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Member
+from router.core.fleet.member import Member
 from router.core.request.attempt import (
     AttemptFailed,
     CannotConnect,

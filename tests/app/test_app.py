@@ -41,7 +41,7 @@ async def nothing_left() -> AsyncIterator[None]:
 async def test_a_router_leaves_no_task_behind() -> None:
     async with nothing_left(), scripted() as worker:
         async with running(config(worker.url, await unused_url(), probes__timeout_s=1)) as router:
-            assert router.fleet.is_ready()
+            assert router.fleet.catalog.is_ready()
             assert (await get(router, "/health")).status == 200
         # What is left here is the worker's own.
         assert not [

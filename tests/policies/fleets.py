@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from router import policies
-from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.facts import Facts
+from router.core.fleet.figures import Figures
 from router.core.fleet.ring import Ring
 from router.core.index.prefix_index import Matches
 from router.core.worker import WorkerName
@@ -32,7 +33,7 @@ def make_facts(
 ) -> Facts:
     positions = range(workers)
     names = [WorkerName(f"w-{position}") for position in positions]
-    view = FleetView(
+    view = Figures(
         names,
         [(in_flight or {}).get(position, 0) for position in positions],
         [(foreign or {}).get(position, 0) for position in positions],

@@ -7,8 +7,9 @@ import asyncio
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
+from router.core.fleet.rules import FleetRules
 from router.core.index.cache_use import CacheMisses
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record

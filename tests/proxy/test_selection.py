@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
 from router.core.fleet.load import LoadReport
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record

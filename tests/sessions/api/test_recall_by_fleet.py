@@ -73,7 +73,7 @@ async def test_what_could_not_be_embedded_is_embedded_behind_the_next_cut() -> N
         await say(router, **user(SAID))
         await compacted(router, "cut")
         worker.models = ("m", "bge")
-        await until(lambda: router.fleet.knows("bge"))
+        await until(lambda: router.fleet.catalog.knows("bge"))
         await say(router, **user(f"something new {LONG}"))
         await compacted(router, "cut", 2)
         await say(router, **user(ASKED))
