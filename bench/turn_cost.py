@@ -14,7 +14,8 @@ import msgspec
 
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import NO_TENANT, Request, Route, Tenant
+from router.core.request.request import NO_TENANT, Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.ports import Client

@@ -32,7 +32,8 @@ from router.core.errors import (
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
+from router.core.request.routes import Api, Route
 from router.core.request.trace import TRACE
 from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
 from router.core.tenants.tenant import Caller, TenantRules
@@ -41,7 +42,7 @@ from router.runtime.logs import ABOUT, redact
 from router.server.auth import Gate
 from router.server.bodies import answer_unread, read_body, require_room
 from router.server.client import ClientConnection
-from router.server.errors import ANTHROPIC_ROUTES, SERVER, error_response
+from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
 from router.server.origins import Origins
 from router.server.page_routes import Call, Match, PageRoutes
@@ -55,7 +56,6 @@ from router.wire.requests import Parsed, parse_apart
 log = logging.getLogger("warmroute.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_INFERENCE = {route.value: route for route in Route}
 
 REQUEST_ID_BYTES = 9
 
@@ -119,6 +119,11 @@ class DataPort:
         self._gate = gate
         self._server = server
         self._limits = limits
+        self._routes = {route.path: route for route in Route}
+        self._limits_of = {
+            route: msgspec.structs.replace(limits, max_body_bytes=route.spec.max_body_bytes or limits.max_body_bytes)
+            for route in Route
+        }
         self._dispatch = dispatch
         self._catalog = catalog
         self._clock = clock
@@ -144,16 +149,16 @@ class DataPort:
         """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
         started_at = self._clock()
         path = request.raw_path
-        route = _INFERENCE.get(path) or _INFERENCE.get(exact_path(path))
+        route = self._routes.get(path) or self._routes.get(exact_path(path))
         request_id = self._request_id(request)
         if (trace := TRACE.get()) is not None:
-            trace.request_id, trace.route = request_id, route.value if route else ""
+            trace.request_id, trace.route = request_id, route.path if route else ""
         ABOUT.set((request_id, trace.trace_id if trace is not None and trace.is_sampled else ""))
         memory = self.memory.hold(NO_TENANT)
         self.live += 1
         try:
             check_fields(request.raw_headers, request.version)
-            if path not in _INFERENCE:
+            if path not in self._routes:
                 check_target(request.method, path)
             if self._origins.any_listed and (early := self._origins.check(request)) is not None:
                 return early
@@ -166,7 +171,7 @@ class DataPort:
             untie_error(error)
             memory.release()
             if not error.is_counted:
-                self._observe_refusal(route.value if route else "other", error.status)
+                self._observe_refusal(route.path if route else "other", error.status)
             return await self._answer_error(request, error, route, request_id)
         except Exception as error:
             log.exception("unexpected error", extra={"request_id": request_id})
@@ -175,7 +180,7 @@ class DataPort:
             if begun is not None and begun.has_started:
                 begun.abort()
                 return begun.sent()
-            self._observe_refusal(route.value if route else "other", 500)
+            self._observe_refusal(route.path if route else "other", 500)
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
@@ -186,12 +191,13 @@ class DataPort:
         self, request: web.BaseRequest, route: Route, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
         """A request that a worker answers."""
-        caller = self._gate.admit(request, takes_x_api_key=route in ANTHROPIC_ROUTES)
+        caller = self._gate.admit(request, takes_x_api_key=route.spec.errors is Api.ANTHROPIC)
         memory.owner = caller.rules.tenant
         self._check_open(request)
-        self._check_body(request)
-        body = await read_body(request, self._limits, memory)
-        require_room(len(body), self._limits)
+        limits = self._limits_of[route]
+        self._check_body(request, limits)
+        body = await read_body(request, limits, memory)
+        require_room(len(body), limits)
         if len(body) < CHEAP_BYTES:
             parsed = self._parse(body, route, request.headers, caller, request_id).of(body)
         else:
@@ -216,7 +222,7 @@ class DataPort:
             raise MethodNotAllowed(f"{match.template} takes {', '.join(sorted(match.by_method))}")
         if self.phase is Phase.DRAINING:
             raise Draining("the router is shutting down", retry_after_s=1)
-        self._check_body(request)
+        self._check_body(request, self._limits)
         with self._tenant_limits.visit(caller.rules):
             call = Call(
                 names=match.names,
@@ -294,12 +300,12 @@ class DataPort:
             return given
         return self.new_request_id()
 
-    def _check_body(self, request: web.BaseRequest) -> None:
+    def _check_body(self, request: web.BaseRequest, limits: LimitsConfig) -> None:
         """What the head tells of the body."""
         encoding = request.headers.get("Content-Encoding")
         if encoding is not None and encoding.lower() != "identity":
             raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
-        require_room(request.content_length or 0, self._limits)
+        require_room(request.content_length or 0, limits)
 
     async def _parse_large(
         self, route: Route, body: bytes, request: web.BaseRequest, caller: Caller, request_id: str

@@ -22,6 +22,7 @@ from router.core.request.attempt import (
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
+from router.core.request.routes import BodyCodec
 from router.core.tenants.memory import Holding, MemoryFull
 from router.core.worker import WorkerAddress
 from router.upstream.connection import RelayEvent, Sink, WorkerConnection
@@ -64,6 +65,9 @@ class Upstream:
         self._pool.abort_unresponsive(worker)
 
 
+_JSON_HEADER = f"Content-Type: {BodyCodec.JSON.value}\r\n"
+
+
 class Exchange:
     """A context: leaving it gives the connection back, or aborts it if it is not clean."""
 
@@ -84,14 +88,13 @@ class Exchange:
     ) -> Reply:
         """Send the request; returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held of
         the answer. Raises AttemptFailed, MemoryFull."""
-        headers = f"X-Request-Id: {request.request_id}-{self._name}\r\n"
+        route = request.route
+        headers = f"Content-Type: {route.spec.codec.value}\r\nX-Request-Id: {request.request_id}-{self._name}\r\n"
         if request.traceparent:
             headers += f"traceparent: {request.traceparent}\r\n"
             if request.tracestate:
                 headers += f"tracestate: {request.tracestate}\r\n"
-        return await self._send(
-            "POST", request.route.value, request.body, headers, watch, first_event_s, memory, may_wait=True
-        )
+        return await self._send("POST", route.path, request.body, headers, watch, first_event_s, memory, may_wait=True)
 
     async def get(self, path: str, max_reply_bytes: int) -> Reply:
         """What the router asks for itself. Raises AttemptFailed."""
@@ -99,7 +102,7 @@ class Exchange:
 
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
         """The same, with JSON, and an answer within so many seconds. Raises AttemptFailed."""
-        return await self._send("POST", path, body, "", None, answer_s, max_reply_bytes=MAX_POST_BYTES)
+        return await self._send("POST", path, body, _JSON_HEADER, None, answer_s, max_reply_bytes=MAX_POST_BYTES)
 
     async def _send(
         self,

@@ -46,7 +46,7 @@ class WorkerPort:
         self._now = asyncio.get_running_loop().time
 
     def head(self, method: str, path: str, body_bytes: int, headers: str) -> bytes:
-        content = f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n" if body_bytes else ""
+        content = f"Content-Length: {body_bytes}\r\n" if body_bytes else ""
         return f"{method} {path}{self._common}{headers}{content}\r\n".encode("latin-1")
 
     def take_idle(self) -> WorkerConnection | None:

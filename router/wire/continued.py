@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from router.core.request.request import Route
+from router.core.request.routes import PromptForm, Route
 from router.wire.continuation import Asked, Seam
 from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, Usage, each_event, is_costly, read_event_usage
 from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
@@ -224,7 +224,7 @@ class ContinuedFilter:
 
     def _choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0}
-        if self._asked.route is Route.CHAT:
+        if self._asked.route.spec.prompt is PromptForm.MESSAGES:
             choice["delta"] = {"content": text}
         else:
             choice["text"] = text
@@ -262,7 +262,7 @@ def _envelope(route: Route, delivered: Delivered) -> dict[str, Any]:
     """What all chunks of one answer have in common."""
     return {
         "id": delivered.id,
-        "object": "chat.completion.chunk" if route is Route.CHAT else "text_completion",
+        "object": "chat.completion.chunk" if route.spec.prompt is PromptForm.MESSAGES else "text_completion",
         "created": delivered.created,
         "model": delivered.model,
     }

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
-from router.core.request.request import NO_TENANT, Route
+from router.core.request.request import NO_TENANT
+from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
 from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, ConnectionState, Limits, RelayEvent
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.wire.continuation import Seam, read_asked
 from router.wire.continued import ContinuedFilter, StopSearch, leaks, usage_event
 from router.wire.sse import Usage

@@ -7,7 +7,7 @@ import msgspec
 from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.proxy.ports import Client
 from router.sessions.codec import StoredAnswer
 from router.sessions.context.messages import message_bytes
