@@ -16,6 +16,9 @@ from typing import Generic, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+IN_MEMORY = Path(":memory:")
+"""The database is in this process's memory, and each connection has one of its own."""
+
 MAX_WAL_BYTES = 64 * 1024 * 1024
 """A write-ahead log that has grown longer is cut to this."""
 
@@ -158,7 +161,9 @@ class SqliteThread:
 
 def create_private(path: Path) -> None:
     """For nobody else's eyes, whatever the umask. A file that is there is not opened: closing it would drop the locks that
-    this process may have on it."""
+    this process may have on it. ``IN_MEMORY`` needs no file."""
+    if path == IN_MEMORY:
+        return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, cast
 
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.compactor import CompactionJob
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
@@ -43,9 +44,12 @@ async def two_ways(name: str, directory: Path, redis_url: str) -> tuple[Store, S
         path = directory / "sessions.db"
         first = await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
         return first, await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
-    memory = MemoryStore(clocks.monotonic, clocks.unix_time)
+    if name == "memory":
+        store = await SqliteStore.open(IN_MEMORY, clocks.monotonic, clocks.unix_time, boot="this")
+        return store, store
+    model = MemoryStore(clocks.monotonic, clocks.unix_time)
     secret = b"a secret of the tests"
-    return (EncryptedStore(memory, secret), EncryptedStore(memory, secret)) if name == "sealed" else (memory, memory)
+    return (EncryptedStore(model, secret), EncryptedStore(model, secret)) if name == "sealed" else (model, model)
 
 
 class PointedCalls:

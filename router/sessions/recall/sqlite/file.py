@@ -17,7 +17,6 @@ from router.sessions.recall.index import IndexUnavailable
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MEMORY = ":memory:"
 APPLICATION_ID = 0x77617278
 """Tells the file from other programs' databases: the letters "warx"."""
 VERSION = 2
@@ -120,8 +119,7 @@ class IndexFile:
     # From here on in the thread.
 
     def _connect(self) -> None:
-        if self.path != MEMORY:
-            create_private(Path(self.path))
+        create_private(Path(self.path))
         connection = self._thread.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         _check(connection)
         # SQLite refuses this at once where another process is at it, which then does it for both.

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from router.runtime.sqlite_thread import MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
+from router.runtime.sqlite_thread import IN_MEMORY, MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
 from router.sessions.stores.contract import Corrupt, Full, StoreUnavailable
 from router.sessions.stores.sqlite.schema import check_version, migrate
 
@@ -66,13 +66,16 @@ class Transaction:
     path: Path
 
     def disk(self) -> tuple[int, int]:
-        """Bytes that may still be written, with what is free in the file; and of the whole disk."""
+        """Bytes that may still be written, with what is free in the file; and of the whole disk. Memory has no bound."""
+        if self.path == IN_MEMORY:
+            return UNBOUNDED_BYTES, UNBOUNDED_BYTES
         free_pages, page_bytes = (self.connection.execute(f"PRAGMA {of}").fetchone()[0] for of in FREE_PAGES)
         disk = os.statvfs(self.path.parent)
         return disk.f_bavail * disk.f_frsize + free_pages * page_bytes, disk.f_blocks * disk.f_frsize
 
 
 FREE_PAGES = ("freelist_count", "page_size")
+UNBOUNDED_BYTES = 1 << 62
 
 
 def _begin_wal(connection: sqlite3.Connection) -> str:
@@ -204,7 +207,7 @@ class Database:
         with suppress(OSError):
             disk = os.statvfs(self.path.parent)
             return disk.f_bavail * disk.f_frsize
-        return 1 << 62
+        return UNBOUNDED_BYTES
 
     # From here on in the thread.
 
@@ -222,7 +225,7 @@ class Database:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        if not self.path.exists():  # else it would be made, for all to read
+        if self.path != IN_MEMORY and not self.path.exists():  # else it would be made, for all to read
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._thread.connection = sqlite3.connect(self.path, timeout=self._timeout_s / 2, isolation_level=None)
         return self._thread.connection
@@ -237,8 +240,7 @@ class Database:
         create_private(self.path)
         connection = self._connect()
         check_version(connection)
-        mode = _begin_wal(connection)
-        if mode != "wal":
+        if _begin_wal(connection) not in ("wal", "memory"):
             raise StoreUnavailable(f"{self.path}: its file system cannot hold a write-ahead log")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         self._bound_wal(connection)
@@ -263,6 +265,8 @@ class Database:
 
     def _fit_to_disk(self) -> None:
         self._require_connection()
+        if self.path == IN_MEMORY:
+            return
         self._bound_wal(self._connection())
         create_private(self._reserve)
         file = os.open(self._reserve, os.O_WRONLY)

@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.core.request.request import NO_TENANT, Tenant
 from router.runtime.fair_turns import FairTurns
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
     DOCUMENT_OVERHEAD_BYTES,
@@ -79,10 +80,10 @@ class SqliteStore:
         boot: str = "",
         limits: OwnerLimits = DEFAULT_LIMITS,
     ) -> Self:
-        """The file, and its directory where it is missing, are made so that only their owner can read them. ``clock``: the
-        boot's monotonic one. ``timeout_s``: for a call to begin, from its place in the thread's queue on, and again for it
-        to end; half of it may be spent on waiting for another process. ``boot``: by default this machine's. A disk without
-        room is no reason not to open it. Raises StoreUnavailable or Corrupt."""
+        """``path``: a file, or ``IN_MEMORY``. A missing file is made, with its directory, so that only the owner can read it.
+        ``clock``: the boot's monotonic one. ``timeout_s``: for a call to begin, from its place in the thread's queue on, and
+        again for it to end; half of it may be spent on waiting for another process. ``boot``: by default this machine's. A disk
+        without room is no reason not to open it. Raises StoreUnavailable or Corrupt."""
         open_ = partial(
             Database.open,
             path,
@@ -92,7 +93,7 @@ class SqliteStore:
         )
         writer = await open_(synchronous)
         try:
-            reader = await open_(None)
+            reader = writer if path == IN_MEMORY else await open_(None)
         except BaseException:
             await writer.close()
             raise
@@ -104,7 +105,8 @@ class SqliteStore:
     @property
     def pending(self) -> int:
         """Calls that wait for the two threads, and those that they are at."""
-        return self._writer.pending + self._reader.pending + self.writes.waiting + self.reads.waiting
+        databases = {self._writer, self._reader}
+        return sum(database.pending for database in databases) + self.writes.waiting + self.reads.waiting
 
     @property
     def max_pending(self) -> int:
