@@ -19,13 +19,13 @@ from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask
 from router.sessions.stores.contract import Sid, Store
 from router.sessions.stores.encrypted import EncryptedStore
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
 from router.sessions.summaries import Written
 from tests.sessions.desk import ACME, FakeDispatch, Points, Replica, contents, user
 from tests.sessions.kept_histories import FakeWriter
 from tests.sessions.stores.contract import Clocks
+from tests.sessions.stores.memory import MemoryStore
 
 LONG = "x" * 400
 """About 100 tokens; so is its answer."""

@@ -21,10 +21,10 @@ from router.core.request.request import Tenant
 from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import Append, Begin, Begun, OwnerLimits, Sid, Store, Usage
 from router.sessions.stores.encrypted import EncryptedStore
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
 from tests.sessions.stores import redis_clock
+from tests.sessions.stores.memory import MemoryStore
 from tests.sessions.stores.redis_servers import RedisProcess, running
 
 OWNER, STRANGER = Tenant("ann"), Tenant("bob")
