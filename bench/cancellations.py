@@ -315,7 +315,6 @@ async def run(scale: float) -> int:
         {
             f"of {cancelled} cancellations none brings a reply to another session": not tasks["foreign"]
             and not clients.get("foreign", 0)
-            and not tasks.get("crossed", 0)
             and clients["ended"] > clients["cancelled"] * STAYING / 4,
             f"of {asked} probes of stores none is told more than of an absent session": not any(
                 found["wrong"] for found in probes.values()

@@ -344,27 +344,6 @@ async def test_a_loop_that_is_held_up_is_no_time_out_of_redis(redis_server: Redi
 # Nobody reads what another asked for
 
 
-async def test_a_reply_of_another_call_is_refused_and_its_connection_dropped() -> None:
-    anothers = b"*4\r\n$5\r\nother\r\n$8\r\ndocument\r\n$3\r\nann\r\n$4\r\nbody\r\n"
-    scripted = ScriptedRedis({b"EVALSHA": anothers})
-    async with scripted.serving() as url, store_at(url) as store:
-        for expected_connections in (1, 2):
-            with pytest.raises(RedisUnavailable) as caught:
-                await store.get_document(new_sid(), OWNER)
-            assert caught.value.reason is Reason.CROSSED
-            assert scripted.connections == expected_connections
-
-
-async def test_a_document_whose_owner_is_another_than_who_asked_is_refused() -> None:
-    key = new_sid()
-    name = f"wr1:{{{key}}}:d".encode()
-    reply = b"*4\r\n$%d\r\n%s\r\n$8\r\ndocument\r\n$3\r\nbob\r\n$4\r\nbody\r\n" % (len(name), name)
-    async with ScriptedRedis({b"EVALSHA": reply}).serving() as url, store_at(url) as store:
-        with pytest.raises(RedisUnavailable) as caught:
-            await store.get_document(key, OWNER)
-    assert caught.value.reason is Reason.CROSSED
-
-
 async def cancel_everywhere(server: RedisProcess, cancellations: int) -> None:
     """Calls are cancelled after 0, 1, 2 … turns of the loop, among others that are not, on a slow way with few connections."""
     draw = random.Random(7)

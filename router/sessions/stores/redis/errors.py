@@ -27,8 +27,6 @@ class Reason(StrEnum):
     CLUSTER = "cluster"
     AUTH = "auth"
     TOO_OLD = "too_old"
-    CROSSED = "crossed"
-    """A reply that belongs to another call. It was dropped."""
     REFUSED = "refused"
 
 
