@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import pytest
 
 from router.core.request.request import Tenant
+from router.runtime.breaker import BreakerState, Patience
 from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Corrupt, Fenced, Sid
 from router.sessions.stores.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.stores.redis import store as redis_store
-from router.sessions.stores.redis.breaker import BreakerState, Patience
 from router.sessions.stores.redis.eviction import Evictions
 from tests.sessions.stores.redis_fakes import HELLO, ScriptedRedis, delaying_proxy
 from tests.sessions.stores.redis_servers import RedisProcess, running

@@ -17,7 +17,7 @@ from typing import Any
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
-from router.sessions.stores.redis.breaker import Breaker, BreakerState, Patience
+from router.runtime.breaker import Breaker, BreakerState, Patience
 from router.sessions.stores.redis.errors import Reason, RedisUnavailable, translate
 from router.sessions.stores.redis.pool import Command, Pool, Reply
 from router.sessions.stores.redis.servers import connect

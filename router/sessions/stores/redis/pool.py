@@ -20,7 +20,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
-from router.sessions.stores.redis.breaker import Breaker, BreakerState, Patience
+from router.runtime.breaker import Breaker, BreakerState, Patience
 from router.sessions.stores.redis.deadline import Deadline
 from router.sessions.stores.redis.errors import Reason, RedisUnavailable, ends_connection, translate
 from router.sessions.stores.redis.servers import Primary

@@ -29,6 +29,7 @@ from typing import Any, Self
 from redis.exceptions import NoScriptError
 
 from router.core.request.request import NO_TENANT, Tenant
+from router.runtime.breaker import BreakerState, Patience
 from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
@@ -52,7 +53,6 @@ from router.sessions.stores.contract import (
     size_of,
 )
 from router.sessions.stores.redis import scripts
-from router.sessions.stores.redis.breaker import BreakerState, Patience
 from router.sessions.stores.redis.cluster import Cluster
 from router.sessions.stores.redis.errors import Reason, RedisUnavailable, translate
 from router.sessions.stores.redis.eviction import QUESTIONS, Evictions
