@@ -240,7 +240,7 @@ async def test_a_server_that_went_away_is_unavailable_and_found_again_when_it_is
     async with opened(server.url) as index:
         await index.add(SID, ANN, [Passage(1, "quince")])
         server.end()
-        for _ in range(pools.MAX_FAILURES):
+        for _ in range(pools.PATIENCE.max_failures):
             with pytest.raises(IndexUnavailable):
                 await find(index, "quince")
         with pytest.raises(IndexUnavailable, match="lately"):
@@ -255,11 +255,11 @@ async def test_a_server_that_hangs_is_unavailable_within_the_deadline_and_found_
         await index.add(SID, ANN, [Passage(1, "quince")])
         server.stop()
         began_at = asyncio.get_running_loop().time()
-        for _ in range(pools.MAX_FAILURES):
+        for _ in range(pools.PATIENCE.max_failures):
             with pytest.raises(IndexUnavailable, match="no answer in time"):
                 await find(index, "quince")
         took_s = asyncio.get_running_loop().time() - began_at
-        assert 0.2 * pools.MAX_FAILURES <= took_s < 5
+        assert 0.2 * pools.PATIENCE.max_failures <= took_s < 5
         assert index.pending == 0
         server.go_on()
         assert await recovered(index) == [1]
