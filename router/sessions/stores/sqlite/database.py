@@ -13,7 +13,6 @@ import errno
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from router.runtime.sqlite_thread import IN_MEMORY, MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
+from router.runtime.sqlite_thread import IN_MEMORY, NotBegun, SqliteThread, begin_wal, create_private
 from router.sessions.stores.contract import Corrupt, Full, StoreUnavailable
 from router.sessions.stores.sqlite.schema import check_version, migrate
 
@@ -35,7 +34,6 @@ Synchronous = Literal["NORMAL", "FULL"]
 """FULL: what was acknowledged outlives a power failure. NORMAL: it outlives the process, and a power failure leaves the file
 sound but may take the last moments."""
 
-WAL_TRIES, WAL_PAUSE_S = 50, 0.02
 OPENING_S = 10.0
 """How long a file may take to be opened, whatever a call may: one whose last process was killed is recovered first, and
 others may be at it."""
@@ -76,19 +74,6 @@ class Transaction:
 
 FREE_PAGES = ("freelist_count", "page_size")
 UNBOUNDED_BYTES = 1 << 62
-
-
-def _begin_wal(connection: sqlite3.Connection) -> str:
-    """The journal's mode from now on. SQLite waits for no lock here, so that several who open a new file at once would refuse
-    each other. Raises sqlite3.Error."""
-    for _ in range(WAL_TRIES):
-        try:
-            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise
-        time.sleep(WAL_PAUSE_S)
-    return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
 
 
 class _Spared(StoreUnavailable):
@@ -219,7 +204,7 @@ class Database:
                 self._connect_writer(self._synchronous)
             else:
                 self._connect().execute("PRAGMA query_only = ON")
-            self._connection().execute(f"PRAGMA busy_timeout = {round(self._call_timeout_s * 500)}")
+            self._thread.require_connection().execute(f"PRAGMA busy_timeout = {round(self._call_timeout_s * 500)}")
         except BaseException:
             self._thread.disconnect()
             raise
@@ -230,22 +215,13 @@ class Database:
         self._thread.connection = sqlite3.connect(self.path, timeout=self._timeout_s / 2, isolation_level=None)
         return self._thread.connection
 
-    def _connection(self) -> sqlite3.Connection:
-        connection = self._thread.connection
-        if connection is None:
-            raise NotBegun("closed")
-        return connection
-
     def _connect_writer(self, synchronous: Synchronous) -> None:
         create_private(self.path)
         connection = self._connect()
         check_version(connection)
-        if _begin_wal(connection) not in ("wal", "memory"):
+        if not begin_wal(connection, synchronous):
             raise StoreUnavailable(f"{self.path}: its file system cannot hold a write-ahead log")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
         self._bound_wal(connection)
-        connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
-        connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         migrate(connection)
         self._begin = "BEGIN IMMEDIATE"
 
@@ -255,9 +231,7 @@ class Database:
 
     def _truncate(self) -> None:
         self._require_connection()
-        (is_busy, *_) = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise StoreUnavailable(f"{self.path}: others read it")
+        self._thread.truncate_wal()
 
     def _bound_wal(self, connection: sqlite3.Connection) -> None:
         pages = max(1, min(MAX_WAL_PAGES, self._free_bytes() // WAL_SHARE // PAGE_BYTES))
@@ -267,7 +241,7 @@ class Database:
         self._require_connection()
         if self.path == IN_MEMORY:
             return
-        self._bound_wal(self._connection())
+        self._bound_wal(self._thread.require_connection())
         create_private(self._reserve)
         file = os.open(self._reserve, os.O_WRONLY)
         try:
