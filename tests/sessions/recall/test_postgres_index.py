@@ -15,6 +15,7 @@ from router.app.recall_index import open_index
 from router.config.schema import load_config
 from router.core.request.request import Sid, Tenant
 from router.sessions.recall import rarity
+from router.sessions.recall.chunks import last_place
 from router.sessions.recall.index import Embedder, IndexUnavailable, Passage
 from router.sessions.recall.postgres import PostgresIndex, PostgresLimits, rows
 from router.sessions.recall.postgres import pool as pools
@@ -195,7 +196,7 @@ async def test_words_weigh_what_they_weigh_in_the_other_indexes(url: str) -> Non
         await index.add(SID, ANN, [Passage(n, " ".join(each)) for n, each in said.items()])
         for asked in (words[:3], words[4:9], [*words[:2], "absent"]):
             key = (ANN.encode(), SID.encode())
-            found = await ask(url, rows.BY_WORDS, *key, asked, rows.last_place(100), rows.MAX_POSTINGS, 50)
+            found = await ask(url, rows.BY_WORDS, *key, asked, last_place(100), rows.MAX_POSTINGS, 50)
             postings = [[n for n, each in said.items() if word in each] for word in asked]
             expected = rarity.rank(postings, len(said))[:50]
             assert [number for number, _ in found] == [number for number, _ in expected]
