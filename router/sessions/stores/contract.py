@@ -91,14 +91,12 @@ class OwnerLimits(msgspec.Struct, frozen=True):
         """Raises OwnerFull where so much more does not fit."""
         if sessions and usage.sessions + sessions > self.max_sessions:
             raise OwnerFull(
-                f"{usage.sessions} sessions, conversations and chains of responses, which is the most there may be"
+                f"{usage.sessions} sessions, conversations and chains of responses, and the limit is {self.max_sessions}"
             )
         if documents and usage.documents + documents > self.max_sessions:
-            raise OwnerFull(f"{usage.documents} responses, which is the most there may be")
+            raise OwnerFull(f"{usage.documents} responses, and the limit is {self.max_sessions}")
         if usage.bytes + added_bytes > self.max_bytes:
-            raise OwnerFull(
-                f"{usage.bytes} bytes, and this needs {added_bytes} more than {self.max_bytes} has room for"
-            )
+            raise OwnerFull(f"{usage.bytes} bytes, this needs {added_bytes} more, and the limit is {self.max_bytes}")
 
 
 DEFAULT_LIMITS = OwnerLimits()

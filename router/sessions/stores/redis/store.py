@@ -1,20 +1,19 @@
 """Sessions in Redis, shared by all replicas: every call of the contract is one script on one key.
 
-Keys are ``wr1:{SID}:s`` and ``wr1:{KEY}:d``, and of what an owner has ``wr1:{u:OWNER}:u`` and ``…:ux``. How Redis has to be
-set up:
+Keys are ``wr1:{SID}:s`` for sessions, ``wr1:{KEY}:d`` for documents, and ``wr1:{u:OWNER}:u`` and ``…:ux`` for what an owner
+has. Redis must be set up so:
 
-- ``maxmemory-policy noeviction``: else a full Redis throws sessions away, each as a whole, and nobody is told.
-- Where a primary may be replaced (Sentinel, Cluster): ``wait_replicas`` of at least 1, and at least that many in
-  ``min-replicas-to-write``, with three data nodes in all, so that one may be lost. A write is then acknowledged only when a
-  replica has it as well. Without, what a primary acknowledged in its last moments is lost when it dies, and what one
-  acknowledges that was replaced without knowing is lost in any case.
-- Where it has a user of its own, that needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
+- ``maxmemory-policy noeviction``: with another policy a full Redis deletes whole sessions, and no client is told.
+- Where a primary may be replaced (Sentinel, Cluster): ``wait_replicas`` of at least 1, at least that many in
+  ``min-replicas-to-write``, and three data nodes, so that one may be lost. A write is then acknowledged only when a replica has
+  it as well. Otherwise the last writes that a primary acknowledged are lost when it dies, and so are those that a primary
+  acknowledges after it was replaced without knowing.
+- A user of its own needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
   +hdel +hstrlen +pexpireat +persist +unlink +zadd +zrem +zrangebyscore +info ~wr1:*``, and in a Cluster ``+asking`` and
   ``+cluster|slots`` besides.
-- Leases and lifetimes go by the primary's wall clock, so the clocks of data nodes have to be kept together.
-- A read may be answered by a primary that was replaced a moment ago and does not know; with ``wait_replicas`` no write is
-  acknowledged by one.
-- Redis copies asynchronously, and ``WAIT`` is no consensus: two failures within moments can still lose a write.
+- Leases and lifetimes go by the wall clock of the primary, so the clocks of the data nodes must agree.
+- A primary that was replaced a moment ago may still answer a read. With ``wait_replicas`` it acknowledges no write.
+- Redis replicates asynchronously, and ``WAIT`` is no consensus: two failures within moments can still lose a write.
 """
 
 from __future__ import annotations
@@ -67,26 +66,27 @@ _PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
 @dataclass(frozen=True, slots=True)
 class RedisLimits:
     deadline_s: float = 0.2
-    """Of a call as a whole, from waiting for a connection to the last reply."""
+    """Of a whole call: from the wait for a connection to the last reply."""
     max_connections: int = 64
-    """To each server. Calls beyond wait for one, within their deadlines."""
+    """To each server. More calls wait for a connection, within their deadlines."""
     max_waiting: int = 256
-    """Calls of one owner that wait for their turn."""
+    """Calls of one owner that may wait."""
     wait_replicas: int = 0
-    """Replicas that must have a write before it is acknowledged."""
+    """Replicas that must confirm a write before it is acknowledged."""
     wait_s: float = 0.1
-    """How long they may take; less than ``deadline_s``."""
+    """Time for replicas to confirm; less than ``deadline_s``."""
     patience: Patience = field(default_factory=Patience)
     owner: OwnerLimits = DEFAULT_LIMITS
 
 
 PULSE, PULSE_LIFETIME_S = Sid("pulse"), 60.0
-"""A document that is written to learn whether anything can be."""
+"""A document that is written to learn whether Redis takes writes."""
 
 MAX_OWNER_CALLS = 16
-"""Of one owner at once, from this replica: Redis does one after another, and others' wait for no more than these."""
+"""Calls of one owner that this replica sends at once. Redis runs one script after another, so the calls of others wait for
+no more than these."""
 MAX_TURN_WAIT_S = 2.0
-"""For the owner's own calls."""
+"""For other calls of the same owner."""
 
 
 class RedisStore:
@@ -108,7 +108,7 @@ class RedisStore:
 
     @classmethod
     def from_url(cls, url: str, limits: RedisLimits, clock: Callable[[], float]) -> Self:
-        """Connects to nothing yet. ``clock``: monotonic. Raises ValueError, which shows no secret."""
+        """Connects with the first call. ``clock``: monotonic. Raises ValueError, whose message shows no secret."""
         return cls(_servers(parse(url), limits, clock), limits)
 
     @property
@@ -117,11 +117,11 @@ class RedisStore:
 
     @property
     def pending(self) -> int:
-        """Calls that wait for their turn, for a connection or for their replies."""
+        """Calls that wait for other calls of their owner, for a connection or for their replies."""
         return self._servers.pending + self.calls.waiting
 
     async def ping(self) -> None:
-        """By a write, which a server that is full, or a replica, refuses."""
+        """Writes, since a full server and a replica refuse only writes."""
         await self._run_now(scripts.PUT_DOCUMENT, _document(PULSE), NO_TENANT, b"", _ms(PULSE_LIFETIME_S), 1)
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
@@ -201,7 +201,7 @@ class RedisStore:
         if reply[0] == b"fenced":
             raise Fenced
         head: int = reply[1]
-        if len(reply) > 2:  # else it was there already
+        if len(reply) > 2:  # else the turn had ended already
             self._ledger.note(append.owner, f"{append.sid}s", reply[2], _ms(append.lifetime_s), added_bytes=added_bytes)
         return head
 
@@ -290,12 +290,12 @@ class RedisStore:
         return is_gone
 
     async def tidy(self) -> None:
-        """To be called now and then: what owners have is counted, and whether Redis throws anything away is looked at."""
+        """To be called now and then: counts what owners have, and looks whether Redis evicts keys."""
         self.evictions.learn(await self._servers.exchange(b"", QUESTIONS, self._deadline()))
         await self._ledger.bring(self._count)
 
     async def usage(self) -> Mapping[Tenant, Usage]:
-        """Of each owner that wrote through this process, as it was counted last."""
+        """Last count of each owner that wrote through this process."""
         return dict(self._ledger.usage)
 
     async def close(self) -> None:
@@ -329,7 +329,7 @@ class RedisStore:
         after: list[Command] = [self._wait] if confirms else []
         replies = await self._servers.exchange(key, [(b"EVALSHA", script.sha, 1, key, *arguments), *after], deadline)
         if isinstance(replies[0], NoScriptError):
-            # It did nothing. A server that was restarted, took over or was flushed has to be told the text again.
+            # Nothing was run. A server that was restarted, took over or was flushed needs the text again.
             replies = await self._servers.exchange(key, [(b"EVAL", script.text, 1, key, *arguments), *after], deadline)
         for reply in replies:
             if isinstance(reply, Exception):
@@ -367,5 +367,5 @@ def _usage(owner: Tenant) -> bytes:
 
 
 def _ms(seconds: float) -> int:
-    """Whole ones, and none only for none."""
+    """Rounded up: 0 only for 0."""
     return ceil(seconds * 1000)
