@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from router.core.errors import WorkerError
+from router.runtime.bounded_body import read_body
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.summaries import ask_about
@@ -65,9 +66,7 @@ class RemoteSummaryWriter:
         ):
             if reply.status != 200:
                 raise _Unusable(f"it answered {reply.status}")
-            answer = bytearray()
-            async for part in reply.content.iter_any():
-                answer += part
-                if len(answer) > MAX_REPLY_BYTES:
-                    raise _Unusable(f"it answered more than {MAX_REPLY_BYTES} bytes")
-            return bytes(answer)
+            answer = await read_body(reply, MAX_REPLY_BYTES)
+            if answer is None:
+                raise _Unusable(f"it answered more than {MAX_REPLY_BYTES} bytes")
+            return answer

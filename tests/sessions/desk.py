@@ -40,11 +40,11 @@ from router.sessions.stores.contract import (
     Store,
     StoreUnavailable,
 )
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.turns import Turns, TurnSettings
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
 from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.stores.memory import MemoryStore
 
 T = TypeVar("T")
 SID = Sid("a" * 32)
