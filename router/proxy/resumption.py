@@ -40,6 +40,7 @@ from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.wire.completion import BadAnswer
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -346,7 +347,7 @@ def _read(transcript: Transcript) -> Delivered:
     """Raises Unsafe."""
     try:
         return transcript.delivered()
-    except msgspec.DecodeError:
+    except BadAnswer:
         raise Unsafe("parsed") from None
 
 

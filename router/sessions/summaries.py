@@ -20,9 +20,10 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.context.summaries import ask_about, ask_behind, without_thoughts, words_of
 from router.sessions.context.view import LogPosition
 from router.sessions.names import affinity_key
-from router.sessions.openai.chat_answers import BadAnswer, ChatAnswer, read_completion
+from router.sessions.openai.chat_answers import ChatAnswer, read_answer
 from router.sessions.planner import Ask, Planner, request_of
 from router.sessions.stores.contract import Sid
+from router.wire.completion import BadAnswer
 
 FRAME_TOKENS = 300
 """Of what is asked for, and of templates."""
@@ -134,7 +135,7 @@ def _written(client: InternalClient) -> Written:
     if client.reply is None or client.reply.status != 200 or client.record is None:
         raise WorkerError("no model wrote notes")
     try:
-        return read_notes(read_completion(client.reply.body), client.record.prompt_tokens)
+        return read_notes(read_answer(client.reply.body), client.record.prompt_tokens)
     except BadAnswer:
         raise WorkerError("the notes cannot be understood") from None
 

@@ -41,9 +41,9 @@ from router.sessions.context_window import ContextWindow
 from router.sessions.counts import TurnCounts
 from router.sessions.histories import Histories, NoSuchItem, NotAsked, TurnPosition, beside
 from router.sessions.names import affinity_key
-from router.sessions.openai.chat_answers import BadAnswer
 from router.sessions.planner import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.stores.contract import Append, Begin, Begun, Busy, Cursor, Fenced, Repeated, Sid
+from router.wire.completion import BadAnswer
 
 KEY_CHARS = 32
 """Of the digest that stands for a request and its id."""
