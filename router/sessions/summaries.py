@@ -98,7 +98,7 @@ class FleetSummaryWriter:
         if since < history.view.cut or last.get("role") != "assistant" or last.get("tool_calls"):
             return False
         window = self.window(ask.incoming.model)
-        size = history.tokens + history.system.tokens + history.tools.tokens + max_tokens + FRAME_TOKENS
+        size = history.tokens + history.log.system.tokens + history.log.tools.tokens + max_tokens + FRAME_TOKENS
         return not window or size <= window
 
     async def _write_behind(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:

@@ -304,7 +304,7 @@ class Turns:
                 raise
             if isinstance(answer, Begun):
                 history, came_true = await self._follow(claim, known, answer, guess)
-                if ask.after is None or claim.sid != ask.sid or history.last_turn == ask.after.turn:
+                if ask.after is None or claim.sid != ask.sid or history.log.last_turn == ask.after.turn:
                     return history, came_true
                 self.claims.drop(claim)
                 await self._branch(claim, ask)

@@ -149,7 +149,7 @@ class Views:
 
     def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> ViewPlan | None:
         """A turn has ended: learn from it. None: the janitor has nothing to do here."""
-        self.cache_costs.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
+        self.cache_costs.on_turn(history.log.tokens_of(history.log.last_turn), is_first=plan.prompt.earlier_bytes == 0)
         if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
             self.cache_costs.on_prefix(plan.prompt.earlier_tokens(record.prompt_tokens), record.actual_cached_tokens)
         overrides = self._overrides(ask, history)
@@ -214,7 +214,7 @@ class Views:
 
     def _is_cold(self, ask: Ask, history: History, prompt: Prompt) -> bool:
         """Only whoever sent the turn before knows what it did to caches."""
-        if history.sent is None or history.sent.turn != history.last_turn:
+        if history.sent is None or history.sent.turn != history.log.last_turn:
             return False
         if self._wall_clock() - history.items[-1].at < self.rules.idle_s:
             return False

@@ -486,7 +486,7 @@ async def test_a_turn_that_leaves_nothing_behind_is_cut_to_fit_and_leaves_no_cut
     desk = window_desk(window=900, high_tokens=10_000)
     await pile_up(desk, 4)
     before = (await history_of(desk)).view
-    await desk.run_ephemeral(SID, (await history_of(desk)).last_turn, user(LONG))
+    await desk.run_ephemeral(SID, (await history_of(desk)).log.last_turn, user(LONG))
     assert "earlier messages are left out" in shown(desk)[0]
     assert (await history_of(desk)).view == before
 
