@@ -57,23 +57,19 @@ class SummaryWriter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FleetSummaryWriter:
-    """``model``: empty for each session's own. ``price``: of one of its tokens, over one of the session's own model;
-    ``cached_price``: of one that is cached. ``window``: a model's, in tokens; 0: unknown."""
+    """``model``: empty for each session's own. ``window``: a model's, in tokens; 0: unknown."""
 
     planner: Planner
     dispatch: Dispatch
     clock: Callable[[], float]
     model: str
-    price: float
-    cached_price: float
     window: Callable[[str], int]
 
     async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
         model = self._model(ask)
-        price = self.price if model != ask.incoming.model else 1.0
         if not source.notes and self._may_go_behind(ask, history, source.since, max_tokens):
-            is_cheaper = self.cached_price * history.tokens < price * source.tokens
-            if is_cheaper or source.tokens > self._room_for_transcript(model, max_tokens):
+            is_cached = model == ask.incoming.model
+            if is_cached or source.tokens > self._room_for_transcript(model, max_tokens):
                 return await self._write_behind(ask, history, source, max_tokens)
         messages = ask_about(source.notes, source.items, max_tokens)
         incoming = Incoming(model=model, messages=messages, params=note_params(max_tokens))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 import msgspec
@@ -99,11 +98,6 @@ class Log:
             for number, entry in self._open[at].entries
             if entry.kind is Kind.MESSAGE
         ]
-
-    def tokens_of(self, turn: int) -> int:
-        """Tokens of the question and the answer of a recent turn. O(items since)."""
-        newest = takewhile(lambda item: item.turn >= turn, reversed(self.items))
-        return sum(item.tokens for item in newest if item.turn == turn)
 
     def find(self, place: LogPosition) -> Item | None:
         at = bisect(self.items, place, key=place_of_item) - 1

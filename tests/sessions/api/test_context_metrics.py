@@ -224,17 +224,6 @@ async def test_a_prompt_that_did_not_fit_is_counted_as_cut_in_its_turn_and_its_n
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 1
 
 
-async def test_a_prefix_that_no_worker_has_any_more_is_counted_as_cut_cold() -> None:
-    little_stays = {"index__default_worker_tokens": 1, "context__idle_s": 0}
-    async with serving(**SELDOM, **little_stays, context__strategy="window") as (_, router):
-        await say(router, **user(LONG))
-        await say(router, "other", **user("x" * 5000))
-        assert await metric(router, "warmroute_compactions_total") == 0
-        await say(router)
-        assert await metric(router, "warmroute_compactions_total", result="cold") == 1
-        assert await metric(router, "warmroute_compactions_total") == 1
-
-
 async def test_sessions_that_wait_for_the_janitor_are_counted_and_bounded() -> None:
     notes = Notes().held()
     settings = {**ALWAYS, "context__strategy": "summary", "context__janitors": 1, "context__max_waiting": 1}
