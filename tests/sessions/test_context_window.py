@@ -171,7 +171,7 @@ async def test_notes_tell_of_what_was_cut() -> None:
     writer = FakeWriter(["they spoke of x", "and of more x"])
     desk = summary_desk(writer)
     await talk(desk, 6)
-    assert results(desk) == {"told": 1}
+    assert results(desk) == {"summarized": 1}
     assert [item.number for item in writer.sources[0].items] == [1, 2, 3, 4, 5, 6]
     await desk.take(user("next"))
     assert "they spoke of x" in shown(desk)[0]
@@ -214,7 +214,7 @@ async def test_bad_notes_leave_the_old_view_and_are_tried_again_later(text: str 
     assert len(writer.sources) == 1, "not at once"
     desk.now += 11.0
     await talk(desk, 1)
-    assert results(desk)["told"] == 1
+    assert results(desk)["summarized"] == 1
 
 
 async def test_notes_that_fail_again_and_again_are_asked_for_less_and_less_often() -> None:
@@ -256,7 +256,7 @@ async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
     rules = msgspec.structs.replace(ACME.rules, summary_tokens_per_day=700)
     caller = make_caller(rules, b"a secret of the tests")
     await talk(desk, 12, caller=caller)
-    assert results(desk)["told"] == 1
+    assert results(desk)["summarized"] == 1
     assert results(desk)["over_budget"] >= 1
     assert 0 < (desk.turns.context_window.compactor.budget.left(rules) or 0) < 100
     desk.now += 86_400.0
