@@ -199,7 +199,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.catalog.knows), clock)
     state_metrics = SessionMetrics(registry)
-    lookups = Lookups(WindowSizes(fleet.catalog.window, clock), counts.total, counts.is_exact, selector.cached_tokens)
+    lookups = Lookups(WindowSizes(fleet.catalog.window, clock), counts.total, counts.is_exact)
     state = await build_state(
         config,
         dispatcher,

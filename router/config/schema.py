@@ -598,10 +598,17 @@ class ContextConfig(Section, frozen=True):
     ] = "hybrid"
     high_tokens: Annotated[
         int,
-        Meta(ge=0, le=10**9, description="Tokens of a history from which on it is cut; 0: where cutting costs least."),
+        Meta(
+            ge=0,
+            le=10**9,
+            description="A history of so many tokens is cut; 0: three quarters of what the window leaves.",
+        ),
     ] = 0
     low_tokens: Annotated[
-        int, Meta(ge=0, le=10**9, description="Tokens that a cut leaves of it; 0: a quarter of what the window leaves.")
+        int,
+        Meta(
+            ge=0, le=10**9, description="Tokens of a history that a cut leaves; 0: a quarter of what the window leaves."
+        ),
     ] = 0
     max_tokens: Annotated[
         int,
@@ -615,18 +622,6 @@ class ContextConfig(Section, frozen=True):
             description="Tokens left free for an answer whose request does not bound it; at most a quarter of the window.",
         ),
     ] = 4096
-    carry_price: Annotated[
-        float,
-        Meta(gt=0, le=1, description="What a cached token of a prompt costs, over one that is computed."),
-    ] = 0.1
-    idle_s: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=10**9,
-            description="Seconds without a turn from which on a history that no cache has any more is cut early, for nothing.",
-        ),
-    ] = 60.0
     summary_model: Annotated[
         str, Meta(description="Model of the fleet that writes notes; empty: each session's own.")
     ] = ""
@@ -639,14 +634,6 @@ class ContextConfig(Section, frozen=True):
     summary_tokens: Annotated[
         int, Meta(ge=16, le=100_000, description="Most tokens of the notes on what one cut removes.")
     ] = 400
-    summary_price: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=100,
-            description="What a token costs that summary_model or summary_url reads, over one of the session's.",
-        ),
-    ] = 0.1
     summary_source_tokens: Annotated[
         int,
         Meta(

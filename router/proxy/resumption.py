@@ -42,6 +42,7 @@ from router.core.worker import WorkerName
 from router.proxy.attempts import Attempts
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.wire.completion import BadAnswer
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -320,7 +321,7 @@ def _read(transcript: Transcript) -> Delivered:
     """Raises Unsafe."""
     try:
         return transcript.delivered()
-    except msgspec.DecodeError:
+    except BadAnswer:
         raise Unsafe("parsed") from None
 
 
