@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Protocol
 
 from router.core.request.attempt import (
     AttemptFailed,
@@ -24,22 +23,14 @@ from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
 from router.core.tenants.memory import Holding, MemoryFull
 from router.core.worker import WorkerAddress
-from router.upstream.connection import RelayEvent, Sink, WorkerConnection
+from router.proxy.ports import Client
+from router.upstream.connection import WorkerConnection
 from router.upstream.pool import Pool, WorkerPort
+from router.upstream.relay import RelayEvent
 from router.wire.sse import Filter
 
 MAX_POST_BYTES = 32 << 20
 """Of an answer to what the router asks for itself: the ids of a long prompt, or their text."""
-
-
-class StreamClient(Sink, Protocol):
-    """A client that a stream can be sent to."""
-
-    def stream_head(self, reply: Reply, record: Record) -> bytes: ...
-
-    async def drained(self) -> bool:
-        """Wait until the client has read on; False if it made no progress for too long."""
-        ...
 
 
 class Upstream:
@@ -146,21 +137,21 @@ class Exchange:
         if self._connection is not None and self._connection.error is not None:
             raise self._connection.error
 
-    async def relay(self, client: StreamClient, record: Record) -> StreamEnd:
+    async def relay(self, client: Client, record: Record) -> StreamEnd:
         """Splice until the stream or the client ends. Only a client that does not read makes this task run in between."""
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")
-        connection.flow(client, client.stream_head(reply, record), self._gaps(record.model))
+        connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
         try:
-            while (turn := await connection.turn()) is RelayEvent.FULL:
+            while (event := await connection.relay_event()) is RelayEvent.FULL:
                 if not await client.drained():
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
             record.chunks += connection.chunks
             record.bytes_out += connection.sent_bytes
-        return _BREAKS[type(connection.error)] if turn is RelayEvent.FAILED and connection.error else _ENDS[turn]
+        return _BREAKS[type(connection.error)] if event is RelayEvent.FAILED and connection.error else _ENDS[event]
 
     def __enter__(self) -> Exchange:
         return self
