@@ -91,7 +91,7 @@ from router.sessions.tokens.metrics import TokenMetrics
 from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
-from router.tracing.metrics import TracingCollector
+from router.tracing.metrics import TraceCounts, TracingCollector
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -264,7 +264,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
 
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    tracing = _open_tracing(config.tracing, fleet, clock)
+    trace_counts = TraceCounts()
+    tracing = _open_tracing(config.tracing, fleet, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
@@ -339,7 +340,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     if state.index.sqlite is not None:
         registry.register(SqliteIndexCollector(state.index.sqlite))
     registry.register(BackgroundCollector(background.failures, fleet_sync))
-    registry.register(TracingCollector(tracing.queue if tracing is not None else None))
+    registry.register(TracingCollector(trace_counts))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(about)
@@ -484,10 +485,11 @@ def make_policy(config: PolicyConfig) -> Policy:
     return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
 
 
-def _open_tracing(config: TracingConfig, fleet: Fleet, clock: Callable[[], float]) -> Tracing | None:
+def _open_tracing(
+    config: TracingConfig, fleet: Fleet, clock: Callable[[], float], counts: TraceCounts
+) -> Tracing | None:
     resource = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
-    lots = random.Random()  # noqa: S311  # ids have to differ, and need not be secret
-    return open_tracing(config, resource, fleet.knows, clock, time.time, lots.getrandbits)
+    return open_tracing(config, resource, fleet.knows, clock, time.time, counts)
 
 
 def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:
