@@ -74,6 +74,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
+from router.server.client_server import ClientServer, Observers
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
@@ -81,7 +82,6 @@ from router.server.key_connections import KeyConnections
 from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen, require_c_parser
 from router.server.parsing.pool import Parsers
-from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.sessions.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
