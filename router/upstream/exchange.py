@@ -109,28 +109,24 @@ class Exchange:
         failure: the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the
         request. What the router itself gave up is not sent again: the worker has it, and may be at work on it."""
         head = self._port.head(method, path, len(body), headers)
-        was_sent = False
-        self._connection = connection = self._port.take_idle()
-        if connection is not None:
+        kept, was_sent = self._port.take_idle(), False
+        while True:
+            try:
+                self._connection = connection = kept or await self._pool.connect(self._port)
+            except CannotConnect as refused:
+                raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
             try:
                 connection.ask(
                     head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes
                 )
                 self._reply = await connection.reply()
             except WorkerHungUp:
-                if connection.has_answered:
+                if kept is None or connection.has_answered:
                     raise
                 connection.release()
-                was_sent = True
+                kept, was_sent = None, True
             else:
                 return self._reply
-        try:
-            self._connection = connection = await self._pool.connect(self._port)
-        except CannotConnect as refused:
-            raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
-        connection.ask(head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes)
-        self._reply = await connection.reply()
-        return self._reply
 
     def require_unbroken(self) -> None:
         """For whoever awaited something between ``ask`` and ``relay``. Raises AttemptFailed."""
