@@ -29,6 +29,8 @@ they can would hold up everybody."""
 
 READ_BUFFER_BYTES = 128 << 10
 NOTHING = memoryview(b"")
+NOT_HTTP = b"\0"
+"""Makes the parser refuse a head wherever it is."""
 
 PIECE_BYTES = 8 << 10
 """So much of a head, or of a chunked body, is parsed at once: up to 1.3 ms, where each chunk has one byte."""
@@ -53,6 +55,7 @@ class ClientProtocol(web.RequestHandler):
         "_discard_bytes",
         "_discarded",
         "_is_awaited",
+        "_line",
         "_newest",
         "_rest",
         "head_bytes",
@@ -75,6 +78,8 @@ class ClientProtocol(web.RequestHandler):
         """Somebody reads the newest request's body."""
         self._newest: Any = None
         """The newest request and its body, while that is not whole."""
+        self._line: bytes | None = b""
+        """The beginning of a request line; None once the line is complete."""
         self.head_due = inf
         self.head_bytes = 0
         self.wire_bytes = 0
@@ -207,6 +212,8 @@ class ClientProtocol(web.RequestHandler):
             return
         heads = self._request_count
         is_body = self._newest is not None
+        if not is_body and self._has_loose_line(data):
+            data = NOT_HTTP
         super().data_received(data)
         if self._request_count != heads:
             message, body = self._messages[-1]
@@ -232,6 +239,15 @@ class ClientProtocol(web.RequestHandler):
             self._clients.head_bytes += len(data)
             self._clients.check_head(self)
 
+    def _has_loose_line(self, data: bytes) -> bool:
+        """True for two spaces in a request line. aiohttp's parser accepts them, and another reader may see another target."""
+        if self._line is None:
+            return False
+        line = (self._line + data if self._line else data).lstrip(b"\r\n")
+        end = line.find(b"\n")
+        self._line = line if end < 0 else None
+        return line.find(b"  ", 0, len(line) if end < 0 else end) >= 0
+
     def drop_head(self) -> None:
         """Nothing more is parsed, and what the parser holds of the head is let go at once: the connection may end later."""
         self.force_close()
@@ -241,6 +257,7 @@ class ClientProtocol(web.RequestHandler):
     def _end_head(self) -> None:
         self._clients.head_bytes -= self.head_bytes
         self.head_bytes = 0
+        self._line = b""
 
     def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
