@@ -75,6 +75,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
+from router.server.client_server import ClientServer, Observers
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
@@ -82,7 +83,6 @@ from router.server.key_connections import KeyConnections
 from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen, require_c_parser
 from router.server.parsing.pool import Parsers
-from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.sessions.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
@@ -92,7 +92,7 @@ from router.sessions.tokens.metrics import TokenMetrics
 from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
-from router.tracing.metrics import TracingCollector
+from router.tracing.metrics import TraceCounts, TracingCollector
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -264,7 +264,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
 
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    tracing = _open_tracing(config.tracing, fleet, clock)
+    trace_counts = TraceCounts()
+    tracing = _open_tracing(config.tracing, fleet, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
@@ -339,7 +340,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     if state.index.sqlite is not None:
         registry.register(SqliteIndexCollector(state.index.sqlite))
     registry.register(BackgroundCollector(background.failures, fleet_sync))
-    registry.register(TracingCollector(tracing.queue if tracing is not None else None))
+    registry.register(TracingCollector(trace_counts))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(about)
@@ -473,10 +474,11 @@ def _allow_descriptors(max_connections: int) -> None:
         )
 
 
-def _open_tracing(config: TracingConfig, fleet: Fleet, clock: Callable[[], float]) -> Tracing | None:
+def _open_tracing(
+    config: TracingConfig, fleet: Fleet, clock: Callable[[], float], counts: TraceCounts
+) -> Tracing | None:
     resource = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
-    lots = random.Random()  # noqa: S311  # ids have to differ, and need not be secret
-    return open_tracing(config, resource, fleet.catalog.knows, clock, time.time, lots.getrandbits)
+    return open_tracing(config, resource, fleet.catalog.knows, clock, time.time, counts)
 
 
 def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:
