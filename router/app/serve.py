@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ from router.config.schema import (
     read_salt_secret,
 )
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Member
+from router.core.fleet.fleet import Fleet, FleetRules, Member
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
@@ -55,20 +55,13 @@ from router.core.tenants.tenant import EVERYBODY, make_caller
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 from router.proxy.admission import Admission, AdmissionSettings
-from router.proxy.admission_metrics import AdmissionCollector
 from router.proxy.dispatch import Dispatcher, DispatchSettings
-from router.proxy.metrics import (
-    AuthCollector,
-    BackgroundCollector,
-    CertificateCollector,
-    FleetCollector,
-    MemoryCollector,
-    Metrics,
-)
+from router.proxy.metrics import Metrics, dispatch_rows, queue_rows, tenant_rows
 from router.proxy.selection import WorkerSelector
 from router.runtime import freed_memory
 from router.runtime.background import Background
 from router.runtime.logs import AUDIT
+from router.runtime.metrics import Exposition, Table, background_rows
 from router.runtime.steady_clock import SteadyClock
 from router.server.admin import AdminPort
 from router.server.audit import Audit
@@ -76,22 +69,23 @@ from router.server.auth import OpenGate
 from router.server.certificate import Certificate
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
-from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
+from router.server.failed_logins import FailedLogins
 from router.server.key_connections import KeyConnections
 from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen, require_c_parser
+from router.server.metrics import Cuts, admin_rows, certificate_rows, client_rows, key_rows, memory_rows, parsing_rows
 from router.server.parsing.pool import Parsers
 from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
-from router.sessions.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
-from router.sessions.metrics import SessionCollector, SessionMetrics
+from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
+from router.sessions.stores.metrics import store_rows, usage_rows
 from router.sessions.tokens.build import open_counts
-from router.sessions.tokens.metrics import TokenMetrics
+from router.sessions.tokens.metrics import TokenMetrics, count_rows
 from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
-from router.tracing.metrics import TracingCollector
+from router.tracing.metrics import trace_rows
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -100,6 +94,7 @@ from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
 from router.upstream.fleet_sync import FleetSync
 from router.upstream.health_check import MonitorSettings
+from router.upstream.metrics import StreamGaps, affinity_rows, fleet_rows, pool_rows, source_rows
 from router.upstream.pool import Pool, PoolSettings, worker_tls_context
 
 log = logging.getLogger("warmroute")
@@ -166,7 +161,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
     registry = CollectorRegistry()
     metrics = Metrics(registry, fleet.knows)
     pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
-    upstream = Upstream(pool, metrics.gaps)
+    gaps, cuts = StreamGaps(fleet.knows), Cuts()
+    registry.register(gaps)
+    upstream = Upstream(pool, gaps.of)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
     last_workers = LastWorkers(config.index.max_sessions)
 
@@ -209,7 +206,6 @@ async def running(config: Config) -> AsyncIterator[Running]:
         counts,
         clock,
         state_metrics,
-        ContextMetrics(registry),
     )
     data = DataPort(
         config.server,
@@ -219,7 +215,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         clock,
         metrics.observe_refusal,
         gate,
-        metrics.observe_cut,
+        cuts.observe,
         memory,
         parsers,
         admission,
@@ -243,7 +239,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     failed_logins = FailedLogins(clock)
     admin = AdminPort(
         config.admin.token,
-        metrics.exposition,
+        Exposition(registry, metrics.flush).read,
         lambda: describe_workers(fleet, index, date_of),
         decisions,
         feed,
@@ -263,7 +259,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         background,
     )
 
-    observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
+    observers = Observers(cuts.observe, metrics.observe_refusal, data.new_request_id)
     tracing = _open_tracing(config.tracing, fleet, clock)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
@@ -272,80 +268,40 @@ async def running(config: Config) -> AsyncIterator[Running]:
     clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
     admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
 
-    def sizes() -> Iterable[tuple[str, str, float]]:
-        yield "open_worker_connections", "Connections to workers.", pool.open_connections
-        yield (
-            "overdue_requests",
-            "Requests whose worker is silent beyond its deadline, and waited for since it shows that it is at work.",
-            pool.overdue,
-        )
-        yield (
-            "worker_reads_waiting",
-            "Large reads from workers that wait for their share of the loop.",
-            len(pool.shares),
-        )
-        yield "known_models", "Models whose names are remembered, served now or once.", fleet.known_models
-        yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS
-        yield "client_connections", "Clients' connections to the data port.", clients.open_connections
-        yield "max_client_connections", "How many there may be.", may_connect
-        yield "peak_key_connections", "Connections that show the API key which most show.", data.key_connections.peak
-        yield "max_key_connections", "How many may show one key; 0: any number.", config.limits.max_key_connections
-        yield "max_keys", "API keys that may be listed.", config.auth.max_keys
-        yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
-        yield "max_remembered_sessions", "How many may be.", config.index.max_sessions
-        yield "remembered_decisions", "Decisions that the admin port shows.", len(decisions)
-        yield "max_remembered_decisions", "How many it may show.", config.admin.decisions
-        yield (
-            "audit_waiting_lines",
-            "Lines of the audit log that are counted, and written within a second.",
-            audit.waiting,
-        )
-        yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
-        yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
-        yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
-        yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
-        yield "live_requests", "Requests under way.", data.live
-        yield "known_token_counts", "Texts whose tokens are remembered.", len(counts.known)
-        yield "max_known_token_counts", "How many may be.", counts.known.max_size
-        yield "status_viewers", "Who look at the status page.", feed.viewers
-        yield "max_status_viewers", "How many may.", feed.max_viewers
-        yield "head_bytes", "Heads of requests that are not whole yet.", clients.head_bytes + admins.head_bytes
-        yield "max_head_bytes", "Most bytes that those heads may have together.", config.limits.max_total_head_bytes
-        yield "parsing_waiting", "Costly bodies that wait for a process to read them.", parsers.turns.waiting
-        yield "parsing_processes", "Processes that read costly bodies.", parsers.processes
-        yield "max_parsing_processes", "Most processes that may read bodies.", parsers.max_processes
-        yield "admin_connections", "Connections to the admin port.", admins.open_connections
-        yield "max_admin_connections", "How many there may be.", may_administer
-        yield (
-            "admin_wrong_tokens",
-            "Addresses that showed the admin port a wrong token a moment ago.",
-            failed_logins.addresses,
-        )
-        yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
-
-    registry.register(FleetCollector(fleet, index, selector.misses, dispatcher.budget, sizes, pool.breaches))
-    registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
-    registry.register(AuthCollector(keys))
-    registry.register(MemoryCollector(memory))
-    registry.register(SessionCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
-    registry.register(
-        ContextCollector(
+    certificate = _certificate(config.server)
+    tls = certificate.context if certificate else None
+    for rows in (
+        dispatch_rows(dispatcher.budget, selector.misses, dispatcher.kept),
+        queue_rows(admission),
+        tenant_rows(admission, time.time),
+        fleet_rows(fleet, index),
+        affinity_rows(last_workers),
+        pool_rows(pool),
+        source_rows(fleet_sync),
+        client_rows(data, clients, admins, cuts, config.limits),
+        parsing_rows(parsers),
+        memory_rows(memory),
+        key_rows(keys, data, config.auth, config.limits),
+        certificate_rows(certificate),
+        admin_rows(admins, feed, failed_logins, audit, decisions),
+        turn_rows(state.turns),
+        history_rows(state.turns),
+        store_rows(state.store, lambda: state.watch.is_up),
+        usage_rows(state.store, lambda: state.watch.usage, admission.ledger.accounts),
+        context_rows(
             state.turns.context_window,
-            state.index.index,
             config.context.max_waiting,
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
-        )
-    )
-    if state.index.sqlite is not None:
-        registry.register(SqliteIndexCollector(state.index.sqlite))
-    registry.register(BackgroundCollector(background.failures, fleet_sync))
-    registry.register(TracingCollector(tracing.queue if tracing is not None else None))
+        ),
+        recall_rows(state.turns.context_window, state.index.index, state.index.sqlite),
+        count_rows(counts.known),
+        trace_rows(tracing.queue if tracing is not None else None),
+        background_rows(background),
+    ):
+        registry.register(Table(rows))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    Info("warmroute_build", "What is running.", registry=registry).info(about)
-    certificate = _certificate(config.server)
-    registry.register(CertificateCollector(lambda: certificate.failures if certificate else 0))
-    tls = certificate.context if certificate else None
+    Info("warmroute_build", "Version and policy of the router.", registry=registry).info(about)
     async with (
         sending(tracing, config.tracing.flush_s),
         contextlib.aclosing(counts),

@@ -330,8 +330,12 @@ class ClientServer(web.Server):
     def open_connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def max_connections(self) -> int:
+        return self._limits.max_connections
+
     def has_room(self) -> bool:
-        return len(self._connections) < self._limits.max_connections
+        return len(self._connections) < self.max_connections
 
     def transport_of(self, client: ClientProtocol) -> asyncio.Transport | None:
         """Also of one that is closing."""

@@ -295,7 +295,7 @@ async def test_notes_on_a_session_that_began_anew_meanwhile_are_counted_as_stale
 
 
 async def test_what_is_left_of_a_tenants_day_shrinks_by_what_its_notes_cost(tmp_path: Path) -> None:
-    listed = "[tenants.acme]\nnotes_tokens_per_day = 5000\n[tenants.beta]\n"
+    listed = "[tenants.acme]\nsummary_tokens_per_day = 5000\n[tenants.beta]\n"
     listed += entry("acme-1", "acme", ACME) + entry("beta-1", "beta", BETA)
     keys = keyed(tmp_path / "keys.toml", listed)
     async with serving(Notes(), **ALWAYS, **keys, context__strategy="summary") as (_, router):

@@ -14,10 +14,11 @@ from router.config.schema import ConfigError, load_config
 from router.core.fleet.fleet import Fleet
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
+from router.runtime.metrics import MAX_LABEL_VALUES
 from router.sessions.tokens import vocabularies
 from router.sessions.tokens.build import open_counts
 from router.sessions.tokens.counts import TokenCounts
-from router.sessions.tokens.metrics import CAUSES, COUNTERS, MAX_MODELS, MEANS, TokenMetrics
+from router.sessions.tokens.metrics import CAUSES, COUNTERS, MEANS, TokenMetrics
 from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
 from tests.sessions.tokens.desk import Notes
@@ -105,8 +106,8 @@ def test_what_is_observed_is_in_the_metrics() -> None:
 def test_models_beyond_a_bound_share_a_label() -> None:
     registry = CollectorRegistry()
     metrics = TokenMetrics(registry, lambda _: True)
-    for number in range(MAX_MODELS + 50):
+    for number in range(MAX_LABEL_VALUES + 50):
         metrics.erred(f"m{number}", 0.0)
     text = generate_latest(registry).decode()
-    assert text.count("error_ratio_count{") == MAX_MODELS + 1
+    assert text.count("error_ratio_count{") == MAX_LABEL_VALUES + 1
     assert 'warmroute_prompt_tokens_error_ratio_count{model="other"} 50.0' in text
