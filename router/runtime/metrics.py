@@ -89,9 +89,11 @@ class _Collected(CollectorRegistry):
 
 
 def background_rows(background: Background) -> Iterable[Row]:
-    return counter(
-        "background_failures",
-        "Background tasks that failed and were started again, by task. The log has each error.",
-        lambda: background.failures,
-        "task",
-    )
+    return [
+        counter(
+            "background_failures",
+            "Background tasks that failed and were started again, by task. The log has each error.",
+            lambda: background.failures,
+            "task",
+        )
+    ]
