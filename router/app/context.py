@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from router.config.schema import Config, ContextConfig, read_secret
+from router.config.context import ContextConfig
+from router.config.schema import Config
+from router.config.secrets import read_secret
 from router.proxy.ports import Dispatch
 from router.sessions.compactor import Compactor, CompactorSettings
 from router.sessions.context.cache_costs import CacheCosts

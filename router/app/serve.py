@@ -33,17 +33,11 @@ from prometheus_client import (
 
 from router.app.sessions import build_state
 from router.app.status import describe, describe_workers
-from router.config.schema import (
-    AdminConfig,
-    Config,
-    ConfigError,
-    FleetConfig,
-    LimitsConfig,
-    PolicyConfig,
-    ServerConfig,
-    TracingConfig,
-    read_salt_secret,
-)
+from router.config.routing import PolicyConfig
+from router.config.schema import Config, ConfigError
+from router.config.secrets import read_salt_secret
+from router.config.serving import AdminConfig, LimitsConfig, ServerConfig, TracingConfig
+from router.config.workers import FleetConfig
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.fleet import Fleet, FleetRules, Member
 from router.core.fleet.health import HealthRules, WorkerState

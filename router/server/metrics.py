@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 
-from router.config.schema import AuthConfig, LimitsConfig
+from router.config.serving import AuthConfig, LimitsConfig
 from router.core.request.record import Record
 from router.core.tenants.keyring import AuthRefusal
 from router.core.tenants.memory import MemoryBudget
@@ -127,11 +127,13 @@ def key_rows(keys: KeyFile | None, data: DataPort, auth: AuthConfig, limits: Lim
 
 
 def certificate_rows(certificate: Certificate | None) -> Iterable[Row]:
-    return counter(
-        "certificate_reload_failures",
-        "Failed reads of the data port's certificate. The certificate that was read last stays in use.",
-        lambda: certificate.failures if certificate else 0,
-    )
+    return [
+        counter(
+            "certificate_reload_failures",
+            "Failed reads of the data port's certificate. The certificate that was read last stays in use.",
+            lambda: certificate.failures if certificate else 0,
+        )
+    ]
 
 
 def admin_rows(

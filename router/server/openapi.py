@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.request.request import Route
 
 Schema = dict[str, Any]

@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest, Overloaded, RouterError
 from router.runtime.freed_memory import untie_error, untie_transport
 from router.server.errors import error_body, error_response

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from router.config.schema import ConfigError, TracingConfig
+from router.config.schema import ConfigError
+from router.config.serving import TracingConfig
 from router.tracing.queue import TraceQueue
 from router.tracing.tracer import Tracer
 

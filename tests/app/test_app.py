@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from router.app.serve import make_policy, running
-from router.config.schema import Config, ConfigError, load_config, settings
+from router.config.loading import load_config
+from router.config.reference import settings
+from router.config.schema import Config, ConfigError
 from router.policies import POLICIES
 from tests.e2e.routed import get, get_admin, until
 from tests.upstream.scripted import scripted, unused_url

@@ -8,17 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.config.schema import (
-    BUNDLED_MODEL,
-    Config,
-    ConfigError,
-    ModelConfig,
-    PolicyConfig,
-    Setting,
-    load_config,
-    read_salt_secret,
-    settings,
-)
+from router.config.context import BUNDLED_MODEL
+from router.config.loading import load_config
+from router.config.reference import Setting, settings
+from router.config.routing import PolicyConfig
+from router.config.schema import Config, ConfigError
+from router.config.secrets import read_salt_secret
+from router.config.sessions import ModelConfig
 from router.policies import PolicySettings
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from router.app.serve import Running, running
-from router.config.schema import load_config
+from router.config.loading import load_config
 from router.wire.framing import ChunkedReader
 
 QUICK = {

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from router.config.schema import ESTIMATE, MODELS, WORKER, Config, ConfigError
+from router.config.schema import MODELS, Config, ConfigError
+from router.config.sessions import ESTIMATE, WORKER
 from router.core.fleet.fleet import Fleet
 from router.proxy.ports import Upstream
 from router.sessions.tokens.cache import CountCache

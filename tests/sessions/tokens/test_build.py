@@ -9,8 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from router.app.serve import running
-from router.config import schema
-from router.config.schema import ConfigError, load_config
+from router.config import sessions
+from router.config.loading import load_config
+from router.config.schema import ConfigError
 from router.core.fleet.fleet import Fleet
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
@@ -63,7 +64,7 @@ async def test_long_texts_are_counted_as_short_ones_are(tokenizer_json: Path) ->
 
 
 def test_the_encodings_that_may_be_named_are_those_that_can_be_loaded() -> None:
-    assert tuple(vocabularies.ENCODINGS) == schema.ENCODINGS
+    assert tuple(vocabularies.ENCODINGS) == sessions.ENCODINGS
 
 
 async def test_a_router_whose_vocabulary_is_missing_does_not_start(tmp_path: Path) -> None:
