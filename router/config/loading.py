@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from router.config.checks import check_across
-from router.config.reference import PREFIX, settings
+from router.config.reference import PREFIX, sections, settings
 from router.config.schema import ANY_MODEL, MODELS, Config, ConfigError
 from router.config.section import Section
 from router.config.sessions import ModelConfig
@@ -66,7 +67,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         template, key = _key_of(name)
         if template not in known:
-            raise ConfigError(f"{name}: no such setting")
+            raise ConfigError(_unknown(name, known))
         setting = known[template]
         is_list = setting.type.startswith("list")
         value = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
@@ -110,7 +111,8 @@ def _explain(error: str, tree: Any, model: str) -> str:
     prefix, template = (f"{MODELS}.{model}", f"{MODELS}.{ANY_MODEL}.") if model else ("", "")
     if what.startswith("Object contains unknown field"):
         name = what.split("`")[1]
-        return f"{'.'.join(filter(None, (prefix, path, name)))}: no such setting"
+        keys = [setting.key.replace(ANY_MODEL, model or ANY_MODEL) for setting in settings()]
+        return _unknown(".".join(filter(None, (prefix, path, name))), (*keys, *dict(sections())))
     value: Any = tree
     path = path.split("[")[0]
     for part in filter(None, path.split(".")):
@@ -119,6 +121,11 @@ def _explain(error: str, tree: Any, model: str) -> str:
     rule = f"{setting.type} {setting.bound}".strip() if setting else "table"
     shown = _shown(value) if setting is None else "***" if setting.is_secret else repr(value)
     return f"{'.'.join(filter(None, (prefix, path)))}={shown}: must be {rule}"
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _shown(table: object) -> str:
