@@ -48,8 +48,8 @@ from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, make_caller
 from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
-from router.proxy.admission import Admission, AdmissionSettings
-from router.proxy.dispatch import Dispatcher, DispatchSettings
+from router.proxy.admission import Admission
+from router.proxy.dispatch import Dispatcher
 from router.proxy.metrics import Metrics, dispatch_rows, queue_rows, tenant_rows
 from router.proxy.selection import WorkerSelector
 from router.runtime import freed_memory
@@ -80,16 +80,14 @@ from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
 from router.tracing.metrics import trace_rows
-from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
 from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
 from router.upstream.fleet_sync import FleetSync
-from router.upstream.health_check import MonitorSettings
 from router.upstream.metrics import StreamGaps, affinity_rows, fleet_rows, pool_rows, source_rows
-from router.upstream.pool import Pool, PoolSettings, worker_tls_context
+from router.upstream.pool import Pool
 
 log = logging.getLogger("warmroute")
 
@@ -154,7 +152,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
     metrics = Metrics(registry, fleet.knows)
-    pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
+    pool = Pool(config.fleet, config.timeouts, lambda address: fleet.signs(address, clock()))
     gaps, cuts = StreamGaps(fleet.knows), Cuts()
     registry.register(gaps)
     upstream = Upstream(pool, gaps.of)
@@ -168,10 +166,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
     selector = WorkerSelector(
         fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s
     )
-    admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
+    admission = Admission(config.admission, fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(
-        _dispatch_settings(config),
+        config.retries,
+        config.resumption,
         selector,
         upstream,
         observe,
@@ -246,8 +245,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         fleet,
         pool,
         upstream,
-        _watch_settings(config),
-        config.fleet.discovery_interval_s,
+        config,
         selector.use_ring,
         clock,
         background,
@@ -448,7 +446,7 @@ def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], 
     if fleet.workers_file:
         sources.append(FileSource(Path(fleet.workers_file)))
     if fleet.workers_dns:
-        sources.append(DnsSource(fleet.workers_dns, fleet.dns_timeout_s))
+        sources.append(DnsSource(fleet.workers_dns))
     if fleet.workers_kubernetes:
         sources.append(_kubernetes(fleet, on_change, clock))
     return sources
@@ -457,23 +455,12 @@ def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], 
 def _kubernetes(fleet: FleetConfig, on_change: Callable[[], None], clock: Callable[[], float]) -> Source:
     """Raises ConfigError."""
     try:
-        from router.upstream.discovery.kubernetes import KubernetesSettings, KubernetesSource
+        from router.upstream.discovery.kubernetes import KubernetesSource
     except ImportError:
         raise ConfigError(
             f"fleet.workers_kubernetes={fleet.workers_kubernetes!r}: needs the package of warmroute[kubernetes]"
         ) from None
-    namespace, _, rest = fleet.workers_kubernetes.partition("/")
-    service, _, port = rest.partition(":")
-    settings = KubernetesSettings(
-        namespace=namespace,
-        service=service,
-        port=port,
-        kubeconfig=fleet.kubeconfig,
-        watch_s=fleet.kubernetes_watch_s,
-        resync_s=fleet.kubernetes_resync_s,
-        timeout_s=fleet.kubernetes_timeout_s,
-    )
-    return KubernetesSource(settings, on_change, clock, random.Random())  # noqa: S311  # pauses, not secrets
+    return KubernetesSource(fleet, on_change, clock, random.Random())  # noqa: S311  # pauses, not secrets
 
 
 def _default_blocks(config: Config) -> int:
@@ -489,66 +476,6 @@ def _fleet_rules(config: Config) -> FleetRules:
         stale_load_s=config.load.stale_s,
         default_cache_tokens=config.index.default_worker_tokens,
         declared_models=frozenset(config.fleet.models),
-    )
-
-
-def _dispatch_settings(config: Config) -> DispatchSettings:
-    retries, resumption = config.retries, config.resumption
-    return DispatchSettings(
-        max_attempts=retries.max_attempts,
-        max_deaths=retries.max_deaths,
-        retry_ratio=retries.budget_ratio,
-        min_retries=retries.min_budget,
-        max_resumptions=resumption.max_attempts,
-        resumption_wait_s=resumption.wait_s,
-        max_kept_bytes=resumption.max_kept_bytes,
-        max_total_kept_bytes=resumption.max_total_kept_bytes,
-    )
-
-
-def _admission_settings(config: Config) -> AdmissionSettings:
-    admission = config.admission
-    return AdmissionSettings(
-        max_worker_requests=admission.max_worker_requests,
-        max_worker_prefill_tokens=admission.max_worker_prefill_tokens,
-        max_queued=admission.max_queued,
-        max_queued_bytes=admission.max_queued_bytes,
-        max_wait_s=admission.max_wait_s,
-        no_worker_wait_s=admission.no_worker_wait_s,
-        warm_wait_s=admission.warm_wait_s,
-    )
-
-
-def _pool_settings(config: Config) -> PoolSettings:
-    timeouts, fleet = config.timeouts, config.fleet
-    limits = Limits(
-        max_reply_bytes=timeouts.max_reply_bytes,
-        max_event_bytes=timeouts.max_event_bytes,
-        first_event_s=timeouts.first_event_s,
-        event_gap_s=timeouts.event_gap_s,
-        answer_s=timeouts.answer_s,
-        silence_s=timeouts.silence_s,
-    )
-    return PoolSettings(
-        limits=limits,
-        connect_s=timeouts.connect_s,
-        idle_s=fleet.idle_s,
-        max_idle=fleet.max_idle_connections,
-        worker_key=fleet.worker_key,
-        tls=worker_tls_context(fleet.ca_file, fleet.client_cert, fleet.client_key),
-    )
-
-
-def _watch_settings(config: Config) -> MonitorSettings:
-    probes, load = config.probes, config.load
-    return MonitorSettings(
-        probe_interval_s=probes.interval_s,
-        ill_interval_s=probes.ill_interval_s,
-        models_interval_s=probes.models_interval_s,
-        probe_timeout_s=probes.timeout_s,
-        load_interval_s=load.poll_interval_s,
-        load_timeout_s=load.timeout_s,
-        has_worker_key=bool(config.fleet.worker_key),
     )
 
 

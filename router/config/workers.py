@@ -19,10 +19,6 @@ class FleetConfig(Section, frozen=True):
     workers_dns: Annotated[str, Meta(description="NAME:PORT, resolved again and again; every address is a worker.")] = (
         ""
     )
-    dns_timeout_s: Annotated[
-        float,
-        Meta(gt=0, le=600, description="Seconds that resolving it is waited for; its last answer holds meanwhile."),
-    ] = 5.0
     workers_kubernetes: Annotated[
         str,
         Meta(
@@ -33,15 +29,6 @@ class FleetConfig(Section, frozen=True):
     kubeconfig: Annotated[
         str, Meta(description="File that says how to reach Kubernetes; empty: as a pod of the cluster does.")
     ] = ""
-    kubernetes_watch_s: Annotated[
-        float, Meta(ge=1, le=3600, description="Seconds of one watch of the Service; the next goes on where it ended.")
-    ] = 60.0
-    kubernetes_resync_s: Annotated[
-        float, Meta(ge=1, le=86_400, description="Seconds after which all of its pods are listed anew.")
-    ] = 600.0
-    kubernetes_timeout_s: Annotated[
-        float, Meta(gt=0, le=600, description="Seconds for a list, and for a watch to begin.")
-    ] = 10.0
     discovery_interval_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds between looks at file and DNS.")
     ] = 2.0
@@ -73,8 +60,6 @@ class ProbesConfig(Section, frozen=True):
     """How illness is found, and how long it keeps a worker out."""
 
     interval_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds between probes of a healthy worker.")] = 2.0
-    ill_interval_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds between probes of an ill worker.")] = 0.25
-    models_interval_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds between looks at /v1/models.")] = 5.0
     timeout_s: Annotated[float, Meta(gt=0, le=600, description="Seconds that a probe may take.")] = 2.0
     failures: Annotated[int, Meta(ge=1, le=100, description="Failed probes, or answers of 500, that eject.")] = 3
     ejection_s: Annotated[

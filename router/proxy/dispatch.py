@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from router.config.routing import ResumptionConfig, RetriesConfig
 from router.core.errors import (
     ModelNotFound,
     ModelUnavailable,
@@ -44,7 +45,7 @@ from router.core.tenants.memory import REPLY, MemoryFull
 from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.ports import Admission, Client, Upstream
-from router.proxy.resumption import CAUSES, Resumer, ResumptionRules
+from router.proxy.resumption import CAUSES, Resumer
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error
 from router.wire.refusals import with_known_code
@@ -77,21 +78,6 @@ async def look_nowhere() -> None:
     """Where no worker's list of models can be read anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchSettings:
-    """``max_deaths``: of workers under one request, one after another. ``max_kept_bytes``: of one stream, for its resumption;
-    ``max_total_kept_bytes``: of all of them."""
-
-    max_attempts: int
-    max_deaths: int
-    retry_ratio: float
-    min_retries: int
-    max_resumptions: int
-    resumption_wait_s: float
-    max_kept_bytes: int
-    max_total_kept_bytes: int
-
-
 @dataclass(slots=True)
 class _Flight:
     """One request on its way."""
@@ -118,7 +104,8 @@ class Dispatcher:
 
     def __init__(
         self,
-        settings: DispatchSettings,
+        retries: RetriesConfig,
+        resumption: ResumptionConfig,
         selector: WorkerSelector,
         upstream: Upstream,
         observe: Callable[[Record], None],
@@ -131,16 +118,16 @@ class Dispatcher:
         """``read``: where large answers are read for what they cost. ``look_for_models``: reads the workers' lists anew."""
         self._read = read
         self._look_for_models = look_for_models
-        self._settings = settings
+        self._retries = retries
+        self._max_kept_bytes = resumption.max_kept_bytes
         self._admission = admission
         self._selector = selector
         self._upstream = upstream
         self._observe = observe
         self._clock = clock
-        self.budget = RetryBudget(settings.retry_ratio, settings.min_retries)
-        self.kept = TranscriptBudget(settings.max_total_kept_bytes)
-        rules = ResumptionRules(settings.max_resumptions, settings.resumption_wait_s)
-        self._resumer = Resumer(rules, selector, upstream, self.budget, clock, sleep)
+        self.budget = RetryBudget(retries.budget_ratio, retries.min_budget)
+        self.kept = TranscriptBudget(resumption.max_total_kept_bytes)
+        self._resumer = Resumer(resumption, selector, upstream, self.budget, clock, sleep)
 
     async def dispatch(
         self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
@@ -156,7 +143,7 @@ class Dispatcher:
         )
         if (trace := trace_of(request.request_id)) is not None:
             request = _begin_trace(trace, record, request, self._clock())
-        transcript = Transcript(self._settings.max_kept_bytes, self.kept) if request.is_resumable else None
+        transcript = Transcript(self._max_kept_bytes, self.kept) if request.is_resumable else None
         self.budget.on_request()
         reservation: Reservation | None = None
         is_foreseen = False
@@ -164,7 +151,7 @@ class Dispatcher:
             reservation = self._admission.charge(request, rules)
             if reservation is not None and reservation.is_capped:
                 request = self._admission.shortened(request, reservation)
-            flight = _Flight(request, client, record, transcript, PoisonGuard(self._settings.max_deaths))
+            flight = _Flight(request, client, record, transcript, PoisonGuard(self._retries.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
@@ -241,7 +228,7 @@ class Dispatcher:
         tried: set[Member] = set()
         ranked = self._members(order)
         try:
-            while len(tried) < self._settings.max_attempts:
+            while len(tried) < self._retries.max_attempts:
                 member = next((member for member in ranked if member not in tried and not member.removed), None)
                 if member is None:
                     # Who was worth ranking failed since, and who was not, being ejected, may be all that is left.
@@ -282,7 +269,7 @@ class Dispatcher:
 
     def _members(self, order: Sequence[int]) -> list[Member]:
         """As many as may be tried. Their positions can be others' when one of them has left."""
-        return [self._selector.fleet.member(position) for position in order[: self._settings.max_attempts]]
+        return [self._selector.fleet.member(position) for position in order[: self._retries.max_attempts]]
 
     async def _try_traced(
         self, flight: _Flight, trace: Trace, facts: Facts, member: Member

@@ -18,10 +18,10 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from router.config.workers import TimeoutsConfig
 from router.core.fleet.patience import Signs, Silence, may_wait_s
 from router.core.request.attempt import (
     AttemptFailed,
@@ -94,19 +94,6 @@ class RelayEvent(Enum):
     FULL = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes and seconds."""
-
-    max_reply_bytes: int
-    max_event_bytes: int
-    first_event_s: float
-    event_gap_s: float
-    answer_s: float
-    silence_s: float
-    """The longest silence that is waited for where the worker shows that it is at work."""
-
-
 RECEIVE_BUFFER_BYTES = 64 << 10
 """Of the kernel, which doubles it. One read takes all of it, and is what a client that stops reading leaves in our memory."""
 
@@ -127,7 +114,7 @@ class WorkerConnection(asyncio.Protocol):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        limits: Limits,
+        limits: TimeoutsConfig,
         on_idle: Callable[[WorkerConnection], None],
         shares: Shares,
         breaches: Counter[str],

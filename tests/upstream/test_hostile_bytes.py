@@ -7,17 +7,18 @@ from collections.abc import Callable
 
 import pytest
 
+from router.config.workers import TimeoutsConfig
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.request.request import NO_TENANT, Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
-from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, ConnectionState, Limits, RelayEvent
+from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, ConnectionState, RelayEvent
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
 from router.wire.transcript import Transcript, TranscriptBudget
 from tests.upstream.wires import FakeClient, Wire, a_holding
 
-LIMITS = Limits(
+LIMITS = TimeoutsConfig(
     max_reply_bytes=1 << 20,
     max_event_bytes=9 << 20,
     first_event_s=30.0,

@@ -26,7 +26,7 @@ from tests.sessions.tokens.desk import Notes
 from tests.sessions.tokens.test_local import TEXT
 from tests.sessions.tokens.test_local import tokenizer_json as tokenizer_json
 from tests.sessions.tokens.test_worker import RULES
-from tests.upstream.test_exchange import SETTINGS
+from tests.upstream.test_exchange import FLEET, LIMITS
 
 
 async def opened(notes: Notes, flags: dict[str, Any]) -> TokenCounts:
@@ -35,7 +35,7 @@ async def opened(notes: Notes, flags: dict[str, Any]) -> TokenCounts:
     fleet.set_members([parse_address("http://127.0.0.1:1")])
     fleet.set_models(next(fleet.members()), {name: {"id": name} for name in "abc"})
     fleet.set_members(())
-    upstream = Upstream(Pool(SETTINGS), lambda _: lambda _gap: None)
+    upstream = Upstream(Pool(FLEET, LIMITS), lambda _: lambda _gap: None)
     return await open_counts(load_config(None, {}, flags), fleet, upstream, notes, lambda: 0.0)
 
 

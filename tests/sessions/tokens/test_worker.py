@@ -23,7 +23,7 @@ from router.upstream.pool import Pool
 from tests.sessions.tokens.desk import Notes, make_counts
 from tests.simulator.serving import serving
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, Script, answer, scripted, unused_url
-from tests.upstream.test_exchange import SETTINGS
+from tests.upstream.test_exchange import FLEET, LIMITS
 
 RULES = FleetRules(HealthRules(failures=2, ejection_s=1.0), 10_000.0, 4.0, 5.0, 500_000)
 
@@ -37,7 +37,7 @@ async def counting(urls: Sequence[str], timeout_s: float = 10.0, max_calls: int 
         fleet.set_models(member, {"m": {"id": "m"}})
         if member.health.on_probe_answered(0.0):
             fleet.on_health_changed(member)
-    pool = Pool(SETTINGS)
+    pool = Pool(FLEET, LIMITS)
     try:
         yield WorkerCounter(fleet, Upstream(pool, lambda _: lambda _gap: None), WorkerLimits(timeout_s, max_calls))
     finally:
