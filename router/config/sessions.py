@@ -157,29 +157,9 @@ class TokensConfig(Section, frozen=True):
     vocabulary_dir: Annotated[
         str, Meta(description="Directory of tiktoken's vocabularies; empty: that of TIKTOKEN_CACHE_DIR.")
     ] = ""
-    max_loop_bytes: Annotated[
-        int,
-        Meta(ge=0, le=1 << 20, description="Text that the router counts without a thread, in bytes; larger is slower."),
-    ] = 8 << 10
-    max_threads: Annotated[int, Meta(ge=1, le=64, description="Threads that count larger texts; others wait.")] = 2
-    max_exact_bytes: Annotated[
-        int,
-        Meta(
-            ge=0, le=1 << 30, description="New text of one turn that is counted exactly, in bytes; more is estimated."
-        ),
-    ] = 1 << 20
     media_tokens: Annotated[
         int, Meta(ge=0, le=1_000_000, description="What an image, or another part that is no text, is taken for.")
     ] = 1024
-    max_known_counts: Annotated[
-        int, Meta(ge=0, le=10_000_000, description="Texts whose counts are remembered, by their digests.")
-    ] = 10_000
-    worker_timeout_s: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds that a worker may take to count a turn's texts.")
-    ] = 0.25
-    max_worker_calls: Annotated[
-        int, Meta(ge=1, le=10_000, description="Texts that workers count at once; others wait.")
-    ] = 16
 
 
 class ModelConfig(Section, frozen=True):

@@ -39,6 +39,9 @@ QUICK = {
 CONSTANTS = {
     "probes.ill_interval_s": "router.upstream.health_check.ILL_INTERVAL_S",
     "probes.models_interval_s": "router.upstream.health_check.MODELS_INTERVAL_S",
+    "tokens.max_exact_bytes": "router.sessions.tokens.counts.MAX_EXACT_BYTES",
+    "tokens.max_known_counts": "router.sessions.tokens.build.MAX_KNOWN",
+    "tokens.worker_timeout_s": "router.sessions.tokens.worker.TIMEOUT_S",
 }
 """What is no setting, and has another value while a test's router runs; by a name as if it were one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from router.core.fleet.fleet import Fleet
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
 from router.runtime.metrics import MAX_LABEL_VALUES
-from router.sessions.tokens import vocabularies
+from router.sessions.tokens import build, vocabularies
 from router.sessions.tokens.build import open_counts
 from router.sessions.tokens.counts import TokenCounts
+from router.sessions.tokens.local import LocalCounter
 from router.sessions.tokens.metrics import CAUSES, COUNTERS, MEANS, TokenMetrics
 from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
@@ -55,9 +57,10 @@ async def test_each_model_is_counted_as_its_table_says(tokenizer_json: Path) -> 
     await counts.aclose()
 
 
-async def test_long_texts_are_counted_as_short_ones_are(tokenizer_json: Path) -> None:
+async def test_long_texts_are_counted_as_short_ones_are(tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "LocalCounter", partial(LocalCounter, max_loop_bytes=100))
     notes = Notes()
-    counts = await opened(notes, {"models.a.tokenizer": str(tokenizer_json), "tokens.max_loop_bytes": 100})
+    counts = await opened(notes, {"models.a.tokenizer": str(tokenizer_json)})
     (one,), (many,) = [await counts.count("a", [{"content": TEXT * times}]) for times in (1, 100)]
     assert many == 100 * one
     await counts.aclose()

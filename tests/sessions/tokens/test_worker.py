@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -15,8 +16,9 @@ from router.core.fleet.fleet import Fleet, FleetRules
 from router.core.fleet.health import HealthRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
+from router.sessions.tokens import worker
 from router.sessions.tokens.counter import CannotCount
-from router.sessions.tokens.worker import WorkerCounter, WorkerLimits
+from router.sessions.tokens.worker import WorkerCounter
 from router.simulator.tokenizer import count_tokens
 from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
@@ -39,7 +41,8 @@ async def counting(urls: Sequence[str], timeout_s: float = 10.0, max_calls: int 
             fleet.on_health_changed(member)
     pool = Pool(FLEET, LIMITS)
     try:
-        yield WorkerCounter(fleet, Upstream(pool, lambda _: lambda _gap: None), WorkerLimits(timeout_s, max_calls))
+        with patch.multiple(worker, TIMEOUT_S=timeout_s, MAX_CALLS=max_calls):
+            yield WorkerCounter(fleet, Upstream(pool, lambda _: lambda _gap: None))
     finally:
         pool.close()
 
