@@ -67,11 +67,11 @@ BOARD = Board(
                     queries=(Query(rate("turns_total", by="outcome"), "{{outcome}}"),),
                 ),
                 Panel(
-                    title="Turns by door",
+                    title="Turns by API",
                     description="Sessions, responses, conversations.",
                     unit="reqps",
                     kind="stack",
-                    queries=(Query(rate("turns_total", by="door"), "{{door}}"),),
+                    queries=(Query(rate("turns_total", by="api"), "{{api}}"),),
                 ),
                 Panel(
                     title="Turns that met another of their session",

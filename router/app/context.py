@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from router.config.schema import Config, ContextConfig, read_secret
+from router.config.context import ContextConfig
+from router.config.schema import Config
+from router.config.secrets import read_secret
 from router.proxy.ports import Dispatch
 from router.sessions.compactor import Compactor, CompactorSettings
 from router.sessions.context.view import ContextOverrides
-from router.sessions.context_metrics import ContextMetrics
 from router.sessions.context_window import ContextWindow, Counts
 from router.sessions.histories import Histories
+from router.sessions.metrics import SessionMetrics
 from router.sessions.planner import Planner
 from router.sessions.recall.index import RecallIndex
 from router.sessions.recaller import Recaller, RecallRules
@@ -29,7 +31,7 @@ def build_context_window(
     counts: Counts,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
-    metrics: ContextMetrics,
+    metrics: SessionMetrics,
 ) -> ContextWindow:
     """Raises ConfigError."""
     context = config.context

@@ -9,7 +9,9 @@ from pathlib import Path
 from shutil import disk_usage
 
 from router.app.session_store import NO_STORE, state_dir
-from router.config.schema import BUNDLED_MODEL, Config, ConfigError, ContextConfig, read_secret
+from router.config.context import BUNDLED_MODEL, ContextConfig
+from router.config.schema import Config, ConfigError
+from router.config.secrets import read_secret
 from router.proxy.ports import Dispatch
 from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.recall.embedders.fleet import FleetEmbedder

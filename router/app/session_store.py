@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from router.config.schema import ConfigError, SessionsConfig, read_secret
+from router.config.schema import ConfigError
+from router.config.secrets import read_secret
+from router.config.sessions import SessionsConfig
 from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import Corrupt, OwnerLimits, Store, StoreUnavailable
 from router.sessions.stores.opened import OpenedStore

@@ -27,7 +27,6 @@ from router.sessions.api.responses import ResponsePages
 from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
 from router.sessions.claimer import TurnSettings
-from router.sessions.context_metrics import ContextMetrics
 from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
@@ -103,7 +102,6 @@ async def build_state(
     counts: Counts,
     clock: Callable[[], float],
     metrics: SessionMetrics,
-    context_metrics: ContextMetrics,
 ) -> SessionState:
     """Raises ConfigError."""
     sessions = config.sessions
@@ -121,7 +119,7 @@ async def build_state(
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
     context_window = build_context_window(
-        config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, context_metrics
+        config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, metrics
     )
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, context_window, clock, observe)

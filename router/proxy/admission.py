@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from router.config.routing import AdmissionConfig
 from router.core.errors import (
     ModelUnavailable,
     NoWorkerAvailable,
@@ -55,19 +56,6 @@ CALM_S = 0.5
 """The shortest pause before workers that are busy are asked again; twice as long each time, for one request."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionSettings:
-    """``max_worker_…``: 0 for any number. Seconds and bytes as named."""
-
-    max_worker_requests: int
-    max_worker_prefill_tokens: int
-    max_queued: int
-    max_queued_bytes: int
-    max_wait_s: float
-    no_worker_wait_s: float
-    warm_wait_s: float
-
-
 @dataclass(slots=True, eq=False)
 class _Waiter(Waiter):
     """``outcome``: None once a seat is kept for it, or why it is refused."""
@@ -85,7 +73,7 @@ class Admission:
 
     def __init__(
         self,
-        settings: AdmissionSettings,
+        settings: AdmissionConfig,
         fleet: Fleet,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],

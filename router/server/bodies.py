@@ -8,7 +8,7 @@ from io import BytesIO
 
 from aiohttp import web
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge, RouterError
 from router.core.tenants.memory import BODY, UNCOUNTED_BYTES, Holding
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, ClientProtocol

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.errors import HeadersTooLarge, Overloaded, RouterError
 from router.server.errors import error_body
 from router.server.key_connections import KeyConnections
@@ -75,8 +75,12 @@ class ClientServer(web.Server):
     def open_connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def max_connections(self) -> int:
+        return self._limits.max_connections
+
     def has_room(self) -> bool:
-        return len(self._connections) < self._limits.max_connections
+        return len(self._connections) < self.max_connections
 
     def transport_of(self, client: ClientProtocol) -> asyncio.Transport | None:
         """Also of one that is closing."""

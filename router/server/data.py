@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from router.config.schema import LimitsConfig, ServerConfig
+from router.config.serving import LimitsConfig, ServerConfig
 from router.core.errors import (
     BodyTimeout,
     ConnectionsLimited,

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from router.config.schema import AuthConfig, ConfigError, read_salt_secret
+from router.config.schema import ConfigError
+from router.config.secrets import read_salt_secret
+from router.config.serving import AuthConfig
 from router.core.request.request import Tenant
 from router.core.tenants.keyring import AuthRefusal, BadKeys, KeyList, Keyring, joined, parse_entries, parse_keys
 from router.runtime.log_once import LogOnce

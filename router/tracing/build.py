@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from router.config.schema import ConfigError, TracingConfig
+from router.config.schema import ConfigError
+from router.config.serving import TracingConfig
 from router.tracing.metrics import TraceCounts
 
 if TYPE_CHECKING:

@@ -1,14 +1,11 @@
-"""How traces fare on their way to the collector, read when Prometheus asks. All figures are zero where tracing is off."""
+"""Traces on their way to the collector; all zero where tracing is off."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from router.runtime.series import counter
+from router.runtime.metrics import Row, counter, gauge
 
 CAUSES = ("full", "failed", "stopped")
 """Why traces are dropped."""
@@ -30,25 +27,19 @@ class TraceCounts:
         return self.queued - self.taken
 
 
-class TracingCollector(Collector):
-    def __init__(self, counts: TraceCounts) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        counts = self._counts
-        yield counter(
+def trace_rows(counts: TraceCounts) -> Iterable[Row]:
+    return (
+        counter(
             "dropped_traces",
             "Sampled requests whose spans never reached the collector, by cause.",
-            counts.dropped,
+            lambda: counts.dropped,
             "cause",
-        )
-        sent = CounterMetricFamily("warmroute_sent_traces", "Sampled requests whose spans the collector has.")
-        sent.add_metric((), counts.sent)
-        yield sent
-        for name, text, value in (
-            ("waiting_traces", "Requests whose spans wait to be sent.", counts.waiting),
-            ("max_waiting_traces", "Most requests whose spans may wait to be sent.", counts.max_traces),
-        ):
-            gauge = GaugeMetricFamily(f"warmroute_{name}", text)
-            gauge.add_metric((), value)
-            yield gauge
+        ),
+        counter("sent_traces", "Sampled requests whose spans the collector took.", lambda: counts.sent),
+        gauge("waiting_traces", "Sampled requests whose spans wait to be sent.", lambda: counts.waiting),
+        gauge(
+            "max_waiting_traces",
+            "Most sampled requests whose spans may wait; spans of further ones are dropped.",
+            lambda: counts.max_traces,
+        ),
+    )

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from router.config.schema import TracingConfig
+from router.config.serving import TracingConfig
 from router.core.request.trace import Trace
 from router.runtime.log_once import LogOnce
 from router.tracing.metrics import TraceCounts

@@ -12,8 +12,8 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from router.config.workers import TimeoutsConfig
 from router.core.fleet.patience import Signs, Silence, may_wait_s
 from router.core.request.attempt import (
     AttemptFailed,
@@ -58,26 +58,13 @@ _AWAITED = (State.HEAD, State.WHOLE, State.EVENTS, State.RELAY)
 """The worker owes a reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes and seconds."""
-
-    max_reply_bytes: int
-    max_event_bytes: int
-    first_event_s: float
-    event_gap_s: float
-    answer_s: float
-    silence_s: float
-    """The longest silence of a worker that is seen to be at work."""
-
-
 class WorkerConnection(asyncio.Protocol):
     """Owned by one request at a time, from ``ask`` to ``release``. ``rejected`` counts rejected replies by their kind."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        limits: Limits,
+        limits: TimeoutsConfig,
         on_idle: Callable[[WorkerConnection], None],
         shares: Shares,
         rejected: Counter[str],

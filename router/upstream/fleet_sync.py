@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from router.config.schema import Config
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.member import Member
 from router.core.fleet.ring import Ring
@@ -16,7 +17,7 @@ from router.runtime.background import Background
 from router.runtime.log_once import LogOnce
 from router.upstream.discovery import LiveSource, Source, Unreadable
 from router.upstream.exchange import Upstream
-from router.upstream.health_check import MonitorSettings, WorkerMonitor
+from router.upstream.health_check import WorkerMonitor
 from router.upstream.pool import Pool
 
 FRESH_S = 0.5
@@ -34,8 +35,7 @@ class FleetSync:
         fleet: Fleet,
         pool: Pool,
         upstream: Upstream,
-        settings: MonitorSettings,
-        interval_s: float,
+        config: Config,
         use_ring: Callable[[Ring], None],
         clock: Callable[[], float],
         background: Background,
@@ -53,8 +53,7 @@ class FleetSync:
         self._fleet = fleet
         self._pool = pool
         self._upstream = upstream
-        self._settings = settings
-        self._interval_s = interval_s
+        self._config = config
         self._use_ring = use_ring
         self._last: dict[int, Sequence[WorkerAddress]] = {}
         self._watched: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
@@ -80,7 +79,7 @@ class FleetSync:
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval_s):
+                    async with asyncio.timeout(self._config.fleet.discovery_interval_s):
                         await self._news.wait()
                 self._news.clear()
                 await self._follow()
@@ -152,7 +151,16 @@ class FleetSync:
 
     def _watch(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
         log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
-        watch = WorkerMonitor(member, self._fleet, self._upstream, self._settings, self._clock)
+        config = self._config
+        watch = WorkerMonitor(
+            member,
+            self._fleet,
+            self._upstream,
+            config.probes,
+            config.load,
+            self._clock,
+            has_worker_key=bool(config.fleet.worker_key),
+        )
         return watch, self._background.start("watch", watch.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:

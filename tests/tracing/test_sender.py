@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from router.config.schema import TracingConfig
+from router.config.serving import TracingConfig
 from router.core.request.trace import Trace
 from router.tracing.metrics import TraceCounts
 from router.tracing.otlp import BATCH, TraceExporter, TraceSender

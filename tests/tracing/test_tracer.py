@@ -7,7 +7,9 @@ from contextvars import copy_context
 
 import pytest
 
-from router.config.schema import ConfigError, TracingConfig, load_config
+from router.config.loading import load_config
+from router.config.schema import ConfigError
+from router.config.serving import TracingConfig
 from router.core.request.trace import MAX_PHASES, TRACE, Trace, trace_of
 from router.tracing.build import open_tracing
 from router.tracing.metrics import TraceCounts

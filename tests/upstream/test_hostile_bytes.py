@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from router.config.workers import TimeoutsConfig
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.request.request import NO_TENANT
 from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
-from router.upstream.connection import EAGER_BYTES, Limits
+from router.upstream.connection import EAGER_BYTES
 from router.upstream.connection_state import State
 from router.upstream.relay import RelayEvent
 from router.upstream.reply_reader import LARGE_BYTES, MAX_INTERIM_HEADS
@@ -21,7 +22,7 @@ from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFi
 from router.wire.transcript import Transcript, TranscriptBudget
 from tests.upstream.wires import FakeClient, Wire, a_holding
 
-LIMITS = Limits(
+LIMITS = TimeoutsConfig(
     max_reply_bytes=1 << 20,
     max_event_bytes=9 << 20,
     first_event_s=30.0,

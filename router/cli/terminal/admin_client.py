@@ -12,7 +12,7 @@ import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from router.cli.terminal.answers import Snapshot
-from router.config.schema import AdminConfig
+from router.config.serving import AdminConfig
 from router.core.printable import printable
 from router.runtime.bounded_body import read_body
 from router.runtime.logs import redact

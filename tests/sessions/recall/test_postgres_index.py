@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from router.app.recall_index import open_index
-from router.config.schema import load_config
+from router.config.loading import load_config
 from router.core.request.request import Sid, Tenant
 from router.sessions.recall import rarity
 from router.sessions.recall.chunks import last_place

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from router.app.session_store import open_store
-from router.config.schema import SessionsConfig
+from router.config.sessions import SessionsConfig
 from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import Sid
 from router.sessions.stores.opened import OpenedStore
