@@ -77,7 +77,7 @@ async def _open_sqlite(
 ) -> SqliteIndex:
     """On a full disk, opens the index in memory until the next start. Raises IndexUnavailable."""
     try:
-        return await SqliteIndex.open(str(path), embedder, limits, wall_clock=wall_clock)
+        return await SqliteIndex.open(path, embedder, limits, wall_clock=wall_clock)
     except IndexUnavailable as error:
         if path == IN_MEMORY or disk_usage(path.parent).free >= MIN_ROOM_BYTES:
             raise
@@ -85,7 +85,7 @@ async def _open_sqlite(
             "the recall index is in memory, since its disk is full: free some of the disk and restart",
             extra={"why": str(error)},
         )
-        return await SqliteIndex.open(str(IN_MEMORY), embedder, limits, wall_clock=wall_clock)
+        return await SqliteIndex.open(IN_MEMORY, embedder, limits, wall_clock=wall_clock)
 
 
 def _sqlite_limits(context: ContextConfig) -> IndexLimits:

@@ -23,7 +23,7 @@ ADDED_AT_ONCE, EMBEDDED_AT_ONCE, SWEPT_AT_ONCE = 50, 32, 20
 class PostgresLimits(SearchLimits):
     max_connections: int = 8
     call_timeout_s: float = 10.0
-    """Of a transaction that is no search, with the wait for a connection."""
+    """For a transaction that is no search, with the wait for a connection."""
 
 
 DEFAULT_LIMITS = PostgresLimits()

@@ -60,7 +60,7 @@ TABLES = ("word", "session", "total", "dropped", "piece", "vector", "model")
 
 
 class IndexFile:
-    def __init__(self, path: str, max_pending: int) -> None:
+    def __init__(self, path: Path, max_pending: int) -> None:
         self.path = path
         self._thread = SqliteThread("recall", max_pending)
 
@@ -74,7 +74,7 @@ class IndexFile:
         return self._thread.max_pending
 
     @classmethod
-    async def open(cls, path: str, max_pending: int) -> Self:
+    async def open(cls, path: Path, max_pending: int) -> Self:
         """A new file can be read by its owner only. Raises IndexUnavailable."""
         file = cls(path, max_pending)
         try:
@@ -120,7 +120,7 @@ class IndexFile:
     # The methods below run in the thread.
 
     def _connect(self) -> None:
-        create_private(Path(self.path))
+        create_private(self.path)
         connection = self._thread.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         _check(connection)
         # NORMAL: what a power failure takes away is indexed anew. Deleted words of FTS5 are overwritten from SQLite 3.42 on;

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from sqlite3 import Connection
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
@@ -30,8 +31,8 @@ ADDED_AT_ONCE, EMBEDDED_AT_ONCE = 50, 32
 @dataclass(frozen=True, slots=True)
 class IndexLimits(SearchLimits):
     max_bytes: int = 1 << 30
-    """Of texts and vectors; the file takes up to twice that. The session that was added to least recently is deleted first, and
-    the session being added to stays in any case."""
+    """Bound of texts and vectors; the file takes up to twice that. The session that was added to least recently is deleted
+    first, and the session being added to stays in any case."""
 
 
 DEFAULT_LIMITS = IndexLimits()
@@ -54,7 +55,7 @@ class SqliteIndex:
         self._search = Search(embedder, limits, weights)
         self._wall_clock = wall_clock
         self.bytes = 0
-        """Of texts and vectors, after the last change by this process."""
+        """Bytes of texts and vectors after the last change by this process."""
         self._is_untidy = False
         """Deleted data is still in the write-ahead log."""
         self.evicted: Counter[str] = Counter({"sessions": 0, "pieces": 0})
@@ -63,13 +64,13 @@ class SqliteIndex:
     @classmethod
     async def open(
         cls,
-        path: str,
+        path: Path,
         embedder: Embedder | None = None,
         limits: IndexLimits = DEFAULT_LIMITS,
         weights: Weights = DEFAULT_WEIGHTS,
         wall_clock: Callable[[], float] = lambda: 0.0,
     ) -> Self:
-        """``path``: a file, which is created where it is missing and can then be read by its owner only; or ``:memory:``. The
+        """``path``: a file, which is created where it is missing and can then be read by its owner only; or ``IN_MEMORY``. The
         caller closes the embedder. ``wall_clock``: Unix time, by which sessions expire. Raises IndexUnavailable."""
         if embedder is not None and find_spec("numpy") is None:
             raise IndexUnavailable("vectors need the package numpy: warmroute[recall]")

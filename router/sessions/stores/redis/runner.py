@@ -33,7 +33,7 @@ MAX_TURN_WAIT_S = 2.0
 @dataclass(frozen=True, slots=True)
 class RedisLimits:
     deadline_s: float = 0.2
-    """Of a whole call: from the wait for a connection to the last reply."""
+    """For a whole call, from the wait for a connection to the last reply."""
     max_connections: int = 64
     """To each server. More calls wait for a connection, within their deadlines."""
     max_waiting: int = 256

@@ -138,7 +138,7 @@ def unknown(at: Transaction, session: Session, cursor: Cursor) -> tuple[bool, li
 
 
 def _entries_behind(at: Transaction, session: Session, head: int) -> list[bytes]:
-    """As many as one tail may have."""
+    """Entries after ``head``, as many as one tail may have."""
     tail: list[bytes] = []
     if head == session.head:
         return tail

@@ -213,7 +213,7 @@ class SqliteStore:
         return await self._erase(owner, documents.delete, key, owner)
 
     async def usage(self) -> Mapping[Tenant, Usage]:
-        """Of each owner that ever stored anything."""
+        """Counts of each owner that ever stored anything."""
         return await self._reader.do(rows.usage)
 
     async def tidy(self) -> None:
