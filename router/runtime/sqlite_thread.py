@@ -84,6 +84,9 @@ class SqliteThread:
         self.connection: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
+    def __repr__(self) -> str:
+        return f"SqliteThread(pending={self.pending}, is_open={self.connection is not None})"
+
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A call that is cancelled is not begun, or runs to its end. Raises NotBegun, and what ``work`` raises."""
         return await self.run_within(inf, time.monotonic, partial(work, *args, **kwargs))

@@ -68,6 +68,9 @@ class Journal:
         self.bytes = 0
         self._files: list[int] = []
 
+    def __repr__(self) -> str:
+        return f"Journal({str(self.directory)!r}, bytes={self.bytes}, files={len(self._files)})"
+
     def open(self) -> list[Late]:
         """Returns what is left, also in files of dead routers. An incomplete line was never acknowledged. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is particular to the SQLite index: its file, its thread and its bounds."""
+"""File, thread and bounds of the SQLite index."""
 
 from __future__ import annotations
 
