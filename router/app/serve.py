@@ -39,21 +39,22 @@ from router.config.schema import (
     ConfigError,
     FleetConfig,
     LimitsConfig,
-    PolicyConfig,
     ServerConfig,
     TracingConfig,
     read_salt_secret,
 )
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Member
+from router.core.fleet.catalog import MAX_KNOWN_MODELS
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
+from router.core.fleet.member import Member
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, make_caller
-from router.policies import POLICIES, PolicySettings
-from router.policies.base import Policy
+from router.policies import make_policy
 from router.proxy.admission import Admission, AdmissionSettings
 from router.proxy.admission_metrics import AdmissionCollector
 from router.proxy.dispatch import Dispatcher, DispatchSettings
@@ -74,6 +75,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
+from router.server.client_server import ClientServer, Observers
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
@@ -81,7 +83,6 @@ from router.server.key_connections import KeyConnections
 from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen, require_c_parser
 from router.server.parsing.pool import Parsers
-from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.sessions.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
@@ -91,7 +92,7 @@ from router.sessions.tokens.metrics import TokenMetrics
 from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
-from router.tracing.metrics import TracingCollector
+from router.tracing.metrics import TraceCounts, TracingCollector
 from router.upstream.connection import Limits
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
@@ -164,7 +165,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     index = PrefixIndex(config.index.max_blocks, _default_blocks(config))
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
-    metrics = Metrics(registry, fleet.knows)
+    metrics = Metrics(registry, fleet.catalog.knows)
     pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
     upstream = Upstream(pool, metrics.gaps)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
@@ -174,9 +175,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         decisions.append(record)
         metrics.observe(record)
 
-    selector = WorkerSelector(
-        fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s
-    )
+    policy = make_policy(config.policy.name, config.policy, random.Random(config.policy.seed))  # noqa: S311  # lots, not secrets
+    selector = WorkerSelector(fleet, index, last_workers, policy, clock, config.timeouts.min_first_event_s)
     admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(
@@ -197,14 +197,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
-    counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
+    counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.catalog.knows), clock)
     state_metrics = SessionMetrics(registry)
-    lookups = Lookups(WindowSizes(fleet.window, clock), counts.total, counts.is_exact, selector.cached_tokens)
+    lookups = Lookups(WindowSizes(fleet.catalog.window, clock), counts.total, counts.is_exact)
     state = await build_state(
         config,
         dispatcher,
         last_workers.set,
-        fleet.bytes_per_token,
+        fleet.learning.bytes_per_token,
         lookups,
         counts,
         clock,
@@ -215,7 +215,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         config.server,
         config.limits,
         dispatcher,
-        fleet,
+        fleet.catalog,
         clock,
         metrics.observe_refusal,
         gate,
@@ -264,7 +264,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
 
     observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    tracing = _open_tracing(config.tracing, fleet, clock)
+    trace_counts = TraceCounts()
+    tracing = _open_tracing(config.tracing, fleet, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
@@ -284,7 +285,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             "Large reads from workers that wait for their share of the loop.",
             len(pool.shares),
         )
-        yield "known_models", "Models whose names are remembered, served now or once.", fleet.known_models
+        yield "known_models", "Models whose names are remembered, served now or once.", len(fleet.catalog)
         yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
         yield "max_client_connections", "How many there may be.", may_connect
@@ -339,7 +340,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     if state.index.sqlite is not None:
         registry.register(SqliteIndexCollector(state.index.sqlite))
     registry.register(BackgroundCollector(background.failures, fleet_sync))
-    registry.register(TracingCollector(tracing.queue if tracing is not None else None))
+    registry.register(TracingCollector(trace_counts))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     Info("warmroute_build", "What is running.", registry=registry).info(about)
@@ -473,21 +474,11 @@ def _allow_descriptors(max_connections: int) -> None:
         )
 
 
-def make_policy(config: PolicyConfig) -> Policy:
-    settings = PolicySettings(
-        ring_bound=config.ring_bound,
-        miss_weight=config.miss_weight,
-        prior=config.prior,
-        leave_weight=config.leave_weight,
-        alone=config.alone,
-    )
-    return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
-
-
-def _open_tracing(config: TracingConfig, fleet: Fleet, clock: Callable[[], float]) -> Tracing | None:
+def _open_tracing(
+    config: TracingConfig, fleet: Fleet, clock: Callable[[], float], counts: TraceCounts
+) -> Tracing | None:
     resource = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
-    lots = random.Random()  # noqa: S311  # ids have to differ, and need not be secret
-    return open_tracing(config, resource, fleet.knows, clock, time.time, lots.getrandbits)
+    return open_tracing(config, resource, fleet.catalog.knows, clock, time.time, counts)
 
 
 def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:

@@ -13,9 +13,10 @@ from router.runtime.bounded_body import read_body
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.summaries import ask_about
-from router.sessions.openai.chat_answers import BadAnswer, read_completion
+from router.sessions.openai.chat_answers import read_answer
 from router.sessions.planner import Ask
 from router.sessions.summaries import Written, note_params, read_notes
+from router.wire.completion import BadAnswer
 
 MAX_REPLY_BYTES = 1 << 20
 
@@ -41,7 +42,7 @@ class RemoteSummaryWriter:
             **note_params(max_tokens),
         }
         try:
-            answer = read_completion(await self._post(msgspec.json.encode(body)))
+            answer = read_answer(await self._post(msgspec.json.encode(body)))
         except (ClientError, TimeoutError, BadAnswer, _Unusable) as error:
             raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
         usage: dict[str, Any] = answer.usage or {}

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -17,8 +18,10 @@ from router.core.index.fingerprint import NO_PROMPT
 from router.core.request.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress, parse_address
+from router.proxy import ports
 from router.upstream.connection import Limits
 from router.upstream.exchange import Exchange, Upstream
 from router.upstream.pool import Pool, PoolSettings
@@ -119,6 +122,10 @@ async def pooled(
         await asyncio.gather(sweep, return_exceptions=True)
 
 
+async def relay(exchange: Exchange, client: Client, record: Record) -> StreamEnd:
+    return await exchange.relay(cast(ports.Client, client), record)
+
+
 async def hang(_asked: Asked, peer: Peer) -> None:
     await peer.gone()
 
@@ -177,7 +184,7 @@ async def test_a_request_that_the_router_gave_up_on_a_kept_connection_is_not_sen
         fixture.pool.abort_unresponsive(fixture.address)
         await peer.gone()
 
-    monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.0)
+    monkeypatch.setattr("router.upstream.connection.UNRESPONSIVE_WHOLE_S", 0.0)
     async with scripted(fall_silent_at_the_second) as worker, pooled(worker) as fixture:
         await fixture.ask()
         with pytest.raises(WorkerDied):
@@ -265,7 +272,7 @@ async def test_a_stream_is_relayed_and_its_connection_kept_even_if_its_last_chun
         client, record = Client(), a_record()
         with fixture.exchange() as exchange:
             assert (await exchange.ask(a_request(), a_watch(), a_holding())).is_stream
-            assert await exchange.relay(client, record) is StreamEnd.DONE
+            assert await relay(exchange, client, record) is StreamEnd.DONE
         relayed.set()
         assert client.events == TEXT + LAST + DONE
         assert record.bytes_out == len(client.sent)
@@ -293,7 +300,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_until_it_stalls(stalls: 
         client = Client(is_full_behind=0, stalls=stalls)
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            end = await exchange.relay(client, a_record())
+            end = await relay(exchange, client, a_record())
         if stalls:
             assert end is StreamEnd.CLIENT_STALLED
             assert await worker.ended.get() == 0
@@ -311,7 +318,7 @@ async def test_leaving_an_exchange_in_any_phase_closes_the_workers_connection(se
     async def use(fixture: Fixture) -> None:
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            await exchange.relay(Client(), a_record())
+            await relay(exchange, Client(), a_record())
 
     asked = asyncio.Event()
     async with scripted(stop_after) as worker, pooled(worker) as fixture:
@@ -337,7 +344,7 @@ async def test_a_silent_worker_is_given_up_by_the_sweep() -> None:
         client = Client()
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            assert await exchange.relay(client, a_record()) is StreamEnd.SILENT
+            assert await relay(exchange, client, a_record()) is StreamEnd.SILENT
         assert client.events == TEXT
         assert [await worker.ended.get() for _ in range(2)] == [0, 1]
 
@@ -404,7 +411,7 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
             client = Client(is_full_behind=4000)
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
-                assert await exchange.relay(client, a_record()) is StreamEnd.DONE
+                assert await relay(exchange, client, a_record()) is StreamEnd.DONE
             assert client.events == TEXT * 300 + LAST + DONE
             assert worker.connections == 1
             worker.script = hang
@@ -460,5 +467,5 @@ async def test_a_stream_of_several_workers_counts_the_bytes_of_all() -> None:
         for client in clients:
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
-                await exchange.relay(client, record)
+                await relay(exchange, client, record)
         assert record.bytes_out == sum(len(client.sent) for client in clients)
