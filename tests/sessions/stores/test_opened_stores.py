@@ -1,4 +1,4 @@
-"""What a configured store says of its secret, and that each kind deletes what has expired."""
+"""A configured store warns of its secret, and each kind deletes what has expired."""
 
 from __future__ import annotations
 
