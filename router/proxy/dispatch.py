@@ -40,9 +40,10 @@ from router.core.request.retry import RetryBudget
 from router.core.request.trace import Trace, trace_of
 from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
+from router.proxy.admission import Admission
 from router.proxy.attempts import Attempts
 from router.proxy.delivery import Break, Delivery, Flight, Read, read_here
-from router.proxy.ports import Admission, Client, Upstream
+from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer, ResumptionRules
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error

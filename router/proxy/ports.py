@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError, WorkersBusy
-from router.core.fleet.facts import Facts
+from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
 from router.core.tenants.memory import Holding
-from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import TenantRules
 from router.core.worker import WorkerAddress
 from router.wire.sse import Filter
@@ -51,46 +48,6 @@ class Dispatch(Protocol):
 
 class Upstream(Protocol):
     def exchange(self, worker: WorkerAddress) -> AbstractContextManager[Exchange]: ...
-
-
-class Admission(Protocol):
-    """Who may start now; see the room of that name."""
-
-    def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
-        """Raises RateLimited, BudgetExceeded."""
-        ...
-
-    def shortened(self, request: Request, reservation: Reservation) -> Request:
-        """The request, asking for no more than is reserved for it."""
-        ...
-
-    def settle(self, reservation: Reservation | None, record: Record) -> None: ...
-
-    def has_room(self, model: str) -> bool:
-        """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
-        ...
-
-    def has_seat(self, position: int) -> bool: ...
-
-    def seated_first(self, order: Sequence[int]) -> Sequence[int]: ...
-
-    async def wait_for_room(self, request: Request, rules: TenantRules, record: Record) -> None:
-        """Raises Overloaded, NoWorkerAvailable."""
-        ...
-
-    async def wait_for_warm(self, facts: Facts, order: Sequence[int], request: Request, record: Record) -> bool:
-        """True: time has passed, and the ranking is old."""
-        ...
-
-    async def wait_for_worker(
-        self, request: Request, rules: TenantRules, record: Record, error: NoWorkerAvailable | ModelUnavailable
-    ) -> None:
-        """Raises ``error``, Overloaded."""
-        ...
-
-    async def wait_for_calm(self, request: Request, record: Record, busy: WorkersBusy, times_before: int) -> None:
-        """Raises ``busy``."""
-        ...
 
 
 class Client(Protocol):

@@ -136,7 +136,6 @@ class ClientConnection:
             pieces = (reply.body.replace(self._hidden, b"***"),)
         body_bytes = sum(map(len, pieces))
         head = self._head(reply, record) + b"Content-Length: %d\r\n\r\n" % body_bytes
-        record.bytes_out = body_bytes
         if self.is_closing():
             return
         self.has_started = True

@@ -167,7 +167,6 @@ class WorkerConnection(asyncio.Protocol):
         self.deadline = float("inf")
         """On the loop's clock; whoever sweeps calls ``expire`` behind it."""
         self.idle_since = 0.0
-        self.sent_bytes = 0
         self.chunks = 0
 
     # What the owner calls
@@ -226,7 +225,7 @@ class WorkerConnection(asyncio.Protocol):
         self._held.clear()
         self._pieces.clear()
         self._is_counted = self._is_paused = self._has_answered = False
-        self._piece_bytes = self.sent_bytes = self.chunks = self._interim_heads = 0
+        self._piece_bytes = self.chunks = self._interim_heads = 0
         self.state = ConnectionState.HEAD
         limit_s = self._limits.answer_s if watch is None else self._limits.first_event_s
         self._answer_within_s = limit_s if within_s is None else min(limit_s, within_s)
@@ -450,7 +449,6 @@ class WorkerConnection(asyncio.Protocol):
             self.abort()  # the client is gone: its handler is about to be cancelled
             self._wake()
             return
-        self.sent_bytes += len(out)
         if is_last:
             sink.write_last(out)
             return

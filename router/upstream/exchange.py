@@ -162,7 +162,6 @@ class Exchange:
                 connection.resume()
         finally:
             record.chunks += connection.chunks
-            record.bytes_out += connection.sent_bytes
         return _BREAKS[type(connection.error)] if turn is RelayEvent.FAILED and connection.error else _ENDS[turn]
 
     def __enter__(self) -> Exchange:

@@ -27,7 +27,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Of the prompt, the tokens that an earlier turn of the same conversation must have warmed somewhere: all but the
     newest messages once there is an assistant's message; 0 on a first turn."""
     anchor: int
-    """64-bit ring key of the stable prefix: tenant, model, adapter, system prompt, tools, first user turn."""
+    """64-bit ring key of the stable prefix: tenant, model, system prompt, tools, first user turn."""
     ring: Ring
     matches: Matches
     """What the index says is cached, in tokens, on the workers where that is more than nothing."""

@@ -80,7 +80,6 @@ class Record(msgspec.Struct, kw_only=True):
     trace: Trace | None = None
     """Where the request's spans are noted, while it is under way; None: nobody wants to see them."""
     chunks: int = 0
-    bytes_out: int = 0
 
     def begin_attempt(self, worker: str) -> None:
         self.tried.append(Attempt(worker))

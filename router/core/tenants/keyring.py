@@ -6,7 +6,6 @@ taken as a whole or refused as a whole, with one line that names the entry and i
 
 from __future__ import annotations
 
-import hmac
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,7 +85,7 @@ class Keyring:
         Looking a digest up shows nothing by its timing: who guesses keys cannot choose their digests' bits.
         """
         key = self._keys.get(digest)
-        if key is None or not hmac.compare_digest(key.digest, digest):
+        if key is None:
             return AuthRefusal.UNKNOWN
         if key.is_disabled:
             return AuthRefusal.DISABLED
