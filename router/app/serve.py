@@ -191,7 +191,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
-        KeyFile(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
+        KeyFile(config.auth, audit, time.time, admission.limits.ledger.keep, config.limits.max_key_connections)
         if config.auth.asks_for_keys
         else None
     )
@@ -222,7 +222,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics.observe_cut,
         memory,
         parsers,
-        admission,
+        admission.limits,
         state.routes,
         resumes=config.resumption.max_attempts > 0,
     )
@@ -324,10 +324,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
 
     registry.register(FleetCollector(fleet, index, selector.misses, dispatcher.budget, sizes, pool.breaches))
-    registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
+    registry.register(AdmissionCollector(admission.queue, admission.limits.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(MemoryCollector(memory))
-    registry.register(SessionCollector(state.turns, state.store, state.watch, admission.ledger.accounts))
+    registry.register(SessionCollector(state.turns, state.store, state.watch, admission.limits.ledger.accounts))
     registry.register(
         ContextCollector(
             state.turns.context_window,

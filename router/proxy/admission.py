@@ -1,13 +1,10 @@
 """Who may start now: a tenant's own limits first, then room on the workers. Whoever may not is told so, or waits its turn.
 
-    visit           a request of a route that keeps state: counted, or 429
-    charge          the tenant's limits, at once: passes, or 429
     has_room        the way that nearly all go: some worker of the model has room, and nothing is waited for
     wait_for_room   in the fair queue, until a worker has room: 503 overloaded when that takes too long, or too many wait
     wait_for_warm   the ranking's first has none, others have: a moment, if its cache is worth it
     wait_for_worker nobody is up: until somebody is, or 503
     wait_for_calm   the workers themselves said that they are busy: a pause, and another turn
-    settle          what it took in the end
 
 Nothing is polled: the fleet tells when a worker may have room, and as many are woken as there are seats. A seat is kept for
 each until it has its lease, so that nobody takes it in between. Only of workers that call themselves busy while the fleet
@@ -18,10 +15,9 @@ do not come here.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from router.core.errors import (
@@ -29,7 +25,6 @@ from router.core.errors import (
     NoWorkerAvailable,
     Overloaded,
     RouterError,
-    TenantLimited,
     Unavailable,
     WorkersBusy,
 )
@@ -39,17 +34,14 @@ from router.core.fleet.health import WorkerState
 from router.core.fleet.member import Member
 from router.core.fleet.seats import Seats, warm_wait_s
 from router.core.request.record import Record
-from router.core.request.request import NO_TENANT, Request
+from router.core.request.request import Request
 from router.core.tenants.queue import Drain, FairQueue, Waiter
-from router.core.tenants.quota import INITIAL_COMPLETION_TOKENS, Asked, Ledger, Reservation
+from router.core.tenants.quota import INITIAL_COMPLETION_TOKENS
 from router.core.tenants.tenant import EVERYBODY, TenantRules
-from router.wire.requests import with_shorter_answers
+from router.proxy.tenant_limits import TenantLimits
 
 REFUSALS = ("rate_limit_exceeded", "budget_exceeded", "queue_full", "too_late", "no_worker")
 """Why a request may be refused here: labels of the refusal counter."""
-
-PROMPT_MARGIN, TEMPLATE_TOKENS = 1.5, 256
-"""By how much a prompt may be longer than its bytes let expect."""
 
 CALM_S = 0.5
 """The shortest pause before workers that are busy are asked again; twice as long each time, for one request."""
@@ -95,7 +87,6 @@ class Admission:
         self._settings = settings
         self._fleet = fleet
         self._clock = clock
-        self._wall_clock = wall_clock
         self._seats = Seats(fleet.figures, settings.max_worker_requests, settings.max_worker_prefill_tokens)
         self._warm: dict[Member, OrderedDict[_Waiter, None]] = {}
         self._drain = Drain(clock())
@@ -103,75 +94,8 @@ class Admission:
         self.pausing = 0
         """Requests that wait for busy workers; they and the queue are bounded together."""
         self.queue: FairQueue[_Waiter] = FairQueue(settings.max_queued, settings.max_queued_bytes)
-        self.ledger = Ledger()
         self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
-
-    # A tenant's limits
-
-    @contextmanager
-    def visit(self, rules: TenantRules) -> Iterator[None]:
-        """A request that need not ask a worker. Raises RateLimited."""
-        if rules.tenant == NO_TENANT:
-            yield
-            return
-        account = self.ledger.account(rules)
-        with self._counting_refusals():
-            account.enter(rules, self._clock())
-        try:
-            yield
-        finally:
-            account.leave()
-
-    def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
-        """None where nobody can be told apart. Raises RateLimited, BudgetExceeded."""
-        if rules.tenant == NO_TENANT:
-            return None
-        with self._counting_refusals():
-            account = self.ledger.account(rules)
-            reservation = account.reserve(rules, self._asked(request), self._clock(), self._wall_clock())
-        if reservation.is_capped and not self._may_be_shortened(request, reservation):
-            return account.reserve_all(reservation)
-        return reservation
-
-    def _asked(self, request: Request) -> Asked:
-        """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
-        if not request.route.spec.is_charged:
-            return Asked(0.0, 0.0, is_entered=request.is_entered)
-        prompt_tokens = self._prompt_tokens(request)
-        if request.max_answer_tokens is not None:
-            most = float(request.max_answer_tokens)
-        else:
-            window = self._fleet.catalog.window(request.model)
-            most = max(1.0, window - prompt_tokens) if window else math.inf
-        return Asked(prompt_tokens, most * request.answers, request.answers, request.is_entered)
-
-    def _may_be_shortened(self, request: Request, reservation: Reservation) -> bool:
-        """Where the client set no limit of its own, one is set only where it surely fits into the window beside the prompt:
-        workers refuse what does not."""
-        if request.max_answer_tokens is not None:
-            return True
-        prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
-        return prompt_tokens + reservation.most_of_each <= self._fleet.catalog.window(request.model)
-
-    def shortened(self, request: Request, reservation: Reservation) -> Request:
-        """The request, asking the worker for no more tokens than are reserved for it."""
-        reservation.account.totals.shortened += 1
-        return with_shorter_answers(request, reservation.most_of_each)
-
-    @contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except TenantLimited as limited:
-            self.refusals[limited.code] += 1
-            raise
-
-    def settle(self, reservation: Reservation | None, record: Record) -> None:
-        if reservation is not None:
-            reservation.account.settle(reservation, record, self._clock())
-
-    def _prompt_tokens(self, request: Request) -> float:
-        return request.fingerprint.prompt_bytes / self._fleet.learning.bytes_per_token(request.model)
+        self.limits = TenantLimits(fleet, clock, wall_clock, self.refusals)
 
     # Room
 
@@ -294,14 +218,14 @@ class Admission:
                 self._release(waiter.seat)
 
     def _waiter(self, request: Request, rules: TenantRules) -> _Waiter:
-        account = self.ledger.accounts.get(rules.tenant)
+        account = self.limits.ledger.accounts.get(rules.tenant)
         completion_tokens = account.mean_completion_tokens if account else INITIAL_COMPLETION_TOKENS
         return _Waiter(
             model=request.model,
             tenant=rules.tenant,
             priority=rules.priority,
             share=rules.share,
-            tokens=self._prompt_tokens(request) + completion_tokens,
+            tokens=self.limits.prompt_tokens(request) + completion_tokens,
             body_bytes=len(request.body),
             outcome=asyncio.get_running_loop().create_future(),
         )

@@ -122,9 +122,9 @@ class Dispatcher:
         reservation: Reservation | None = None
         is_foreseen = False
         try:
-            reservation = self._admission.charge(request, rules)
+            reservation = self._admission.limits.charge(request, rules)
             if reservation is not None and reservation.is_capped:
-                request = self._admission.shortened(request, reservation)
+                request = self._admission.limits.shortened(request, reservation)
             flight = Flight(request, client, record, transcript, PoisonGuard(self._settings.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
@@ -150,7 +150,7 @@ class Dispatcher:
             if transcript is not None:
                 transcript.clear()
             record.ended_at = self._clock()
-            self._admission.settle(reservation, record)
+            self._admission.limits.settle(reservation, record)
             if is_foreseen:  # else the port counts it, as what nobody foresaw
                 self._observe(record)
 
