@@ -27,8 +27,8 @@ FASTEST_TOKENS_S = 500.0
 NEWEST = 0.05
 """Weight of the newest answer in the mean."""
 SHARE = 0.5
-"""One answer may take this share of the rest of a limit, divided by the requests under way, and never less than the mean. So all
-answers together stay within the limit, and a long one leaves room for the others."""
+"""One answer may take this share of the rest of a limit, divided by the requests under way, and never less than the mean. So
+all answers together stay within the limit, and a long one leaves room for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ class Account:
         return Reservation(self, asked, completion_tokens, is_capped, now, day)
 
     def reserve_all(self, reservation: Reservation) -> Reservation:
-        """For a request whose worker cannot be asked for less. Until it is settled, its tokens beyond the limit keep others out:
-        only one such answer at a time can pass the limit."""
+        """For a request whose worker cannot be asked for less. Until it is settled, its tokens beyond the limit keep others
+        out: only one such answer at a time can pass the limit."""
         asked = reservation.asked
         if asked.max_tokens == math.inf:
             return replace(reservation, is_capped=False)  # the window is unknown, so no more can be reserved
