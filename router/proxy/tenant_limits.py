@@ -18,7 +18,7 @@ from router.core.request.record import Record
 from router.core.request.request import NO_TENANT, Request
 from router.core.tenants.quota import Asked, Ledger, Reservation
 from router.core.tenants.tenant import TenantRules
-from router.wire.requests import with_shorter_answers
+from router.wire.upstream_params import with_shorter_answers
 
 PROMPT_MARGIN, TEMPLATE_TOKENS = 1.5, 256
 """By how much a prompt may be longer than its bytes let expect."""

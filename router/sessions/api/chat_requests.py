@@ -11,7 +11,7 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.openai.chat_answers import are_calls
 from router.wire.body_limits import BodyLimits, check_body, check_kept
 from router.wire.media import forbid_names
-from router.wire.requests import ChatBody, convert
+from router.wire.prompts import ChatBody, convert
 from router.wire.strict_json import decode_object
 
 _WHOLE = ("messages", "tools", "model")
