@@ -1,8 +1,8 @@
 """A prompt as a chain of block hashes, and the key of its stable part.
 
-Decides which prompts share a prefix, and how far. Never sees tokens, and never joins what two models, salts
-or tenants sent: they start from different seeds. The hashes are fast, not cryptographic: whoever builds a collision on
-purpose can mislead a routing decision, but never reads anyone's cache, since the worker compares tokens of its own.
+Decides which prompts share a prefix, and how far. Never sees tokens. Prompts of two models, salts or tenants share nothing:
+they start from different seeds. The hashes are fast, not cryptographic: a deliberate collision can mislead a routing decision,
+but reads no cache, since the worker compares its own tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_PROMPT = Fingerprint((), 0)
 
 
 class Chain:
-    """A fingerprint that grows with its prompt: what is appended costs its own bytes, however long the rest."""
+    """A fingerprint that grows with its prompt: an extension costs only its own bytes."""
 
     __slots__ = ("_hashes", "_link", "_rest", "prompt_bytes")
 
@@ -50,7 +50,7 @@ class Chain:
         self._rest = added[end:]
 
     def copy(self) -> Chain:
-        """One that may grow while this one stays."""
+        """A copy that may grow while this one stays."""
         chain = Chain.__new__(Chain)
         chain._link, chain._rest, chain.prompt_bytes = self._link, self._rest, self.prompt_bytes  # noqa: SLF001
         chain._hashes = self._hashes[:]  # noqa: SLF001
@@ -61,7 +61,7 @@ class Chain:
 
 
 def fingerprint(segments: Iterable[bytes], *, model: str, cache_salt: str = "", tenant: str = "") -> Fingerprint:
-    """Chain of the prompt's canonical bytes; how they are cut into segments makes no difference. O(bytes).
+    """Hashes of the prompt's canonical bytes; the cuts between segments make no difference. O(bytes).
 
     Two prompts share ``n`` hashes exactly as far as their first ``n`` whole blocks, model, salt and tenant agree.
     """
@@ -78,7 +78,7 @@ def fingerprint(segments: Iterable[bytes], *, model: str, cache_salt: str = "", 
 def anchor(segments: Iterable[bytes], *, model: str, tenant: str = "") -> int:
     """64-bit ring key of a prompt's stable part: tools, system prompt and first user turn, one segment an item.
 
-    Here the cuts count: "ab" then "c" is another conversation than "a" then "bc".
+    Here the cuts count: "ab", "c" is another conversation than "a", "bc".
     """
     digest = xxh3_64(seed=_seed(model, "", tenant))
     for segment in segments:
