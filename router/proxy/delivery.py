@@ -24,9 +24,11 @@ from router.core.tenants.memory import REPLY, MemoryFull
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.resumption import CAUSES
 from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.wire.dialects import DIALECTS
 from router.wire.refusals import with_known_code
-from router.wire.sse import DIALECTS, StreamFilter, Usage, read_usage
+from router.wire.sse import StreamFilter
 from router.wire.transcript import Transcript
+from router.wire.usage import Usage, read_usage
 
 T = TypeVar("T")
 

@@ -47,7 +47,7 @@ from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer, ResumptionRules
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error
-from router.wire.sse import read_error
+from router.wire.dialects import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
 
 log = logging.getLogger("warmroute.dispatch")

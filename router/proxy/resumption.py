@@ -54,7 +54,8 @@ from router.wire.continuation import (
     text_body,
 )
 from router.wire.continued import ContinuedFilter, leaks, usage_event
-from router.wire.sse import StreamFilter, read_error
+from router.wire.dialects import read_error
+from router.wire.sse import StreamFilter
 from router.wire.transcript import Delivered, Transcript
 
 log = logging.getLogger("warmroute.resumption")

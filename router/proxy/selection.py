@@ -24,8 +24,9 @@ from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request
 from router.policies.base import Policy, Ranking
+from router.wire.dialects import read_error, says_engine_died
 from router.wire.refusals import says_no_model
-from router.wire.sse import Usage, read_error, says_engine_died
+from router.wire.usage import Usage
 
 log = logging.getLogger("warmroute.fleet")
 

@@ -24,8 +24,8 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.server.errors import error_body
 from router.server.slow_reader import StallRule
+from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _CONTENT_TYPES = (b"application/json", b"text/event-stream", b"text/plain")

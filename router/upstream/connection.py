@@ -36,9 +36,11 @@ from router.core.request.reply import Reply
 from router.core.tenants.memory import REPLY, UNCOUNTED_BYTES, Holding, MemoryFull
 from router.runtime.freed_memory import untie_transport
 from router.upstream.shares import SHARE_BYTES, Shares
+from router.wire.dialects import read_error
+from router.wire.events import take_events
 from router.wire.framing import CHUNK_SIZE, LAST_CHUNK, BodyReader, ChunkedReader, LengthReader, UntilClosed, frame
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import Filter, read_error, take_events
+from router.wire.sse import Filter
 
 SMALL_BODY_BYTES = 16384
 """Up to here a copy is cheaper than a second buffer for the kernel."""

@@ -21,7 +21,7 @@ from router.core.request.routes import Route
 from router.core.worker import WorkerAddress
 from router.policies import make_policy
 from router.proxy.selection import UNTOLD_HITS, WorkerSelector
-from router.wire.sse import Usage
+from router.wire.usage import Usage
 
 TOKENS = 256
 """Of a block."""

@@ -14,8 +14,9 @@ from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.request.reply import Reply
 from router.core.request.routes import Route
 from router.upstream.connection import TAIL_S, RelayEvent
+from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, StreamFilter
+from router.wire.sse import StreamFilter
 from tests.upstream.wires import LIMITS, FakeClient, Wire
 from tests.wire.cuts import bytewise, cut, cuts
 

@@ -23,8 +23,9 @@ from router.core.worker import WorkerAddress, parse_address
 from router.upstream.connection import Limits
 from router.upstream.exchange import Exchange, Upstream
 from router.upstream.pool import Pool, PoolSettings
+from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, StreamFilter
+from router.wire.sse import StreamFilter
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
 from tests.upstream.wires import FakeClient, a_holding

@@ -13,8 +13,9 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
 from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, ConnectionState, Limits, RelayEvent
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
+from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
+from router.wire.sse import MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
 from router.wire.transcript import Transcript, TranscriptBudget
 from tests.upstream.wires import FakeClient, Wire, a_holding
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from router.core.request.routes import Route
 from router.wire.continuation import Seam, read_asked
 from router.wire.continued import ContinuedFilter, StopSearch, leaks, usage_event
-from router.wire.sse import Usage
 from router.wire.transcript import Chunk, Delivered
+from router.wire.usage import Usage
 from tests.wire.cuts import cut, cuts
 from tests.wire.engine import EOS, FIRST, PROMPT_IDS, Engine, Relay, event, events_of
 

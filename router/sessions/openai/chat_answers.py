@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from router.wire.sse import each_event
+from router.wire.events import each_event
 
 
 class BadAnswer(Exception):
