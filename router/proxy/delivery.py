@@ -33,7 +33,7 @@ from router.wire.usage import Usage, read_usage
 T = TypeVar("T")
 
 MAX_READ_HERE_BYTES = 1 << 20
-"""Of an answer, to look for its usage: 2 ms at the most."""
+"""Largest answer that is searched for its usage on the loop: 2 ms at the most."""
 
 
 class Read(Protocol):

@@ -21,7 +21,7 @@ from router.core.tenants.tenant import TenantRules
 from router.wire.upstream_params import with_shorter_answers
 
 PROMPT_MARGIN, TEMPLATE_TOKENS = 1.5, 256
-"""By how much a prompt may be longer than its bytes let expect."""
+"""A prompt may be longer than its bytes suggest by this factor, and by the tokens of a chat template."""
 
 
 class TenantLimits:
@@ -38,7 +38,7 @@ class TenantLimits:
 
     @contextmanager
     def visit(self, rules: TenantRules) -> Iterator[None]:
-        """A request that need not ask a worker. Raises RateLimited."""
+        """For a request of a route that keeps state: it may need no worker. Raises RateLimited."""
         if rules.tenant == NO_TENANT:
             yield
             return
@@ -51,7 +51,7 @@ class TenantLimits:
             account.leave()
 
     def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
-        """None where nobody can be told apart. Raises RateLimited, BudgetExceeded."""
+        """None without tenants. Raises RateLimited, BudgetExceeded."""
         if rules.tenant == NO_TENANT:
             return None
         with self._counting_refusals():
@@ -62,7 +62,7 @@ class TenantLimits:
         return reservation
 
     def _asked(self, request: Request) -> Asked:
-        """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
+        """An answer without a limit takes at most the rest of the model's window after the prompt."""
         if not request.route.spec.is_charged:
             return Asked(0.0, 0.0, is_entered=request.is_entered)
         prompt_tokens = self.prompt_tokens(request)
@@ -74,15 +74,15 @@ class TenantLimits:
         return Asked(prompt_tokens, most * request.answers, request.answers, request.is_entered)
 
     def _may_be_shortened(self, request: Request, reservation: Reservation) -> bool:
-        """Where the client set no limit of its own, one is set only where it surely fits into the window beside the prompt:
-        workers refuse what does not."""
+        """If the client set no limit, one is set only if it surely fits into the window beside the prompt: workers refuse a
+        request that does not."""
         if request.max_answer_tokens is not None:
             return True
         prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
         return prompt_tokens + reservation.most_of_each <= self._fleet.catalog.window(request.model)
 
     def shortened(self, request: Request, reservation: Reservation) -> Request:
-        """The request, asking the worker for no more tokens than are reserved for it."""
+        """The request with the reserved tokens as its limit."""
         reservation.account.totals.shortened += 1
         return with_shorter_answers(request, reservation.most_of_each)
 

@@ -41,9 +41,9 @@ class Member:
     """The size of its KV cache in blocks of the index, as the index last got it."""
     learnt_capacity: LearntCapacity | None = None
     """An estimate of its KV cache's size, while it reports none."""
-    tells_cached: set[Route] = field(default_factory=set)
+    reports_cached: set[Route] = field(default_factory=set)
     """Routes on which it reported how many tokens of a prompt were cached."""
-    untold_hits: int = 0
+    unreported_hits: int = 0
     """Answers without a count of cached tokens although hits were expected, since it started."""
     lost_tokens: float = 0.0
     """The part of ``LoadReport.prefilling_tokens`` that seems to belong to aborted requests."""
