@@ -180,7 +180,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
-        KeyFile(config.auth, audit, time.time, admission.ledger.keep, config.limits.max_key_connections)
+        KeyFile(config.auth, audit, time.time, admission.limits.ledger.keep, config.limits.max_key_connections)
         if config.auth.asks_for_keys
         else None
     )
@@ -210,7 +210,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         cuts.observe,
         memory,
         parsers,
-        admission,
+        admission.limits,
         state.routes,
         resumes=config.resumption.max_attempts > 0,
     )
@@ -279,7 +279,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         turn_rows(state.turns),
         history_rows(state.turns),
         store_rows(state.store, lambda: state.watch.is_up),
-        usage_rows(state.store, lambda: state.watch.usage, admission.ledger.accounts),
+        usage_rows(state.store, lambda: state.watch.usage, admission.limits.ledger.accounts),
         context_rows(
             state.turns.context_window,
             config.context.max_waiting,
