@@ -283,7 +283,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         yield (
             "worker_reads_waiting",
             "Large reads from workers that wait for their share of the loop.",
-            len(pool.shares),
+            len(pool.scheduler),
         )
         yield "known_models", "Models whose names are remembered, served now or once.", fleet.known_models
         yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS

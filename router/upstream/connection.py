@@ -2,8 +2,8 @@
 
 ``connection_state`` has the states and what moves them, ``reply_reader`` reads a reply, ``relay`` writes a stream to the
 client. This module joins them to the transport, the deadlines and the owner that waits. A large read is processed in slices,
-so that no worker can stop the event loop (see ``shares``). Any error makes the connection unusable, and ``release`` aborts
-one that is not idle and clean.
+so that no worker can stop the event loop (see ``read_scheduler``). Any error makes the connection unusable, and ``release``
+aborts one that is not idle and clean.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from router.core.tenants.memory import Holding, MemoryFull
 from router.proxy.ports import Client
 from router.runtime.freed_memory import untie_transport
 from router.upstream.connection_state import TRANSITIONS, Event, State
+from router.upstream.read_scheduler import SLICE_BYTES, ReadScheduler
 from router.upstream.relay import Relay, RelayEvent
 from router.upstream.reply_reader import RejectedReply, ReplyReader
-from router.upstream.shares import SHARE_BYTES, Shares
 from router.wire.framing import ChunkedReader, UntilClosed
 from router.wire.sse import Filter, read_error
 
@@ -79,13 +79,13 @@ class WorkerConnection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         limits: Limits,
         on_idle: Callable[[WorkerConnection], None],
-        shares: Shares,
+        scheduler: ReadScheduler,
         rejected: Counter[str],
     ) -> None:
         self._loop = loop
         self._limits = limits
         self._on_idle = on_idle
-        self._shares = shares
+        self._scheduler = scheduler
         self._rejected = rejected
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -335,14 +335,14 @@ class WorkerConnection(asyncio.Protocol):
         self._backlog_at = 0
         if self._transport is not None:
             self._transport.pause_reading()
-        self._shares.add(self)
+        self._scheduler.add(self.process_slice)
 
-    def take_share(self) -> bool:
+    def process_slice(self) -> bool:
         """Process one slice of the backlog. True if more is left."""
         if self._is_paused or not self._backlog:
             return False
         at = self._backlog_at
-        piece = self._backlog[at : at + SHARE_BYTES]
+        piece = self._backlog[at : at + SLICE_BYTES]
         self._backlog_at = at + len(piece)
         if self._backlog_at >= len(self._backlog):
             self._backlog = b""
@@ -444,7 +444,7 @@ class WorkerConnection(asyncio.Protocol):
         if self._is_paused:
             return
         if self._backlog:
-            self._shares.add(self)
+            self._scheduler.add(self.process_slice)
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -16,8 +16,8 @@ from router.core.fleet.patience import Signs
 from router.core.request.attempt import CannotConnect
 from router.core.worker import WorkerAddress
 from router.upstream.connection import Limits, WorkerConnection
+from router.upstream.read_scheduler import ReadScheduler
 from router.upstream.reply_reader import REJECTION_KINDS
-from router.upstream.shares import Shares
 
 SWEEP_S = 0.25
 
@@ -89,7 +89,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
-        self.shares = Shares(self._loop)
+        self.scheduler = ReadScheduler(self._loop)
         self.breaches: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
         """Answers that were ended since they were not as they must be, by what was wrong."""
 
@@ -112,7 +112,7 @@ class Pool:
             async with asyncio.timeout(self._settings.connect_s):
                 _, connection = await self._loop.create_connection(
                     lambda: WorkerConnection(
-                        self._loop, self._settings.limits, port.put_idle, self.shares, self.breaches
+                        self._loop, self._settings.limits, port.put_idle, self.scheduler, self.breaches
                     ),
                     address.host,
                     address.port,

@@ -11,7 +11,7 @@ from router.core.request.request import NO_TENANT
 from router.core.tenants.memory import Holding, MemoryBudget
 from router.proxy.ports import Client
 from router.upstream.connection import Limits, WorkerConnection
-from router.upstream.shares import Shares
+from router.upstream.read_scheduler import ReadScheduler
 from router.wire.framing import ChunkedReader
 
 LIMITS = Limits(
@@ -128,9 +128,9 @@ class Wire:
         self.transport = FakeTransport()
         self.idled: list[WorkerConnection] = []
         loop = cast(asyncio.AbstractEventLoop, self.clock)
-        self.shares = Shares(loop, self.clock.time)
+        self.scheduler = ReadScheduler(loop, self.clock.time)
         self.breaches: Counter[str] = Counter()
-        self.connection = WorkerConnection(loop, limits, self.idled.append, self.shares, self.breaches)
+        self.connection = WorkerConnection(loop, limits, self.idled.append, self.scheduler, self.breaches)
         self.connection.connection_made(self.transport)
 
     def feed(self, *pieces: bytes) -> None:
