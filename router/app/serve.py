@@ -324,7 +324,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         )
         yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
 
-    registry.register(FleetCollector(fleet, index, selector.misses, dispatcher.budget, sizes, pool.breaches))
+    registry.register(FleetCollector(fleet, index, selector.misses, dispatcher.budget, sizes, pool.rejected_replies))
     registry.register(AdmissionCollector(admission.queue, admission.ledger, admission.refusals, time.time))
     registry.register(AuthCollector(keys))
     registry.register(MemoryCollector(memory))

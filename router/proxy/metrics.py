@@ -322,10 +322,10 @@ class FleetCollector(Collector):
         misses: CacheMisses,
         budget: RetryBudget,
         sizes: Callable[[], Iterable[tuple[str, str, float]]],
-        breaches: Mapping[str, int],
+        rejected_replies: Mapping[str, int],
     ) -> None:
-        """``breaches``: answers of workers that were ended or dropped, by what was wrong with them."""
-        self._breaches = breaches
+        """``rejected_replies``: replies of workers, by what is wrong with them."""
+        self._rejected_replies = rejected_replies
         self._fleet = fleet
         self._index = index
         self._misses = misses
@@ -367,10 +367,10 @@ class FleetCollector(Collector):
             "reason",
         )
         yield counter(
-            "worker_breaches",
-            "Answers of workers that the router ended since they were not as they must be, by what was wrong: the head, the "
-            "framing, the stream's events or its end, the size, or a probe's answer.",
-            self._breaches,
+            "rejected_replies",
+            "Replies of workers that the router rejected, by what is wrong with them: the head, the framing, the events or the "
+            "end of a stream, the size, or the answer to a probe.",
+            self._rejected_replies,
             "kind",
         )
         retrying = _gauge("retries_in_flight", "Retries under way that the budget governs.")

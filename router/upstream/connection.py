@@ -72,7 +72,8 @@ class Limits:
 
 
 class WorkerConnection(asyncio.Protocol):
-    """Owned by one request at a time, from ``ask`` to ``release``. ``rejected`` counts rejected replies by their kind."""
+    """Owned by one request at a time, from ``ask`` to ``release``. ``rejected_replies`` counts replies by why they were
+    rejected."""
 
     def __init__(
         self,
@@ -80,13 +81,13 @@ class WorkerConnection(asyncio.Protocol):
         limits: Limits,
         on_idle: Callable[[WorkerConnection], None],
         scheduler: ReadScheduler,
-        rejected: Counter[str],
+        rejected_replies: Counter[str],
     ) -> None:
         self._loop = loop
         self._limits = limits
         self._on_idle = on_idle
         self._scheduler = scheduler
-        self._rejected = rejected
+        self._rejected_replies = rejected_replies
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._filter: Filter | None = None
@@ -459,7 +460,7 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _reject(self, rejected: RejectedReply) -> None:
-        self._rejected[rejected.kind] += 1
+        self._rejected_replies[rejected.kind] += 1
         self._fail(rejected.error)
 
     def _fail(self, error: AttemptFailed | MemoryFull) -> None:

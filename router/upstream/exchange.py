@@ -43,9 +43,9 @@ class Upstream:
         self._numbers = count(1)
 
     @property
-    def breaches(self) -> Counter[str]:
+    def rejected_replies(self) -> Counter[str]:
         """Answers that were ended since they were not as they must be, by what was wrong."""
-        return self._pool.breaches
+        return self._pool.rejected_replies
 
     def exchange(self, worker: WorkerAddress) -> Exchange:
         return Exchange(self._pool, self._pool.port(worker), self._gaps, f"{self._name}{next(self._numbers):x}")

@@ -259,7 +259,7 @@ class WorkerMonitor:
     def _count_bad(self, path: str, error: str) -> None:
         """The answer came and cannot be used. The error is never in the worker's words, of which there may be megabytes."""
         self._is_load_bad |= path == "/metrics"
-        self._upstream.breaches["probe"] += 1
+        self._upstream.rejected_replies["probe"] += 1
         self._note(path, error)
 
     def _note(self, path: str, error: str) -> None:

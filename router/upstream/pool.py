@@ -90,7 +90,7 @@ class Pool:
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
         self.scheduler = ReadScheduler(self._loop)
-        self.breaches: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
+        self.rejected_replies: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
         """Answers that were ended since they were not as they must be, by what was wrong."""
 
     def forget(self, address: WorkerAddress) -> None:
@@ -112,7 +112,7 @@ class Pool:
             async with asyncio.timeout(self._settings.connect_s):
                 _, connection = await self._loop.create_connection(
                     lambda: WorkerConnection(
-                        self._loop, self._settings.limits, port.put_idle, self.scheduler, self.breaches
+                        self._loop, self._settings.limits, port.put_idle, self.scheduler, self.rejected_replies
                     ),
                     address.host,
                     address.port,

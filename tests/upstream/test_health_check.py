@@ -145,7 +145,7 @@ async def test_an_answer_to_a_probe_that_is_too_large_is_read_no_further_and_cou
         (member,) = fleet.members()
         await watch.probe()
         await watch.poll()
-        assert pool.breaches["size"] == pool.breaches["probe"] == 1
+        assert pool.rejected_replies["size"] == pool.rejected_replies["probe"] == 1
         assert (member.health.state is WorkerState.UP) == (path == "/metrics")
         assert (member.load is None) == (path == "/metrics")
 

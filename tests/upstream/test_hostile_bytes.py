@@ -74,7 +74,7 @@ async def test_interim_heads_are_taken_up_to_a_bound_and_their_flood_is_no_recur
     wire.feed(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
     with pytest.raises(WorkerDied):
         await wire.connection.reply()
-    assert wire.breaches["head"] == 1
+    assert wire.rejected_replies["head"] == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ async def test_a_head_that_no_server_sends_is_a_death(head: bytes) -> None:
     wire.feed(head)
     with pytest.raises(WorkerDied):
         await wire.connection.reply()
-    assert wire.breaches["head"] == 1
+    assert wire.rejected_replies["head"] == 1
     assert wire.connection.has_answered, "or the request would be sent again"
 
 
@@ -121,7 +121,7 @@ async def test_a_flood_without_content_ends_its_worker_soon(piece: bytes, kind: 
     wire, client = await flowing()
     assert forever(wire, piece) <= most
     assert await wire.connection.relay_event() is RelayEvent.FAILED
-    assert wire.breaches == {kind: 1}
+    assert wire.rejected_replies == {kind: 1}
     assert not client.has_ended
 
 
@@ -163,7 +163,7 @@ async def test_bytes_that_drip_into_something_large_are_looked_at_once(is_stream
             await asyncio.sleep(0)
             if wire.transport.closing:
                 break
-    assert wire.breaches["size"] == 1
+    assert wire.rejected_replies["size"] == 1
 
 
 async def test_many_marks_of_ids_in_one_event_are_cut_out_in_one_pass() -> None:
@@ -305,7 +305,7 @@ async def test_a_reply_for_which_there_is_no_memory_ends_the_attempt_and_is_not_
     with pytest.raises(MemoryFull):
         await wire.connection.reply()
     assert wire.transport.closing
-    assert not wire.breaches
+    assert not wire.rejected_replies
     assert not wire.connection._reader.pieces
 
 
@@ -360,4 +360,4 @@ async def test_a_reply_larger_than_its_asker_wants_is_given_up_early() -> None:
     wire.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n", b"x" * 1001)
     with pytest.raises(ReplyTooLarge):
         await wire.connection.reply()
-    assert wire.breaches == {"size": 1}
+    assert wire.rejected_replies == {"size": 1}

@@ -129,8 +129,8 @@ class Wire:
         self.idled: list[WorkerConnection] = []
         loop = cast(asyncio.AbstractEventLoop, self.clock)
         self.scheduler = ReadScheduler(loop, self.clock.time)
-        self.breaches: Counter[str] = Counter()
-        self.connection = WorkerConnection(loop, limits, self.idled.append, self.scheduler, self.breaches)
+        self.rejected_replies: Counter[str] = Counter()
+        self.connection = WorkerConnection(loop, limits, self.idled.append, self.scheduler, self.rejected_replies)
         self.connection.connection_made(self.transport)
 
     def feed(self, *pieces: bytes) -> None:
