@@ -187,7 +187,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         clock,
         admission,
         read=parsers.run,
-        look_for_models=lambda: fleet_sync.look_for_models(),
+        look_for_models=lambda: fleet_sync.refresh_models(),
     )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
@@ -256,7 +256,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         fleet,
         pool,
         upstream,
-        _watch_settings(config),
+        _monitor_settings(config),
         config.fleet.discovery_interval_s,
         selector.use_ring,
         clock,
@@ -591,7 +591,7 @@ def _pool_settings(config: Config) -> PoolSettings:
     )
 
 
-def _watch_settings(config: Config) -> MonitorSettings:
+def _monitor_settings(config: Config) -> MonitorSettings:
     probes, load = config.probes, config.load
     return MonitorSettings(
         probe_interval_s=probes.interval_s,

@@ -23,7 +23,7 @@ TASKS = (
     "freed_memory",
     "fleet_sync",
     "source",
-    "watch",
+    "health_check",
     "keys",
     "certificate",
     "audit",

@@ -56,10 +56,10 @@ class FleetSync:
         self._interval_s = interval_s
         self._use_ring = use_ring
         self._last: dict[int, Sequence[WorkerAddress]] = {}
-        self._watched: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
+        self._monitors: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
         self._clock = clock
-        self._look: asyncio.Task[None] | None = None
-        self._look_due = 0.0
+        self._refresh: asyncio.Task[None] | None = None
+        self._refresh_due = 0.0
 
     async def start(self, at_most_s: float) -> None:
         """Find the workers and look at each once, so that the first request does not come before the first answer."""
@@ -69,8 +69,8 @@ class FleetSync:
         await self.refresh()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most_s):
-                for watch, _task in self._watched.values():
-                    await watch.has_looked.wait()
+                for monitor, _task in self._monitors.values():
+                    await monitor.has_checked.wait()
 
     async def run(self) -> None:
         """Look at the sources again and again, and at once when one has news, until cancelled. Rings are built beside that: a
@@ -91,17 +91,17 @@ class FleetSync:
             building.cancel()
             await asyncio.gather(building, return_exceptions=True)
 
-    async def look_for_models(self) -> None:
+    async def refresh_models(self) -> None:
         """A client asks for a model that no worker lists: each healthy worker's list is read anew. Requests that ask meanwhile
         share the look. It takes a probe's timeout at most."""
-        if self._look is None or (self._look.done() and self._clock() >= self._look_due):
-            self._look_due = self._clock() + FRESH_S
-            self._look = asyncio.create_task(self._look_everywhere(), name="look for models")
-        await asyncio.shield(self._look)
+        if self._refresh is None or (self._refresh.done() and self._clock() >= self._refresh_due):
+            self._refresh_due = self._clock() + FRESH_S
+            self._refresh = asyncio.create_task(self._refresh_all_models(), name="refresh models")
+        await asyncio.shield(self._refresh)
 
-    async def _look_everywhere(self) -> None:
-        looks = [watch.look_for_models() for watch, _task in self._watched.values()]
-        await asyncio.gather(*looks, return_exceptions=True)
+    async def _refresh_all_models(self) -> None:
+        refreshes = [monitor.refresh_models() for monitor, _task in self._monitors.values()]
+        await asyncio.gather(*refreshes, return_exceptions=True)
 
     def wake(self) -> None:
         """A source has news."""
@@ -109,9 +109,9 @@ class FleetSync:
 
     async def close(self) -> None:
         """Leave no task behind."""
-        tasks = [*self._live, *(task for _watch, task in self._watched.values())]
-        if self._look is not None:
-            tasks.append(self._look)
+        tasks = [*self._live, *(task for _monitor, task in self._monitors.values())]
+        if self._refresh is not None:
+            tasks.append(self._refresh)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,11 +128,11 @@ class FleetSync:
         for member in left:
             self._pool.forget(member.address)
             log.info("worker left", extra={"worker": member.name})
-        for member in [member for member in self._watched if member.removed]:
-            self._watched.pop(member)[1].cancel()
+        for member in [member for member in self._monitors if member.removed]:
+            self._monitors.pop(member)[1].cancel()
         for member in self._fleet.members():
-            if member not in self._watched:
-                self._watched[member] = self._watch(member)
+            if member not in self._monitors:
+                self._monitors[member] = self._start_monitor(member)
 
     async def _renew_rings(self) -> None:
         while True:
@@ -149,10 +149,10 @@ class FleetSync:
             self._is_ring_old = True
             raise
 
-    def _watch(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
+    def _start_monitor(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
         log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
-        watch = WorkerMonitor(member, self._fleet, self._upstream, self._settings, self._clock)
-        return watch, self._background.start("watch", watch.run, member.name)
+        monitor = WorkerMonitor(member, self._fleet, self._upstream, self._settings, self._clock)
+        return monitor, self._background.start("health_check", monitor.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:
         """Of a source that cannot be read, what it said last. Each failure is counted, and told once."""

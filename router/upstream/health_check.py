@@ -32,7 +32,7 @@ MAX_NAME_CHARS, MAX_FIELD_BYTES = 256, 512
 MAX_PROBE_BYTES, MAX_METRICS_BYTES = 1 << 20, 4 << 20
 """Of answers to looks. A worker of many engines writes some hundred KB of metrics."""
 
-TOLD_EVERY_S, MAX_TOLD = 60.0, 16
+LOG_AGAIN_S, MAX_LOGGED = 60.0, 16
 """An error of a probe that lasts is logged so often, and so many different ones of one worker in that time."""
 
 MAX_ERROR_CHARS = 200
@@ -118,9 +118,9 @@ class WorkerMonitor:
         self._is_load_bad = False
         self._errors: dict[str, str] = {}
         """By path, what is wrong with its last answer."""
-        self._told: dict[tuple[str, str], float] = {}
+        self._logged: dict[tuple[str, str], float] = {}
         """When a path's error was logged last."""
-        self.has_looked = asyncio.Event()
+        self.has_checked = asyncio.Event()
         """Set once the worker was probed and its load read, whatever came of it."""
 
     async def run(self) -> None:
@@ -139,7 +139,7 @@ class WorkerMonitor:
     async def _poll_forever(self) -> None:
         while True:
             await self.poll()
-            self.has_looked.set()
+            self.has_checked.set()
             wait_s = self._settings.load_interval_s
             if self._member.state is WorkerState.ASLEEP:
                 wait_s = min(wait_s, WAKE_WAIT_S)
@@ -197,7 +197,7 @@ class WorkerMonitor:
         self._clear("/metrics")
         return report
 
-    async def look_for_models(self) -> None:
+    async def refresh_models(self) -> None:
         """Read the list of models now, of a worker that is healthy."""
         if self._member.health.state is WorkerState.UP:
             await self._read_models(self._clock())
@@ -269,11 +269,11 @@ class WorkerMonitor:
         self._errors[path] = error
         self._show_error()
         now = self._clock()
-        self._told = {told: at for told, at in self._told.items() if now - at < TOLD_EVERY_S}
+        self._logged = {error: at for error, at in self._logged.items() if now - at < LOG_AGAIN_S}
         is_implied = path == "/metrics" and "/health" in self._errors
-        if is_implied or (path, error) in self._told or len(self._told) >= MAX_TOLD:
+        if is_implied or (path, error) in self._logged or len(self._logged) >= MAX_LOGGED:
             return
-        self._told[path, error] = now
+        self._logged[path, error] = now
         member = self._member
         fields = {"worker": member.name, "url": member.address.url, "path": path, "error": error}
         log.warning("a probe of a worker failed", extra=fields)

@@ -24,7 +24,7 @@ from router.upstream.pool import Pool
 from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
 from tests.upstream.test_exchange import SETTINGS
 
-WATCH = MonitorSettings(
+MONITORING = MonitorSettings(
     probe_interval_s=60,
     ill_interval_s=60,
     models_interval_s=0.0,
@@ -65,7 +65,7 @@ class Fixture:
             self.fleet,
             self.pool,
             self.upstream,
-            WATCH,
+            MONITORING,
             60.0,
             self.take_ring,
             lambda: self.now,
@@ -84,7 +84,7 @@ class Fixture:
     def watch(self) -> WorkerMonitor:
         """A watch of one's own over the only member, to be moved by hand."""
         (member,) = self.fleet.members()
-        return WorkerMonitor(member, self.fleet, self.upstream, WATCH, lambda: self.now)
+        return WorkerMonitor(member, self.fleet, self.upstream, MONITORING, lambda: self.now)
 
 
 @asynccontextmanager
@@ -118,20 +118,20 @@ async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_f
         fixture.now += 10.0
         one.models = ("m", "adapter")
         before = one.probes["/v1/models"]
-        await asyncio.gather(*[fixture.fleet_sync.look_for_models() for _ in range(50)])
+        await asyncio.gather(*[fixture.fleet_sync.refresh_models() for _ in range(50)])
         assert one.probes["/v1/models"] == before + 1
         assert fixture.fleet.serves("adapter")
-        await fixture.fleet_sync.look_for_models()
+        await fixture.fleet_sync.refresh_models()
         assert one.probes["/v1/models"] == before + 1
         fixture.now += FRESH_S
-        await fixture.fleet_sync.look_for_models()
+        await fixture.fleet_sync.refresh_models()
         assert one.probes["/v1/models"] == before + 2
 
 
 async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_models_again() -> None:
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
         (member,) = fixture.fleet.members()
-        settings = replace(WATCH, models_interval_s=60.0)
+        settings = replace(MONITORING, models_interval_s=60.0)
         watch = WorkerMonitor(member, fixture.fleet, fixture.upstream, settings, lambda: fixture.now)
         await watch.probe()
         one.models = ("other",)
@@ -214,7 +214,9 @@ async def test_what_a_look_that_failed_left_undone_the_next_one_makes_up_for() -
 
 
 def watches() -> list[asyncio.Task[Any]]:
-    return [task for task in asyncio.all_tasks() if task.get_name().startswith("watch") and not task.cancelling()]
+    return [
+        task for task in asyncio.all_tasks() if task.get_name().startswith("health_check") and not task.cancelling()
+    ]
 
 
 async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +230,7 @@ async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monk
 
     monkeypatch.setattr(WorkerMonitor, "poll", poll_with_a_mistake)
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
-        assert fixture.background.failures["watch"] == 1
+        assert fixture.background.failures["health_check"] == 1
         assert fixture.fleet.is_ready()
         assert all(member.load is not None for member in fixture.fleet.members())
         assert len(watches()) == 1

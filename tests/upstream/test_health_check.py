@@ -21,10 +21,10 @@ from router.core.worker import parse_address
 from router.upstream.connection import Limits
 from router.upstream.exchange import Upstream
 from router.upstream.health_check import (
+    MAX_LOGGED,
     MAX_METRICS_BYTES,
     MAX_MODELS,
     MAX_PROBE_BYTES,
-    MAX_TOLD,
     MonitorSettings,
     WorkerMonitor,
     read_models,
@@ -230,7 +230,7 @@ async def test_errors_that_alternate_do_not_flood_the_log(caplog: pytest.LogCapt
         for status in (*range(400, 440), *range(400, 440)):
             worker.statuses["/health"] = status
             await watch.probe()
-        assert len(caplog.records) == MAX_TOLD
+        assert len(caplog.records) == MAX_LOGGED
 
 
 async def test_metrics_of_a_worker_that_is_not_healthy_are_not_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,7 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 15.0
 GRACE_S = 10.0
 """How much later than it was asked to the API may end a watch, before it is given up."""
 
-LEAST_BETWEEN_LISTS_S, LEAST_BETWEEN_WATCHES_S = 1.0, 0.2
+MIN_BETWEEN_LISTS_S, MIN_BETWEEN_WATCHES_S = 1.0, 0.2
 """An API that ends watches at once is not asked in a loop."""
 
 
@@ -73,7 +73,7 @@ class KubernetesSource:
         self._chance = chance
         self._slices = EndpointSlices("http", settings.port)
         self._addresses: Sequence[WorkerAddress] = ()
-        self._complaint = "not listed yet"
+        self._error = "not listed yet"
         self._listed_at = 0.0
         self._has_listed = asyncio.Event()
         self._pause_s = FIRST_PAUSE_S
@@ -89,8 +89,8 @@ class KubernetesSource:
                     await self._has_listed.wait()
             except TimeoutError:
                 pass
-        if self._complaint:
-            raise Unreadable(f"{self._settings.namespace}/{self._settings.service}: {self._complaint}")
+        if self._error:
+            raise Unreadable(f"{self._settings.namespace}/{self._settings.service}: {self._error}")
         return self._addresses
 
     async def run(self) -> None:
@@ -100,7 +100,7 @@ class KubernetesSource:
                 async with self._api() as api:
                     await self._follow(api)
             except (ConfigException, OSError) as error:  # nobody says where the API is, or who is asking
-                self._complain(error)
+                self._on_error(error)
                 await self._pause()
 
     async def _follow(self, api: DiscoveryV1Api) -> None:
@@ -111,17 +111,17 @@ class KubernetesSource:
                     await self._list(api)
                 began_at = self._clock()
                 await self._watch(api)
-                await asyncio.sleep(max(LEAST_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
+                await asyncio.sleep(max(MIN_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
                 continue
             except Gone:
                 self._slices.version = ""
-                await asyncio.sleep(max(LEAST_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
+                await asyncio.sleep(max(MIN_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
                 continue
             except BadSlices as error:  # what was understood of it is not what there is: list again
                 self._slices.version = ""
-                self._complain(error)
+                self._on_error(error)
             except (ClientError, OSError, TimeoutError, ApiException, ConfigException, _Refused) as error:
-                self._complain(error)
+                self._on_error(error)
             await self._pause()
 
     async def _pause(self) -> None:
@@ -155,7 +155,7 @@ class KubernetesSource:
                 if not page:
                     break
         self._slices.replace(found, listed.metadata.resource_version)
-        self._tell()
+        self._publish()
 
     async def _watch(self, api: DiscoveryV1Api) -> None:
         """Until the API ends it, as it was asked to."""
@@ -173,7 +173,7 @@ class KubernetesSource:
             async with asyncio.timeout(settings.watch_s + GRACE_S):
                 while line := await reply.content.readline():
                     if self._slices.apply(line):
-                        self._tell()
+                        self._publish()
         except ValueError as error:  # a line that is longer than any object may be
             raise BadSlices(str(error)) from None
         finally:
@@ -198,7 +198,7 @@ class KubernetesSource:
             raise _Refused(f"the API answered {reply.status} {reply.reason}")
         return reply
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         """Raises BadSlices, and leaves what was known."""
         self._addresses = self._slices.addresses()
         self._on_well()
@@ -207,15 +207,15 @@ class KubernetesSource:
 
     def _on_well(self) -> None:
         """The API does as it is asked."""
-        self._complaint = ""
+        self._error = ""
         self._pause_s = FIRST_PAUSE_S
 
-    def _complain(self, error: Exception) -> None:
+    def _on_error(self, error: Exception) -> None:
         """What is known stays."""
         self.restarts += 1
         reason = getattr(error, "reason", None)
-        self._complaint = str(reason or error) or type(error).__name__
-        log.info("a watch broke", extra={"service": self._settings.service, "error": self._complaint})
+        self._error = str(reason or error) or type(error).__name__
+        log.info("a watch broke", extra={"service": self._settings.service, "error": self._error})
 
 
 async def _read(reply: ClientResponse, max_bytes: int) -> bytes:
