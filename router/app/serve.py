@@ -66,7 +66,7 @@ from router.proxy.metrics import (
     Metrics,
 )
 from router.proxy.selection import WorkerSelector
-from router.runtime import freed_memory
+from router.runtime import memory_trim
 from router.runtime.background import Background
 from router.runtime.logs import AUDIT
 from router.runtime.steady_clock import SteadyClock
@@ -74,7 +74,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
-from router.server.client_server import ClientServer, Observers
+from router.server.client_server import ClientServer, ConnectionHooks
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
@@ -143,7 +143,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
         if router.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.keys.wake)
         _calm_collector()
-        freed_memory.keep_some()
+        memory_trim.keep_some()
         _allow_descriptors(config.limits.max_connections)
         sys.setswitchinterval(SWITCH_S)
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
@@ -263,15 +263,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
         background,
     )
 
-    observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
+    hooks = ConnectionHooks(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
     trace_counts = TraceCounts()
     tracing = _open_tracing(config.tracing, fleet, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
     )
-    clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
-    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
+    clients = ClientServer(handle, _limited_to(config.limits, may_connect), hooks, data.key_connections)
+    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), hooks, KeyConnections(0))
 
     def sizes() -> Iterable[tuple[str, str, float]]:
         yield "open_worker_connections", "Connections to workers.", pool.open_connections
@@ -352,7 +352,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         contextlib.aclosing(counts),
         state.working(background),
         _task(background, "status", feed.run),
-        _task(background, "freed_memory", freed_memory.Trimmer().run),
+        _task(background, "memory_trim", memory_trim.Trimmer().run),
         _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
         _working(background, pool, fleet_sync, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(parsers),

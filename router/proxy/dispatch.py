@@ -46,7 +46,7 @@ from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.ports import Admission, Client, Upstream
 from router.proxy.resumption import CAUSES, Resumer, ResumptionRules
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
-from router.runtime.freed_memory import untie_error
+from router.runtime.reference_cycles import untie_error
 from router.wire.refusals import with_known_code
 from router.wire.sse import DIALECTS, StreamFilter, Usage, read_error, read_usage
 from router.wire.transcript import Transcript, TranscriptBudget

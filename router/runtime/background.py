@@ -20,7 +20,7 @@ STEADY_S = 60.0
 TASKS = (
     "sweep",
     "client_sweep",
-    "freed_memory",
+    "memory_trim",
     "fleet_sync",
     "source",
     "health_check",

@@ -86,7 +86,7 @@ class AdminPort:
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         """Snapshots, until the viewer leaves, does not read, or has had its turn."""
-        events = self._feed.watch()
+        events = self._feed.events()
         response = web.StreamResponse(headers={**_EVENTS_HEADERS, "Server": SERVER})
         try:
             async with aclosing(events):

@@ -23,7 +23,7 @@ from router.core.request.reply import Reply
 from router.core.request.request import Route
 from router.core.tenants.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.server.errors import error_body
-from router.server.slow_reader import StallRule
+from router.server.slow_client import SlowClientRule
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS
 
@@ -68,7 +68,7 @@ class ClientConnection:
         "_hidden",
         "_protocol",
         "_request",
-        "_stall",
+        "_slow_rule",
         "_transport",
         "has_started",
         "is_chunked",
@@ -83,7 +83,7 @@ class ClientConnection:
         route: Route,
         *,
         extra_head: bytes,
-        stall: StallRule,
+        slow_rule: SlowClientRule,
         decision_headers: bool,
         memory: Holding,
         stays_open: bool = True,
@@ -96,7 +96,7 @@ class ClientConnection:
         self._protocol = request.protocol
         self._extra_head = extra_head
         self._hidden = hidden.encode()
-        self._stall = stall
+        self._slow_rule = slow_rule
         self._decision_headers = decision_headers
         self.memory = memory
         self.route = route
@@ -164,8 +164,8 @@ class ClientConnection:
             try:
                 while not room.done():
                     left = self._unsent_bytes()
-                    await asyncio.wait((room,), timeout=self._stall.within_s)
-                    if not room.done() and self._stall.is_too_slow(left - self._unsent_bytes()):
+                    await asyncio.wait((room,), timeout=self._slow_rule.within_s)
+                    if not room.done() and self._slow_rule.is_too_slow(left - self._unsent_bytes()):
                         self.abort()
                         break
             finally:

@@ -19,7 +19,7 @@ from router.core.errors import HeadersTooLarge, Overloaded, RouterError
 from router.server.errors import error_body
 from router.server.key_connections import KeyConnections
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, SMALL_READ_BYTES, ClientProtocol
-from router.server.slow_reader import stall_rule
+from router.server.slow_client import slow_client_rule
 
 SWEEP_S = 1.0
 CUTS_AT_ONCE = 32
@@ -31,11 +31,11 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
-class Observers:
+class ConnectionHooks:
     """``cut(cause)`` for a connection that ends unanswered; ``refusal(route, status)`` for what no handler saw."""
 
-    cut: Callable[[str], None]
-    refusal: Callable[[str, int], None]
+    on_cut: Callable[[str], None]
+    on_refusal: Callable[[str, int], None]
     new_request_id: Callable[[], str]
 
 
@@ -43,19 +43,19 @@ class ClientServer(web.Server):
     """Every client's connection on one port. ``run`` must be running: it enforces the deadlines of heads."""
 
     def __init__(
-        self, handler: Handler, limits: LimitsConfig, observers: Observers, key_connections: KeyConnections
+        self, handler: Handler, limits: LimitsConfig, hooks: ConnectionHooks, key_connections: KeyConnections
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.key_connections = key_connections
         self._limits = limits
-        self.observers = observers
+        self.hooks = hooks
         self.head_bytes = 0
         """Of all heads that are not whole."""
         self.lingering = 0
         """Connections whose refused bodies are being taken in."""
         self.large_buffer = memoryview(bytearray(LARGE_READ_BYTES))
         self.small_buffer = self.large_buffer[:SMALL_READ_BYTES]
-        self._stall = stall_rule(limits)
+        self._slow_rule = slow_client_rule(limits)
         self._protocol_kwargs: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": limits.keepalive_s,
@@ -87,7 +87,7 @@ class ClientServer(web.Server):
 
     def turn_away(self, transport: asyncio.Transport) -> None:
         """The newest, so that whoever is served stays so."""
-        self.observers.cut("too_many")
+        self.hooks.on_cut("too_many")
         self._refuse(transport, Overloaded("the router has as many connections as it may have", retry_after_s=1))
 
     def check_head(self, client: ClientProtocol) -> None:
@@ -99,7 +99,7 @@ class ClientServer(web.Server):
             error = Overloaded("too many heads are not whole", retry_after_s=1)
         else:
             return
-        self.observers.cut("head_size")
+        self.hooks.on_cut("head_size")
         if client.transport is not None:
             self._refuse(client.transport, error)
         client.drop_head()
@@ -115,7 +115,7 @@ class ClientServer(web.Server):
                 error.status,
                 HTTPStatus(error.status).phrase.encode(),
                 retry,
-                self.observers.new_request_id().encode(),
+                self.hooks.new_request_id().encode(),
                 len(body),
                 body,
             )
@@ -131,14 +131,14 @@ class ClientServer(web.Server):
             overdue = [
                 (client, transport)
                 for client, transport in clients
-                if now > client.head_due or client.has_stalled(transport, now, self._stall)
+                if now > client.head_due or client.reads_too_slowly(transport, now, self._slow_rule)
             ]
             for number, (client, transport) in enumerate(overdue):
                 if number % CUTS_AT_ONCE == CUTS_AT_ONCE - 1:
                     await asyncio.sleep(0)
                 if now > client.head_due and client.transport is not None:
                     client.transport.abort()
-                    self.observers.cut("head_timeout")
-                elif client.has_stalled(transport, now, self._stall):
+                    self.hooks.on_cut("head_timeout")
+                elif client.reads_too_slowly(transport, now, self._slow_rule):
                     transport.abort()
-                    self.observers.cut("write_stall")
+                    self.hooks.on_cut("write_stall")

@@ -35,8 +35,8 @@ from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryB
 from router.core.tenants.tenant import Caller
 from router.proxy.admission import Admission
 from router.proxy.ports import Dispatch
-from router.runtime.freed_memory import untie_error
 from router.runtime.logs import ABOUT, redact
+from router.runtime.reference_cycles import untie_error
 from router.server.auth import Gate
 from router.server.bodies import answer_unread, read_body, require_room
 from router.server.client import ClientConnection
@@ -46,7 +46,7 @@ from router.server.origins import Origins
 from router.server.page_routes import Call, Match, PageRoutes
 from router.server.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.plain_pages import PlainPages
-from router.server.slow_reader import stall_rule
+from router.server.slow_client import slow_client_rule
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target, exact_path
 from router.wire.media import MediaRule
@@ -101,7 +101,7 @@ class DataPort:
         self._clock = clock
         self._observe_refusal = observe_refusal
         self._observe_cut = observe_cut
-        self._stall = stall_rule(limits)
+        self._slow_rule = slow_client_rule(limits)
         self.key_connections = gate.connections
         self._parse = partial(parse_apart, limits=body_limits(limits), resumes=resumes)
         description = describe(limits, state.describe if state is not None else None)
@@ -222,7 +222,7 @@ class DataPort:
             route,
             memory=memory,
             extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._origins.head(request)),
-            stall=self._stall,
+            slow_rule=self._slow_rule,
             decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
             stays_open=self.phase is Phase.OPEN,
             hidden=hidden,

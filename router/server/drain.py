@@ -16,7 +16,7 @@ from router.server.data import DataPort, Phase
 
 log = logging.getLogger("warmroute.drain")
 
-LOOK_S = 0.05
+POLL_S = 0.05
 FLUSH_S = 1.0
 """How long the last error events may take to leave."""
 
@@ -72,7 +72,7 @@ async def _ended(data: DataPort, at_most_s: float) -> bool:
     try:
         async with asyncio.timeout(at_most_s):
             while data.live:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_S)
     except TimeoutError:
         return False
     return True

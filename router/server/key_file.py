@@ -55,7 +55,7 @@ def load_keys(auth: AuthConfig) -> tuple[bytes, KeyList]:
 
 
 class KeyFile:
-    """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch; ``tell_tenants``: called with
+    """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch; ``on_tenants``: called with
     all that there are, when the list has changed; ``max_connections``: that show one key, 0: any number."""
 
     def __init__(
@@ -63,10 +63,10 @@ class KeyFile:
         auth: AuthConfig,
         audit: Audit,
         now: Callable[[], float],
-        tell_tenants: Callable[[Collection[Tenant]], None] = lambda _tenants: None,
+        on_tenants: Callable[[Collection[Tenant]], None] = lambda _tenants: None,
         max_connections: int = 0,
     ) -> None:
-        self._tell_tenants = tell_tenants
+        self._on_tenants = on_tenants
         self._auth = auth
         self._audit = audit
         self._salt_secret = read_salt_secret(auth)
@@ -110,7 +110,7 @@ class KeyFile:
             if content != self._content:
                 self.gate.keyring = await self._replaced(content, self.gate.keyring)
                 self._content = content
-                self._tell_tenants(self.gate.keyring.tenants)
+                self._on_tenants(self.gate.keyring.tenants)
         except BadKeys as error:
             self._on_error(str(error))
         else:

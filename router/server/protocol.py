@@ -16,9 +16,9 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
 from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest
-from router.runtime.freed_memory import untie_error, untie_transport
+from router.runtime.reference_cycles import untie_error, untie_transport
 from router.server.errors import error_response
-from router.server.slow_reader import StallRule
+from router.server.slow_client import SlowClientRule
 
 if TYPE_CHECKING:
     from router.server.client_server import ClientServer
@@ -104,7 +104,7 @@ class ClientProtocol(web.RequestHandler):
         untie_transport(self._clients.transport_of(self))
         super().connection_lost(exc)
 
-    def has_stalled(self, transport: asyncio.Transport, now: float, rule: StallRule) -> bool:
+    def reads_too_slowly(self, transport: asyncio.Transport, now: float, rule: SlowClientRule) -> bool:
         """Is what is unsent read too slowly, or not at all? aiohttp waits for ever for a client to read its answer, and a
         transport that is closed waits for ever until all of it is sent."""
         unsent_bytes = transport.get_write_buffer_size()
@@ -286,7 +286,7 @@ class ClientProtocol(web.RequestHandler):
             error = HeadersTooLarge("a line of the request's head is too long")
         elif exc is not None and "Too many headers" in str(exc):
             error = HeadersTooLarge("the request has too many headers")
-        self._clients.observers.refusal("other", error.status)
-        response = error_response(error, None, self._clients.observers.new_request_id())
+        self._clients.hooks.on_refusal("other", error.status)
+        response = error_response(error, None, self._clients.hooks.new_request_id())
         response.force_close()
         return response

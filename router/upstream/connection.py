@@ -26,7 +26,7 @@ from router.core.request.attempt import (
 from router.core.request.reply import Reply
 from router.core.tenants.memory import Holding, MemoryFull
 from router.proxy.ports import Client
-from router.runtime.freed_memory import untie_transport
+from router.runtime.reference_cycles import untie_transport
 from router.upstream.connection_state import TRANSITIONS, Event, State
 from router.upstream.read_scheduler import SLICE_BYTES, ReadScheduler
 from router.upstream.relay import Relay, RelayEvent

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 EVERY_S = 1.0
-LOOKS = 120
+MAX_EVENTS = 120
 """Events for one viewer, who asks again then: so one that does not read them gives its place back."""
 SAMPLE_EVERY_S, SAMPLES = 10.0, 360
 """Of the hit ratio over time: an hour."""
@@ -57,13 +57,13 @@ class StatusFeed:
             self._samples.append(Sample(self._wall_clock(), *self._sums()))
             await asyncio.sleep(SAMPLE_EVERY_S)
 
-    async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, one a second, LOOKS of them. Raises TooManyViewers."""
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, one a second, MAX_EVENTS of them. Raises TooManyViewers."""
         if self.viewers >= self.max_viewers:
             raise TooManyViewers
         self.viewers += 1
         try:
-            for _ in range(LOOKS):
+            for _ in range(MAX_EVENTS):
                 yield self.event()
                 await asyncio.sleep(EVERY_S)
         finally:

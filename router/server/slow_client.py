@@ -8,7 +8,7 @@ from router.config.schema import LimitsConfig
 
 
 @dataclass(frozen=True, slots=True)
-class StallRule:
+class SlowClientRule:
     """In each ``within_s`` that something waits for it, a client reads ``min_bytes``, ≥ 1, or all of it."""
 
     within_s: float
@@ -19,5 +19,5 @@ class StallRule:
         return read_bytes < self.min_bytes
 
 
-def stall_rule(limits: LimitsConfig) -> StallRule:
-    return StallRule(limits.write_stall_s, max(1.0, limits.min_drain_bytes_per_s * limits.write_stall_s))
+def slow_client_rule(limits: LimitsConfig) -> SlowClientRule:
+    return SlowClientRule(limits.write_stall_s, max(1.0, limits.min_drain_bytes_per_s * limits.write_stall_s))
