@@ -1,4 +1,4 @@
-"""Keeps the fleet true: reads the sources, adds and removes workers, builds the ring, and has each worker watched."""
+"""Keeps the fleet in step with its sources: adds and removes workers, starts a monitor for each, and builds the ring."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from router.upstream.health_check import MonitorSettings, WorkerMonitor
 from router.upstream.pool import Pool
 
 FRESH_S = 0.5
-"""A look for a model that nobody lists serves all who ask within so long, whatever the names."""
+"""One refresh serves all requests for unlisted models that come within this time, whatever the models."""
 
 log = logging.getLogger("warmroute.fleet")
 
 
 class FleetSync:
-    """Owns one task for each worker. ``use_ring`` takes each new ring; it is built off the loop."""
+    """Owns one monitoring task for each worker. ``use_ring`` takes each new ring, which is built off the loop."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class FleetSync:
         self._ring_due = asyncio.Event()
         self._live: list[asyncio.Task[None]] = []
         self.failures: Counter[str] = Counter(dict.fromkeys(sorted({source.kind for source in sources}), 0))
-        """Looks at sources that failed, by the kind of source."""
+        """Reads of sources that failed, by the kind of source."""
         self.found: dict[str, int] = dict.fromkeys(self.failures, 0)
-        """Workers that each kind of source last named."""
+        """Workers that each kind of source named last."""
         self._sources = [(source, LogOnce()) for source in sources]
         self._fleet = fleet
         self._pool = pool
@@ -62,7 +62,8 @@ class FleetSync:
         self._refresh_due = 0.0
 
     async def start(self, at_most_s: float) -> None:
-        """Find the workers and look at each once, so that the first request does not come before the first answer."""
+        """Find the workers and check each once, so that the first request does not come before the first reply. Takes
+        ``at_most_s`` for the checks."""
         for source, _errors in self._sources:
             if isinstance(source, LiveSource):
                 self._live.append(self._background.start("source", source.run, source.kind))
@@ -73,8 +74,8 @@ class FleetSync:
                     await monitor.has_checked.wait()
 
     async def run(self) -> None:
-        """Look at the sources again and again, and at once when one has news, until cancelled. Rings are built beside that: a
-        worker that has left is sent nothing from then on, however long a ring takes."""
+        """Read the sources at intervals, and at once when one has news, until cancelled. Rings are built in a task of their
+        own: a worker that has left gets no request from then on, however long a ring takes."""
         building = asyncio.create_task(self._renew_rings())
         try:
             while True:
@@ -86,14 +87,14 @@ class FleetSync:
                 if self._is_ring_old:
                     self._ring_due.set()
                 if building.done():
-                    await building  # to fail with it
+                    await building  # raises its error
         finally:
             building.cancel()
             await asyncio.gather(building, return_exceptions=True)
 
     async def refresh_models(self) -> None:
-        """A client asks for a model that no worker lists: each healthy worker's list is read anew. Requests that ask meanwhile
-        share the look. It takes a probe's timeout at most."""
+        """Read each healthy worker's list of models now, since a client asks for a model that no worker lists. Requests that
+        ask meanwhile share the refresh. It takes a probe's timeout at most."""
         if self._refresh is None or (self._refresh.done() and self._clock() >= self._refresh_due):
             self._refresh_due = self._clock() + FRESH_S
             self._refresh = asyncio.create_task(self._refresh_all_models(), name="refresh models")
@@ -104,11 +105,11 @@ class FleetSync:
         await asyncio.gather(*refreshes, return_exceptions=True)
 
     def wake(self) -> None:
-        """A source has news."""
+        """Read the sources now: one has news."""
         self._news.set()
 
     async def close(self) -> None:
-        """Leave no task behind."""
+        """Cancel all tasks, and wait for their end."""
         tasks = [*self._live, *(task for _monitor, task in self._monitors.values())]
         if self._refresh is not None:
             tasks.append(self._refresh)
@@ -117,7 +118,7 @@ class FleetSync:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Read the sources once and act on what changed. What an earlier call left undone, having failed, is made up for."""
+        """Read the sources once and act on what changed, and on what an earlier call could not finish."""
         await self._follow()
         if self._is_ring_old:
             await self._renew_ring()
@@ -155,7 +156,8 @@ class FleetSync:
         return monitor, self._background.start("health_check", monitor.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:
-        """Of a source that cannot be read, what it said last. Each failure is counted, and told once."""
+        """The addresses of all sources. A source that cannot be read counts with its last addresses; each failure is counted,
+        and logged once."""
         addresses: list[WorkerAddress] = []
         for number, (source, errors) in enumerate(self._sources):
             try:
@@ -174,7 +176,7 @@ class FleetSync:
 
     @property
     def restarts(self) -> dict[str, int]:
-        """Watches that broke, by the kind of source; none of one that is not watched."""
+        """Watches that broke, by the kind of source. A source that is not watched has none."""
         return {
             source.kind: source.restarts if isinstance(source, LiveSource) else 0 for source, _errors in self._sources
         }
