@@ -1,6 +1,5 @@
 """Returns freed memory to the system. glibc keeps the memory of a wave of requests for ever if anything small after it is
-still used. Some megabytes are kept, since fetching them anew for each body would double its cost. Other C libraries need none
-of this.
+still used. Some megabytes are kept, since each body would pay twice to fetch them anew. Other C libraries need none of this.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from pathlib import Path
 from resource import getpagesize
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers from malloc.h."""
+"""Constants of malloc.h."""
 KEPT_FREE_BYTES, LARGE_BYTES = 16 << 20, 512 << 10
-"""What is kept at the end of the heap; and from what size on a block is returned by itself, since it comes seldom."""
+"""What stays at the end of the heap, and the size from which glibc returns a block by itself. Such blocks are rare."""
 
 CHECK_EVERY_S = 5.0
 GROWN_BYTES = 16 << 20
-"""Of resident memory, since the start: from there on it is trimmed at each look. That takes 0.15 ms for each megabyte which was
-freed since the last, and 0.05 ms where nothing was."""
+"""Growth of resident memory since the start from which each check trims. A trim takes 0.15 ms for each megabyte freed since
+the last one, and 0.05 ms if there is none."""
 
 
 def keep_some() -> None:
@@ -36,7 +35,7 @@ def trim() -> None:
 
 
 def resident_bytes() -> int:
-    """0 where the system does not tell."""
+    """0 where the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * getpagesize()
     except OSError:
@@ -44,7 +43,7 @@ def resident_bytes() -> int:
 
 
 class Trimmer:
-    """Looks now and then. How much is free cannot be told: what a trim has returned counts as free to glibc all the same."""
+    """Trims at intervals. How much memory is free cannot be measured: glibc also counts what a trim has returned as free."""
 
     def __init__(self, measure: Callable[[], int] = resident_bytes, trim: Callable[[], None] = trim) -> None:
         self._measure = measure
@@ -59,4 +58,4 @@ class Trimmer:
 
     async def check(self) -> None:
         if self._measure() - self._first_bytes >= GROWN_BYTES:
-            await asyncio.to_thread(self._trim)  # without the interpreter's lock
+            await asyncio.to_thread(self._trim)  # malloc_trim releases the interpreter's lock

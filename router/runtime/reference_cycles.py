@@ -11,14 +11,14 @@ from typing import Any, cast
 
 
 def untie_transport(transport: asyncio.BaseTransport | None) -> None:
-    """Of a connection that was lost. asyncio's own holds a method of itself, until Python 3.12."""
+    """Break the cycle of a lost connection's transport. asyncio's own holds a method of itself, until Python 3.12."""
     if hasattr(transport, "_read_ready_cb"):
         cast(Any, transport)._read_ready_cb = None  # noqa: SLF001
 
 
 def untie_error(error: BaseException | None) -> None:
-    """Of an error that was answered, and whose traceback nobody will read: one of its frames may hold it, and all of them hold
-    the request."""
+    """Drop the tracebacks of an error that was answered. One of its frames may hold the error, and all of them hold the
+    request."""
     while error is not None and error.__traceback__ is not None:
         error.__traceback__ = None
         untie_error(error.__cause__)

@@ -47,7 +47,8 @@ class _Request:
 
 
 class TraceSender:
-    """No request waits for it. A request that finds ``max_queue`` others waiting is dropped and counted."""
+    """Queues sampled requests. No request waits for it. A request that finds ``max_queue`` others waiting is dropped and
+    counted."""
 
     def __init__(self, config: TracingConfig, exporter: TraceExporter, counts: TraceCounts) -> None:
         self._counts = counts
