@@ -1,6 +1,6 @@
-"""The data port described for machines, in OpenAPI 3.1: every route, what its body must have, and how errors look.
+"""Describes the data port in OpenAPI 3.1: every route, its body, and its errors.
 
-Bodies are described as loosely as they are checked: what only a worker judges is left open.
+Bodies are described as loosely as they are checked. What only a worker checks is left open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from router.core.request.request import Route
 
 Schema = dict[str, Any]
 DescribePages = Callable[[LimitsConfig, Schema, Schema], Schema]
-"""Paths, from the limits, the body of chat completions, and errors by status."""
+"""Returns paths. Takes the limits, the body of chat completions, and the errors by status."""
 
 _TEXT: Schema = {"type": "string"}
 _PARTS: Schema = {"type": "array", "items": {"type": "object"}}
@@ -54,11 +54,11 @@ _STATE_ERRORS = {
 
 
 API_VERSION = "1"
-"""Of the routes (/v1). The program's own would tell strangers what to attack."""
+"""Version of the routes (/v1). The program's own version would help attackers."""
 
 
 def describe(limits: LimitsConfig, describe_pages: DescribePages | None = None) -> bytes:
-    """The document as JSON. ``describe_pages``: for routes besides those of workers."""
+    """The document in JSON. ``describe_pages`` adds routes that need no worker."""
     paths: Schema = {route.value: {"post": _inference(route, limits)} for route in Route}
     paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
     paths["/health"] = {"get": _plain("Whether the process lives", _plain_text())}
@@ -91,7 +91,7 @@ def _inference(route: Route, limits: LimitsConfig) -> Schema:
 
 
 def _errors(texts: Mapping[int, str], schema: str) -> Schema:
-    """What a worker says of a request it found wrong is its own."""
+    """Errors by status. A worker's own error for an invalid request has its own text."""
     error = _json({"$ref": _named(schema)})
     return {
         str(status): {"description": text, "content": {"application/json": {}} if status == 422 else error}

@@ -1,4 +1,4 @@
-"""When a client reads too slowly to be waited for. What it has not read holds memory here, and a seat on its worker."""
+"""Decides when a client reads too slowly. Its unread bytes hold memory here, and a seat on its worker."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from router.config.schema import LimitsConfig
 
 @dataclass(frozen=True, slots=True)
 class SlowClientRule:
-    """In each ``within_s`` that something waits for it, a client reads ``min_bytes``, ≥ 1, or all of it."""
+    """In each ``within_s`` in which bytes wait for it, a client must read ``min_bytes``, ≥ 1, or all of them."""
 
     within_s: float
     min_bytes: float
 
     def is_too_slow(self, read_bytes: int) -> bool:
-        """``read_bytes``: in so long, of what waited, while more did."""
+        """``read_bytes`` of the waiting bytes were read in ``within_s``, and more still wait."""
         return read_bytes < self.min_bytes
 
 
