@@ -96,7 +96,8 @@ class AdminPort:
                     async with asyncio.timeout(WRITE_S):
                         await response.write(event)
         except TooManyViewers:
-            return web.Response(status=503, text=f"{self._feed.max_viewers} look already (admin.max_viewers)\n")
+            text = f"{self._feed.max_viewers} viewers are connected, and admin.max_viewers allows no more\n"
+            return web.Response(status=503, text=text)
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()

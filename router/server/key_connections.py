@@ -37,7 +37,7 @@ class KeyConnections:
             return
         self.release(connection)
         if self._most and self._counts[key] >= self._most:
-            raise ConnectionsLimited(f"{self._most} connections show this key, which is the most", retry_after_s=1)
+            raise ConnectionsLimited(f"the key has {self._most} connections, and may have no more", retry_after_s=1)
         connection.key = key
         self._counts[key] += 1
 

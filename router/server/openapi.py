@@ -25,31 +25,31 @@ _TITLES = {
     Route.COMPLETIONS: "The continuation of a text",
     Route.EMBEDDINGS: "Vectors of texts",
     Route.RERANK: "Documents ordered by how well they match a query",
-    Route.SCORE: "How alike texts are",
+    Route.SCORE: "The similarity of texts",
     Route.MESSAGES: "The next message of a conversation, in Anthropic's shape",
-    Route.COUNT_TOKENS: "How many tokens a conversation has, in Anthropic's shape",
+    Route.COUNT_TOKENS: "The number of tokens of a conversation, in Anthropic's shape",
 }
 _ANTHROPIC = (Route.MESSAGES, Route.COUNT_TOKENS)
 _STREAMING = (Route.CHAT, Route.COMPLETIONS, Route.MESSAGES)
 _ERRORS = {
-    400: "The request is wrong, or the worker says so.",
+    400: "The router or the worker found the request invalid.",
     404: "No worker ever listed this model.",
-    405: "The route takes another method.",
+    405: "The route does not accept this method.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body is compressed.",
     421: "This host name is not served.",
-    422: "The worker found the request wrong.",
-    429: "Too much was asked.",
+    422: "The worker found the request invalid.",
+    429: "A limit of the tenant or of the router is reached. Retry-After says when to retry.",
     431: "The head is too large.",
     502: "Every worker that was tried failed.",
-    503: "Nobody can serve this now; Retry-After says when to come back.",
+    503: "No worker can serve this now. Retry-After says when to retry.",
     504: "No worker answered in time.",
 }
 _STATE_ERRORS = {
     404: "There is no such session, response, conversation, item or model.",
-    409: "Another turn has not ended, or the name is taken.",
-    500: "What is stored of it cannot be read.",
+    409: "Another turn is running, or the name is taken.",
+    500: "The stored data cannot be read.",
 }
 
 
@@ -124,7 +124,7 @@ def _body(route: Route, limits: LimitsConfig) -> Schema:
 
 
 def _plain(summary: str, content: Schema, *also: int) -> Schema:
-    error = {"description": "The request is wrong.", "content": _json({"$ref": _named("Error")})}
+    error = {"description": "The request is invalid.", "content": _json({"$ref": _named("Error")})}
     refusals = {str(status): error for status in (400, 405, 421, 431)}
     answers = {str(status): {"description": summary, "content": content} for status in (200, *also)}
     return {"summary": summary, "responses": {**answers, **refusals}}

@@ -72,7 +72,7 @@ class TraceSender:
         self._exporter.shutdown()
         if left := self._counts.waiting:
             self._counts.dropped["stopped"] += left
-            log.warning("traces were not sent before the end", extra={"traces": left})
+            log.warning("the router stopped before these traces were sent", extra={"traces": left})
 
 
 class TraceExporter:

@@ -87,7 +87,7 @@ class LoadReader:
         """Raises BadLoad."""
         sums = self._sums
         if not all(isfinite(figure) and abs(figure) <= MAX_FIGURE for figure in sums.values()):
-            raise BadLoad("a figure is out of all bounds")
+            raise BadLoad("a figure is out of range")
         running, waiting = (int(sums.get(b"vllm:num_requests_" + kind, 0)) for kind in (b"running", b"waiting"))
         return LoadReport(
             running=running,

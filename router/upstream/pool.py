@@ -126,7 +126,7 @@ class Pool:
             raise CannotConnect(f"cannot connect: {_reason(error)}") from None
         if is_forbidden(connection.peer_host):  # the name may resolve to another address by now
             connection.abort()
-            raise CannotConnect("the worker's name resolves to where no worker may be")
+            raise CannotConnect("the worker's name resolves to a link-local address or a metadata service")
         self._open[connection] = address
         return connection
 

@@ -64,7 +64,7 @@ def test_a_connection_that_was_refused_counts_for_no_key() -> None:
     connections.claim(one, b"a")
     connections.claim(other, b"b")
     for _ in range(3):
-        with pytest.raises(ConnectionsLimited, match="1 connections show this key"):
+        with pytest.raises(ConnectionsLimited, match="the key has 1 connections"):
             connections.claim(other, b"a")
     assert other.key == b""
     connections.release(one)

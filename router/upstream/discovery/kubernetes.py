@@ -215,7 +215,7 @@ class KubernetesSource:
         self.restarts += 1
         reason = getattr(error, "reason", None)
         self._error = str(reason or error) or type(error).__name__
-        log.info("a watch broke", extra={"service": self._settings.service, "error": self._error})
+        log.info("a watch of the Service failed", extra={"service": self._settings.service, "error": self._error})
 
 
 async def _read(reply: ClientResponse, max_bytes: int) -> bytes:
