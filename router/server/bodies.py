@@ -12,6 +12,8 @@ from router.config.schema import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge, RouterError
 from router.core.tenants.memory import BODY, UNCOUNTED_BYTES, Holding
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, ClientProtocol
+from router.wire.body_limits import BodyLimits
+from router.wire.media import MediaRule
 
 LINGER_S = 1.0
 """How long a refused body is read and dropped, so that a client that sends before it reads gets the answer and not a reset."""
@@ -76,6 +78,18 @@ def next_due_at(due_at: float, now: float, piece_bytes: int, limits: LimitsConfi
 def _bytes_ahead(request: web.BaseRequest, received_bytes: int) -> int:
     length = request.content_length
     return AHEAD_BYTES if length is None else min(AHEAD_BYTES, max(length - received_bytes, 0))
+
+
+def body_limits(limits: LimitsConfig) -> BodyLimits:
+    return BodyLimits(
+        max_json_depth=limits.max_json_depth,
+        max_messages=limits.max_messages,
+        max_inputs=limits.max_inputs,
+        max_choices=limits.max_choices,
+        max_logprobs=limits.max_logprobs,
+        max_stops=limits.max_stops,
+        media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
+    )
 
 
 def require_room(body_bytes: int, limits: LimitsConfig) -> None:

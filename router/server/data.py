@@ -39,7 +39,7 @@ from router.proxy.ports import Dispatch
 from router.runtime.logs import ABOUT, redact
 from router.runtime.reference_cycles import untie_error
 from router.server.auth import Gate
-from router.server.bodies import answer_unread, read_body, require_room
+from router.server.bodies import answer_unread, body_limits, read_body, require_room
 from router.server.client import ClientConnection
 from router.server.errors import ANTHROPIC_ROUTES, SERVER, error_response
 from router.server.openapi import describe
@@ -48,9 +48,7 @@ from router.server.page_routes import Call, Match, PageRoutes
 from router.server.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.plain_pages import PlainPages
 from router.server.slow_client import slow_client_rule
-from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target, exact_path
-from router.wire.media import MediaRule
 from router.wire.requests import Parsed, parse_apart
 
 log = logging.getLogger("warmroute.server")
@@ -294,15 +292,3 @@ class DataPort:
             is_lost = isinstance(error, BodyTimeout | MalformedRequest)
             await answer_unread(request, response, 0 if is_lost else self._limits.max_body_bytes)
         return response
-
-
-def body_limits(limits: LimitsConfig) -> BodyLimits:
-    return BodyLimits(
-        max_json_depth=limits.max_json_depth,
-        max_messages=limits.max_messages,
-        max_inputs=limits.max_inputs,
-        max_choices=limits.max_choices,
-        max_logprobs=limits.max_logprobs,
-        max_stops=limits.max_stops,
-        media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
-    )

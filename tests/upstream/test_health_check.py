@@ -23,13 +23,12 @@ from router.upstream.exchange import Upstream
 from router.upstream.health_check import (
     MAX_LOGGED,
     MAX_METRICS_BYTES,
-    MAX_MODELS,
     MAX_PROBE_BYTES,
     MonitorSettings,
     WorkerMonitor,
-    read_models,
 )
 from router.upstream.load import SLICE_BYTES, BadLoad, LoadReader, parse_load, slices
+from router.upstream.model_list import MAX_MODELS, read_models
 from router.upstream.pool import Pool, PoolSettings
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import METRICS, ScriptedWorker, scripted, unused_url
