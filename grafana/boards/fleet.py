@@ -157,12 +157,12 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Answers that were ended",
-                    description="Workers sent what no worker should, by what was wrong. A worker whose engine dies ends "
-                    "streams so; any other kind is a broken worker, a proxy before it, or an attack.",
+                    title="Rejected replies",
+                    description="Replies of workers that the router rejected, by what is wrong with them. A worker whose "
+                    "engine dies ends streams so. Any other kind is a broken worker, a proxy before it, or an attack.",
                     unit="cps",
                     kind="stack",
-                    queries=(Query(rate("worker_breaches_total", by="kind"), "{{kind}}"),),
+                    queries=(Query(rate("rejected_replies_total", by="kind"), "{{kind}}"),),
                 ),
                 Panel(
                     title="Streams that broke",

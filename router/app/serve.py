@@ -52,7 +52,7 @@ from router.proxy.admission import Admission
 from router.proxy.dispatch import Dispatcher
 from router.proxy.metrics import Metrics, dispatch_rows, queue_rows, tenant_rows
 from router.proxy.selection import WorkerSelector
-from router.runtime import freed_memory
+from router.runtime import memory_trim
 from router.runtime.background import Background
 from router.runtime.logs import AUDIT
 from router.runtime.metrics import Exposition, Table, background_rows
@@ -61,7 +61,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
-from router.server.client_server import ClientServer, Observers
+from router.server.client_server import ClientServer, ConnectionHooks
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
 from router.server.failed_logins import FailedLogins
@@ -130,7 +130,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
         if router.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.keys.wake)
         _calm_collector()
-        freed_memory.keep_some()
+        memory_trim.keep_some()
         _allow_descriptors(config.limits.max_connections)
         sys.setswitchinterval(SWITCH_S)
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
@@ -176,7 +176,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         clock,
         admission,
         read=parsers.run,
-        look_for_models=lambda: fleet_sync.look_for_models(),
+        look_for_models=lambda: fleet_sync.refresh_models(),
     )
     audit = Audit(logging.getLogger(AUDIT))
     keys = (
@@ -250,15 +250,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
         background,
     )
 
-    observers = Observers(cuts.observe, metrics.observe_refusal, data.new_request_id)
+    hooks = ConnectionHooks(cuts.observe, metrics.observe_refusal, data.new_request_id)
     trace_counts = TraceCounts()
     tracing = _open_tracing(config.tracing, fleet, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
     )
-    clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
-    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
+    clients = ClientServer(handle, _limited_to(config.limits, may_connect), hooks, data.key_connections)
+    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), hooks, KeyConnections(0))
 
     certificate = _certificate(config.server)
     tls = certificate.context if certificate else None
@@ -299,7 +299,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         contextlib.aclosing(counts),
         state.working(background),
         _task(background, "status", feed.run),
-        _task(background, "freed_memory", freed_memory.Trimmer().run),
+        _task(background, "memory_trim", memory_trim.Trimmer().run),
         _task(background, "certificate", certificate.run) if certificate else contextlib.nullcontext(),
         _working(background, pool, fleet_sync, config.probes.timeout_s, audit, keys),
         contextlib.aclosing(parsers),

@@ -19,7 +19,7 @@ from router.core.worker import WorkerName
 from router.proxy.ports import Dispatch
 from router.runtime.background import Background
 from router.runtime.steady_clock import SteadyClock
-from router.server.data import body_limits
+from router.server.bodies import body_limits
 from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages
 from router.sessions.api.openapi import describe_state

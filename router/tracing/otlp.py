@@ -47,7 +47,8 @@ class _Request:
 
 
 class TraceSender:
-    """No request waits for it. A request that finds ``max_queue`` others waiting is dropped and counted."""
+    """Queues sampled requests. No request waits for it. A request that finds ``max_queue`` others waiting is dropped and
+    counted."""
 
     def __init__(self, config: TracingConfig, exporter: TraceExporter, counts: TraceCounts) -> None:
         self._counts = counts
@@ -71,7 +72,7 @@ class TraceSender:
         self._exporter.shutdown()
         if left := self._counts.waiting:
             self._counts.dropped["stopped"] += left
-            log.warning("traces were not sent before the end", extra={"traces": left})
+            log.warning("the router stopped before these traces were sent", extra={"traces": left})
 
 
 class TraceExporter:

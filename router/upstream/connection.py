@@ -2,8 +2,8 @@
 
 ``connection_state`` has the states and what moves them, ``reply_reader`` reads a reply, ``relay`` writes a stream to the
 client. This module joins them to the transport, the deadlines and the owner that waits. A large read is processed in slices,
-so that no worker can stop the event loop (see ``shares``). Any error makes the connection unusable, and ``release`` aborts
-one that is not idle and clean.
+so that no worker can stop the event loop (see ``read_scheduler``). Any error makes the connection unusable, and ``release``
+aborts one that is not idle and clean.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from router.core.request.attempt import (
 from router.core.request.reply import Reply
 from router.core.tenants.memory import Holding, MemoryFull
 from router.proxy.ports import Client
-from router.runtime.freed_memory import untie_transport
+from router.runtime.reference_cycles import untie_transport
 from router.upstream.connection_state import TRANSITIONS, Event, State
+from router.upstream.read_scheduler import SLICE_BYTES, ReadScheduler
 from router.upstream.relay import Relay, RelayEvent
 from router.upstream.reply_reader import RejectedReply, ReplyReader
-from router.upstream.shares import SHARE_BYTES, Shares
 from router.wire.dialects import read_error
 from router.wire.framing import ChunkedReader, UntilClosed
 from router.wire.sse import Filter
@@ -60,21 +60,22 @@ _AWAITED = (State.HEAD, State.WHOLE, State.EVENTS, State.RELAY)
 
 
 class WorkerConnection(asyncio.Protocol):
-    """Owned by one request at a time, from ``ask`` to ``release``. ``rejected`` counts rejected replies by their kind."""
+    """Owned by one request at a time, from ``ask`` to ``release``. ``rejected_replies`` counts replies by why they were
+    rejected."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         limits: TimeoutsConfig,
         on_idle: Callable[[WorkerConnection], None],
-        shares: Shares,
-        rejected: Counter[str],
+        scheduler: ReadScheduler,
+        rejected_replies: Counter[str],
     ) -> None:
         self._loop = loop
         self._limits = limits
         self._on_idle = on_idle
-        self._shares = shares
-        self._rejected = rejected
+        self._scheduler = scheduler
+        self._rejected_replies = rejected_replies
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._filter: Filter | None = None
@@ -323,14 +324,14 @@ class WorkerConnection(asyncio.Protocol):
         self._backlog_at = 0
         if self._transport is not None:
             self._transport.pause_reading()
-        self._shares.add(self)
+        self._scheduler.add(self.process_slice)
 
-    def take_share(self) -> bool:
+    def process_slice(self) -> bool:
         """Process one slice of the backlog. True if more is left."""
         if self._is_paused or not self._backlog:
             return False
         at = self._backlog_at
-        piece = self._backlog[at : at + SHARE_BYTES]
+        piece = self._backlog[at : at + SLICE_BYTES]
         self._backlog_at = at + len(piece)
         if self._backlog_at >= len(self._backlog):
             self._backlog = b""
@@ -432,7 +433,7 @@ class WorkerConnection(asyncio.Protocol):
         if self._is_paused:
             return
         if self._backlog:
-            self._shares.add(self)
+            self._scheduler.add(self.process_slice)
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -447,7 +448,7 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _reject(self, rejected: RejectedReply) -> None:
-        self._rejected[rejected.kind] += 1
+        self._rejected_replies[rejected.kind] += 1
         self._fail(rejected.error)
 
     def _fail(self, error: AttemptFailed | MemoryFull) -> None:

@@ -12,7 +12,7 @@ from router.core.request.request import NO_TENANT
 from router.core.tenants.memory import Holding, MemoryBudget
 from router.proxy.ports import Client
 from router.upstream.connection import WorkerConnection
-from router.upstream.shares import Shares
+from router.upstream.read_scheduler import ReadScheduler
 from router.wire.framing import ChunkedReader
 
 LIMITS = TimeoutsConfig(
@@ -129,9 +129,9 @@ class Wire:
         self.transport = FakeTransport()
         self.idled: list[WorkerConnection] = []
         loop = cast(asyncio.AbstractEventLoop, self.clock)
-        self.shares = Shares(loop, self.clock.time)
-        self.breaches: Counter[str] = Counter()
-        self.connection = WorkerConnection(loop, limits, self.idled.append, self.shares, self.breaches)
+        self.scheduler = ReadScheduler(loop, self.clock.time)
+        self.rejected_replies: Counter[str] = Counter()
+        self.connection = WorkerConnection(loop, limits, self.idled.append, self.scheduler, self.rejected_replies)
         self.connection.connection_made(self.transport)
 
     def feed(self, *pieces: bytes) -> None:
