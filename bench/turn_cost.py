@@ -23,6 +23,7 @@ from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat
 from router.sessions.claimer import TurnSettings
 from router.sessions.context.prompt import Incoming
+from router.sessions.copying import copy_session
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask, Planner
@@ -125,7 +126,7 @@ async def measure(items: int) -> dict[str, float]:
     befores, behinds, loads = [], [], []
     for number in range(1, TURNS + 1):
         sid = Sid(str(number))
-        await histories.copy(Sid("0"), sid, CALLER.rules.tenant, 60.0)
+        await copy_session(histories, Sid("0"), sid, CALLER.rules.tenant, 60.0)
         started_at = time.perf_counter()
         await histories.load(sid, CALLER.rules.tenant)
         loads.append(time.perf_counter() - started_at)

@@ -23,10 +23,12 @@ from router.sessions.claims import Claim, Claims
 from router.sessions.context.history import History
 from router.sessions.context.prompt import HistoryDiffers, NothingNew
 from router.sessions.context_window import ContextWindow
+from router.sessions.copying import copy_session
 from router.sessions.counts import TurnCounts
-from router.sessions.histories import Histories, NotAsked
+from router.sessions.histories import Histories
 from router.sessions.names import affinity_key
 from router.sessions.planner import Ask, Plan, Planner
+from router.sessions.store_errors import NotAsked
 from router.sessions.stores.contract import Begin, Begun, Busy, Cursor, Fenced, Repeated
 
 FIRST_PAUSE_S, MAX_PAUSE_S, PAUSE_GROWTH = 0.004, 0.05, 1.5
@@ -106,7 +108,7 @@ class Claimer:
         if ask.fork is None:
             raise ask.busy("another turn has ended in this session", retry_after_s=1)
         fork = ask.fork()
-        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.after)
+        await copy_session(self.histories, claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.after)
         claim.sid = fork
 
     async def find_retry(self, claim: Claim, ask: Ask) -> None:

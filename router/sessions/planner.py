@@ -15,7 +15,8 @@ from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming, Prompt, Recipe, Scope, find_news, join_body, make_prompt
 from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
-from router.sessions.histories import Histories, TurnPosition
+from router.sessions.copying import TurnPosition
+from router.sessions.histories import Histories
 from router.sessions.stores.contract import Sid
 from router.wire.requests import TurnBody, read_params, turn_request
 

@@ -35,8 +35,9 @@ from router.sessions.context.entry import BadEntry, Draft, decode
 from router.sessions.context.history import History
 from router.sessions.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
 from router.sessions.context_window import ContextWindow
+from router.sessions.copying import NoSuchItem, TurnPosition, beside, history_as_of
 from router.sessions.counts import TurnCounts
-from router.sessions.histories import Histories, NoSuchItem, TurnPosition, beside
+from router.sessions.histories import Histories
 from router.sessions.names import affinity_key
 from router.sessions.planner import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.saver import Saver, read_answer
@@ -124,7 +125,7 @@ class Turns:
             history = History(ask.sid, owner, "")
         else:
             sid, position = after
-            history, session = await self.histories.as_of(sid, owner, position), affinity_key(sid)
+            history, session = await history_as_of(self.histories, sid, owner, position), affinity_key(sid)
         ask = await self.context_window.recall(ask, history)
         plan = self._plan_anew(ask, history, 1)
         if (fitting := self.context_window.fit_aside(ask, history, plan)) is not history:

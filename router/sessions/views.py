@@ -15,6 +15,7 @@ from router.sessions.context.strategies import STRATEGIES, Traits
 from router.sessions.context.view import ContextOverrides
 from router.sessions.context.watermarks import Watermarks, history_ceiling, set_watermarks
 from router.sessions.context_counts import ContextCounts
+from router.sessions.copying import copy_aside
 from router.sessions.histories import Histories
 from router.sessions.planner import Ask, Plan
 
@@ -108,7 +109,7 @@ class Views:
         if cut is None:
             return history
         self.cuts += 1
-        aside = self._histories.aside(history)
+        aside = copy_aside(self._histories, history)
         aside.use_view(cut_view(aside, cut), aside.epoch + 1)
         return aside
 

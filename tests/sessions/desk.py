@@ -24,7 +24,8 @@ from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.claimer import TurnSettings
 from router.sessions.context.history import History
 from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
-from router.sessions.histories import Histories, TurnPosition
+from router.sessions.copying import TurnPosition
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask, Planner
 from router.sessions.stores.contract import (

@@ -25,6 +25,7 @@ from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.sessions.context.view import ContextOverrides, View
+from router.sessions.copying import copy_session
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask
@@ -406,7 +407,7 @@ async def copy_of_a_cut_session(desk: Desk, upto: int | None = None) -> Sid:
     if upto is None:
         await talk(desk, 6)
     copy = Sid("copy")
-    assert await desk.histories.copy(SID, copy, ACME.rules.tenant, 60.0, upto=upto)
+    assert await copy_session(desk.histories, SID, copy, ACME.rules.tenant, 60.0, upto=upto)
     return copy
 
 

@@ -26,7 +26,8 @@ from router.core.errors import SessionNotFound, StateUnavailable
 from router.core.request.request import Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.sessions.context.prompt import Incoming
-from router.sessions.histories import Histories, TurnPosition
+from router.sessions.copying import TurnPosition, copy_session
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.names import Names, Space
 from router.sessions.stores.contract import Sid, Store
@@ -352,7 +353,7 @@ class TurnMachine(RuleBasedStateMachine):
     async def _copy(self, router: Router, session: Session) -> None:
         copy = Session(Sid(f"{len(self.model.sessions):031}c"), session.caller, session)
         self.model.sessions.append(copy)
-        self.do(router, lambda: router.histories.copy(session.sid, copy.sid, session.owner, 3600.0))
+        self.do(router, lambda: copy_session(router.histories, session.sid, copy.sid, session.owner, 3600.0))
 
     async def _delete(self, router: Router, session: Session) -> None:
         self.do(router, lambda: router.histories.delete(session.sid, session.owner))

@@ -28,7 +28,7 @@ from router.sessions.api.responses_codec import ResponsesCodec
 from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy, read_overrides
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
-from router.sessions.histories import TurnPosition
+from router.sessions.copying import TurnPosition
 from router.sessions.names import Names, Space
 from router.sessions.openai.input import ResponsesRequest, read_create
 from router.sessions.openai.objects import response_deleted

@@ -24,7 +24,7 @@ from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
-from router.sessions.histories import NoSuchItem
+from router.sessions.copying import NoSuchItem, copy_session
 from router.sessions.names import Names, Space
 from router.sessions.openai.objects import item_list, read_messages
 from router.sessions.planner import Ask
@@ -142,7 +142,7 @@ class SessionPages:
             upto = place[0]
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
         try:
-            is_new = await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto)
+            is_new = await copy_session(self._histories, sid, self._sid(call, new), owner, lifetime_s, upto=upto)
         except NoSuchItem:  # it was deleted just now
             raise InvalidRequest("after names no item of this session", param="after") from None
         if not is_new:

@@ -15,7 +15,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from router.core.request.request import Tenant
-from router.sessions.context.entry import BadEntry, Entry, Kind, decode, first_link
+from router.sessions.context.entry import BadEntry, Draft, Entry, Kind, decode, first_link
 from router.sessions.context.item import REASONING, Item, read_item
 from router.sessions.context.view import Deletion, LogPosition
 
@@ -188,6 +188,11 @@ class Log:
 def link_after(link: int, entry: Entry) -> int:
     """The link that the entry must have, if it follows ``link``."""
     return xxh3_64_intdigest(bytes(entry.body), link)
+
+
+def size_of(drafts: Iterable[Draft]) -> int:
+    """Memory that the drafts take as items, about."""
+    return sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
 
 
 def place_of_item(item: Item) -> LogPosition:
