@@ -31,7 +31,7 @@ from aiohttp import ClientError, ClientSession, TCPConnector, web
 from bench.races import Seen, read_log, worker_app
 from bench.verdict import conclude, served
 from router.core.request.request import Tenant
-from router.sessions.names import Names, Space
+from router.sessions.session_ids import Names, Space
 from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Sid, Store, StoreUnavailable
 from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore, RedisUnavailable

@@ -32,9 +32,9 @@ from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics
-from router.sessions.names import Names
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
+from router.sessions.session_ids import Names
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.opened import OpenedStore

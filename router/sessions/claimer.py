@@ -24,12 +24,12 @@ from router.sessions.context.history import History
 from router.sessions.context.prompt import HistoryDiffers, NothingNew
 from router.sessions.context_window import ContextWindow
 from router.sessions.copying import copy_session
-from router.sessions.counts import TurnCounts
 from router.sessions.histories import Histories
-from router.sessions.names import affinity_key
 from router.sessions.planner import Ask, Plan, Planner
+from router.sessions.session_ids import affinity_key
 from router.sessions.store_errors import NotAsked
 from router.sessions.stores.contract import Begin, Begun, Busy, Cursor, Fenced, Repeated
+from router.sessions.turn_counts import TurnCounts
 
 FIRST_PAUSE_S, MAX_PAUSE_S, PAUSE_GROWTH = 0.004, 0.05, 1.5
 """Pauses between two requests for a claim that another replica holds. The end of a turn on this replica ends a pause."""

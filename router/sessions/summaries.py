@@ -19,9 +19,9 @@ from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.summaries import ask_about, ask_behind, without_thoughts, words_of
 from router.sessions.context.view import LogPosition
-from router.sessions.names import affinity_key
 from router.sessions.openai.chat_answers import ChatAnswer, read_answer
 from router.sessions.planner import Ask, Planner, request_of
+from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import Sid
 from router.wire.completion import BadAnswer
 

@@ -36,12 +36,12 @@ from router.sessions.context.history import History
 from router.sessions.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
 from router.sessions.context_window import ContextWindow
 from router.sessions.copying import NoSuchItem, TurnPosition, beside, history_as_of
-from router.sessions.counts import TurnCounts
 from router.sessions.histories import Histories
-from router.sessions.names import affinity_key
 from router.sessions.planner import Ask, Plan, Planner, TurnNote, read_note, request_of
 from router.sessions.saver import Saver, read_answer
+from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import Fenced, Repeated, Sid
+from router.sessions.turn_counts import TurnCounts
 
 KEY_CHARS = 32
 """Of the digest that stands for a request and its id."""

@@ -29,7 +29,7 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.copying import TurnPosition, copy_session
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.names import Names, Space
+from router.sessions.session_ids import Names, Space
 from router.sessions.stores.contract import Sid, Store
 from tests.sessions.desk import ACME, said, user
 from tests.sessions.stores.contract import STORES, Trial, redis_trial_on

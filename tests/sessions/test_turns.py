@@ -29,7 +29,7 @@ from router.proxy.ports import Client
 from router.sessions.context.prompt import Incoming
 from router.sessions.copying import COPIED_BYTES, TurnPosition, copy_session, history_as_of
 from router.sessions.histories import ENTRIES_AT_ONCE
-from router.sessions.names import affinity_key
+from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import EMPTY, MAX_TAIL_BYTES, Append, Sid
 from tests.sessions.context.logs import message
 from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write

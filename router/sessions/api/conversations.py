@@ -12,14 +12,13 @@ import msgspec
 
 from router.core.errors import ConversationLocked, SessionNotFound
 from router.server.page_routes import Call, Page
-from router.sessions.api.asking import asking
 from router.sessions.api.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.rules import SessionRules, read_on_busy
+from router.sessions.api.turn_requests import asking
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
-from router.sessions.names import Names, Space
 from router.sessions.openai.objects import (
     conversation,
     conversation_deleted,
@@ -29,6 +28,7 @@ from router.sessions.openai.objects import (
     read_new_items,
 )
 from router.sessions.planner import Ask, read_stored
+from router.sessions.session_ids import Names, Space
 from router.sessions.stores.contract import Loaded, Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept

@@ -20,20 +20,20 @@ from router.core.errors import (
 )
 from router.core.tenants.tenant import ContextStrategy
 from router.server.page_routes import Call, Page
-from router.sessions.api.asking import asking
 from router.sessions.api.chat_codec import repeated_record
 from router.sessions.api.items import Marked
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.responses_codec import ResponsesCodec
 from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy, read_overrides
+from router.sessions.api.turn_requests import asking
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
 from router.sessions.copying import TurnPosition
-from router.sessions.names import Names, Space
 from router.sessions.openai.input import ResponsesRequest, read_create
 from router.sessions.openai.objects import response_deleted
 from router.sessions.openai.shapes import failure
 from router.sessions.planner import Ask, read_note, read_stored
+from router.sessions.session_ids import Names, Space
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept

@@ -15,19 +15,19 @@ import msgspec
 from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
 from router.core.tenants.tenant import Caller
 from router.server.page_routes import MAX_NAME_CHARS, Call, Page
-from router.sessions.api.asking import asking
 from router.sessions.api.chat_codec import ChatCodec, repeated_record
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.api.items import Marked, find_item, items_of_turn, marked_items, place_of, show
 from router.sessions.api.overrides import read_context_overrides, show_context
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy
+from router.sessions.api.turn_requests import asking
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
 from router.sessions.copying import NoSuchItem, copy_session
-from router.sessions.names import Names, Space
 from router.sessions.openai.objects import item_list, read_messages
 from router.sessions.planner import Ask
+from router.sessions.session_ids import Names, Space
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
