@@ -26,7 +26,7 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.copying import copy_session
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask, Planner
+from router.sessions.planner import Planner, TurnRequest
 from router.sessions.stores.contract import Sid
 from router.sessions.stores.memory import MemoryStore
 from router.sessions.turns import Turns
@@ -93,8 +93,8 @@ def record() -> Record:
     return Record(route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="w")
 
 
-def ask(sid: Sid, incoming: Incoming) -> Ask:
-    return Ask(
+def ask(sid: Sid, incoming: Incoming) -> TurnRequest:
+    return TurnRequest(
         api="sessions",
         sid=sid,
         caller=CALLER,

@@ -23,7 +23,7 @@ from router.sessions.context.history import History
 from router.sessions.context.summaries import reject
 from router.sessions.context.view import START, LogPosition, Segment, View, Work
 from router.sessions.histories import Histories
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import Sid
 from router.sessions.summaries import SummaryWriter, Written
 from router.sessions.summary_budget import SummaryBudget
@@ -57,7 +57,7 @@ class CompactionJob(NamedTuple):
     """A session to be looked at, behind a turn. ``sid``: its own, where the turn went on in a copy."""
 
     sid: Sid
-    ask: Ask
+    request: TurnRequest
     view_plan: ViewPlan
     wanted_at: float
 
@@ -141,11 +141,11 @@ class Compactor:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, sid: Sid, ask: Ask, view_plan: ViewPlan) -> None:
+    def submit(self, sid: Sid, request: TurnRequest, view_plan: ViewPlan) -> None:
         if sid not in self._waiting and len(self._waiting) >= self._settings.max_waiting:
             self.results[Result.DROPPED] += 1
             return
-        self._waiting[sid] = CompactionJob(sid, ask, view_plan, self._clock())
+        self._waiting[sid] = CompactionJob(sid, request, view_plan, self._clock())
         self._news.set()
 
     async def run(self, *, writes: bool = True) -> None:
@@ -179,9 +179,9 @@ class Compactor:
             self._observe_lag(self._clock() - job.wanted_at)
 
     async def _do(self, job: CompactionJob) -> Result:
-        owner = job.ask.caller.rules.tenant
+        owner = job.request.caller.rules.tenant
         history, _ = await self._histories.load(job.sid, owner)
-        traits = self._views.traits(job.ask, history)
+        traits = self._views.traits(job.request, history)
         result = Result.NOTHING
         if traits.summarizes:
             result = await self._summarize(job, history)
@@ -225,12 +225,12 @@ class Compactor:
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
     def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
-        room = min(self._settings.source_tokens, self._writer.room(job.ask, history, max_tokens))
+        room = min(self._settings.source_tokens, self._writer.room(job.request, history, max_tokens))
         return source_of(history, upto, low_tokens=job.view_plan.low, max_tokens=room)
 
     async def _reserve(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Work | Result:
         """The tenant's budget for it, and the work among replicas."""
-        left = self.budget.left(job.ask.caller.rules)
+        left = self.budget.left(job.request.caller.rules)
         if left is not None and left < plan.price:
             return Result.OVER_BUDGET
         now, before = self._wall_clock(), history.view.work
@@ -240,16 +240,16 @@ class Compactor:
         work = Work(secrets.token_hex(8), plan.source.upto, now + self._settings.work_s, failures)
         if not await self._histories.commit_view(history, replace(history.view, work=work)):
             return Result.RACED
-        self.budget.spend(job.ask.caller.rules, plan.price)  # before another job asks
+        self.budget.spend(job.request.caller.rules, plan.price)  # before another job asks
         return work
 
     async def _write(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Written | Result:
         """The budget is charged what it cost, in place of what was reserved."""
-        source, rules = plan.source, job.ask.caller.rules
+        source, rules = plan.source, job.request.caller.rules
         max_tokens = min(plan.max_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         try:
             async with asyncio.timeout(self._settings.work_s):
-                written = await self._writer.write(job.ask, history, source, max_tokens)
+                written = await self._writer.write(job.request, history, source, max_tokens)
         except (RouterError, TimeoutError) as error:
             log.warning("no summary was written", extra={"why": str(error) or "it took too long"})
             self.budget.spend(rules, -plan.price)

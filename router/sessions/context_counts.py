@@ -8,7 +8,7 @@ from typing import get_args
 from router.core.request.record import Record
 from router.core.tenants.tenant import ContextStrategy
 from router.sessions.context.history import History, Sent
-from router.sessions.planner import Ask, Plan
+from router.sessions.planner import Plan, TurnRequest
 
 COLD_SHARE = 0.5
 """Of what earlier turns had, what must be cached of it for a prefix not to be broken."""
@@ -26,13 +26,15 @@ class ContextCounts:
         self.recomputed_tokens = 0
         """Of prompts, what was computed anew because of a cut."""
 
-    def on_end(self, strategy: ContextStrategy, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
+    def on_end(
+        self, strategy: ContextStrategy, request: TurnRequest, history: History, plan: Plan, record: Record | None
+    ) -> None:
         """The turn has ended, and is in the history."""
         prompt = plan.prompt
         self.sent[strategy] += prompt.tokens
         self.raw[strategy] += prompt.tokens + history.cut_tokens - history.preface_tokens
         worker = record.worker if record is not None else ""
-        before, history.sent = history.sent, Sent(history.log.last_turn, ask.incoming.model, worker, prompt.shape)
+        before, history.sent = history.sent, Sent(history.log.last_turn, request.incoming.model, worker, prompt.shape)
         if before is not None and record is not None and record.actual_cached_tokens is not None:
             self._count_break(before, history.sent, plan, record.prompt_tokens, record.actual_cached_tokens)
 

@@ -40,7 +40,7 @@ def no_session() -> RouterError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class TurnRequest:
     """One request for a turn, through whichever door."""
 
     api: ApiName
@@ -106,21 +106,21 @@ class Planner:
         self.bytes_per_token = bytes_per_token
         self._resumes = resumes
 
-    def plan(self, ask: Ask, history: History, turn: int) -> Plan:
+    def plan(self, request: TurnRequest, history: History, turn: int) -> Plan:
         """Raises HistoryDiffers, NothingNew, InvalidRequest."""
-        incoming, caller = ask.incoming, ask.caller
-        drafts = _with_recalled(self.news(ask, history), ask.recalled)
+        incoming, caller = request.incoming, request.caller
+        drafts = _with_recalled(self.news(request, history), request.recalled)
         salt = caller.salt_for(incoming.cache_salt)
         prompt = make_prompt(history, incoming, drafts, Scope(salt, caller.scope))
         body = read_params(incoming.params, incoming.model, caller, has_tools=bool(prompt.tools), resumes=self._resumes)
         recipe = prompt.recipe.with_own(drafts, history.head, body.shown)
         entries = self._histories.encode(history, drafts, turn, ends=False)
-        note = msgspec.structs.replace(ask.first_note(), recipe=recipe)
+        note = msgspec.structs.replace(request.first_note(), recipe=recipe)
         return Plan(turn, drafts, entries, prompt, body, note)
 
-    def news(self, ask: Ask, history: History) -> list[Draft]:
+    def news(self, request: TurnRequest, history: History) -> list[Draft]:
         """Raises HistoryDiffers, NothingNew."""
-        return find_news(history, ask.incoming, self.bytes_per_token(ask.incoming.model))
+        return find_news(history, request.incoming, self.bytes_per_token(request.incoming.model))
 
 
 def _with_recalled(drafts: list[Draft], recalled: Draft | None) -> list[Draft]:
@@ -134,20 +134,20 @@ def _is_users(draft: Draft) -> bool:
     return draft.kind is Kind.MESSAGE and msgspec.json.decode(draft.body).get("role") == "user"
 
 
-def request_of(ask: Ask, session: SessionKey | None, plan: Plan) -> Request:
+def request_of(request: TurnRequest, session: SessionKey | None, plan: Plan) -> Request:
     """``session``: of the one that the turn is in, which may be a copy of the one that was asked."""
     prompt = plan.prompt
     return turn_request(
         plan.body,
-        ask.incoming.model,
+        request.incoming.model,
         join_body(prompt.messages, prompt.tools, plan.body.params),
         prompt.fingerprint,
         prompt.anchor,
         prompt.earlier_bytes,
         session,
-        ask.headers,
-        ask.caller,
-        ask.request_id,
+        request.headers,
+        request.caller,
+        request.request_id,
     )
 
 

@@ -18,7 +18,7 @@ from router.sessions.context.messages import Message
 from router.sessions.context.provenance import recalled_numbers
 from router.sessions.context.recollection import Found, compose
 from router.sessions.context.summaries import text_of, words_of
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.sessions.stores.contract import Sid
 
@@ -59,9 +59,9 @@ class Recaller:
         self.index_failures = 0
         """What left a prompt was not indexed, or of a session that was deleted not forgotten."""
 
-    async def recall(self, ask: Ask, history: History) -> Draft | None:
+    async def recall(self, request: TurnRequest, history: History) -> Draft | None:
         """For the newest message, if that is a user's. None: nothing, or nothing in time."""
-        question = _question(ask.incoming.messages[-1]) if history.start and ask.incoming.messages else ""
+        question = _question(request.incoming.messages[-1]) if history.start and request.incoming.messages else ""
         if not question:
             return None
         began_at = self._clock()
@@ -80,7 +80,7 @@ class Recaller:
             return None
         finally:
             self._observe(self._clock() - began_at)
-        bytes_per_token = self._bytes_per_token(ask.incoming.model)
+        bytes_per_token = self._bytes_per_token(request.incoming.model)
         max_bytes = round(self._rules.max_tokens * bytes_per_token)
         text = compose(_found(history, numbers), question, max_bytes, _shown(history))
         self.results["found" if text else "nothing"] += 1

@@ -13,7 +13,7 @@ from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.summaries import ask_about
 from router.sessions.openai.chat_answers import read_answer
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.summaries import Written, note_params, read_notes
 from router.wire.completion import BadAnswer
 
@@ -33,10 +33,10 @@ class RemoteSummaryWriter:
     model: str
     timeout_s: float
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:  # noqa: ARG002
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:  # noqa: ARG002
         """Raises WorkerError."""
         body = {
-            "model": ask.caller.rules.summary_model or self.model or ask.incoming.model,
+            "model": request.caller.rules.summary_model or self.model or request.incoming.model,
             "messages": ask_about(source.notes, source.items, max_tokens),
             **note_params(max_tokens),
         }
@@ -48,7 +48,7 @@ class RemoteSummaryWriter:
         prompt_tokens = usage.get("prompt_tokens")
         return read_notes(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
 
-    def room(self, ask: Ask, history: History, max_tokens: int) -> int:  # noqa: ARG002
+    def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:  # noqa: ARG002
         """What configuration allows: nobody says how long its prompts may be."""
         return ANY
 

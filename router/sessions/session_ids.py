@@ -14,7 +14,7 @@ from router.sessions.stores.contract import Sid
 DIGEST_BYTES = 20
 
 
-class Space(Enum):
+class Namespace(Enum):
     """Names of one space never meet those of another."""
 
     SESSION = "session"
@@ -24,15 +24,15 @@ class Space(Enum):
     RESPONSE = "response"
 
 
-class Names:
+class SessionIds:
     """``secret``: the same on all replicas, and as long as the sessions live."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def sid(self, tenant: Tenant, space: Space, name: str) -> Sid:
+    def sid(self, tenant: Tenant, namespace: Namespace, name: str) -> Sid:
         """32 characters of base32. Lengths stand before the parts, so that no two lists of parts give the same text."""
-        parts = (tenant, space.value, name)
+        parts = (tenant, namespace.value, name)
         text = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")
         digest = hmac.digest(self._secret, text, "sha256")[:DIGEST_BYTES]
         return Sid(b32encode(digest).decode().lower())

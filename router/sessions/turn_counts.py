@@ -10,7 +10,7 @@ from router.core.request.record import Record
 from router.sessions.context.entry import Kind
 from router.sessions.context.history import History
 from router.sessions.context.messages import split_system
-from router.sessions.planner import ApiName, Ask, Plan
+from router.sessions.planner import ApiName, Plan, TurnRequest
 
 OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
 
@@ -30,11 +30,11 @@ class TurnCounts:
     """Of what workers were sent, what clients did not have to send."""
     resent_messages: int = 0
 
-    def count_news(self, ask: Ask, history: History, plan: Plan) -> None:
+    def count_news(self, request: TurnRequest, history: History, plan: Plan) -> None:
         """What a turn brought, of which nothing counts yet in ``history``."""
         own = [draft for draft in plan.drafts if draft.kind is Kind.MESSAGE]
-        if ask.incoming.resends:
-            self.resent_messages += len(split_system(ask.incoming.messages)[1]) - len(own)
+        if request.incoming.resends:
+            self.resent_messages += len(split_system(request.incoming.messages)[1]) - len(own)
         kinds = {draft.kind for draft in plan.drafts}
         self.breaks["system_changed"] += Kind.SYSTEM in kinds and history.log.system.number > 0
         self.breaks["tools_changed"] += Kind.TOOLS in kinds and history.log.tools.number > 0

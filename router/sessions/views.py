@@ -17,7 +17,7 @@ from router.sessions.context.watermarks import Watermarks, history_ceiling, set_
 from router.sessions.context_counts import ContextCounts
 from router.sessions.copying import copy_aside
 from router.sessions.histories import Histories
-from router.sessions.planner import Ask, Plan
+from router.sessions.planner import Plan, TurnRequest
 
 ANSWER_SHARE = 0.25
 """Of a window, the most that is left free for an answer whose length nobody bounds."""
@@ -65,33 +65,33 @@ class Views:
         """Histories that were cut in a turn that did not fit."""
         self.counts = ContextCounts()
 
-    def traits(self, ask: Ask, history: History) -> Traits:
-        return STRATEGIES[self._overrides(ask, history).strategy or "none"]
+    def traits(self, request: TurnRequest, history: History) -> Traits:
+        return STRATEGIES[self._overrides(request, history).strategy or "none"]
 
-    def needs_cut(self, ask: Ask, history: History, plan: Plan) -> int | None:
+    def needs_cut(self, request: TurnRequest, history: History, plan: Plan) -> int | None:
         """Must the history be cut before this turn is sent? The tokens that the cut leaves; None: no, or no cut helps."""
-        overrides = self._overrides(ask, history)
+        overrides = self._overrides(request, history)
         if not STRATEGIES[overrides.strategy or "none"].cuts or not history.bodies:
             return None
-        watermarks = self._watermarks(overrides, ask, history, plan.prompt)
-        if history.tokens <= watermarks.ceiling or not self._can_fit(ask, history, plan.prompt):
+        watermarks = self._watermarks(overrides, request, history, plan.prompt)
+        if history.tokens <= watermarks.ceiling or not self._can_fit(request, history, plan.prompt):
             return None
         return watermarks.low
 
-    def require_window(self, ask: Ask, prompt: Prompt) -> None:
+    def require_window(self, request: TurnRequest, prompt: Prompt) -> None:
         """Of what no cut made fit, or of which none was wished. Raises ContextTooLong."""
-        if self.is_too_long(ask, prompt):
-            window, total = self._lookups.window(ask.incoming.model), self._total(ask, prompt)
+        if self.is_too_long(request, prompt):
+            window, total = self._lookups.window(request.incoming.model), self._total(request, prompt)
             raise ContextTooLong(
                 f"the model's context has {window} tokens, and the prompt about {total}: send less, or let the session be cut",
                 param="messages",
             )
 
-    def is_too_long(self, ask: Ask, prompt: Prompt) -> bool:
+    def is_too_long(self, request: TurnRequest, prompt: Prompt) -> bool:
         """Beyond doubt, for the model's window."""
-        is_exact = self._lookups.is_exact(ask.incoming.model)
-        bound = self._lookups.window(ask.incoming.model) * (CLEARLY if is_exact else CLEARLY_BY_ESTIMATE)
-        return 0 < bound < self._total(ask, prompt)
+        is_exact = self._lookups.is_exact(request.incoming.model)
+        bound = self._lookups.window(request.incoming.model) * (CLEARLY if is_exact else CLEARLY_BY_ESTIMATE)
+        return 0 < bound < self._total(request, prompt)
 
     async def cut(self, history: History, low_tokens: int) -> bool:
         """Leave so many tokens, and say how many messages are left out. Where another cut it first, that cut holds.
@@ -113,52 +113,54 @@ class Views:
         aside.use_view(cut_view(aside, cut), aside.epoch + 1)
         return aside
 
-    def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> ViewPlan | None:
+    def on_end(self, request: TurnRequest, history: History, plan: Plan, record: Record | None) -> ViewPlan | None:
         """A turn has ended. None: there is nothing to compact."""
-        overrides = self._overrides(ask, history)
+        overrides = self._overrides(request, history)
         strategy = overrides.strategy or "none"
-        self.counts.on_end(strategy, ask, history, plan, record)
+        self.counts.on_end(strategy, request, history, plan, record)
         traits = STRATEGIES[strategy]
         if not traits.cuts:
             return None
-        watermarks = self._watermarks(overrides, ask, history, plan.prompt)
+        watermarks = self._watermarks(overrides, request, history, plan.prompt)
         summarizes = traits.summarizes and history.view.told < history.view.cut
         indexes = traits.recalls and history.indexed < history.view.cut.number
         is_high = history.tokens >= watermarks.high
         writes = summarizes or (traits.summarizes and is_high)
         return ViewPlan(watermarks.low, watermarks.high, writes) if is_high or summarizes or indexes else None
 
-    def _overrides(self, ask: Ask, history: History) -> ContextOverrides:
+    def _overrides(self, request: TurnRequest, history: History) -> ContextOverrides:
         """The request's, else the session's, else the tenant's, else everybody's."""
-        tenant = ask.caller.rules
+        tenant = request.caller.rules
         tenants = ContextOverrides(
             strategy=tenant.context_strategy,
             high_tokens=tenant.context_high_tokens,
             low_tokens=tenant.context_low_tokens,
             max_tokens=tenant.context_max_tokens,
         )
-        return ask.overrides.over(history.view.overrides).over(tenants).over(self.rules.overrides)
+        return request.overrides.over(history.view.overrides).over(tenants).over(self.rules.overrides)
 
-    def _watermarks(self, overrides: ContextOverrides, ask: Ask, history: History, prompt: Prompt) -> Watermarks:
-        model = ask.incoming.model
-        beside = self._total(ask, prompt) - history.tokens
+    def _watermarks(
+        self, overrides: ContextOverrides, request: TurnRequest, history: History, prompt: Prompt
+    ) -> Watermarks:
+        model = request.incoming.model
+        beside = self._total(request, prompt) - history.tokens
         window = self._lookups.window(model)
-        ceiling = history_ceiling(window, overrides.max_tokens, beside, self._answer_tokens(ask, window))
+        ceiling = history_ceiling(window, overrides.max_tokens, beside, self._answer_tokens(request, window))
         return set_watermarks(overrides.low_tokens, overrides.high_tokens, ceiling)
 
-    def _total(self, ask: Ask, prompt: Prompt) -> int:
+    def _total(self, request: TurnRequest, prompt: Prompt) -> int:
         """Its tokens, the template's among them."""
-        return self._lookups.total(ask.incoming.model, prompt.tokens, len(prompt.messages))
+        return self._lookups.total(request.incoming.model, prompt.tokens, len(prompt.messages))
 
-    def _can_fit(self, ask: Ask, history: History, prompt: Prompt) -> bool:
+    def _can_fit(self, request: TurnRequest, history: History, prompt: Prompt) -> bool:
         """Without any history, at least."""
-        model, window = ask.incoming.model, self._lookups.window(ask.incoming.model)
+        model, window = request.incoming.model, self._lookups.window(request.incoming.model)
         messages = len(prompt.messages) - len(history.preface) - len(history.bodies)
         beside = self._lookups.total(model, prompt.tokens - history.tokens, messages)
-        return history_ceiling(window, 0, beside, self._answer_tokens(ask, window)) > 0
+        return history_ceiling(window, 0, beside, self._answer_tokens(request, window)) > 0
 
-    def _answer_tokens(self, ask: Ask, window: int) -> int:
-        params = ask.incoming.params
+    def _answer_tokens(self, request: TurnRequest, window: int) -> int:
+        params = request.incoming.params
         asked = params.get("max_completion_tokens") or params.get("max_tokens")
         if isinstance(asked, int) and asked > 0:
             return asked

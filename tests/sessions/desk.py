@@ -27,7 +27,7 @@ from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
 from router.sessions.copying import TurnPosition
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask, Planner
+from router.sessions.planner import Planner, TurnRequest
 from router.sessions.stores.contract import (
     EMPTY,
     Append,
@@ -320,9 +320,9 @@ class Replica:
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )
         door = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
-        ask = replace(ask, request_id=request_id, on_begun=on_begun, overrides=context)
-        await self.turns.run(ask, door, client)
+        request = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
+        request = replace(request, request_id=request_id, on_begun=on_begun, overrides=context)
+        await self.turns.run(request, door, client)
         return client
 
     async def run_ephemeral(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
@@ -346,9 +346,9 @@ class Replica:
         asked: str = "",
         forks: Sid | None = None,
         body_bytes: int = 0,
-    ) -> Ask:
+    ) -> TurnRequest:
         headers: Mapping[str, str] = {}
-        return Ask(
+        return TurnRequest(
             api="sessions",
             sid=sid,
             caller=caller,

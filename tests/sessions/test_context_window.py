@@ -28,7 +28,7 @@ from router.sessions.context.view import ContextOverrides, View
 from router.sessions.copying import copy_session
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import EMPTY, Sid
 from router.sessions.summaries import FleetSummaryWriter, Written
 from router.sessions.views import ViewPlan
@@ -498,8 +498,8 @@ async def test_a_turn_that_leaves_nothing_behind_is_refused_likewise() -> None:
 async def delete(desk: Desk, at: int) -> None:
     """The item there, as a client does."""
     number = (await history_of(desk)).items[at].number
-    ask = desk.ask(Incoming(model="", messages=(), params={}))
-    history, _ = await desk.turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
+    request = desk.ask(Incoming(model="", messages=(), params={}))
+    history, _ = await desk.turns.append(request, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
     await desk.histories.erase(history, number)
 
 
@@ -530,7 +530,7 @@ async def test_notes_that_were_being_written_when_an_item_was_deleted_are_not_us
     held = asyncio.Event()
     began = asyncio.Event()
 
-    async def slow(ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def slow(request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         began.set()
         await held.wait()
         return Written("of what is deleted", 5, source.tokens)
@@ -550,8 +550,8 @@ async def test_another_replica_sends_no_notes_of_a_deleted_item_though_the_view_
     desk = summary_desk()
     await talk(desk, 6)
     number = (await history_of(desk)).items[0].number
-    ask = desk.ask(Incoming(model="", messages=(), params={}))
-    await desk.turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
+    request = desk.ask(Incoming(model="", messages=(), params={}))
+    await desk.turns.append(request, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
     assert b"notes" in await stored_view(desk)
     assert not (await history_of(desk)).view.segments
 
@@ -598,9 +598,9 @@ async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() ->
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
     writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
-    ask = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
+    request = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
     source = source_of(history, history.items[5].place)
-    written = await writer.write(ask, history, source, 50)
+    written = await writer.write(request, history, source, 50)
     assert written.text.startswith("to ")
     with pytest.raises(SessionFull):
         await desk.take(user("more"))

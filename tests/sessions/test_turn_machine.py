@@ -29,7 +29,7 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.copying import TurnPosition, copy_session
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.session_ids import Names, Space
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Sid, Store
 from tests.sessions.desk import ACME, said, user
 from tests.sessions.stores.contract import STORES, Trial, redis_trial_on
@@ -69,10 +69,10 @@ class TurnMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner(loop_factory=VirtualLoop)
         self.world = World(StoreThread(type(self).opens(path)))
         self.model = Model(self.world)
-        names = Names(b"a secret of the tests")
+        session_ids = SessionIds(b"a secret of the tests")
         for name in ("one", "two"):
             for caller in (ACME, BETA):
-                sid = names.sid(caller.rules.tenant, Space.SESSION, name)
+                sid = session_ids.sid(caller.rules.tenant, Namespace.SESSION, name)
                 self.model.sessions.append(Session(sid, caller))
         self.routers: list[Router] = []
         self.clears_in = 0

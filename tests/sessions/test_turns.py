@@ -963,8 +963,8 @@ async def test_adding_again_under_the_same_request_id_adds_nothing() -> None:
     desk = Desk()
 
     async def add(text: str, request_id: str) -> None:
-        ask = desk.ask(Incoming(model="", messages=[user(text)], params={}), asked=text)
-        await desk.turns.add(replace(ask, headers={"X-Request-Id": request_id}))
+        request = desk.ask(Incoming(model="", messages=[user(text)], params={}), asked=text)
+        await desk.turns.add(replace(request, headers={"X-Request-Id": request_id}))
 
     for text, request_id in (("a", "1"), ("a", "1"), ("b", "1"), ("a", "2")):
         await add(text, request_id)

@@ -27,8 +27,8 @@ from router.sessions.openai.objects import (
     read_new_conversation,
     read_new_items,
 )
-from router.sessions.planner import Ask, read_stored
-from router.sessions.session_ids import Names, Space
+from router.sessions.planner import TurnRequest, read_stored
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Loaded, Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
@@ -39,11 +39,16 @@ class ConversationPages:
     """``wall_clock``: Unix time."""
 
     def __init__(
-        self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules, wall_clock: Callable[[], float]
+        self,
+        turns: Turns,
+        session_ids: SessionIds,
+        limits: BodyLimits,
+        rules: SessionRules,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
-        self._names = names
+        self._session_ids = session_ids
         self._limits = limits
         self._rules = rules
         self._wall_clock = wall_clock
@@ -115,8 +120,8 @@ class ConversationPages:
         place = place_of(self._sid(call), call.names[1])
         if place is None or find_item(self._sid(call), history.items, call.names[1]) is None:
             raise _absent_item(call)
-        ask = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
-        history, _ = await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
+        request = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
+        history, _ = await self._turns.append(request, [Draft(Kind.DELETION, msgspec.json.encode(place))])
         await self._histories.erase(history, place[0])
         return self._shown(call, loaded)
 
@@ -130,7 +135,7 @@ class ConversationPages:
         metadata = read_stored(loaded.attributes, dict[str, str]) if loaded.attributes else {}
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
-    def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
+    def _ask(self, call: Call, incoming: Incoming, asked: str) -> TurnRequest:
         return asking(call, "conversations", incoming, asked)(
             sid=self._sid(call),
             lifetime_s=self._rules.conversation_s,
@@ -141,7 +146,7 @@ class ConversationPages:
         )
 
     def _sid(self, call: Call, name: str = "") -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.CONVERSATION, name or call.names[0])
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.CONVERSATION, name or call.names[0])
 
 
 def _read_new(body: bytes, *, limits: BodyLimits) -> tuple[list[bytes], dict[str, str]]:

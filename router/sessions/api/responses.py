@@ -32,8 +32,8 @@ from router.sessions.copying import TurnPosition
 from router.sessions.openai.input import ResponsesRequest, read_create
 from router.sessions.openai.objects import response_deleted
 from router.sessions.openai.shapes import failure
-from router.sessions.planner import Ask, read_note, read_stored
-from router.sessions.session_ids import Names, Space
+from router.sessions.planner import TurnRequest, read_note, read_stored
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
@@ -62,11 +62,16 @@ class ResponsePages:
     """``wall_clock``: Unix time."""
 
     def __init__(
-        self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules, wall_clock: Callable[[], float]
+        self,
+        turns: Turns,
+        session_ids: SessionIds,
+        limits: BodyLimits,
+        rules: SessionRules,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
-        self._names = names
+        self._session_ids = session_ids
         self._limits = limits
         self._rules = rules
         self._wall_clock = wall_clock
@@ -101,13 +106,15 @@ class ResponsePages:
             and (before := await self._find(call, asked.previous_response_id)) is None
         ):
             raise _no_previous(asked)
-        ask = self._ask(call, asked, digest, response_id, codec, before)
-        client = call.connect(call.caller.salt_for(ask.incoming.cache_salt) if call.caller.salt_key else "")
+        request = self._ask(call, asked, digest, response_id, codec, before)
+        client = call.connect(call.caller.salt_for(request.incoming.cache_salt) if call.caller.salt_key else "")
         if asked.store or asked.conversation is not None:
-            await self._turns.run(ask, codec, client)
+            await self._turns.run(request, codec, client)
         else:
-            ask = dataclasses.replace(ask, sid=self._own_sid(call, response_id))
-            await self._turns.run_ephemeral(ask, codec, client, None if before is None else (before.sid, before.after))
+            request = dataclasses.replace(request, sid=self._own_sid(call, response_id))
+            await self._turns.run_ephemeral(
+                request, codec, client, None if before is None else (before.sid, before.after)
+            )
 
     def _ask(
         self,
@@ -117,7 +124,7 @@ class ResponsePages:
         response_id: str,
         codec: ResponsesCodec,
         before: ResponseRef | None,
-    ) -> Ask:
+    ) -> TurnRequest:
         """Where the turn stands: in a conversation, behind another response, or at the beginning of its own chain. What
         follows a conversation's response without naming the conversation leaves it as it is."""
         tenant = call.caller.rules.tenant
@@ -133,7 +140,7 @@ class ResponsePages:
         )
         if asked.conversation is not None:
             return common(
-                sid=self._names.sid(tenant, Space.CONVERSATION, asked.conversation),
+                sid=self._session_ids.sid(tenant, Namespace.CONVERSATION, asked.conversation),
                 lifetime_s=self._rules.conversation_s,
                 creates=False,
                 on_busy=on_busy,
@@ -164,7 +171,7 @@ class ResponsePages:
         )
 
     def _own_sid(self, call: Call, name: str) -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.CHAIN, name)
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.CHAIN, name)
 
     async def _show(self, call: Call) -> bytes:
         if call.query.get("stream") == "true":
@@ -235,7 +242,7 @@ class ResponsePages:
         return None if body is None else read_stored(body, ResponseRef)
 
     def _key(self, call: Call, response_id: str) -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.RESPONSE, response_id)
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.RESPONSE, response_id)
 
 
 def _read_create(body: bytes, *, limits: BodyLimits) -> tuple[ResponsesRequest, str]:

@@ -26,8 +26,8 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
 from router.sessions.copying import NoSuchItem, copy_session
 from router.sessions.openai.objects import item_list, read_messages
-from router.sessions.planner import Ask
-from router.sessions.session_ids import Names, Space
+from router.sessions.planner import TurnRequest
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
@@ -39,10 +39,10 @@ FORK_CHARS = 16
 
 
 class SessionPages:
-    def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules) -> None:
+    def __init__(self, turns: Turns, session_ids: SessionIds, limits: BodyLimits, rules: SessionRules) -> None:
         self._turns = turns
         self._histories = turns.histories
-        self._names = names
+        self._session_ids = session_ids
         self._limits = limits
         self._rules = rules
 
@@ -80,12 +80,12 @@ class SessionPages:
         on_lost = lose if self._rules.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         codec = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        ask = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
-        if key and ask.on_busy == "fork":
-            ask = replace(ask, retried_in=self._sid(call, _fork_name(name, key)))
-        await self._turns.run(ask, codec, client)
+        request = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
+        if key and request.on_busy == "fork":
+            request = replace(request, retried_in=self._sid(call, _fork_name(name, key)))
+        await self._turns.run(request, codec, client)
 
-    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
+    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> TurnRequest:
         return asking(call, "sessions", incoming, asked)(
             sid=self._sid(call, call.names[0]),
             lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
@@ -169,7 +169,7 @@ class SessionPages:
         return body
 
     def _sid(self, call: Call, name: str) -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.SESSION, name)
 
 
 def _read_chat(body: bytes, *, caller: Caller, limits: BodyLimits) -> tuple[Incoming, str]:
