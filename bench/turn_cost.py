@@ -32,7 +32,7 @@ from router.sessions.stores.memory import MemoryStore
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.kept_histories import context_window_of
 
 ITEM_BYTES, TURNS = 1000, 100
 LIMITS = BodyLimits(64, 2048, 2048, 8, 20, 16, MediaRule(frozenset()))
@@ -116,7 +116,7 @@ async def measure(items: int) -> dict[str, float]:
         worker,
         lambda _session, _worker: None,
         Planner(histories, lambda _model: 4.0, resumes=True),
-        upkeep_of(histories, time.time, strategy="hybrid", window=1_000_000),
+        context_window_of(histories, time.time, strategy="hybrid", window=1_000_000),
         time.monotonic,
         lambda _seconds: None,
     )

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from msgspec.structs import replace
 
 from router.core.errors import RouterError
-from router.sessions.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_notes
+from router.sessions.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_summary
 from router.sessions.context.cut_points import Cut
 from router.sessions.context.history import History
 from router.sessions.context.summaries import reject
@@ -219,7 +219,7 @@ class Compactor:
         if (cut := _due_cut(job.view_plan, history)) is not None:
             upto = place_of(history, cut)
             question = cut.question.place if cut.question is not None else START
-        if upto <= history.view.told:
+        if upto <= history.view.summarized_upto:
             return None
         max_tokens = min(self._settings.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
@@ -277,7 +277,7 @@ class Compactor:
     async def _commit(self, history: History, segment: Segment, question: LogPosition) -> Result:
         generation = history.generation
         for _ in range(ATTEMPTS):
-            view: View | None = with_notes(history, segment, question)
+            view: View | None = with_summary(history, segment, question)
             if view is None or history.generation != generation:
                 return Result.STALE
             if await self._histories.commit_view(history, view):

@@ -45,12 +45,12 @@ class ContextWindow:
         if not (own or tools or turn):
             return request
         counts = await self.counts.count(incoming.model, [*own, *tools, *turn])
-        behind = len(own) + len(tools)
+        end = len(own) + len(tools)
         incoming = msgspec.structs.replace(
             incoming,
             counts=counts[: len(own)],
-            tools_tokens=sum(counts[len(own) : behind]),
-            turn_tokens=sum(counts[behind:]),
+            tools_tokens=sum(counts[len(own) : end]),
+            turn_tokens=sum(counts[end:]),
         )
         return replace(request, incoming=incoming)
 

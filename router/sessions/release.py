@@ -49,8 +49,8 @@ class LeaseReleaser:
             for task in late:
                 task.cancel()
 
-    def _start(self, errand: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(errand)
+    def _start(self, call: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(call)
         self.under_way.add(task)
         task.add_done_callback(self.under_way.discard)
 

@@ -11,10 +11,10 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from router.core.errors import WorkerError
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
-from router.sessions.context.summaries import ask_about
+from router.sessions.context.summaries import ask_for_summary
 from router.sessions.openai.chat_answers import read_answer
 from router.sessions.planner import TurnRequest
-from router.sessions.summaries import Written, note_params, read_notes
+from router.sessions.summaries import Written, read_summary, summary_params
 from router.wire.completion import BadAnswer
 
 MAX_REPLY_BYTES = 1 << 20
@@ -37,8 +37,8 @@ class RemoteSummaryWriter:
         """Raises WorkerError."""
         body = {
             "model": request.caller.rules.summary_model or self.model or request.incoming.model,
-            "messages": ask_about(source.notes, source.items, max_tokens),
-            **note_params(max_tokens),
+            "messages": ask_for_summary(source.summaries, source.items, max_tokens),
+            **summary_params(max_tokens),
         }
         try:
             answer = read_answer(await self._post(msgspec.json.encode(body)))
@@ -46,7 +46,7 @@ class RemoteSummaryWriter:
             raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
         usage: dict[str, Any] = answer.usage or {}
         prompt_tokens = usage.get("prompt_tokens")
-        return read_notes(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
+        return read_summary(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
 
     def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:  # noqa: ARG002
         """What configuration allows: nobody says how long its prompts may be."""

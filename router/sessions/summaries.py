@@ -17,7 +17,7 @@ from router.proxy.ports import Dispatch
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
-from router.sessions.context.summaries import ask_about, ask_behind, without_thoughts, words_of
+from router.sessions.context.summaries import ask_after, ask_for_summary, without_thoughts, words_of
 from router.sessions.context.view import LogPosition
 from router.sessions.openai.chat_answers import ChatAnswer, read_answer
 from router.sessions.planner import Planner, TurnRequest, request_of
@@ -67,17 +67,17 @@ class FleetSummaryWriter:
 
     async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         model = self._model(request)
-        if not source.notes and self._may_go_behind(request, history, source.since, max_tokens):
+        if not source.summaries and self._may_ask_after(request, history, source.since, max_tokens):
             is_cached = model == request.incoming.model
             if is_cached or source.tokens > self._room_for_transcript(model, max_tokens):
-                return await self._write_behind(request, history, source, max_tokens)
-        messages = ask_about(source.notes, source.items, max_tokens)
-        incoming = Incoming(model=model, messages=messages, params=note_params(max_tokens))
+                return await self._write_after(request, history, source, max_tokens)
+        messages = ask_for_summary(source.summaries, source.items, max_tokens)
+        incoming = Incoming(model=model, messages=messages, params=summary_params(max_tokens))
         apart = History(f"{history.sid}notes", history.owner, "")
         return await self._ask(request, apart, incoming, "")
 
     def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:
-        if self._may_go_behind(request, history, history.view.told, max_tokens):
+        if self._may_ask_after(request, history, history.view.summarized_upto, max_tokens):
             return ANY
         return self._room_for_transcript(self._model(request), max_tokens)
 
@@ -88,7 +88,7 @@ class FleetSummaryWriter:
         window = self.window(model)
         return max(round(window * OF_WINDOW) - max_tokens - FRAME_TOKENS, 1) if window else ANY
 
-    def _may_go_behind(self, request: TurnRequest, history: History, since: LogPosition, max_tokens: int) -> bool:
+    def _may_ask_after(self, request: TurnRequest, history: History, since: LogPosition, max_tokens: int) -> bool:
         """All that is to be told of stands in the prompt, nothing is open there, and there is room behind it."""
         last = msgspec.json.decode(history.items[-1].body) if history.items else {}
         if since < history.view.cut or last.get("role") != "assistant" or last.get("tool_calls"):
@@ -97,12 +97,12 @@ class FleetSummaryWriter:
         size = history.tokens + history.log.system.tokens + history.log.tools.tokens + max_tokens + FRAME_TOKENS
         return not window or size <= window
 
-    async def _write_behind(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
+    async def _write_after(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         left = [item for item in history.items if item.place > source.upto]
         incoming = Incoming(
             model=request.incoming.model,
-            messages=[ask_behind(left, max_tokens)],
-            params=note_params(max_tokens) | _salt(request),
+            messages=[ask_after(left, max_tokens)],
+            params=summary_params(max_tokens) | _salt(request),
             turn_system=request.incoming.turn_system,
             turn_tools=request.incoming.turn_tools,
         )
@@ -131,19 +131,19 @@ def _written(client: InternalClient) -> Written:
     if client.reply is None or client.reply.status != 200 or client.record is None:
         raise WorkerError("no model wrote notes")
     try:
-        return read_notes(read_answer(client.reply.body), client.record.prompt_tokens)
+        return read_summary(read_answer(client.reply.body), client.record.prompt_tokens)
     except BadAnswer:
         raise WorkerError("the notes cannot be understood") from None
 
 
-def read_notes(answer: ChatAnswer, prompt_tokens: int) -> Written:
+def read_summary(answer: ChatAnswer, prompt_tokens: int) -> Written:
     """``prompt_tokens``: what the model read for them."""
     text = without_thoughts(words_of({**answer.message, "tool_calls": None}))
     tokens = max(answer.completion_tokens, len(text.encode()) // LEAST_BYTES_PER_TOKEN)
     return Written(text, tokens, max(prompt_tokens, 0), is_whole=answer.finish_reason != "length")
 
 
-def note_params(max_tokens: int) -> dict[str, object]:
+def summary_params(max_tokens: int) -> dict[str, object]:
     """Of a chat body that asks for notes."""
     return {"max_tokens": max_tokens, "temperature": 0}
 

@@ -122,7 +122,7 @@ class Views:
         if not traits.cuts:
             return None
         watermarks = self._watermarks(overrides, request, history, plan.prompt)
-        summarizes = traits.summarizes and history.view.told < history.view.cut
+        summarizes = traits.summarizes and history.view.summarized_upto < history.view.cut
         indexes = traits.recalls and history.indexed < history.view.cut.number
         is_high = history.tokens >= watermarks.high
         writes = summarizes or (traits.summarizes and is_high)

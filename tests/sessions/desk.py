@@ -45,7 +45,7 @@ from router.sessions.stores.memory import MemoryStore
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.kept_histories import context_window_of
 
 T = TypeVar("T")
 SID = Sid("a" * 32)
@@ -285,7 +285,7 @@ class Replica:
             dispatch,
             lambda _session, worker: self.workers.append(worker),
             Planner(self.histories, bytes_per_token, resumes=True),
-            upkeep_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
+            context_window_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,
         )

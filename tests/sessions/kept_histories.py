@@ -92,7 +92,7 @@ class Estimates:
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
 
-def upkeep_of(
+def context_window_of(
     histories: Histories,
     clock: Callable[[], float],
     *,

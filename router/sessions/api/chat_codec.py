@@ -84,13 +84,13 @@ class ChatCodec:
             answer = msgspec.json.decode(note, type=ChatAnswer)
         except msgspec.ValidationError:
             raise BadAnswer("the turn has no answer that can be told again") from None
-        await tell_again(client, self._record, write_completion(answer), self._events_again(answer))
+        await send_again(client, self._record, write_completion(answer), self._events_again(answer))
 
     def _events_again(self, answer: ChatAnswer) -> bytes | None:
         return write_events(answer, wants_usage=self._wants_usage) if self._stream else None
 
 
-async def tell_again(client: Client, record: Record, body: bytes, events: bytes | None) -> None:
+async def send_again(client: Client, record: Record, body: bytes, events: bytes | None) -> None:
     """An answer that was kept: as ``events`` where the client streams, else whole."""
     if events is None:
         reply = Reply(200, {b"content-type": b"application/json"}, body, is_stream=False)

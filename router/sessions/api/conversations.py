@@ -15,7 +15,7 @@ from router.server.page_routes import Call, Page
 from router.sessions.api.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.rules import SessionRules, read_on_busy
-from router.sessions.api.turn_requests import asking
+from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
@@ -136,7 +136,7 @@ class ConversationPages:
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
     def _ask(self, call: Call, incoming: Incoming, asked: str) -> TurnRequest:
-        return asking(call, "conversations", incoming, asked)(
+        return turn_request(call, "conversations", incoming, asked)(
             sid=self._sid(call),
             lifetime_s=self._rules.conversation_s,
             creates=False,

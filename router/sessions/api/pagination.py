@@ -37,11 +37,11 @@ def read_paging(query: Mapping[str, str], *, default_order: str = "desc") -> Pag
 def list_page(sid: Sid, messages: Sequence[Marked], paging: Paging) -> bytes:
     """``messages``: all of them, oldest first; only those of the page are read. Raises InvalidRequest for an ``after`` that is
     no item of theirs."""
-    page = list(islice(_items_behind(sid, messages, paging), paging.limit + 1))
+    page = list(islice(_items_after(sid, messages, paging), paging.limit + 1))
     return msgspec.json.encode(item_list(page[: paging.limit], has_more=len(page) > paging.limit))
 
 
-def _items_behind(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
+def _items_after(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
     place = place_of(sid, paging.after)
     step = -1 if paging.is_descending else 1
     begin, skips = len(messages) - 1 if paging.is_descending else 0, bool(paging.after)

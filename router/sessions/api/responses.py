@@ -25,7 +25,7 @@ from router.sessions.api.items import Marked
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.responses_codec import ResponsesCodec
 from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy, read_overrides
-from router.sessions.api.turn_requests import asking
+from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
 from router.sessions.copying import TurnPosition
@@ -41,7 +41,7 @@ from router.wire.strict_json import decode_object
 
 MAX_THRESHOLD = 10**9
 
-LOOKED_BACK = 100
+MAX_TURNS_SEARCHED = 100
 """Turns of a chain, when one of its responses is deleted."""
 
 
@@ -133,10 +133,12 @@ class ResponsePages:
         on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(
-            asking(call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest),
+            turn_request(
+                call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest
+            ),
             note=codec.under_way(),
-            overrides=read_overrides(call.headers).over(wishes_of(asked)),
-            on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
+            overrides=read_overrides(call.headers).over(overrides_of(asked)),
+            on_begun=partial(self._put_ref, call, response_id, asked) if asked.store else None,
         )
         if asked.conversation is not None:
             return common(
@@ -160,7 +162,7 @@ class ResponsePages:
             fork=lambda: own,
         )
 
-    async def _put_place(
+    async def _put_ref(
         self, call: Call, response_id: str, asked: ResponsesRequest, sid: Sid, after: TurnPosition
     ) -> None:
         place = ResponseRef(sid, after.turn, after.number, asked.conversation is not None)
@@ -194,13 +196,13 @@ class ResponsePages:
         loaded = await self._histories.ask(store.load(sid, tenant, self._histories.cache.known(sid)))
         if loaded is None or loaded.is_claimed:
             return loaded is not None
-        for turn in range(loaded.turns, max(0, loaded.turns - LOOKED_BACK), -1):
+        for turn in range(loaded.turns, max(0, loaded.turns - MAX_TURNS_SEARCHED), -1):
             record = await self._histories.ask(store.read_turn(sid, tenant, turn))
             response_id = _id_in(record.record) if record is not None else ""
             place = await self._find(call, response_id) if response_id else None
             if place is not None and place.sid == sid:  # else it has gone on in a copy
                 return True
-        return loaded.turns > LOOKED_BACK
+        return loaded.turns > MAX_TURNS_SEARCHED
 
     async def _cancel(self, call: Call) -> bytes:
         if await self._find(call, call.names[0]) is None:
@@ -229,12 +231,12 @@ class ResponsePages:
         record = None if place is None else await self._histories.ask(store.read_turn(place.sid, tenant, place.turn))
         if place is None or record is None:
             raise _absent(call)
-        told: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
+        response: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
         if not record.has_ended:
             loaded = await self._histories.ask(store.load(place.sid, tenant, self._histories.cache.known(place.sid)))
             if loaded is None or not loaded.is_claimed or loaded.turns != place.turn:
-                return {**told, "status": "failed", "error": failure(500, "")}
-        return told
+                return {**response, "status": "failed", "error": failure(500, "")}
+        return response
 
     async def _find(self, call: Call, response_id: str) -> ResponseRef | None:
         store = self._histories.store
@@ -282,7 +284,7 @@ def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
     return SessionNotFound(f"there is no conversation {asked.conversation!r}", param="conversation")
 
 
-def wishes_of(asked: ResponsesRequest) -> ContextOverrides:
+def overrides_of(asked: ResponsesRequest) -> ContextOverrides:
     """What the Responses API has to say of a window. Raises InvalidRequest."""
     for edit in asked.context_management:
         threshold = edit.get("compact_threshold", 0)

@@ -10,7 +10,7 @@ import msgspec
 from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.proxy.ports import Client
-from router.sessions.api.chat_codec import tell_again
+from router.sessions.api.chat_codec import send_again
 from router.sessions.api.items import item_id
 from router.sessions.codec import StoredAnswer
 from router.sessions.openai.answer import Outcome
@@ -88,7 +88,7 @@ class ResponsesCodec:
         begun = {**told, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
         kinds = (("response.created", begun), ("response.in_progress", begun), (f"response.{told['status']}", told))
         events = b"".join(event_bytes(kind, at, {"response": shown}) for at, (kind, shown) in enumerate(kinds))
-        await tell_again(client, self._record, note, events if self._stream else None)
+        await send_again(client, self._record, note, events if self._stream else None)
 
     def _begin(self, sid: Sid, number: int) -> None:
         name = item_id(sid)

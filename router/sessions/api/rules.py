@@ -32,12 +32,12 @@ class SessionRules:
 def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: SessionRules, *, forks: bool = True) -> OnBusy:
     """What the request wishes, else its tenant, else everybody; where nothing ``forks``, that is to reject.
     Raises InvalidRequest."""
-    wish = headers.get("x-warmroute-on-busy")
-    if wish is None:
-        wish = tenant.on_busy or rules.on_busy
-    elif wish not in get_args(OnBusy):
+    on_busy = headers.get("x-warmroute-on-busy")
+    if on_busy is None:
+        on_busy = tenant.on_busy or rules.on_busy
+    elif on_busy not in get_args(OnBusy):
         raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
-    return "reject" if wish == "fork" and not forks else cast(OnBusy, wish)
+    return "reject" if on_busy == "fork" and not forks else cast(OnBusy, on_busy)
 
 
 def read_overrides(headers: Mapping[str, str]) -> ContextOverrides:

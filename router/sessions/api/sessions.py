@@ -21,7 +21,7 @@ from router.sessions.api.items import Marked, find_item, items_of_turn, marked_i
 from router.sessions.api.overrides import read_context_overrides, show_context
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy
-from router.sessions.api.turn_requests import asking
+from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
 from router.sessions.copying import NoSuchItem, copy_session
@@ -86,7 +86,7 @@ class SessionPages:
         await self._turns.run(request, codec, client)
 
     def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> TurnRequest:
-        return asking(call, "sessions", incoming, asked)(
+        return turn_request(call, "sessions", incoming, asked)(
             sid=self._sid(call, call.names[0]),
             lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
             on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),

@@ -10,7 +10,7 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.planner import ApiName, TurnRequest
 
 
-def asking(call: Call, api: ApiName, incoming: Incoming, asked: str) -> partial[TurnRequest]:
+def turn_request(call: Call, api: ApiName, incoming: Incoming, asked: str) -> partial[TurnRequest]:
     """``asked``: digest of the body. Raises InvalidRequest."""
     return partial(
         TurnRequest,

@@ -44,7 +44,7 @@ def choose_cut(items: Sequence[Item], keep_tokens: int, question: Item | None = 
     """The earliest that leaves at most so many tokens, before a question where such a one leaves not much less; else the
     latest. None: there is nowhere to cut."""
     cuts = balanced_cuts(items, question) or _between_users(items)
-    left = _tokens_behind(items)
+    left = _tokens_after(items)
     fitting = [cut for cut in cuts if left[cut.at] + (cut.question.tokens if cut.question else 0) <= keep_tokens]
     at_questions = [
         cut
@@ -65,7 +65,7 @@ def _may_begin(item: Item, before: Item) -> bool:
     return item.role == "assistant" and before.role != "user"
 
 
-def _tokens_behind(items: Sequence[Item]) -> list[int]:
+def _tokens_after(items: Sequence[Item]) -> list[int]:
     left = [0] * (len(items) + 1)
     for at in range(len(items) - 1, -1, -1):
         left[at] = left[at + 1] + items[at].tokens

@@ -100,7 +100,7 @@ class Log:
         ]
 
     def find(self, place: LogPosition) -> Item | None:
-        at = bisect(self.items, place, key=place_of_item) - 1
+        at = bisect(self.items, place, key=position_of_item) - 1
         return self.items[at] if at >= 0 and self.items[at].place == place else None
 
     @property
@@ -159,7 +159,7 @@ class Log:
             self.digests.append(item.digest)
             self.item_bytes += len(item.body)
         else:
-            self.items.insert(bisect(self.items, item.place, key=place_of_item), item)
+            self.items.insert(bisect(self.items, item.place, key=position_of_item), item)
             self._rearrange()
 
     def _delete(self, entry: int, number: int, part: int) -> None:
@@ -195,5 +195,5 @@ def size_of(drafts: Iterable[Draft]) -> int:
     return sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
 
 
-def place_of_item(item: Item) -> LogPosition:
+def position_of_item(item: Item) -> LogPosition:
     return item.place

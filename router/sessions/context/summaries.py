@@ -25,11 +25,11 @@ WORDS_PER_TOKEN = 0.7
 _THOUGHTS = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
-def ask_about(notes: Sequence[Segment], items: Sequence[Item], max_tokens: int) -> list[Message]:
+def ask_for_summary(summaries: Sequence[Segment], items: Sequence[Item], max_tokens: int) -> list[Message]:
     """For a model that knows nothing of it: the transcript is one user's message, in which nobody speaks."""
-    told = [f"Earlier notes: {defuse(segment.text)}" for segment in notes]
+    earlier = [f"Earlier notes: {defuse(segment.text)}" for segment in summaries]
     lines = [f"{item.role} said: {_shorten(defuse(text))}" for item in items if (text := text_of(item.body))]
-    transcript = "\n\n".join([*told, *lines])
+    transcript = "\n\n".join([*earlier, *lines])
     task = TASK.format(where="below", words=_words(max_tokens))
     return [
         {"role": "system", "content": task},
@@ -37,7 +37,7 @@ def ask_about(notes: Sequence[Segment], items: Sequence[Item], max_tokens: int) 
     ]
 
 
-def ask_behind(left: Sequence[Item], max_tokens: int) -> Message:
+def ask_after(left: Sequence[Item], max_tokens: int) -> Message:
     """For the model that has the conversation before it. ``left``: its last items, which stay as they are."""
     words = _words(max_tokens)
     where = "above" if not left else f"above, without its last {len(left)} messages, which stay as they are"

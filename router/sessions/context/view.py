@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from router.core.tenants.tenant import ContextStrategy
-from router.sessions.context.provenance import ACKNOWLEDGEMENT, NOTES_FRAME_TOKENS, notes
+from router.sessions.context.provenance import ACKNOWLEDGEMENT, SUMMARY_FRAME_TOKENS, summary_text
 
 SCHEMA = 1
 
@@ -113,7 +113,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return shown
 
     @property
-    def told(self) -> LogPosition:
+    def summarized_upto(self) -> LogPosition:
         """Up to where notes tell of the log."""
         return max((segment.upto for segment in (*self.segments, *self.pending)), default=START)
 
@@ -126,12 +126,12 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         """Without notes that tell of what was deleted, and those behind them: they are written again. What is elided then, is
         for the history to count."""
         shown = list(takewhile(lambda segment: not any(map(segment.covers, deletions)), self.segments))
-        pending, told = [], max((segment.upto for segment in shown), default=START)
+        pending, upto = [], max((segment.upto for segment in shown), default=START)
         for segment in self.pending:
-            if segment.since > told or any(map(segment.covers, deletions)):
+            if segment.since > upto or any(map(segment.covers, deletions)):
                 break
             pending.append(segment)
-            told = segment.upto
+            upto = segment.upto
         if (len(shown), len(pending)) == (len(self.segments), len(self.pending)):
             return self
         return replace(self, segments=shown, pending=pending)
@@ -140,14 +140,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         """The messages that stand for what is not sent: none, one, or two. ``question``: the body of the item of that place."""
         if not self.segments and not self.omitted:
             return []
-        text = notes([segment.text for segment in self.segments], self.omitted)
+        text = summary_text([segment.text for segment in self.segments], self.omitted)
         if question is not None:
             return [with_text_before(question, text)]
         return [_message("user", text), _message("assistant", ACKNOWLEDGEMENT)]
 
 
 def summary_tokens(segments: Iterable[Segment]) -> int:
-    return NOTES_FRAME_TOKENS + sum(segment.tokens for segment in segments)
+    return SUMMARY_FRAME_TOKENS + sum(segment.tokens for segment in segments)
 
 
 def with_text_before(body: bytes, text: str) -> bytes:

@@ -24,7 +24,7 @@ class Write(Protocol):
     def __call__(self, kind: str, /, **members: Any) -> None: ...
 
 
-def tell_nobody(_kind: str, /, **_members: Any) -> None:
+def write_nothing(_kind: str, /, **_members: Any) -> None:
     """For answers that nobody hears before they are whole."""
 
 
@@ -76,12 +76,12 @@ class TextItem:
         if not self._parts or self._parts[-1].kind != kind:
             self._close_part()
             self._parts.append(_Part(kind))
-            self._tell("response.content_part.added", part=self._parts[-1].shape())
+            self._write_event("response.content_part.added", part=self._parts[-1].shape())
         part = self._parts[-1]
         part.add(text, logprobs)
         if text:
-            told = {"logprobs": logprobs} if kind == "output_text" else {}
-            self._tell(f"response.{kind}.delta", delta=text, **told)
+            members = {"logprobs": logprobs} if kind == "output_text" else {}
+            self._write_event(f"response.{kind}.delta", delta=text, **members)
 
     def close(self, status: str) -> None:
         """Nothing where it is closed."""
@@ -102,10 +102,10 @@ class TextItem:
         if self._parts:
             part = self._parts[-1]
             name = "refusal" if part.kind == "refusal" else "text"
-            self._tell(f"response.{part.kind}.done", **{name: part.text}, **part.logprobs)
-            self._tell("response.content_part.done", part=part.shape())
+            self._write_event(f"response.{part.kind}.done", **{name: part.text}, **part.logprobs)
+            self._write_event("response.content_part.done", part=part.shape())
 
-    def _tell(self, kind: str, **members: Any) -> None:
+    def _write_event(self, kind: str, **members: Any) -> None:
         self._write(kind, **self._place, content_index=len(self._parts) - 1, **members)
 
 
@@ -119,7 +119,7 @@ class CallItem:
         self._write = write
         self._place = {"item_id": item_id, "output_index": output_index}
         self._arguments: list[str] = []
-        self._is_told = False
+        self._is_shown = False
 
     @property
     def arguments(self) -> str:
@@ -140,20 +140,20 @@ class CallItem:
         """Each may be empty. The first id and name hold, since some workers repeat them."""
         self.call_id = self.call_id or call_id
         self.name = self.name or name
-        if not self._is_told and self.name:
+        if not self._is_shown and self.name:
             self._begin()
         if arguments:
             self._arguments.append(arguments)
-            if self._is_told:
-                self._tell("delta", delta=arguments)
+            if self._is_shown:
+                self._write_event("delta", delta=arguments)
 
     def close(self, status: str) -> None:
         """Nothing where it is closed."""
         if self.status != "in_progress":
             return
-        if not self._is_told:
+        if not self._is_shown:
             self._begin()
-        self._tell("done", arguments=self.arguments)
+        self._write_event("done", arguments=self.arguments)
         self.status = status
         self._write("response.output_item.done", output_index=self._place["output_index"], item=self.shape())
 
@@ -165,10 +165,10 @@ class CallItem:
         early, self._arguments = self.arguments, []
         self.call_id = self.call_id or f"call_{self._id}"
         self._write("response.output_item.added", output_index=self._place["output_index"], item=self.shape())
-        self._is_told = True
+        self._is_shown = True
         if early:
             self._arguments.append(early)
-            self._tell("delta", delta=early)
+            self._write_event("delta", delta=early)
 
-    def _tell(self, what: str, **members: Any) -> None:
+    def _write_event(self, what: str, **members: Any) -> None:
         self._write(f"response.function_call_arguments.{what}", **self._place, **members)

@@ -20,7 +20,7 @@ from router.wire.sse import each_event, read_error
 _encoder = msgspec.json.Encoder()
 
 
-class _Told:
+class _Unsent:
     """Events that the client has yet to get. Apart from who makes them, since the answer writes, too: else the two would hold
     each other, and a whole answer, long after the request."""
 
@@ -33,9 +33,9 @@ class _Told:
         self._number += 1
 
     def take(self) -> bytes:
-        told = b"".join(self._events)
+        unsent = b"".join(self._events)
         self._events.clear()
-        return told
+        return unsent
 
 
 class ResponseEvents:
@@ -46,13 +46,13 @@ class ResponseEvents:
         self.outcome: Outcome | None = None
         """Once it is over, whichever way."""
         self._head = head
-        self._told = _Told()
-        self._answer = ResponseAnswer(head, self._told.write)
+        self._unsent = _Unsent()
+        self._answer = ResponseAnswer(head, self._unsent.write)
 
     def begin(self) -> bytes:
         for kind in ("response.created", "response.in_progress"):
-            self._told.write(kind, response=response(self._head, "in_progress"))
-        return self._told.take()
+            self._unsent.write(kind, response=response(self._head, "in_progress"))
+        return self._unsent.take()
 
     def feed(self, events: bytes) -> bytes:
         """Whole events, grouped anyhow. Nothing is given once it is over."""
@@ -60,7 +60,7 @@ class ResponseEvents:
             if self.outcome is not None:
                 break
             self._take_event(event)
-        return self._told.take()
+        return self._unsent.take()
 
     def finish(self, completed_at: int) -> bytes:
         """``completed_at``: Unix seconds. Without a reason for finishing the answer has failed."""
@@ -69,13 +69,13 @@ class ResponseEvents:
                 self._end(self._answer.finish(completed_at))
             except BadAnswer as error:
                 self._fail({"code": "server_error", "message": str(error)})
-        return self._told.take()
+        return self._unsent.take()
 
     def fail(self, error: JsonObject) -> bytes:
         """``error``: as ``shapes.failure`` gives it, or another of the API's codes with our own words."""
         if self.outcome is None:
             self._fail(error)
-        return self._told.take()
+        return self._unsent.take()
 
     def _take_event(self, event: bytes) -> None:
         try:
@@ -96,7 +96,7 @@ class ResponseEvents:
         self._end(Outcome(response(self._head, "failed", self._answer.output, error=error), []))
 
     def _end(self, outcome: Outcome) -> None:
-        self._told.write(f"response.{outcome.response['status']}", response=outcome.response)
+        self._unsent.write(f"response.{outcome.response['status']}", response=outcome.response)
         self.outcome = outcome
 
 
