@@ -53,7 +53,7 @@ class Claimed(NamedTuple):
 
 
 class GoElsewhere(NamedTuple):
-    """``is_busy``: because another turn holds the claim; else because the turn follows one that is no longer the last."""
+    """``is_busy``: another turn holds the claim. Else the turn follows one that is no longer the last."""
 
     is_busy: bool
 
@@ -81,8 +81,8 @@ class Claimer:
     clock: Callable[[], float]
 
     async def claim(self, claim: Claim, request: TurnRequest, *, may_guess: bool) -> Claimed | Repeated:
-        """``may_guess``: the turn may be planned from what this replica knows of the log. A turn that waited for another
-        replica, or behind others, is not. Raises SessionNotFound, SessionBusy, InvalidRequest, Fenced."""
+        """``may_guess``: plan the turn from what this replica knows of the log, unless it waited for another replica or after
+        other turns. Raises SessionNotFound, SessionBusy, InvalidRequest, Fenced."""
         deadline = self.clock() + self.settings.max_wait_s
         pause_s, guesses, was_busy = FIRST_PAUSE_S, may_guess, False
         while True:
@@ -104,7 +104,7 @@ class Claimer:
                     pause_s = min(pause_s * PAUSE_GROWTH, MAX_PAUSE_S)
 
     async def branch(self, claim: Claim, request: TurnRequest) -> None:
-        """Make a copy and want that. Raises SessionNotFound, SessionBusy, NoSuchItem."""
+        """Copies the session and wants the copy. Raises SessionNotFound, SessionBusy, NoSuchItem."""
         if request.fork is None:
             raise request.busy("another turn has ended in this session", retry_after_s=1)
         fork = request.fork()
@@ -112,7 +112,7 @@ class Claimer:
         claim.sid = fork
 
     async def find_retry(self, claim: Claim, request: TurnRequest) -> None:
-        """Want the copy in which an earlier attempt of this request went on, if there is one."""
+        """Wants the copy in which an earlier attempt of this request went on, if there is one."""
         if request.retried_in is None or request.fork is None:
             return
         try:
@@ -122,7 +122,7 @@ class Claimer:
         claim.sid = request.fork()
 
     async def _request(self, claim: Claim, request: TurnRequest, *, guesses: bool) -> Outcome:
-        """Ask the store for the claim, once."""
+        """Asks the store for the claim, once."""
         known = self.histories.cache.known(claim.sid)
         guess = self._guess(claim, request) if guesses else None
         was_asked, claim.is_asked = claim.is_asked, True
@@ -143,7 +143,7 @@ class Claimer:
         return GoElsewhere(is_busy=False)
 
     def _guess(self, claim: Claim, request: TurnRequest) -> Plan | None:
-        """The turn's plan if the log is as this replica knows it. Where that is so, the turn begins with one call."""
+        """The turn's plan, if the log is as this replica knows it. Then one call of the store begins the turn."""
         history = self.histories.cache.get(claim.sid) or History(claim.sid, claim.owner, "")
         try:
             plan = self.planner.plan(request, history, history.turns + 1)
@@ -172,8 +172,8 @@ class Claimer:
     async def _follow(
         self, claim: Claim, cursor: Cursor, begun: Begun, guess: Plan | None
     ) -> tuple[History, Plan | None]:
-        """The claim is held: read the part of the log that this replica lacks. Returns the guess only if it came true.
-        Raises Fenced, SessionNotFound, SessionCorrupt, StateUnavailable."""
+        """The claim is held. Reads the part of the log that this replica lacks, and returns the guess if it came true. Raises
+        Fenced, SessionNotFound, SessionCorrupt, StateUnavailable."""
         self.claims.hold(claim, begun)
         if begun.worker:
             self.remember_worker(affinity_key(claim.sid), WorkerName(begun.worker))

@@ -1,6 +1,7 @@
-"""Behind the turns: histories that have passed their high mark are cut, notes are written on what goes, and what went is made
-searchable. No turn waits for it, and nothing that it does can lose an item: it changes views, by compare and set, and never
-the log. Who dies at it leaves a mark in the view that others pass over when its time is up.
+"""After turns, cuts histories that have reached their high watermark, summarises what was cut, and makes it searchable.
+
+No turn waits for it. It changes views by compare and set and never the log, so that it cannot lose an item. A replica that
+writes a summary says so in the view; if it dies, others take over when its time is up.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ from router.sessions.views import ViewPlan, Views
 log = logging.getLogger("warmroute.sessions")
 
 ATTEMPTS = 4
-"""To commit notes, while turns cut the history and others wish things of the session."""
+"""Attempts to commit a summary while others change the view."""
 
 LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
-"""Notes are asked to be a quarter of what they stand for, at the most: longer ones are refused, or spare little."""
+"""A summary is asked to be a quarter of its source at most, and may always have so many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompactorSettings:
-    """``max_waiting``: sessions; beyond, one is looked at behind its next turn. ``work_s``: how long notes may take before
-    others may try. ``retry_s``: after notes that came to nothing; twice as long each time. ``tokens_per_day``: of prompts and
-    notes, for a tenant that has no bound of its own; 0: any number."""
+    """``max_waiting``: sessions; beyond, a job is dropped until the session's next turn. ``work_s``: time for a summary, after
+    which other replicas may write it. ``retry_s``: pause after a failure; doubled each time. ``tokens_per_day``: of prompts and
+    summaries, for a tenant without a bound of its own; 0: any number."""
 
     max_waiting: int
     work_s: float
     retry_s: float
     summary_tokens: int
     source_tokens: int
-    """Most that one request for notes tells of; the rest is told of by the next."""
+    """Most tokens that one summary is made of. The rest is summarised by the next."""
     tokens_per_day: int
 
 
 class CompactionJob(NamedTuple):
-    """A session to be looked at, behind a turn. ``sid``: its own, where the turn went on in a copy."""
+    """A session to compact after a turn. ``sid``: where the turn went on, which may be a copy."""
 
     sid: Sid
     request: TurnRequest
@@ -103,13 +104,13 @@ class SummaryPlan(NamedTuple):
 
 class Indexer(Protocol):
     async def catch_up(self, history: History) -> None:
-        """With what left the prompt. Fails nothing."""
+        """Makes searchable what left the prompt. Raises nothing."""
         ...
 
 
 class Compactor:
-    """One for the process; ``run`` may run several times at once, and once for what takes no notes: nothing that is slow holds
-    that up."""
+    """One for the process. ``run`` may run several times at once, and once without writing, so that slow summaries hold up no
+    cut."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class Compactor:
         self._news.set()
 
     async def run(self, *, writes: bool = True) -> None:
-        """Until cancelled. ``writes``: also those chores that take notes."""
+        """Until cancelled. ``writes``: also jobs that need a summary."""
         while True:
             sid = next((sid for sid in self._waiting if self._may_begin(sid, writes=writes)), None)
             if sid is None:

@@ -1,4 +1,4 @@
-"""What keeps histories within their windows, as a turn meets it: before it is sent, beside its question, and behind it."""
+"""Keeps histories within their windows: before a turn, beside its question, and after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from router.sessions.views import Views
 
 
 class Counts(Protocol):
-    """How many tokens messages are; see ``router.sessions.tokens``."""
+    """Counts the tokens of messages; see ``router.sessions.tokens``."""
 
     def is_exact(self, model: str) -> bool: ...
 
@@ -36,8 +36,8 @@ class ContextWindow:
     counts: Counts
 
     async def count(self, request: TurnRequest) -> TurnRequest:
-        """With the tokens of its messages and tools, where they can be told and not only estimated by their bytes, which says
-        nothing of an image; and of what is of this turn alone."""
+        """The request with the tokens of its messages and tools, where they can be counted, and of what is of this turn alone.
+        Images are counted in any case, since their bytes say nothing."""
         incoming, is_exact = request.incoming, self.counts.is_exact(request.incoming.model)
         own = list(incoming.messages) if is_exact or any(map(has_media, incoming.messages)) else []
         tools = _as_messages(incoming.tools) if is_exact else []
@@ -55,7 +55,8 @@ class ContextWindow:
         return replace(request, incoming=incoming)
 
     async def recall(self, request: TurnRequest, history: History) -> TurnRequest:
-        """With what a search finds of what left the prompt, if the session recalls and nobody has searched yet."""
+        """The request with what a search finds in the cut part of the history, if the session recalls and no search was made
+        yet."""
         if not history.start or request.has_searched:
             return request
         if not self.views.traits(request, history).recalls:
@@ -68,16 +69,17 @@ class ContextWindow:
         return replace(request, recalled=recalled, has_searched=True)
 
     def fits(self, request: TurnRequest, history: History, plan: Plan) -> bool:
-        """False: cut it first, or refuse it."""
+        """False: the history must be cut first, or the turn refused."""
         return self.views.needs_cut(request, history, plan) is None and not self.views.is_too_long(request, plan.prompt)
 
     async def fit(self, request: TurnRequest, history: History, plan: Plan) -> bool:
-        """Cut it, if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
+        """Cuts the history if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound,
+        SessionCorrupt."""
         low_tokens = self.views.needs_cut(request, history, plan)
         return low_tokens is None or not await self.views.cut(history, low_tokens)
 
     def fit_aside(self, request: TurnRequest, history: History, plan: Plan) -> History:
-        """For a turn that leaves nothing behind, not even a cut: the history, or a copy that is cut."""
+        """The history, or a copy that is cut, for a turn that leaves nothing behind."""
         low_tokens = self.views.needs_cut(request, history, plan)
         return history if low_tokens is None else self.views.cut_aside(history, low_tokens)
 
@@ -91,5 +93,5 @@ class ContextWindow:
 
 
 def _as_messages(tools: Sequence[Any] | None) -> list[Mapping[str, Any]]:
-    """What counts as much as they do: templates write them as JSON."""
+    """Messages that have as many tokens as the tools: templates write tools as JSON."""
     return [{"content": msgspec.json.encode(tools).decode()}] if tools else []

@@ -63,7 +63,7 @@ async def copy_session(
         is_new = await _create_in_parts(histories, new, owner, parts, lifetime_s, attributes)
     if not is_new:
         return False
-    if view != WHOLE:  # without it the copy would begin with all that this one has left behind
+    if view != WHOLE:  # else the copy would send all that was cut here
         await histories.commit_view((await histories.load(new, owner))[0], view)
     return True
 

@@ -1,4 +1,4 @@
-"""Notes by an OpenAI-compatible API outside the fleet."""
+"""Summaries by an OpenAI-compatible API outside the fleet."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class RemoteSummaryWriter:
         try:
             answer = read_answer(await self._post(msgspec.json.encode(body)))
         except (ClientError, TimeoutError, BadAnswer, _Unusable) as error:
-            raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
+            raise WorkerError(f"{self.url} wrote no summary: {error or 'it took too long'}") from None
         usage: dict[str, Any] = answer.usage or {}
         prompt_tokens = usage.get("prompt_tokens")
         return read_summary(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
 
     def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:  # noqa: ARG002
-        """What configuration allows: nobody says how long its prompts may be."""
+        """No bound but the configured one: the API does not say how long its prompts may be."""
         return ANY
 
     async def _post(self, body: bytes) -> bytes:
-        """One connection for one request: notes are seldom, and nothing is left to be closed."""
+        """One connection a request. Summaries are rare, and so nothing has to be closed later."""
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"

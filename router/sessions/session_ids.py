@@ -1,4 +1,5 @@
-"""What a session is called in a store: never by its own name, which other tenants use too, and which may tell whose it is."""
+"""Ids of sessions in a store: digests of tenant and name, since other tenants use the same names, and names may tell whose a
+session is."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ DIGEST_BYTES = 20
 
 
 class Namespace(Enum):
-    """Names of one space never meet those of another."""
+    """Names of one namespace never meet those of another."""
 
     SESSION = "session"
     CONVERSATION = "conversation"
     CHAIN = "chain"
-    """Responses that follow one another without a conversation; named by their first."""
+    """Responses that follow one another without a conversation, under the id of the first."""
     RESPONSE = "response"
 
 
@@ -31,7 +32,8 @@ class SessionIds:
         self._secret = secret
 
     def sid(self, tenant: Tenant, namespace: Namespace, name: str) -> Sid:
-        """32 characters of base32. Lengths stand before the parts, so that no two lists of parts give the same text."""
+        """32 characters of base32. Each part of the digested text follows its length, so that no two lists of parts make the
+        same text."""
         parts = (tenant, namespace.value, name)
         text = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")
         digest = hmac.digest(self._secret, text, "sha256")[:DIGEST_BYTES]
@@ -39,5 +41,5 @@ class SessionIds:
 
 
 def affinity_key(sid: Sid) -> SessionKey:
-    """By which routing remembers a session's last worker."""
+    """The key by which routing remembers a session's last worker."""
     return SessionKey(xxhash.xxh3_64_intdigest(sid.encode()))

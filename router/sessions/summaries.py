@@ -1,6 +1,5 @@
-"""Who writes notes on what leaves a prompt: a small model of the fleet, or the session's own behind the whole conversation,
-where all but the instruction is cached.
-"""
+"""Writes summaries of what leaves a prompt. Either the session's own model is asked after the whole conversation, which is
+cached but for the question, or another model of the fleet reads a transcript."""
 
 from __future__ import annotations
 
@@ -26,18 +25,18 @@ from router.sessions.stores.contract import Sid
 from router.wire.completion import BadAnswer
 
 FRAME_TOKENS = 300
-"""Of what is asked for, and of templates."""
+"""Tokens of the instruction and of chat templates, about."""
 
 OF_WINDOW = 0.8
-"""Of a model's window, what a transcript may fill: its tokens were counted by another's tokenizer, or not at all."""
+"""Share of a window that a transcript may fill. Its tokens were counted by another model's tokenizer, or estimated."""
 
 
 LEAST_BYTES_PER_TOKEN = 6
-"""Of notes, more than any tokenizer reaches on average: a model that says they are fewer tokens is not believed."""
+"""Bytes per token that no tokenizer exceeds on average. A model that counts fewer tokens of its summary is not believed."""
 
 
 class Written(NamedTuple):
-    """``prompt_tokens``: read for it. ``is_whole``: the model had said all when it ended."""
+    """``prompt_tokens``: what the model read. ``is_whole``: the model ended by itself."""
 
     text: str
     tokens: int
@@ -47,11 +46,11 @@ class Written(NamedTuple):
 
 class SummaryWriter(Protocol):
     async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
-        """``request``: the turn behind which they are written. Raises RouterError."""
+        """``request``: the turn after which it is written. Raises RouterError."""
         ...
 
     def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:
-        """Of a source that one request can tell of, tokens; ``max_tokens``: of the notes."""
+        """Most tokens of a source for one summary of ``max_tokens``."""
         ...
 
 
@@ -89,7 +88,7 @@ class FleetSummaryWriter:
         return max(round(window * OF_WINDOW) - max_tokens - FRAME_TOKENS, 1) if window else ANY
 
     def _may_ask_after(self, request: TurnRequest, history: History, since: LogPosition, max_tokens: int) -> bool:
-        """All that is to be told of stands in the prompt, nothing is open there, and there is room behind it."""
+        """True if the prompt has the whole source, ends with an answer, and leaves room for a question and a summary."""
         last = msgspec.json.decode(history.items[-1].body) if history.items else {}
         if since < history.view.cut or last.get("role") != "assistant" or last.get("tool_calls"):
             return False
@@ -115,7 +114,7 @@ class FleetSummaryWriter:
             caller=request.caller,
             incoming=incoming,
             headers={},
-            request_id=f"notes_{secrets.token_hex(12)}",
+            request_id=f"summary_{secrets.token_hex(12)}",
             started_at=self.clock(),
             lifetime_s=0.0,
         )
@@ -129,22 +128,22 @@ class FleetSummaryWriter:
 def _written(client: InternalClient) -> Written:
     """Raises WorkerError."""
     if client.reply is None or client.reply.status != 200 or client.record is None:
-        raise WorkerError("no model wrote notes")
+        raise WorkerError("no model wrote a summary")
     try:
         return read_summary(read_answer(client.reply.body), client.record.prompt_tokens)
     except BadAnswer:
-        raise WorkerError("the notes cannot be understood") from None
+        raise WorkerError("the summary cannot be understood") from None
 
 
 def read_summary(answer: ChatAnswer, prompt_tokens: int) -> Written:
-    """``prompt_tokens``: what the model read for them."""
+    """``prompt_tokens``: what the model read."""
     text = without_thoughts(words_of({**answer.message, "tool_calls": None}))
     tokens = max(answer.completion_tokens, len(text.encode()) // LEAST_BYTES_PER_TOKEN)
     return Written(text, tokens, max(prompt_tokens, 0), is_whole=answer.finish_reason != "length")
 
 
 def summary_params(max_tokens: int) -> dict[str, object]:
-    """Of a chat body that asks for notes."""
+    """Parameters of a chat body that asks for a summary."""
     return {"max_tokens": max_tokens, "temperature": 0}
 
 

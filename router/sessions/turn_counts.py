@@ -1,4 +1,4 @@
-"""What turns did, as metrics read it."""
+"""Counts of turns, for metrics."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class TurnCounts:
     turns: dict[tuple[str, str], int] = field(
         default_factory=lambda: dict.fromkeys(product(get_args(ApiName), OUTCOMES), 0)
     )
-    """By door and outcome."""
+    """By API and outcome."""
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))
     prefixes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("warm", "cold", "unknown"), 0))
-    """Was what earlier turns had computed still cached?"""
+    """Turns by whether the workers still had the prefix cached."""
     breaks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("system_changed", "tools_changed"), 0))
     fence_rejections: int = 0
     spared_bytes: int = 0
-    """Of what workers were sent, what clients did not have to send."""
+    """Bytes that workers were sent and clients were not asked for."""
     resent_messages: int = 0
 
     def count_news(self, request: TurnRequest, history: History, plan: Plan) -> None:
-        """What a turn brought, of which nothing counts yet in ``history``."""
+        """Counts what a turn adds, before it counts in ``history``."""
         own = [draft for draft in plan.drafts if draft.kind is Kind.MESSAGE]
         if request.incoming.resends:
             self.resent_messages += len(split_system(request.incoming.messages)[1]) - len(own)

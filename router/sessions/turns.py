@@ -1,12 +1,12 @@
 """One turn of a session, top to bottom.
 
-    1  claim     what the client sent is stored, if nobody else writes; else wait in line, be refused, or go on in a copy
-    2  prompt    the log and what is new → the body that a worker is asked
-    3  dispatch  as any request; the answer flows to the client, but for its end
-    4  save      the answer, and with it the turn's end; from here on it counts
-    5  end       the client is told: so whatever ended well is stored
+    1  claim     store what the client sent, or wait for another turn, be refused, or go on in a copy
+    2  prompt    the log and the new messages → the body for a worker
+    3  dispatch  as any request; the answer flows to the client, all but its end
+    4  save      store the answer and the turn's end; from here on the turn counts
+    5  end       send the client the answer's end, so that every answer that ended well is stored
 
-A turn that fails anywhere leaves what was stored of it without an end, which no prompt ever has in it.
+A turn that fails leaves its entries in the log without an end. No prompt ever has them.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from router.sessions.claims import Claim, Claims
 from router.sessions.codec import AnswerCodec, CommitGate
 from router.sessions.context.entry import BadEntry, Draft, decode
 from router.sessions.context.history import History
-from router.sessions.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
+from router.sessions.context.prompt import NothingNew, Recipe, replay
 from router.sessions.context_window import ContextWindow
 from router.sessions.copying import NoSuchItem, TurnPosition, beside, history_as_of
 from router.sessions.histories import Histories
-from router.sessions.planner import Plan, Planner, TurnNote, TurnRequest, read_note, request_of
+from router.sessions.planner import Plan, Planner, TurnRequest, read_note, read_same_note, request_of
 from router.sessions.saver import Saver, read_answer
 from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import Fenced, Repeated, Sid
 from router.sessions.turn_counts import TurnCounts
 
 KEY_CHARS = 32
-"""Of the digest that stands for a request and its id."""
+"""Characters of the digest of a body and its request id."""
 
 CUTS = 2
-"""Of one turn's history: the second where the view was changed by another in between."""
+"""Cuts that one turn may make. A second one is needed if another changed the view in between."""
 
 
 class Turns:
@@ -78,7 +78,7 @@ class Turns:
         self._saver = Saver(histories, planner.bytes_per_token)
 
     async def run(self, request: TurnRequest, codec: AnswerCodec, client: Client) -> None:
-        """Answer the client, or raise the RouterError that says why not."""
+        """Answers the client, or raises the RouterError that says why not."""
         self._reach("receive")
         request = await self.context_window.count(request)
 
@@ -91,11 +91,11 @@ class Turns:
     async def run_ephemeral(
         self, request: TurnRequest, codec: AnswerCodec, client: Client, after: tuple[Sid, TurnPosition] | None
     ) -> None:
-        """The same of a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
+        """Runs a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
         await self._judge(request, self._run_ephemeral(await self.context_window.count(request), codec, client, after))
 
     async def _judge(self, request: TurnRequest, turn: Awaitable[str]) -> None:
-        """Counted, and what went wrong told in the client's words."""
+        """Counts the turn, and raises its errors as clients are told of them."""
         outcome = "failed"
         try:
             outcome = await turn
@@ -127,9 +127,9 @@ class Turns:
             sid, position = after
             history, session = await history_as_of(self.histories, sid, owner, position), affinity_key(sid)
         request = await self.context_window.recall(request, history)
-        plan = self._plan_anew(request, history, 1)
+        plan = self._planner.require_plan(request, history, 1)
         if (fitting := self.context_window.fit_aside(request, history, plan)) is not history:
-            history, plan = fitting, self._plan_anew(request, fitting, 1)
+            history, plan = fitting, self._planner.require_plan(request, fitting, 1)
         self.context_window.views.require_window(request, plan.prompt)
         codec.begin(request.sid, 1, history.head + 1)
         held = CommitGate(client, codec)
@@ -158,7 +158,7 @@ class Turns:
                 raise
             return await self._run_stateless(claim, request, request.on_lost, client)
         if isinstance(begun, Repeated):
-            await codec.repeat(bytes(_require_same(request, begun).note), client)
+            await codec.repeat(bytes(read_same_note(request, begun.record).note), client)
             return "repeated"
         history, plan = begun
         if plan is None:
@@ -174,7 +174,7 @@ class Turns:
     async def _carry(
         self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
     ) -> str:
-        """To a worker, its answer to the client, and both into the log."""
+        """Sends the turn to a worker, its answer to the client, and stores the answer."""
         if not await self._dispatch_turn(request, affinity_key(claim.sid), plan, held):
             return "refused"
         try:
@@ -192,7 +192,7 @@ class Turns:
     async def _dispatch_turn(
         self, request: TurnRequest, session: SessionKey | None, plan: Plan, held: CommitGate
     ) -> bool:
-        """False: the worker found the worker_request wrong, and the client knows."""
+        """False: the worker refused the request, and the client has been told."""
         worker_request = request_of(request, session, plan)
         self.counts.spared_bytes += max(0, len(worker_request.body) - request.body_bytes)
         self._observe_overhead(self._clock() - request.started_at)
@@ -209,24 +209,24 @@ class Turns:
     async def _run_stateless(
         self, claim: Claim, request: TurnRequest, on_lost: Callable[[], None], client: Client
     ) -> str:
-        """Without history, and without keeping anything, as was asked for. Raises InvalidRequest."""
+        """Answers without history and stores nothing, as the request allows. Raises InvalidRequest."""
         on_lost()
-        plan = self._plan_anew(request, History(claim.sid, claim.owner, ""), 1)
+        plan = self._planner.require_plan(request, History(claim.sid, claim.owner, ""), 1)
         worker_request = request_of(request, affinity_key(claim.sid), plan)
         await self._dispatch.dispatch(worker_request, client, request.started_at, request.caller.rules)
         return "lost"
 
     async def add(self, request: TurnRequest) -> tuple[History, int]:
-        """A turn that asks no model: its messages become part of the session, all at once. Returns the turn's number. The same
-        body under the same X-Request-Id of the client's is the same turn: a retry.
-        Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable, SessionCorrupt."""
+        """Adds messages to the session without asking a model, all at once. Returns the turn's number. The same body under the
+        same X-Request-Id is the same turn: a retry. Raises SessionNotFound, SessionBusy, InvalidRequest, StateUnavailable,
+        SessionCorrupt."""
         if not request.idempotency_key and (request_id := request.headers.get("X-Request-Id")):
             key = sha256(f"{request_id} {request.asked}".encode()).hexdigest()
             request = replace(request, idempotency_key=f"request:{key[:KEY_CHARS]}")
         return await self._append_turn(request, lambda history: self._planner.news(request, history))
 
     async def append(self, request: TurnRequest, drafts: Sequence[Draft]) -> tuple[History, int]:
-        """The same, of what is no message."""
+        """Like ``add``, for entries that are not messages, such as deletions."""
         return await self._append_turn(request, lambda _: drafts)
 
     async def _append_turn(
@@ -236,7 +236,7 @@ class Turns:
             with self.claims.wanted(request.sid, request.caller.rules.tenant) as claim:
                 begun = await self._claimer.claim(claim, request, may_guess=False)
                 if isinstance(begun, Repeated):
-                    _require_same(request, begun)
+                    read_same_note(request, begun.record)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
                 history = begun.history
                 try:
@@ -271,34 +271,21 @@ class Turns:
             self._reach("claim")
 
     async def _plan_surely(self, claim: Claim, request: TurnRequest, history: History) -> Plan:
-        """Cut to fit, if need be; and store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
+        """Plans the turn from the log, cuts the history if the prompt does not fit, and stores what the turn adds. Raises
+        InvalidRequest, StateUnavailable, Fenced."""
         try:
-            plan = self._plan_anew(request, history, claim.turn)
+            plan = self._planner.require_plan(request, history, claim.turn)
             for _ in range(CUTS):
                 if await self.context_window.fit(request, history, plan):
                     break
-                plan = self._plan_anew(request, history, claim.turn)
+                plan = self._planner.require_plan(request, history, claim.turn)
             self.context_window.views.require_window(request, plan.prompt)
             self.histories.require_room(history, plan.drafts)
-        except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
+        except InvalidRequest:  # the record has the guess, which was never sent
             await self._saver.append(claim, request, history, [], request.first_note())
             raise
         await self._saver.append(claim, request, history, plan.entries, plan.note)
         return plan
-
-    def _plan_anew(self, request: TurnRequest, history: History, turn: int) -> Plan:
-        """Raises InvalidRequest."""
-        try:
-            return self._planner.plan(request, history, turn)
-        except HistoryDiffers:
-            raise InvalidRequest(
-                "the messages repeat a history that is not this session's: send new messages only, or fork the session",
-                param="messages",
-            ) from None
-        except NothingNew:
-            raise InvalidRequest(
-                "there is no message that the session does not have already", param="messages"
-            ) from None
 
     def _fenced(self, request: TurnRequest) -> SessionBusy:
         self.counts.fence_rejections += 1
@@ -308,11 +295,3 @@ class Turns:
 def _replay(recipe: Recipe, entries: Sequence[bytes]) -> bytes:
     """Raises KeyError, BadEntry."""
     return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
-
-
-def _require_same(request: TurnRequest, repeated: Repeated) -> TurnNote:
-    """Of the turn that was taken before. Raises InvalidRequest."""
-    note = read_note(repeated.record)
-    if note.asked != request.asked:
-        raise InvalidRequest("this Idempotency-Key was used for another request", param="Idempotency-Key")
-    return note

@@ -20,15 +20,15 @@ from router.sessions.histories import Histories
 from router.sessions.planner import Plan, TurnRequest
 
 ANSWER_SHARE = 0.25
-"""Of a window, the most that is left free for an answer whose length nobody bounds."""
+"""Largest share of a window that is left free for an answer whose length the request does not bound."""
 
 CLEARLY, CLEARLY_BY_ESTIMATE = 1.5, 3.0
-"""By how much a prompt passes its window before no worker is asked. What is near it a worker judges, whose count is right: a
-picture's tokens are a guess, and an estimate's error is that of bytes per token."""
+"""Times the window that a prompt must have to be refused without asking a worker, by exact counts and by estimates. A worker
+counts right, and so it judges prompts that are near its window."""
 
 
 class ViewPlan(NamedTuple):
-    """What the janitor is to keep: from ``high`` on the history is cut, down to ``low``. ``writes``: notes, which take long."""
+    """Watermarks for the compactor. ``writes``: a summary is due, which takes long."""
 
     low: int
     high: int
@@ -37,8 +37,8 @@ class ViewPlan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ContextRules:
-    """``overrides``: where neither request, session nor tenant has any. ``answer_tokens``: left free for an answer that its
-    request does not bound."""
+    """``overrides``: where request, session and tenant have none. ``answer_tokens``: left free for an answer that its request
+    does not bound."""
 
     overrides: ContextOverrides
     answer_tokens: int
@@ -46,8 +46,8 @@ class ContextRules:
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
-    """What is known elsewhere. ``window``: a model's, in tokens, 0: unknown. ``total``: of a prompt of that model, from the
-    tokens counted of so many messages; ``is_exact``: those were counted."""
+    """Figures from elsewhere. ``window``: a model's, in tokens; 0: unknown. ``total``: tokens of a prompt of a model, from the
+    counted tokens and the number of its messages. ``is_exact``: the model's tokens are counted, not estimated."""
 
     window: Callable[[str], int]
     total: Callable[[str, int, int], int]
@@ -62,14 +62,14 @@ class Views:
         self._histories = histories
         self._lookups = lookups
         self.cuts = 0
-        """Histories that were cut in a turn that did not fit."""
+        """Histories that were cut before a turn that did not fit."""
         self.counts = ContextCounts()
 
     def traits(self, request: TurnRequest, history: History) -> Traits:
         return STRATEGIES[self._overrides(request, history).strategy or "none"]
 
     def needs_cut(self, request: TurnRequest, history: History, plan: Plan) -> int | None:
-        """Must the history be cut before this turn is sent? The tokens that the cut leaves; None: no, or no cut helps."""
+        """The tokens that a cut must leave before this turn is sent; None: it needs no cut, or none helps."""
         overrides = self._overrides(request, history)
         if not STRATEGIES[overrides.strategy or "none"].cuts or not history.bodies:
             return None
@@ -79,7 +79,7 @@ class Views:
         return watermarks.low
 
     def require_window(self, request: TurnRequest, prompt: Prompt) -> None:
-        """Of what no cut made fit, or of which none was wished. Raises ContextTooLong."""
+        """Raises ContextTooLong."""
         if self.is_too_long(request, prompt):
             window, total = self._lookups.window(request.incoming.model), self._total(request, prompt)
             raise ContextTooLong(
@@ -88,23 +88,23 @@ class Views:
             )
 
     def is_too_long(self, request: TurnRequest, prompt: Prompt) -> bool:
-        """Beyond doubt, for the model's window."""
+        """True for a prompt that is beyond doubt too long for the model's window."""
         is_exact = self._lookups.is_exact(request.incoming.model)
         bound = self._lookups.window(request.incoming.model) * (CLEARLY if is_exact else CLEARLY_BY_ESTIMATE)
         return 0 < bound < self._total(request, prompt)
 
     async def cut(self, history: History, low_tokens: int) -> bool:
-        """Leave so many tokens, and say how many messages are left out. Where another cut it first, that cut holds.
-        False: there is nowhere to cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
+        """Cuts down to so many tokens, and says in the prompt how many messages are left out. If another cut it first, that cut
+        holds. False: there is nowhere to cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
         cut = find_cut(history, low_tokens)
         if cut is None:
             return False
         is_ours = await self._histories.commit_view(history, cut_view(history, cut))
-        self.cuts += is_ours  # not in one statement with the wait: others count meanwhile
+        self.cuts += is_ours  # a statement of its own: others count during the wait
         return True
 
     def cut_aside(self, history: History, low_tokens: int) -> History:
-        """A copy that is cut, while the session stays as it is; the history itself where there is nowhere to cut."""
+        """A copy that is cut, while the session stays as it is. The history itself, if there is nowhere to cut."""
         cut = find_cut(history, low_tokens)
         if cut is None:
             return history
@@ -129,7 +129,7 @@ class Views:
         return ViewPlan(watermarks.low, watermarks.high, writes) if is_high or summarizes or indexes else None
 
     def _overrides(self, request: TurnRequest, history: History) -> ContextOverrides:
-        """The request's, else the session's, else the tenant's, else everybody's."""
+        """The overrides of the request, else of the session, of the tenant, and of the configuration."""
         tenant = request.caller.rules
         tenants = ContextOverrides(
             strategy=tenant.context_strategy,
@@ -149,11 +149,11 @@ class Views:
         return set_watermarks(overrides.low_tokens, overrides.high_tokens, ceiling)
 
     def _total(self, request: TurnRequest, prompt: Prompt) -> int:
-        """Its tokens, the template's among them."""
+        """Tokens of the prompt with its template."""
         return self._lookups.total(request.incoming.model, prompt.tokens, len(prompt.messages))
 
     def _can_fit(self, request: TurnRequest, history: History, prompt: Prompt) -> bool:
-        """Without any history, at least."""
+        """True if the prompt would fit without any history."""
         model, window = request.incoming.model, self._lookups.window(request.incoming.model)
         messages = len(prompt.messages) - len(history.preface) - len(history.bodies)
         beside = self._lookups.total(model, prompt.tokens - history.tokens, messages)
