@@ -1,4 +1,4 @@
-"""``/v1/conversations``: histories that clients make and fill, and responses go on in."""
+"""``/v1/conversations``: histories that clients create and fill, and that responses continue."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ConversationPages:
         return msgspec.json.encode(item)
 
     async def _delete_item(self, call: Call) -> bytes:
-        """It stays in the log, and out of every prompt and list from now on."""
+        """The item stays in the log, and is in no later prompt or list."""
         history, loaded = await self._load(call)
         place = place_of(self._sid(call), call.names[1])
         if place is None or find_item(self._sid(call), history.items, call.names[1]) is None:
@@ -169,7 +169,7 @@ def _members(body: bytes, limits: BodyLimits) -> dict[str, Any]:
 
 
 def tokens_of(message: bytes) -> int:
-    """Until a model is known: about four bytes each."""
+    """An estimate of four bytes a token, while no model is known."""
     return max(1, len(message) // 4)
 
 

@@ -1,4 +1,4 @@
-"""What is wished of a session's history from now on, and what is sent of it: as clients meet them."""
+"""A session's context as clients set and see it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class _Overrides(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_context_overrides(members: Mapping[str, Any]) -> ContextOverrides:
-    """Instead of what was wished before: what is left out or null is the tenant's, or everybody's. Raises InvalidRequest."""
+    """The session's overrides, in place of earlier ones. Members that are missing or null follow the tenant. Raises
+    InvalidRequest."""
     try:
         overrides = msgspec.convert(members, _Overrides)
     except msgspec.ValidationError as error:

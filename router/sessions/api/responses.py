@@ -1,4 +1,4 @@
-"""``/v1/responses``: what the Responses API keeps on the server, kept here, and asked of workers as chat completions."""
+"""``/v1/responses``: responses are stored here, and asked of workers as chat completions."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from router.wire.strict_json import decode_object
 MAX_THRESHOLD = 10**9
 
 MAX_TURNS_SEARCHED = 100
-"""Turns of a chain, when one of its responses is deleted."""
+"""Most turns that are searched for a response of a chain."""
 
 
 class ResponseRef(msgspec.Struct, frozen=True):
-    """Where a response stands; kept under its id, so that it is found without a search. ``number``: its answer's."""
+    """The place of a response in a session's log, stored under the response's id. ``number``: its answer's."""
 
     sid: Sid
     turn: int
@@ -125,8 +125,8 @@ class ResponsePages:
         codec: ResponsesCodec,
         before: ResponseRef | None,
     ) -> TurnRequest:
-        """Where the turn stands: in a conversation, behind another response, or at the beginning of its own chain. What
-        follows a conversation's response without naming the conversation leaves it as it is."""
+        """The turn, in a conversation, after another response, or at the start of its own chain. A turn that follows a
+        conversation's response without naming the conversation runs in a copy."""
         tenant = call.caller.rules.tenant
         key = read_idempotency_key(call.headers)
         own = self._own_sid(call, f"key:{key}:{asked.previous_response_id or ''}" if key else response_id)
@@ -190,8 +190,8 @@ class ResponsePages:
         return msgspec.json.encode(response_deleted(call.names[0]))
 
     async def _is_followed(self, call: Call, sid: Sid) -> bool:
-        """Is there still a response of that chain, or a turn under way? The newest is looked at first; of a chain with many
-        that are gone, one is taken to be there."""
+        """True if the chain has a response left, or a turn under way. The newest turns are searched; a longer chain counts as
+        having one."""
         store, tenant = self._histories.store, call.caller.rules.tenant
         loaded = await self._histories.ask(store.load(sid, tenant, self._histories.cache.known(sid)))
         if loaded is None or loaded.is_claimed:
@@ -200,7 +200,7 @@ class ResponsePages:
             record = await self._histories.ask(store.read_turn(sid, tenant, turn))
             response_id = _id_in(record.record) if record is not None else ""
             place = await self._find(call, response_id) if response_id else None
-            if place is not None and place.sid == sid:  # else it has gone on in a copy
+            if place is not None and place.sid == sid:  # else the turn ran in a copy
                 return True
         return loaded.turns > MAX_TURNS_SEARCHED
 
@@ -210,7 +210,7 @@ class ResponsePages:
         raise InvalidRequest("Cannot cancel a synchronous response.")  # the API's words
 
     async def _input_items(self, call: Call) -> bytes:
-        """Those that its request brought."""
+        """The items of its request."""
         paging = read_paging(call.query)
         place = await self._find(call, call.names[0])
         if place is None:
@@ -224,7 +224,7 @@ class ResponsePages:
         return list_page(place.sid, [Marked(item) for item in items], paging)
 
     async def _response(self, call: Call) -> dict[str, Any]:
-        """As its turn's record has it. One whose turn ended without an end has failed."""
+        """The response in its turn's record. It has failed if the turn stopped without an end."""
         tenant = call.caller.rules.tenant
         place = await self._find(call, call.names[0])
         store = self._histories.store
@@ -254,7 +254,7 @@ def _read_create(body: bytes, *, limits: BodyLimits) -> tuple[ResponsesRequest, 
 
 
 def incoming_of(asked: ResponsesRequest) -> Incoming:
-    """Instructions and tools are of this turn alone."""
+    """Instructions and tools hold for this turn alone."""
     return Incoming(
         model=asked.model,
         messages=[msgspec.json.decode(message) for message in asked.messages],
@@ -265,7 +265,7 @@ def incoming_of(asked: ResponsesRequest) -> Incoming:
 
 
 def _id_in(record: bytes) -> str:
-    """Of the response that a turn's record tells of; empty: it tells of none."""
+    """The id of the response in a turn's record; empty: there is none."""
     note = read_note(record).note
     return "" if bytes(note) == b"null" else str(read_stored(note, dict[str, Any]).get("id", ""))
 
@@ -285,7 +285,7 @@ def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
 
 
 def overrides_of(asked: ResponsesRequest) -> ContextOverrides:
-    """What the Responses API has to say of a window. Raises InvalidRequest."""
+    """Context overrides from ``truncation`` and ``context_management``. Raises InvalidRequest."""
     for edit in asked.context_management:
         threshold = edit.get("compact_threshold", 0)
         if edit.get("type") != "compaction" or not isinstance(threshold, int) or not 0 <= threshold <= MAX_THRESHOLD:

@@ -143,7 +143,7 @@ class SessionPages:
         lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
         try:
             is_new = await copy_session(self._histories, sid, self._sid(call, new), owner, lifetime_s, upto=upto)
-        except NoSuchItem:  # it was deleted just now
+        except NoSuchItem:  # deleted just now
             raise InvalidRequest("after names no item of this session", param="after") from None
         if not is_new:
             raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
@@ -159,7 +159,7 @@ class SessionPages:
         return show_context(call.names[0], history)
 
     async def _prompt(self, call: Call) -> bytes:
-        """The exact bytes that the model saw, but for the cache salt, which only caches see."""
+        """The exact body that the worker got, but for the cache salt, which only caches use."""
         number = call.names[1]
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise RouteNotFound("turns are numbered from 1")
@@ -188,6 +188,6 @@ def _read_context_overrides(body: bytes) -> ContextOverrides:
 
 
 def _fork_name(name: str, key: str) -> str:
-    """The retry of a request finds the copy in which the first attempt went on."""
+    """Named so that the retry of a request finds the copy in which the first attempt went on."""
     suffix = sha256(key.encode()).hexdigest()[:FORK_CHARS] if key else secrets.token_hex(FORK_CHARS // 2)
     return f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{suffix}"

@@ -1,4 +1,4 @@
-"""What every page of the stateful routes says of a turn."""
+"""A turn's request, as far as all stateful routes make it alike."""
 
 from __future__ import annotations
 

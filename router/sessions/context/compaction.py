@@ -1,4 +1,4 @@
-"""From one view to the next. Pure: what is sent behind a cut follows from the history, the view and a number of tokens."""
+"""From one view to the next. Pure: a cut follows from the history, its view and a number of tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from router.sessions.context.item import Item
 from router.sessions.context.view import START, LogPosition, Segment, View, summary_tokens
 
 MAX_SEGMENTS, MAX_SUMMARY_SHARE = 8, 0.34
-"""Beyond so many, or such a share of the low mark, notes are made of the notes: one segment of all. They would leave no room
-for what was said last."""
+"""Beyond so many segments, or such a share of the low watermark, all are summarised into one: they would leave no room for what
+was said last."""
 
 ANY = 1 << 40
 
 
 class Source(NamedTuple):
-    """What notes are to be made of: other notes, which they replace, and items. ``since``: behind which they tell; ``head``:
-    the log's, as it was read."""
+    """What a summary is made of: earlier summaries, which it replaces, and items. ``since``: the position that it starts after.
+    ``head``: of the log, as it was read."""
 
     since: LogPosition
     upto: LogPosition
@@ -36,18 +36,18 @@ class Source(NamedTuple):
 
 
 def find_cut(history: History, low_tokens: int) -> Cut | None:
-    """Of what is sent, so that at most about so many tokens are left, notes included. None: nothing can go."""
+    """The cut that leaves about ``low_tokens`` at most, summaries included. None: nothing can go."""
     keep_tokens = max(low_tokens - summary_tokens(history.view.ready), 0)
     return choose_cut(history.items[history.start :], keep_tokens, history.question())
 
 
 def place_of(history: History, cut: Cut) -> LogPosition:
-    """The last item's that goes."""
+    """The position of the last item that goes."""
     return history.items[history.start + cut.at - 1].place
 
 
 def cut_view(history: History, cut: Cut) -> View:
-    """Without what goes. Notes that were ready tell of what went before; of the rest it is said how much it was."""
+    """The view after the cut. It shows the summaries that are ready, and counts the messages that none covers."""
     view, gone = history.view, place_of(history, cut)
     upto = view.summarized_upto
     return replace(
@@ -61,8 +61,8 @@ def cut_view(history: History, cut: Cut) -> View:
 
 
 def source_of(history: History, upto: LogPosition, *, low_tokens: int = ANY, max_tokens: int = ANY) -> Source:
-    """For notes of all up to there that no notes tell of; of the first of it, if it has more than ``max_tokens``.
-    ``low_tokens``: what a cut leaves, of which notes may take a share."""
+    """The source of a summary of all items up to there that have none; of their first part, if they have more than
+    ``max_tokens``. ``low_tokens``: what a cut leaves, of which summaries may take a share."""
     view = history.view
     is_crowded = len(view.ready) >= MAX_SEGMENTS or summary_tokens(view.ready) > MAX_SUMMARY_SHARE * low_tokens
     summaries = view.ready if is_crowded and len(view.ready) > 1 else ()
@@ -76,9 +76,9 @@ def source_of(history: History, upto: LogPosition, *, low_tokens: int = ANY, max
 
 
 def with_summary(history: History, segment: Segment, question: LogPosition) -> View | None:
-    """There are notes now. If the history was not cut meanwhile, it is cut where they end, with that ``question`` kept; if it
-    was, they wait for the next cut, since a prompt that changes once more is computed once more. None: others have told of
-    it, or something that they tell of was deleted."""
+    """The view with a new summary. If the history was not cut meanwhile, it is cut where the summary ends, and keeps that
+    ``question``. If it was, the summary waits for the next cut, since each change of a prompt makes it be computed anew. None:
+    others have summarised it, or an item of it was deleted."""
     view = replace(history.view, work=None)
     if segment.upto <= view.summarized_upto or segment.since > view.summarized_upto or history.is_outdated(segment):
         return None

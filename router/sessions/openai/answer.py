@@ -1,7 +1,7 @@
-"""One answer, put together from the pieces that it comes in, and told on the way. Pure.
+"""Puts one answer of the Responses API together from its parts, and writes its events. Pure.
 
-Items follow each other: text after reasoning ends the reasoning, a call after text ends the text. A call is ended by the next
-item once its arguments are a whole JSON object; until then it stays open, since workers may write several at a time.
+Items follow each other: text after reasoning ends the reasoning, and a call after text ends the text. A call ends with the next
+item once its arguments are a whole JSON object. Until then it stays open, since workers may write several calls at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from router.wire.completion import BadAnswer, Call, Choice, Message
 
 
 class Outcome(NamedTuple):
-    """The whole response, and what the log shall keep: chat messages as compact JSON, none where it failed."""
+    """The whole response, and its messages for the log as compact JSON; none where it failed."""
 
     response: JsonObject
     messages: list[bytes]
@@ -36,7 +36,7 @@ class _Logprobs(msgspec.Struct):
 
 
 class ResponseAnswer:
-    """``take`` each piece, then ``finish``."""
+    """``take`` each part, then ``finish``."""
 
     def __init__(self, head: Head, write: Write = write_nothing) -> None:
         self.finish_reason = ""
@@ -63,7 +63,7 @@ class ResponseAnswer:
         self.finish_reason = choice.finish_reason or self.finish_reason
 
     def finish(self, completed_at: int) -> Outcome:
-        """Raises BadAnswer where nothing says that it is whole, or the worker that it gave up."""
+        """Raises BadAnswer if the answer has no reason for finishing, or the worker aborted it."""
         if not self.finish_reason:
             raise BadAnswer("the worker's answer has no end")
         status, incomplete = ending(self.finish_reason)
@@ -86,17 +86,15 @@ class ResponseAnswer:
 
     @property
     def output(self) -> list[JsonObject]:
-        """Items, as far as they are there."""
+        """The items so far."""
         return [item.shape() for item in self._items]
 
     def _text_item(self, kind: str) -> TextItem:
-        """The open item of that kind, or a new one."""
+        """The open text item of that kind, or a new one."""
         item = self._text_items.get(kind)
         if item is None or item.status != "in_progress":
             part = REASONING if kind == "reasoning" else MESSAGE
-            if (
-                item is not None
-            ):  # said on when another had begun: rare, and in the kept message it is one with the first
+            if item is not None:  # rare: text goes on after another item; in the log it is one with the first
                 part = REASONING - 1 - len(self._items)
             self._close_others()
             item = TextItem(kind, self._head.item_id(part), len(self._items), self._write)

@@ -1,4 +1,4 @@
-"""Output items while they are being said: what an assistant says, and what it calls. Each tells of itself as it grows. Pure."""
+"""Output items of an answer under way, text and calls. Each writes events as it grows. Pure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from router.sessions.openai.values import JsonObject
 
 
 class Write(Protocol):
-    """Tell of one event: its type, and its members beside type and number."""
+    """Writes one event: its type, and its members beside type and number."""
 
     def __call__(self, kind: str, /, **members: Any) -> None: ...
 
 
 def write_nothing(_kind: str, /, **_members: Any) -> None:
-    """For answers that nobody hears before they are whole."""
+    """For answers without events."""
 
 
 class _Part:
@@ -44,7 +44,7 @@ class _Part:
 
     @property
     def logprobs(self) -> dict[str, list[JsonObject]]:
-        """As a member of events, of those parts that have them."""
+        """The member for events of parts that have log probabilities."""
         return {"logprobs": self._logprobs} if self.kind == "output_text" else {}
 
     def add(self, text: str, logprobs: Sequence[JsonObject]) -> None:
@@ -63,7 +63,7 @@ class TextItem:
     def __init__(self, kind: str, item_id: str, output_index: int, write: Write) -> None:
         self.status = "in_progress"
         self.is_whole = True
-        """Whatever has been said is a whole item, if the next begins."""
+        """The item may end here, if the next begins."""
         self._kind = kind
         self._id = item_id
         self._write = write
@@ -72,7 +72,7 @@ class TextItem:
         write("response.output_item.added", output_index=output_index, item=self.shape())
 
     def add(self, kind: str, text: str, logprobs: Sequence[JsonObject] = ()) -> None:
-        """``kind`` of the content part: output_text, refusal or reasoning_text. An empty text opens it, and says nothing."""
+        """``kind`` of the content part: output_text, refusal or reasoning_text. An empty text opens the part."""
         if not self._parts or self._parts[-1].kind != kind:
             self._close_part()
             self._parts.append(_Part(kind))
@@ -84,7 +84,7 @@ class TextItem:
             self._write_event(f"response.{kind}.delta", delta=text, **members)
 
     def close(self, status: str) -> None:
-        """Nothing where it is closed."""
+        """Does nothing if the item is closed."""
         if self.status != "in_progress":
             return
         self._close_part()
@@ -110,7 +110,7 @@ class TextItem:
 
 
 class CallItem:
-    """A ``function_call``. It is told of once its name is known."""
+    """A ``function_call``. Its events begin once its name is known."""
 
     def __init__(self, item_id: str, output_index: int, write: Write) -> None:
         self.status = "in_progress"
@@ -127,7 +127,7 @@ class CallItem:
 
     @property
     def is_whole(self) -> bool:
-        """Nothing but white space could follow."""
+        """True if nothing but white space can follow."""
         arguments = self.arguments
         if not arguments.rstrip().endswith("}"):
             return False
@@ -137,7 +137,7 @@ class CallItem:
             return False
 
     def add(self, call_id: str, name: str, arguments: str) -> None:
-        """Each may be empty. The first id and name hold, since some workers repeat them."""
+        """Each may be empty. The first id and name count, since some workers repeat them."""
         self.call_id = self.call_id or call_id
         self.name = self.name or name
         if not self._is_shown and self.name:
@@ -148,7 +148,7 @@ class CallItem:
                 self._write_event("delta", delta=arguments)
 
     def close(self, status: str) -> None:
-        """Nothing where it is closed."""
+        """Does nothing if the item is closed."""
         if self.status != "in_progress":
             return
         if not self._is_shown:
@@ -161,7 +161,7 @@ class CallItem:
         return call_item(self._id, self.call_id, self.name, self.arguments, self.status)
 
     def _begin(self) -> None:
-        """What came of the arguments before the name is told behind it."""
+        """Arguments that came before the name follow it."""
         early, self._arguments = self.arguments, []
         self.call_id = self.call_id or f"call_{self._id}"
         self._write("response.output_item.added", output_index=self._place["output_index"], item=self.shape())

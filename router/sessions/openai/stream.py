@@ -1,8 +1,8 @@
 """Chunks of a chat completion → the events of a response. Pure.
 
-    response.created  response.in_progress  (items, see ``spoken``)  response.completed | .incomplete | .failed
+    response.created  response.in_progress  (items, see ``output_items``)  response.completed | .incomplete | .failed
 
-Events are numbered from 0 without a gap, and nothing follows the last: no ``[DONE]``.
+Events are numbered from 0 without a gap. Nothing follows the last one: there is no ``[DONE]``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _encoder = msgspec.json.Encoder()
 
 
 class _Unsent:
-    """Events that the client has yet to get. Apart from who makes them, since the answer writes, too: else the two would hold
-    each other, and a whole answer, long after the request."""
+    """Events for the client. They are apart from ResponseEvents, since the answer writes them, too: otherwise the two would
+    hold each other, and a whole answer, long after the request."""
 
     def __init__(self) -> None:
         self._events: list[bytes] = []
@@ -39,12 +39,12 @@ class _Unsent:
 
 
 class ResponseEvents:
-    """``begin``, ``feed`` what the worker sends, and ``finish`` when it has closed its stream, or ``fail``. Each gives what
-    the client is to be sent. Keeps the answer once; how long it may be is for the worker's limits."""
+    """``begin``, ``feed`` the worker's events, and ``finish`` at their end, or ``fail``. Each returns events for the client.
+    The worker's limits bound the answer."""
 
     def __init__(self, head: Head) -> None:
         self.outcome: Outcome | None = None
-        """Once it is over, whichever way."""
+        """Set once the response has ended, well or not."""
         self._head = head
         self._unsent = _Unsent()
         self._answer = ResponseAnswer(head, self._unsent.write)
@@ -55,7 +55,7 @@ class ResponseEvents:
         return self._unsent.take()
 
     def feed(self, events: bytes) -> bytes:
-        """Whole events, grouped anyhow. Nothing is given once it is over."""
+        """Whole events in any groups. Returns nothing once the response has ended."""
         for event in each_event(events):
             if self.outcome is not None:
                 break
@@ -72,7 +72,7 @@ class ResponseEvents:
         return self._unsent.take()
 
     def fail(self, error: JsonObject) -> bytes:
-        """``error``: as ``shapes.failure`` gives it, or another of the API's codes with our own words."""
+        """``error``: as from ``shapes.failure``, or with another code of the API."""
         if self.outcome is None:
             self._fail(error)
         return self._unsent.take()
