@@ -31,9 +31,9 @@ from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics
-from router.sessions.names import Names
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
+from router.sessions.session_ids import SessionIds
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.opened import OpenedStore
@@ -130,13 +130,13 @@ async def build_state(
         on_busy=sessions.on_busy,
         stateless_fallback=sessions.stateless_fallback,
     )
-    names = Names(opened.secret)
+    session_ids = SessionIds(opened.secret)
     limits = body_limits(config.limits)
     routes = PageRoutes(
         [
-            SessionPages(turns, names, limits, rules),
-            ResponsePages(turns, names, limits, rules, wall_clock),
-            ConversationPages(turns, names, limits, rules, wall_clock),
+            SessionPages(turns, session_ids, limits, rules),
+            ResponsePages(turns, session_ids, limits, rules, wall_clock),
+            ConversationPages(turns, session_ids, limits, rules, wall_clock),
         ],
         describe_state,
     )
