@@ -27,9 +27,9 @@ from router.upstream.exchange import Exchange, Upstream
 from router.upstream.pool import Pool, PoolSettings
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import DIALECTS, StreamFilter
+from tests.fakes import FakeClient, a_holding
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
-from tests.upstream.wires import FakeClient, a_holding
 
 LIMITS = Limits(
     max_reply_bytes=1 << 20, max_event_bytes=1 << 16, first_event_s=20, event_gap_s=20, answer_s=20, silence_s=20
@@ -43,8 +43,8 @@ DONE = b"data: [DONE]\n\n"
 class Client(FakeClient):
     """A client that reads on whenever it is waited for, unless it has stalled."""
 
-    def __init__(self, *, is_full_behind: int | None = None, stalls: bool = False) -> None:
-        super().__init__(is_full_behind=is_full_behind)
+    def __init__(self, *, is_full_after: int | None = None, stalls: bool = False) -> None:
+        super().__init__(is_full_after=is_full_after)
         self.stalls = stalls
         self.reads_on = asyncio.Event()
 
@@ -52,7 +52,7 @@ class Client(FakeClient):
         return b""
 
     async def drained(self) -> bool:
-        self.is_full_behind = None
+        self.is_full_after = None
         if not self.stalls:
             self.reads_on.set()
         return not self.stalls
@@ -297,7 +297,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_until_it_stalls(stalls: 
         await peer.send(frame(LAST + DONE) + LAST_CHUNK)
 
     async with scripted(stream) as worker, pooled(worker) as fixture:
-        client = Client(is_full_behind=0, stalls=stalls)
+        client = Client(is_full_after=0, stalls=stalls)
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
             end = await relay(exchange, client, a_record())
@@ -408,7 +408,7 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
         async with pooled(worker, replace(SETTINGS, tls=ssl.create_default_context(cafile=cert))) as fixture:
             assert (await fixture.ask()).body == b"{}"
             worker.script = stream
-            client = Client(is_full_behind=4000)
+            client = Client(is_full_after=4000)
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
                 assert await relay(exchange, client, a_record()) is StreamEnd.DONE
