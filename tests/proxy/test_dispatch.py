@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from types import TracebackType
+from dataclasses import dataclass, field
 
 import msgspec
 import pytest
@@ -42,21 +42,18 @@ from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import NO_TENANT, Request, SessionKey
 from router.core.request.routes import Route
-from router.core.tenants.memory import REPLY, Holding, MemoryFull
+from router.core.tenants.memory import REPLY, MemoryFull
 from router.core.worker import WorkerAddress
 from router.policies.base import Ranking
 from router.proxy.admission import Admission
 from router.proxy.dispatch import Dispatcher
-from router.proxy.ports import Client
 from router.proxy.selection import WorkerSelector
-from router.wire.sse import Filter, StreamFilter
 from router.wire.usage import Usage
-from tests.upstream.wires import a_holding
+from tests.fakes import STREAM, Answer, FakeClient, FakeUpstream, Script
 
 PROMPT = b"p" * 8192
 USAGE = b'{"usage":{"prompt_tokens":2048,"completion_tokens":600,"prompt_tokens_details":{"cached_tokens":1024}}}'
 OK = Reply(200, {}, USAGE, is_stream=False)
-STREAM = Reply(200, {}, b"", is_stream=True)
 ERROR = Reply(500, {}, b"", is_stream=False)
 
 OPEN = AdmissionConfig(
@@ -69,8 +66,6 @@ OPEN = AdmissionConfig(
     warm_wait_s=0,
 )
 """Nobody waits."""
-
-Answer = Reply | AttemptFailed | MemoryFull | asyncio.Event | asyncio.Future[Reply]
 
 
 class InOrder:
@@ -87,123 +82,24 @@ class InOrder:
         return Ranking(list(facts.eligible), "first")
 
 
-class FakeExchange:
-    """``end`` and ``usage`` are a stream's."""
+@dataclass
+class Workers(FakeUpstream):
+    """Each host answers all its requests alike."""
 
-    def __init__(
-        self,
-        answer: Answer,
-        end: StreamEnd | asyncio.Event,
-        usage: Usage | None,
-        closed: list[str],
-        name: str,
-        waits: list[float | None],
-        error: bytes = b"",
-    ) -> None:
-        self.waits = waits
-        self._error = error
-        self._answer = answer
-        self._end = end
-        self._usage = usage
-        self._closed = closed
-        self._name = name
+    answers: dict[str, Answer] = field(default_factory=dict)
+    answer_of: Callable[[str], Answer] | None = None
+    """In the place of ``answers``, for those that change."""
+    end: StreamEnd | asyncio.Event = StreamEnd.DONE
+    usage: Usage | None = None
+    error: bytes = b""
+    """The event by which a worker ends its stream."""
 
-    def __enter__(self) -> FakeExchange:
-        return self
+    def __post_init__(self) -> None:
+        self.otherwise = self._script_of
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._closed.append(self._name)
-
-    async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
-        raise AssertionError(path)
-
-    def require_unbroken(self) -> None: ...
-
-    async def ask(
-        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
-    ) -> Reply:
-        self.waits.append(first_event_s)
-        if isinstance(watch, StreamFilter):
-            watch.usage = self._usage
-            watch.error = self._error
-        if isinstance(self._answer, asyncio.Event):
-            await self._answer.wait()
-        if isinstance(self._answer, asyncio.Future):
-            return await self._answer
-        if isinstance(self._answer, AttemptFailed | MemoryFull):
-            raise self._answer
-        assert isinstance(self._answer, Reply)
-        return self._answer
-
-    async def relay(self, client: Client, record: Record) -> StreamEnd:
-        if isinstance(self._end, asyncio.Event):
-            await self._end.wait()
-        assert isinstance(self._end, StreamEnd)
-        return self._end
-
-
-class FakeUpstream:
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.end: StreamEnd | asyncio.Event = StreamEnd.DONE
-        self.usage: Usage | None = None
-        self.answer_of: Callable[[str], Answer] | None = None
-        """In the place of ``answers``, for those that change."""
-        self.error = b""
-        """The event by which a worker ends its stream."""
-        self.asked: list[str] = []
-        self.closed: list[str] = []
-        self.waits: list[float | None] = []
-        """For each request, how long its first event may take."""
-
-    def exchange(self, worker: WorkerAddress) -> FakeExchange:
-        self.asked.append(worker.host)
-        answer = self.answers.get(worker.host, OK) if self.answer_of is None else self.answer_of(worker.host)
-        return FakeExchange(answer, self.end, self.usage, self.closed, worker.host, self.waits, self.error)
-
-
-class FakeClient:
-    is_chunked = True
-
-    def __init__(self) -> None:
-        self.answered: list[Reply] = []
-        self.broken: list[RouterError] = []
-        self.passed_on: list[bytes] = []
-        """Error events of workers."""
-        self.hold: asyncio.Event | None = None
-        self.has_been_asked = False
-        self.memory = a_holding()
-
-    async def answer(self, reply: Reply, record: Record) -> None:
-        self.has_been_asked = True
-        if self.hold is not None:
-            await self.hold.wait()
-        self.answered.append(reply)
-
-    def stream_head(self, reply: Reply, record: Record) -> bytes:
-        return b""
-
-    def write(self, data: bytes) -> None: ...
-
-    def write_last(self, data: bytes) -> None: ...
-
-    def is_closing(self) -> bool:
-        return False
-
-    def is_full(self) -> bool:
-        return False
-
-    async def drained(self) -> bool:
-        return True
-
-    def end_stream(self, events: bytes) -> None:
-        raise AssertionError(events)
-
-    def break_off(self, error: RouterError) -> None:
-        self.broken.append(error)
-
-    def break_off_with(self, event: bytes) -> None:
-        self.passed_on.append(event)
+    def _script_of(self, host: str) -> Script:
+        answer = self.answers.get(host, OK) if self.answer_of is None else self.answer_of(host)
+        return Script(answer=answer, end=self.end, usage=self.usage, error=self.error)
 
 
 class House:
@@ -225,7 +121,7 @@ class House:
             self.fleet.set_models(member, {"m": {"id": "m"}})
             if member.health.on_probe_answered(0.0):
                 self.fleet.on_health_changed(member)
-        self.upstream = FakeUpstream()
+        self.upstream = Workers()
         self.policy = InOrder()
         self.records: list[Record] = []
         self.last_workers = LastWorkers(10)
@@ -296,7 +192,7 @@ async def test_the_first_of_the_ranking_answers() -> None:
     house = House()
     record = await house.send()
     assert house.upstream.asked == ["a"]
-    assert house.client.answered == [OK]
+    assert house.client.replies == [OK]
     assert (record.status, record.outcome, record.attempts, record.retries) == (200, "ok", 1, [])
     assert (record.policy, record.reason, record.worker) == ("in_order", "first", house.member("a").name)
     house.assert_nothing_is_held()
@@ -308,7 +204,7 @@ async def test_a_death_before_the_first_byte_is_invisible_and_outside_the_budget
     house.upstream.answers = {"a": death, "b": death}
     record = await house.send()
     assert house.upstream.asked == ["a", "b", "c"]
-    assert house.client.answered == [OK]
+    assert house.client.replies == [OK]
     assert record.retries == [death.cause, death.cause]
     assert [(each.worker, each.failure) for each in record.tried] == [
         (house.member(host).name, failure) for host, failure in zip("abc", [death.cause, death.cause, ""], strict=True)
@@ -513,7 +409,7 @@ async def test_a_clients_mistake_is_its_own_and_says_nothing_of_the_worker() -> 
     wrong = Reply(400, {}, b'{"error":{}}', is_stream=False)
     house.upstream.answers["a"] = wrong
     record = await house.send()
-    assert house.client.answered == [wrong]
+    assert house.client.replies == [wrong]
     assert (record.status, record.outcome) == (400, "client_error")
     assert house.member("a").health.failed_requests == 0
 
@@ -547,7 +443,7 @@ async def test_a_stream_that_breaks_is_broken_off_and_its_worker_ejected() -> No
     house.upstream.answers["a"] = STREAM
     house.upstream.end = StreamEnd.DIED
     record = await house.send(make_request(stream=True))
-    assert [error.code for error in house.client.broken] == ["worker_error"]
+    assert [error.code for error in house.client.errors] == ["worker_error"]
     assert record.outcome == "broken"
     assert house.member("a").health.state is WorkerState.EJECTED
     assert house.upstream.asked == ["a"]
@@ -674,7 +570,7 @@ async def test_a_client_that_leaves_is_nobodys_failure() -> None:
     for _ in range(10):
         await house.send(make_request(stream=True))
     assert house.states() == ["up"]
-    assert house.client.broken == []
+    assert house.client.errors == []
 
 
 async def test_a_streams_first_token_teaches_the_workers_rate() -> None:
@@ -818,7 +714,7 @@ async def test_one_error_event_in_a_stream_breaks_it_off_but_does_not_eject_its_
     house.upstream.answers["a"] = STREAM
     house.upstream.end = StreamEnd.ERRED
     await house.send(make_request(stream=True))
-    assert [error.code for error in house.client.broken] == ["worker_error"]
+    assert [error.code for error in house.client.errors] == ["worker_error"]
     assert house.member("a").health.state is WorkerState.UP
     assert house.member("a").health.failed_requests == 1
 
@@ -908,8 +804,8 @@ async def test_a_stream_that_ends_for_the_clients_fault_is_ended_so_and_its_work
     house.upstream.error = b'data: {"error":{"message":"too long","code":400}}\n\n'
     for _ in range(5):
         record = await house.send(make_request(stream=True))
-    assert house.client.passed_on == [house.upstream.error] * 5
-    assert (record.status, record.outcome, house.client.broken) == (200, "client_error", [])
+    assert house.client.error_events == [house.upstream.error] * 5
+    assert (record.status, record.outcome, house.client.errors) == (200, "client_error", [])
     assert house.member("a").health.failed_requests == 0
     assert house.states() == ["up", "up", "up"]
     house.assert_nothing_is_held()
@@ -929,7 +825,7 @@ async def test_a_request_waits_for_busy_workers_and_is_answered_when_one_has_roo
     calm = iter([busy(), busy(), busy(), OK])
     house.upstream.answer_of = lambda host: next(calm) if host == "b" else busy()
     record = await house.send()
-    assert house.client.answered == [OK]
+    assert house.client.replies == [OK]
     assert house.pauses == [1.0, 1.0, 2.0]
     assert (record.status, record.queued_s) == (200, 4.0)
     assert house.admission.pausing == 0

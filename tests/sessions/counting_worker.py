@@ -22,7 +22,8 @@ from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counts import TokenCounts
 from router.sessions.tokens.local import LocalCounter
 from router.sessions.tokens.texts import own_text
-from tests.sessions.desk import ACME, SID, FakeClient, FakeDispatch, Points, Replica
+from tests.fakes import FakeClient
+from tests.sessions.desk import ACME, SID, FakeDispatch, Points, Replica
 from tests.sessions.kept_histories import FakeWriter, WordIndex
 from tests.sessions.stores.memory import MemoryStore
 from tests.sessions.tokens.desk import Notes

@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from router.core.errors import RouterError, WorkerError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import NO_TENANT, Request, Tenant
+from router.core.request.request import Request, Tenant
 from router.core.request.routes import Route
-from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.proxy.ports import Client
 from router.sessions.api.chat_codec import ChatCodec
@@ -45,6 +43,7 @@ from router.sessions.stores.contract import (
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
+from tests.fakes import FakeClient
 from tests.sessions.kept_histories import context_window_of
 from tests.sessions.stores.memory import MemoryStore
 
@@ -121,68 +120,8 @@ class PointedStore(MemoryStore):
             raise StoreUnavailable("as the test wished")
 
 
-class FakeClient:
-    """``told``: what it read, and how that ended."""
-
-    is_chunked = True
-
-    def __init__(self, points: Points) -> None:
-        self._points = points
-        self.told = b""
-        self.reply: Reply | None = None
-        self.broken: RouterError | None = None
-        self.has_ended = False
-        self.is_gone = False
-        self.begun = asyncio.Event()
-        """Something of a stream has arrived."""
-        self.memory = MemoryBudget(1 << 30).hold(NO_TENANT)
-
-    async def answer(self, reply: Reply, record: Record) -> None:
-        assert not self.told
-        assert self.reply is None
-        self._points.passed.append("client is answered")
-        self.reply = reply
-
-    def stream_head(self, reply: Reply, record: Record) -> bytes:
-        return b"HEAD\n\n"
-
-    def write(self, data: bytes) -> None:
-        assert not self.is_gone
-        self.told += data
-        self.begun.set()
-
-    def write_last(self, data: bytes) -> None:
-        self.write(data)
-
-    def is_closing(self) -> bool:
-        return self.is_gone
-
-    def is_full(self) -> bool:
-        return False
-
-    async def drained(self) -> bool:
-        return not self.is_gone
-
-    def end_stream(self, events: bytes) -> None:
-        self._points.passed.append("client is at the end")
-        self.told += events
-        self.has_ended = True
-
-    def break_off(self, error: RouterError) -> None:
-        self.broken = error
-
-    def break_off_with(self, event: bytes) -> None:
-        self.told += event
-        self.broken = WorkerError("the worker said so")
-
-    @property
-    def text(self) -> str:
-        """All that a client shows its user, through either kind of answer."""
-        if self.reply is not None:
-            return str(json.loads(self.reply.body)["choices"][0]["message"]["content"])
-        lines = [line[6:] for line in self.told.split(b"\n") if line.startswith(b"data: {")]
-        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
-        return "".join(choice["delta"].get("content") or "" for choice in choices)
+def a_client(points: Points) -> FakeClient:
+    return FakeClient(head=b"HEAD\n\n", on_end=points.passed.append)
 
 
 def event(**members: Any) -> bytes:
@@ -314,7 +253,7 @@ class Replica:
         **members: Any,
     ) -> FakeClient:
         """``instructions``: system messages of this turn alone, as the Responses API has them."""
-        client = client or FakeClient(self.points)
+        client = client or a_client(self.points)
         body = json.dumps({"model": "m", "messages": messages, "stream": stream, **members}).encode()
         incoming = msgspec.structs.replace(read_chat(body, caller, LIMITS), turn_system=instructions)
         record = Record(
@@ -328,7 +267,7 @@ class Replica:
 
     async def run_ephemeral(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
         """One that leaves nothing behind, after another's answer."""
-        client = FakeClient(self.points)
+        client = a_client(self.points)
         incoming = read_chat(json.dumps({"model": "m", "messages": messages}).encode(), ACME, LIMITS)
         record = Record(
             route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="none"

@@ -32,7 +32,8 @@ from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import EMPTY, Sid
 from router.sessions.summaries import FleetSummaryWriter, Written
 from router.sessions.views import ViewPlan
-from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, FakeDispatch, user
+from tests.fakes import FakeClient
+from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeDispatch, user
 from tests.sessions.kept_histories import FakeWriter, SlowWriter, WordIndex, context_window_of
 
 LONG = "x" * 400

@@ -32,7 +32,7 @@ from router.sessions.histories import ENTRIES_AT_ONCE
 from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import EMPTY, MAX_TAIL_BYTES, Append, Sid
 from tests.sessions.context.logs import message
-from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
+from tests.sessions.desk import ACME, DONE, SID, Desk, a_client, contents, delta, outcomes, said, user, write
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 OTHER_SID = Sid("b" * 32)
@@ -110,24 +110,24 @@ async def test_the_next_turn_sends_all_of_those_before_it(stream: bool) -> None:
 async def test_a_stream_is_at_its_end_for_the_client_only_once_it_is_saved() -> None:
     desk = Desk()
     let_go = desk.points.held["behind end"] = asyncio.Event()
-    client = FakeClient(desk.points)
+    client = a_client(desk.points)
     turn = desk.begin(user("hi"), client=client)
     await desk.points.reached.wait()
     await step()
     assert client.text == "to hi"
-    assert b'finish_reason":"stop' not in client.told
-    assert b"[DONE]" not in client.told
+    assert b'finish_reason":"stop' not in client.sent
+    assert b"[DONE]" not in client.sent
     assert not client.has_ended
     let_go.set()
     await turn
-    assert client.told.endswith(delta(reason="stop") + DONE)
+    assert client.sent.endswith(delta(reason="stop") + DONE)
     assert client.has_ended
 
 
 async def test_a_whole_answer_is_given_only_once_it_is_saved() -> None:
     desk = Desk()
     let_go = desk.points.held["behind end"] = asyncio.Event()
-    client = FakeClient(desk.points)
+    client = a_client(desk.points)
     turn = desk.begin(user("hi"), client=client, stream=False)
     await desk.points.reached.wait()
     await step()
@@ -140,11 +140,11 @@ async def test_a_whole_answer_is_given_only_once_it_is_saved() -> None:
 async def test_text_flows_while_the_worker_speaks() -> None:
     desk = Desk()
     let_go = desk.points.held["amid dispatch"] = asyncio.Event()
-    client = FakeClient(desk.points)
+    client = a_client(desk.points)
     turn = desk.begin(user("hi"), client=client)
     await client.begun.wait()
     assert client.text == "to "
-    assert client.told.startswith(b"HEAD")
+    assert client.sent.startswith(b"HEAD")
     let_go.set()
     await turn
 
@@ -156,9 +156,9 @@ async def test_a_stream_that_could_not_be_saved_has_no_clean_end() -> None:
     desk = Desk()
     desk.store.fails["before end"] = 1
     client = await desk.take(user("hi"))
-    assert isinstance(client.broken, StateUnavailable)
+    assert isinstance(client.error, StateUnavailable)
     assert not client.has_ended
-    assert b"[DONE]" not in client.told
+    assert b"[DONE]" not in client.sent
     assert outcomes(desk) == {"failed": 1}
     await desk.settled()
     assert await desk.texts() == []
@@ -168,7 +168,7 @@ async def test_a_stream_that_could_not_be_saved_has_no_clean_end() -> None:
 async def test_a_whole_answer_that_could_not_be_saved_is_not_given() -> None:
     desk = Desk()
     desk.store.fails["before end"] = 1
-    client = FakeClient(desk.points)
+    client = a_client(desk.points)
     with pytest.raises(StateUnavailable) as unavailable:
         await desk.take(user("hi"), client=client, stream=False)
     assert (unavailable.value.status, client.reply) == (503, None)
@@ -192,7 +192,7 @@ async def test_an_end_that_was_written_unheard_of_is_read_by_the_next_turn() -> 
     desk = Desk()
     desk.store.fails["behind end"] = 1
     client = await desk.take(user("one"))
-    assert isinstance(client.broken, StateUnavailable)
+    assert isinstance(client.error, StateUnavailable)
     await desk.take(user("two"))
     assert desk.dispatch.sent() == [user("one"), said("to one"), user("two")]
     assert await desk.texts() == ["one", "to one", "two", "to two"]
@@ -227,9 +227,9 @@ async def test_half_an_answer_is_not_kept(script: Any) -> None:
     desk = Desk()
     desk.dispatch.scripts = [script]
     client = await desk.take(user("hi"))
-    assert isinstance(client.broken, WorkerError)
+    assert isinstance(client.error, WorkerError)
     assert not client.has_ended
-    assert b"[DONE]" not in client.told
+    assert b"[DONE]" not in client.sent
     assert await desk.texts() == []
     await desk.require_quiet()
 
@@ -238,7 +238,7 @@ async def test_a_streams_answer_that_nobody_understands_is_not_kept() -> None:
     desk = Desk()
     desk.dispatch.scripts = [babble]
     client = await desk.take(user("hi"))
-    assert isinstance(client.broken, WorkerError)
+    assert isinstance(client.error, WorkerError)
     assert await desk.texts() == []
 
 
@@ -267,7 +267,7 @@ async def test_a_whole_answer_that_nobody_understands_is_not_given() -> None:
 async def test_a_client_that_is_gone_is_written_nothing_and_its_whole_answer_is_kept() -> None:
     desk = Desk()
     let_go = desk.points.held["amid dispatch"] = asyncio.Event()
-    client = FakeClient(desk.points)
+    client = a_client(desk.points)
     turn = desk.begin(user("hi"), client=client)
     await client.begun.wait()
 
@@ -278,7 +278,7 @@ async def test_a_client_that_is_gone_is_written_nothing_and_its_whole_answer_is_
     let_go.set()
     await turn
     assert await desk.texts() == []
-    gone = FakeClient(desk.points)
+    gone = a_client(desk.points)
     gone.is_gone = True
     desk.dispatch.scripts = [go_on]
     await desk.take(user("hi"), client=gone)
@@ -528,7 +528,7 @@ async def test_a_turn_that_lost_its_claim_writes_nothing_more(stream: bool) -> N
     slow = Desk()
     quick = Desk(slow.store)
     let_go = slow.points.held["behind dispatch"] = asyncio.Event()
-    client = FakeClient(slow.points)
+    client = a_client(slow.points)
     turn = slow.begin(user("slow"), client=client, stream=stream)
     await slow.points.reached.wait()
     slow.now += 16.0
@@ -537,7 +537,7 @@ async def test_a_turn_that_lost_its_claim_writes_nothing_more(stream: bool) -> N
     let_go.set()
     if stream:
         await turn
-        assert isinstance(client.broken, SessionBusy)
+        assert isinstance(client.error, SessionBusy)
         assert not client.has_ended
     else:
         with pytest.raises(SessionBusy):
@@ -572,14 +572,14 @@ async def test_a_session_that_is_deleted_under_its_turn_stays_deleted(stream: bo
     await desk.take(user("one"))
     let_go = desk.points.held["behind dispatch"] = asyncio.Event()
     desk.points.reached.clear()
-    client = FakeClient(desk.points)
+    client = a_client(desk.points)
     turn = desk.begin(user("two"), client=client, stream=stream)
     await desk.points.reached.wait()
     assert await desk.store.delete(SID, ACME.rules.tenant)
     let_go.set()
     if stream:
         await turn
-        assert isinstance(client.broken, SessionBusy)
+        assert isinstance(client.error, SessionBusy)
     else:
         with pytest.raises(SessionBusy):
             await turn
@@ -599,7 +599,7 @@ async def test_a_turn_begun_in_a_deleted_session_does_not_end_in_the_one_that_to
     del desk.points.held["behind dispatch"]
     await Desk(desk.store).take(user("new"))
     let_go.set()
-    assert isinstance((await turn).broken, SessionBusy)
+    assert isinstance((await turn).error, SessionBusy)
     assert await desk.texts() == ["new", "to new"]
 
 

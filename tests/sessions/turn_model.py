@@ -72,7 +72,7 @@ class Try:
         """What its client was told instead of an answer."""
         if not self.task.done() or self.task.cancelled():
             return None
-        return self.task.exception() or self.client.broken
+        return self.task.exception() or self.client.error
 
 
 @dataclass(frozen=True)

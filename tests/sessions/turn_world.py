@@ -27,7 +27,8 @@ from router.proxy.ports import Client
 from router.sessions.context.entry import Kind, decode
 from router.sessions.stores.contract import Append, Fenced, Sid, Store, StoreUnavailable
 from router.sessions.stores.write_behind import Journal, JournaledStore
-from tests.sessions.desk import DONE, FakeClient, FakeDispatch, Points, Replica, delta, said, write
+from tests.fakes import FakeClient
+from tests.sessions.desk import DONE, FakeDispatch, Points, Replica, delta, said, write
 from tests.sessions.stores.contract import Trial
 
 T = TypeVar("T")
@@ -216,7 +217,7 @@ class Reader(FakeClient):
     """``told_at``: when its answer was at its end."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(Points())
+        super().__init__(head=b"HEAD\n\n")
         self._world = world
         self.told_at = 0
 

@@ -18,7 +18,8 @@ from router.upstream.relay import RelayEvent
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import StreamFilter
-from tests.upstream.wires import LIMITS, FakeClient, Wire
+from tests.fakes import FakeClient
+from tests.upstream.wires import LIMITS, Wire
 from tests.wire.cuts import bytewise, cut, cuts
 
 TEXT = b'data: {"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}\n\n'
@@ -256,7 +257,7 @@ def test_a_stream_is_the_same_however_it_is_cut_and_leaves_the_connection_clean(
         turn, wire = await stream_to(client, *cut(STREAM, places), hides_usage=hides_usage)
         assert turn is RelayEvent.DONE
         assert client.events == b"".join(event for event in EVENTS if not (hides_usage and event is USAGE))
-        assert client.has_ended == is_chunked
+        assert client.has_last_chunk == is_chunked
         wire.connection.release()
         assert wire.idled == [wire.connection]
         assert wire.connection.is_usable
@@ -287,7 +288,7 @@ def test_how_a_worker_frames_a_stream_makes_no_difference(sizes: list[int], fram
         turn, wire = await stream_to(client, *cut(head + wire_body, places))
         assert turn is RelayEvent.DONE
         assert client.events == body
-        assert client.has_ended
+        assert client.has_last_chunk
         if b"close" in framing:
             wire.lose()
         wire.connection.release()
@@ -339,7 +340,7 @@ def test_a_death_at_any_byte_gives_whole_events_only_and_never_a_clean_end(reset
         turn = await wire.connection.relay_event()
         assert b"".join(EVENTS).startswith(client.events)
         assert client.events.endswith(b"\n\n")
-        assert (turn, client.has_ended) == (
+        assert (turn, client.has_last_chunk) == (
             (RelayEvent.DONE, True) if at >= end_of_done else (RelayEvent.FAILED, False)
         )
         wire.connection.release()
@@ -362,7 +363,7 @@ async def test_what_was_whole_in_a_read_leaves_before_its_error_is_acted_on(bad:
     turn, wire = await stream_to(client, STREAM_HEAD + frame(TEXT), frame(TEXT) + bad)
     assert turn is RelayEvent.FAILED
     assert client.events in (TEXT + TEXT, TEXT + TEXT + TEXT)
-    assert not client.has_ended
+    assert not client.has_last_chunk
     assert wire.transport.closing
 
 
@@ -408,7 +409,7 @@ async def test_a_last_chunk_that_comes_later_than_the_closing_event_saves_the_co
     client = FakeClient()
     turn, wire = await stream_to(client, STREAM_HEAD, *map(frame, EVENTS))
     assert turn is RelayEvent.DONE
-    assert client.has_ended
+    assert client.has_last_chunk
     wire.connection.release()
     assert not wire.idled
     assert wire.connection.deadline == wire.clock.now + TAIL_S
@@ -438,7 +439,7 @@ async def test_a_last_chunk_that_is_wrong_or_never_comes_costs_the_connection_an
 
 
 async def test_a_client_that_is_full_stops_the_reading_until_it_has_read_on() -> None:
-    client = FakeClient(is_full_behind=0)
+    client = FakeClient(is_full_after=0)
     wire = Wire()
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
@@ -449,7 +450,7 @@ async def test_a_client_that_is_full_stops_the_reading_until_it_has_read_on() ->
     wire.clock.now += 1000
     wire.connection.expire()
     assert wire.connection.error is None, "a slow client is not a silent worker"
-    client.is_full_behind = None
+    client.is_full_after = None
     wire.connection.resume()
     assert wire.transport.is_reading()
     assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
@@ -465,7 +466,7 @@ async def test_a_connection_is_never_kept_with_its_reading_stopped(tail: bytes) 
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
     wire.relay_to(client)
-    client.is_full_behind = 0
+    client.is_full_after = 0
     wire.feed(frame(LAST + DONE) + tail)
     assert await wire.connection.relay_event() is RelayEvent.DONE
     wire.connection.release()
@@ -482,7 +483,7 @@ async def test_a_client_that_is_gone_ends_the_workers_work(pieces: list[bytes]) 
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
     wire.relay_to(client)
-    client.gone = True
+    client.is_gone = True
     wire.feed(*pieces)
     assert await wire.connection.relay_event() is RelayEvent.CLIENT_GONE
     assert wire.transport.closing
@@ -491,7 +492,7 @@ async def test_a_client_that_is_gone_ends_the_workers_work(pieces: list[bytes]) 
 @pytest.mark.parametrize("data", [STREAM_HEAD + frame(TEXT), STREAM])
 async def test_a_client_that_is_gone_before_the_first_event_gets_nothing(data: bytes) -> None:
     client = FakeClient()
-    client.gone = True
+    client.is_gone = True
     wire = Wire()
     ask(wire, a_watch())
     wire.feed(data)

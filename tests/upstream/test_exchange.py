@@ -28,9 +28,9 @@ from router.upstream.pool import Pool
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import StreamFilter
+from tests.fakes import FakeClient, a_holding
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
-from tests.upstream.wires import FakeClient, a_holding
 
 LIMITS = TimeoutsConfig(
     max_reply_bytes=1 << 20,
@@ -50,8 +50,8 @@ DONE = b"data: [DONE]\n\n"
 class Client(FakeClient):
     """A client that reads on whenever it is waited for, unless it has stalled."""
 
-    def __init__(self, *, is_full_behind: int | None = None, stalls: bool = False) -> None:
-        super().__init__(is_full_behind=is_full_behind)
+    def __init__(self, *, is_full_after: int | None = None, stalls: bool = False) -> None:
+        super().__init__(is_full_after=is_full_after)
         self.stalls = stalls
         self.reads_on = asyncio.Event()
 
@@ -59,7 +59,7 @@ class Client(FakeClient):
         return b""
 
     async def drained(self) -> bool:
-        self.is_full_behind = None
+        self.is_full_after = None
         if not self.stalls:
             self.reads_on.set()
         return not self.stalls
@@ -304,7 +304,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_until_it_stalls(stalls: 
         await peer.send(frame(LAST + DONE) + LAST_CHUNK)
 
     async with scripted(stream) as worker, pooled(worker) as fixture:
-        client = Client(is_full_behind=0, stalls=stalls)
+        client = Client(is_full_after=0, stalls=stalls)
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
             end = await relay(exchange, client, a_record())
@@ -415,7 +415,7 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
         async with pooled(worker, replace(FLEET, ca_file=str(cert))) as fixture:
             assert (await fixture.ask()).body == b"{}"
             worker.script = stream
-            client = Client(is_full_behind=4000)
+            client = Client(is_full_after=4000)
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
                 assert await relay(exchange, client, a_record()) is StreamEnd.DONE

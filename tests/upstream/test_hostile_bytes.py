@@ -21,7 +21,8 @@ from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
 from router.wire.transcript import Transcript, TranscriptBudget
-from tests.upstream.wires import FakeClient, Wire, a_holding
+from tests.fakes import FakeClient, a_holding
+from tests.upstream.wires import Wire
 
 LIMITS = TimeoutsConfig(
     max_reply_bytes=1 << 20,
@@ -125,7 +126,7 @@ async def test_a_flood_without_content_ends_its_worker_soon(piece: bytes, kind: 
     assert forever(wire, piece) <= most
     assert await wire.connection.relay_event() is RelayEvent.FAILED
     assert wire.rejected_replies == {kind: 1}
-    assert not client.has_ended
+    assert not client.has_last_chunk
 
 
 async def test_comments_between_chunks_end_nobody_however_many_there_are() -> None:
@@ -243,12 +244,12 @@ async def test_a_large_read_leaves_the_loop_to_others_and_nothing_is_read_meanwh
 
 async def test_a_client_that_is_full_stops_a_large_read_where_it_is() -> None:
     wire, client = await flowing()
-    client.is_full_behind = 3 * SLICE_BYTES
+    client.is_full_after = 3 * SLICE_BYTES
     wire.feed(b"".join(frame(TEXT) for _ in range(1000)))
     assert await wire.connection.relay_event() is RelayEvent.FULL
     assert len(client.sent) < 5 * SLICE_BYTES
     assert not wire.transport.is_reading()
-    client.is_full_behind = None
+    client.is_full_after = None
     wire.connection.resume()
     wire.clock.run()
     assert client.events == TEXT * 1001

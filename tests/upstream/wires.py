@@ -8,20 +8,14 @@ from collections.abc import Callable
 from typing import cast
 
 from router.config.workers import TimeoutsConfig
-from router.core.request.request import NO_TENANT
-from router.core.tenants.memory import Holding, MemoryBudget
 from router.proxy.ports import Client
 from router.upstream.connection import WorkerConnection
 from router.upstream.read_scheduler import ReadScheduler
-from router.wire.framing import ChunkedReader
+from tests.fakes import FakeClient
 
 LIMITS = TimeoutsConfig(
     max_reply_bytes=2000, max_event_bytes=1000, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0, silence_s=50.0
 )
-
-
-def a_holding(max_bytes: int = 1 << 30) -> Holding:
-    return MemoryBudget(max_bytes).hold(NO_TENANT)
 
 
 class Clock:
@@ -71,54 +65,6 @@ class FakeTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self.reads = True
-
-
-class FakeClient:
-    """Where a stream goes. ``is_full_behind``: bytes after which it has not read on."""
-
-    def __init__(self, *, is_chunked: bool = True, is_full_behind: int | None = None) -> None:
-        self.is_chunked = is_chunked
-        self.is_full_behind = is_full_behind
-        self.writes: list[bytes] = []
-        self.gone = False
-        self.was_ended = False
-        self.memory = a_holding()
-
-    def write(self, data: bytes) -> None:
-        assert not self.gone
-        assert not self.was_ended
-        self.writes.append(data)
-
-    def write_last(self, data: bytes) -> None:
-        self.write(data)
-        self.was_ended = True
-
-    def is_closing(self) -> bool:
-        return self.gone
-
-    def is_full(self) -> bool:
-        return self.is_full_behind is not None and len(self.sent) > self.is_full_behind
-
-    @property
-    def sent(self) -> bytes:
-        return b"".join(self.writes)
-
-    @property
-    def events(self) -> bytes:
-        """The payload so far; fails where what was sent is not whole frames."""
-        if not self.is_chunked:
-            return self.sent
-        reader = ChunkedReader()
-        payload, error = reader.feed(self.sent)
-        assert error is None
-        assert reader.at_boundary or reader.finished
-        assert not reader.surplus
-        return payload
-
-    @property
-    def has_ended(self) -> bool:
-        """True where the body has its last chunk."""
-        return self.sent.endswith(b"0\r\n\r\n")
 
 
 class Wire:
