@@ -40,7 +40,8 @@ async def open_store(
     limits = OwnerLimits(config.max_tenant_sessions, config.max_tenant_bytes)
     if config.store == NO_STORE or scheme == "memory":
         opened = await _open_sqlite(config, IN_MEMORY, clock, wall_clock, limits)
-        return OpenedStore("memory", opened, secret or secrets.token_bytes(SECRET_BYTES), sqlite=opened, limits=limits)
+        secret = secret or secrets.token_bytes(SECRET_BYTES)
+        return OpenedStore("memory", opened, opened, secret, limits=limits)
     if not config.store or scheme == "sqlite":
         path = Path(f"/{rest.lstrip('/')}") if separator else state_dir(config) / DATABASE_FILE
         opened = await _open_sqlite(config, path, clock, wall_clock, limits)
@@ -51,7 +52,7 @@ async def open_store(
             _warn_of_readers(secret_path)
             if is_new:
                 await _warn_of_lost(opened, secret_path)
-        return OpenedStore("sqlite", _encrypted(config, opened), secret, sqlite=opened, limits=limits)
+        return OpenedStore("sqlite", opened, _encrypted(config, opened), secret, limits=limits)
     if scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
         raise ConfigError(f"sessions.store=***: must be one of {SCHEMES}")
     if not secret:
@@ -100,7 +101,7 @@ async def _open_redis(
     except ValueError as error:
         raise ConfigError(f"sessions.store=***: {error}") from None
     if not config.max_journal_bytes:
-        return OpenedStore("redis", _encrypted(config, redis), secret, redis=redis, limits=owner)
+        return OpenedStore("redis", redis, _encrypted(config, redis), secret, limits=owner)
     directory = state_dir(config)
     journaled = JournaledStore(redis, Journal(directory, config.max_journal_bytes), wall_clock)
     try:
@@ -109,7 +110,7 @@ async def _open_redis(
         raise ConfigError(
             f"sessions.state_dir={str(directory)!r}: {error.strerror}; sessions.max_journal_bytes = 0 turns the journal off"
         ) from None
-    return OpenedStore("redis", _encrypted(config, journaled), secret, journaled, redis, limits=owner)
+    return OpenedStore("redis", redis, _encrypted(config, journaled), secret, journaled, limits=owner)
 
 
 def state_dir(config: SessionsConfig) -> Path:

@@ -61,7 +61,8 @@ class RedisStore:
         self._ledger = Ledger(limits.owner)
         self.evictions = Evictions()
         self.calls = runner.calls
-        self.max_connections = limits.max_connections
+        self.lines = (runner.calls,)
+        self.max_pending = limits.max_connections
 
     @classmethod
     def from_url(cls, url: str, limits: RedisLimits, clock: Callable[[], float]) -> Self:

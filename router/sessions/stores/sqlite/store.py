@@ -45,7 +45,6 @@ WRITES_PER_CHECKPOINT = 64
 SWEPT_ENTRIES, SWEPT_DOCUMENTS = 500, 50
 """Deleted by one transaction at most, so that other calls wait for a short time only."""
 
-
 MAX_OWNER_CALLS = 2
 """Calls of one owner in the queue of each thread: two keep the thread busy, and others wait for no more than two."""
 MAX_CALLS = 8
@@ -60,6 +59,7 @@ class SqliteStore:
         self._limits = limits
         bounds = {"max_calls": MAX_CALLS, "max_owner_calls": MAX_OWNER_CALLS, "max_waiting": writer.max_pending}
         self.writes, self.reads = (FairTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
+        self.lines = (self.writes, self.reads)
         self._writes = 0
         self._is_untidy = False
         """Deleted data is still in the write-ahead log."""
