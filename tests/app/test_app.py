@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from router.app.serve import make_policy, running
+from router.app.data_plane import make_policy
+from router.app.serve import running
 from router.config.loading import load_config
 from router.config.reference import settings
 from router.config.schema import Config, ConfigError

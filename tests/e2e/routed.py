@@ -24,8 +24,6 @@ QUICK = {
     "server.insecure_no_auth": True,
     "server.drain_s": 2.0,
     "probes.interval_s": 0.1,
-    "probes.ill_interval_s": 0.05,
-    "probes.models_interval_s": 0.05,
     "probes.ejection_s": 0.2,
     "probes.max_ejection_s": 0.4,
     "load.poll_interval_s": 0.1,
@@ -46,12 +44,15 @@ CONSTANTS = {
 """What is no setting, and has another value while a test's router runs; by a name as if it were one."""
 
 
+QUICK_CONSTANTS = {"probes.ill_interval_s": 0.05, "probes.models_interval_s": 0.05}
+
+
 @asynccontextmanager
 async def routed(*workers: str, **settings: Any) -> AsyncIterator[Running]:
     """``a__b=value`` sets ``a.b``. Behind the block nothing is under way any more, or the test fails."""
     timeout_s = settings.pop("timeout_s", 25.0)
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    flags = {**QUICK, "fleet.workers": list(workers), **named}
+    flags = {**QUICK, **QUICK_CONSTANTS, "fleet.workers": list(workers), **named}
     async with contextlib.AsyncExitStack() as constants:
         for name in flags.keys() & CONSTANTS.keys():
             constants.enter_context(patch(CONSTANTS[name], flags.pop(name)))
