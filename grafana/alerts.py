@@ -194,7 +194,7 @@ ALERTS = (
     ),
     Alert(
         name="WarmrouteSummariesFail",
-        expr=f"{_compactions(SUMMARIES_FAILED)} > 0.5 * ({_compactions(f'told|pending|{SUMMARIES_FAILED}')} > 0)",
+        expr=f"{_compactions(SUMMARIES_FAILED)} > 0.5 * ({_compactions(f'summarized|pending|{SUMMARIES_FAILED}')} > 0)",
         waits="30m",
         severity="ticket",
         summary="Most histories of {{ $labels.job }} that are cut get no summary.",

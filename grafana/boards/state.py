@@ -325,20 +325,6 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Hit ratio that the compactor assumes",
-                    description="Learnt share of a prefix that caches hold. High marks follow from it, and from what "
-                    "a turn adds.",
-                    unit="percentunit",
-                    maximum=1,
-                    queries=(Query(worst("context_hit_ratio", by="instance"), "{{instance}}"),),
-                ),
-                Panel(
-                    title="Tokens that a turn adds",
-                    description="As the compactor has learnt.",
-                    unit="short",
-                    queries=(Query(worst("context_growth_tokens", by="instance"), "{{instance}}"),),
-                ),
-                Panel(
                     title="Error of token counts",
                     description="Difference between the router's and the worker's count, as a share of a prompt's "
                     "tokens.",

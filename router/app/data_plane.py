@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from router.config.routing import PolicyConfig
 from router.config.schema import Config, ConfigError
 from router.config.workers import FleetConfig
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import Fleet, FleetRules, Member
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
+from router.core.fleet.member import Member
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
-from router.policies import POLICIES, PolicySettings
-from router.policies.base import Policy
+from router.policies import make_policy
 from router.proxy.admission import Admission
 from router.proxy.dispatch import Dispatcher
 from router.proxy.metrics import Metrics, dispatch_rows, queue_rows, tenant_rows
@@ -83,7 +83,7 @@ def build_data_plane(
     """Raises ConfigError, and OSError for certificates."""
     index = PrefixIndex(config.index.max_blocks, _default_blocks(config))
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
-    metrics, gaps = Metrics(registry, fleet.knows), StreamGaps(fleet.knows)
+    metrics, gaps = Metrics(registry, fleet.catalog.knows), StreamGaps(fleet.catalog.knows)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
 
     def observe(record: Record) -> None:
@@ -93,7 +93,7 @@ def build_data_plane(
     pool = Pool(config.fleet, config.timeouts, lambda address: fleet.signs(address, clock()))
     upstream = Upstream(pool, gaps.of)
     last_workers = LastWorkers(config.index.max_sessions)
-    policy = make_policy(config.policy)
+    policy = make_policy(config.policy.name, config.policy, random.Random(config.policy.seed))  # noqa: S311  # lots, not secrets
     selector = WorkerSelector(fleet, index, last_workers, policy, clock, config.timeouts.min_first_event_s)
     admission = Admission(config.admission, fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
@@ -136,17 +136,6 @@ def build_data_plane(
         metrics,
         decisions,
     )
-
-
-def make_policy(config: PolicyConfig) -> Policy:
-    settings = PolicySettings(
-        ring_bound=config.ring_bound,
-        miss_weight=config.miss_weight,
-        prior=config.prior,
-        leave_weight=config.leave_weight,
-        alone=config.alone,
-    )
-    return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
 
 
 def _sources(fleet: FleetConfig, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import resource
 import ssl
 import sys
@@ -33,17 +32,17 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
+from router.server.client_server import ClientServer, Observers
 from router.server.data import DataPort
 from router.server.failed_logins import FailedLogins
 from router.server.key_connections import KeyConnections
 from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen
 from router.server.metrics import Cuts, admin_rows, certificate_rows, client_rows, key_rows, memory_rows
-from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
 from router.tracing.build import Tracing, open_tracing, sending
-from router.tracing.metrics import trace_rows
+from router.tracing.metrics import TraceCounts, trace_rows
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -125,7 +124,7 @@ def build_ports(
         config.server,
         config.limits,
         plane.dispatcher,
-        plane.fleet,
+        plane.fleet.catalog,
         clock,
         plane.metrics.observe_refusal,
         keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth))),
@@ -147,7 +146,8 @@ def build_ports(
         audit,
         failed_logins,
     )
-    tracing = _open_tracing(config, plane, clock)
+    trace_counts = TraceCounts()
+    tracing = _open_tracing(config, plane, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
@@ -164,7 +164,7 @@ def build_ports(
         key_rows(keys, data, config.auth, config.limits),
         certificate_rows(certificate),
         admin_rows(admins, feed, failed_logins, audit, plane.decisions),
-        trace_rows(tracing.queue if tracing is not None else None),
+        trace_rows(trace_counts),
     )
     return Ports(config, data, clients, admins, certificate, feed, tracing)
 
@@ -198,10 +198,9 @@ def _date_of(clock: Callable[[], float]) -> Callable[[float], str]:
     return lambda at: datetime.fromtimestamp(time.time() - (clock() - at), UTC).isoformat(timespec="seconds")
 
 
-def _open_tracing(config: Config, plane: DataPlane, clock: Callable[[], float]) -> Tracing | None:
+def _open_tracing(config: Config, plane: DataPlane, clock: Callable[[], float], counts: TraceCounts) -> Tracing | None:
     about = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
-    lots = random.Random()  # noqa: S311  # ids have to differ, and need not be secret
-    return open_tracing(config.tracing, about, plane.fleet.knows, clock, time.time, lots.getrandbits)
+    return open_tracing(config.tracing, about, plane.fleet.catalog.knows, clock, time.time, counts)
 
 
 @asynccontextmanager

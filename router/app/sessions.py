@@ -28,6 +28,7 @@ from router.sessions.api.openapi import describe_state
 from router.sessions.api.responses import ResponsePages
 from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
+from router.sessions.claimer import TurnSettings
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
@@ -39,7 +40,7 @@ from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.metrics import store_rows, usage_rows
 from router.sessions.stores.opened import OpenedStore
 from router.sessions.tokens.counts import TokenCounts
-from router.sessions.turns import Turns, TurnSettings
+from router.sessions.turns import Turns
 from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 
@@ -121,11 +122,9 @@ async def build_state(
         metrics.observe_size,
         LogBounds(sessions.max_entries, sessions.max_session_bytes),
     )
-    planner = Planner(histories, plane.fleet.bytes_per_token, resumes=config.resumption.max_attempts > 0)
+    planner = Planner(histories, plane.fleet.learning.bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
-    lookups = Lookups(
-        WindowSizes(plane.fleet.window, clock), counts.total, counts.is_exact, plane.selector.cached_tokens
-    )
+    lookups = Lookups(WindowSizes(plane.fleet.catalog.window, clock), counts.total, counts.is_exact)
     context_window = build_context_window(
         config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, metrics
     )

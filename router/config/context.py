@@ -25,11 +25,17 @@ class ContextConfig(Section, frozen=True):
     ] = "hybrid"
     high_tokens: Annotated[
         int,
-        Meta(ge=0, le=10**9, description="Tokens of a history above which it is cut; 0: where cutting costs least."),
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Tokens above which a history is cut; 0: three quarters of what the window leaves.",
+        ),
     ] = 0
     low_tokens: Annotated[
         int,
-        Meta(ge=0, le=10**9, description="Tokens that a cut leaves of a history; 0: a quarter of the model's window."),
+        Meta(
+            ge=0, le=10**9, description="Tokens that a cut leaves of a history; 0: a quarter of what the window leaves."
+        ),
     ] = 0
     max_tokens: Annotated[
         int,
@@ -43,18 +49,6 @@ class ContextConfig(Section, frozen=True):
             description="Tokens left free for an answer whose request sets no limit; at most a quarter of the window.",
         ),
     ] = 4096
-    carry_price: Annotated[
-        float,
-        Meta(gt=0, le=1, description="Cost of a cached prompt token, as a share of the cost of a computed one."),
-    ] = 0.1
-    idle_s: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=10**9,
-            description="Seconds without a turn after which a history that is in no cache any more is cut early.",
-        ),
-    ] = 60.0
     summary_model: Annotated[
         str, Meta(description="Model of the fleet that writes summaries; empty: each session's own.")
     ] = ""
@@ -68,15 +62,6 @@ class ContextConfig(Section, frozen=True):
     summary_api_key: Annotated[str, Meta(description="API key for context.summary_url.", extra=SECRET)] = ""
     summary_api_key_file: Annotated[str, Meta(description="File that holds context.summary_api_key.")] = ""
     summary_tokens: Annotated[int, Meta(ge=16, le=100_000, description="Most tokens of the summary of one cut.")] = 400
-    summary_price: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=100,
-            description="Cost of a token that context.summary_model or context.summary_url reads, as a share of the cost of "
-            "a token of the session's model.",
-        ),
-    ] = 0.1
     summary_source_tokens: Annotated[
         int,
         Meta(

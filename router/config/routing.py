@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
+import msgspec
 from msgspec import Meta
 
 from router.config.section import Section
+from router.policies import POLICIES
 
-PolicyName = Literal[
-    "cache_aware", "prefix_ring", "session_affinity", "power_of_two", "least_loaded", "round_robin", "random"
-]
-
-Chance = Annotated[float, Meta(ge=0, le=1)]
+if TYPE_CHECKING:
+    PolicyName = str
+else:
+    PolicyName = Literal[tuple(POLICIES)]
 
 
 class PolicyConfig(Section, frozen=True):
     """How workers are ranked."""
 
     name: Annotated[PolicyName, Meta(description="Policy that ranks the workers for each request.")] = "cache_aware"
-    ring_bound: Annotated[
-        float,
-        Meta(ge=0, le=100, description="prefix_ring: most load over the mean, 1.25 for a quarter more; 0: unbounded."),
-    ] = 1.25
-    miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 6.0
-    prior: Annotated[
-        tuple[Chance, Chance],
-        Meta(description="cache_aware: chance that the ring's first two workers hold earlier turns, p."),
-    ] = (0.9, 0.3)
-    leave_weight: Annotated[
-        float, Meta(ge=0, le=100, description="cache_aware: cost of leaving the ring's first, μ.")
-    ] = 0.3
-    alone: Annotated[bool, Meta(description="This is the only router: the ring says nothing about others.")] = False
     initial_prefill_rate: Annotated[
         float,
         Meta(
@@ -45,6 +33,21 @@ class PolicyConfig(Section, frozen=True):
         Meta(ge=0.5, le=64, description="Prompt bytes per token that are assumed before a worker has reported usage."),
     ] = 4.0
     seed: Annotated[int, Meta(description="Seed of the policies that choose at random.")] = 0
+
+
+if not TYPE_CHECKING:  # each policy declares its own parameters, which stand in the same section
+    PolicyConfig = msgspec.defstruct(
+        "PolicyConfig",
+        [
+            (field.name, get_type_hints(kind.parameters, include_extras=True)[field.name], field.default)
+            for kind in POLICIES.values()
+            for field in msgspec.structs.fields(kind.parameters)
+        ],
+        bases=(PolicyConfig,),
+        namespace={"__doc__": PolicyConfig.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 class IndexConfig(Section, frozen=True):

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from router.core.index.cache_use import CacheMisses
 from router.core.request.record import Record
-from router.core.request.request import Route
 from router.core.request.retry import RetryBudget
+from router.core.request.routes import Route
 from router.core.tenants.quota import Account
 from router.proxy.admission import Admission
 from router.runtime.metrics import MAX_LABEL_VALUES, OTHER, Row, Table, counter, gauge
@@ -69,7 +69,7 @@ class Metrics:
         self._add_counters(registry)
         self._add_histograms(registry)
         for route in (*Route, None):
-            self._begin_requests(route.value if route else OTHER, OTHER)
+            self._begin_requests(route.path if route else OTHER, OTHER)
         registry.register(Table(self._rows()))
 
     def _add_counters(self, registry: CollectorRegistry) -> None:
@@ -150,7 +150,7 @@ class Metrics:
             self._count(record)
 
     def _count(self, record: Record) -> None:
-        key = (record.route.value, record.model, record.status, record.policy, record.reason)
+        key = (record.route.path, record.model, record.status, record.policy, record.reason)
         children = self._children.get(key) or self._bind(key)
         children.requests.inc()
         children.duration.observe(record.ended_at - record.started_at)

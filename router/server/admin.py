@@ -149,7 +149,7 @@ def _json(value: object) -> web.Response:
 def show_decision(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
-        "route": record.route.value,
+        "route": record.route.path,
         "model": redact(record.model),  # where no worker serves it, it is whatever a client wrote
         "stream": record.stream,
         "worker": record.worker,

@@ -33,6 +33,7 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
     content = request.content
     if content.is_eof():  # most came with their head
         body = content.read_nowait()
+        require_room(len(body), limits)
         if len(body) > UNCOUNTED_BYTES:
             memory.grow(BODY, len(body))
         return body

@@ -12,11 +12,11 @@ from router.core.tenants.memory import MemoryBudget
 from router.runtime.metrics import Row, counter, gauge
 from router.server.audit import Audit
 from router.server.certificate import Certificate
+from router.server.client_server import ClientServer
 from router.server.data import DataPort
 from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
 from router.server.key_file import KeyFile
 from router.server.parsing.pool import Parsers
-from router.server.protocol import ClientServer
 from router.server.status.feed import StatusFeed
 
 CUT_CAUSES = ("head_timeout", "head_size", "body_timeout", "too_many", "write_stall")

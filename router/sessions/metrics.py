@@ -179,7 +179,7 @@ def context_rows(
         counter(
             "compactions",
             "Histories that the compactor looked at or a turn cut, by result.",
-            lambda: {**compactor.results, **views.cuts},
+            lambda: {**compactor.results, "ceiling": views.cuts},
             "result",
         ),
         counter(
@@ -195,16 +195,6 @@ def context_rows(
         ),
         gauge("janitor_waiting", "Sessions that wait for the compactor.", lambda: compactor.waiting),
         gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: max_waiting),
-        gauge(
-            "context_hit_ratio",
-            "Share of earlier turns' tokens that workers find in their caches, as the compactor estimates it.",
-            lambda: views.cache_costs.hits,
-        ),
-        gauge(
-            "context_growth_tokens",
-            "Tokens that a turn adds to its session, as the compactor estimates it.",
-            lambda: views.cache_costs.growth,
-        ),
         gauge(
             "tenant_summary_tokens_left",
             "Tokens that summaries of the tenant's sessions may still use until midnight UTC.",

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from router.config.workers import LoadConfig, ProbesConfig
-from router.core.fleet.fleet import Fleet, Member, ModelCard
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import WorkerState
 from router.core.fleet.load import LoadReport
+from router.core.fleet.member import Member, ModelCard
 from router.core.printable import printable
 from router.core.request.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied
 from router.core.request.reply import Reply

@@ -9,8 +9,10 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, Member
+from router.core.fleet.catalog import MAX_KNOWN_MODELS
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import Cause, WorkerState
+from router.core.fleet.member import Member
 from router.core.index.prefix_index import PrefixIndex
 from router.runtime.metrics import MAX_LABEL_VALUES, OTHER, Row, counter, gauge
 from router.upstream.fleet_sync import FleetSync
@@ -77,19 +79,19 @@ def fleet_rows(fleet: Fleet, index: PrefixIndex) -> Iterable[Row]:
         gauge(
             "worker_in_flight",
             "Requests that this router has on the worker now.",
-            each(lambda member: fleet.in_flight[member.position]),
+            each(lambda member: fleet.figures.in_flight[member.position]),
             "worker",
         ),
         gauge(
             "worker_queued_prefill_tokens",
             "Uncached prompt tokens of requests that this router sent to the worker and that have no first token yet.",
-            each(lambda member: max(fleet.queued_prefill_tokens[member.position], 0.0)),
+            each(lambda member: max(fleet.figures.queued_prefill_tokens[member.position], 0.0)),
             "worker",
         ),
         gauge(
             "worker_prefill_rate",
             "Prefill rate that the router learnt for the worker, in tokens per second.",
-            each(lambda member: 1.0 / fleet.seconds_per_token[member.position]),
+            each(lambda member: 1.0 / fleet.figures.seconds_per_token[member.position]),
             "worker",
         ),
         gauge(
@@ -109,7 +111,7 @@ def fleet_rows(fleet: Fleet, index: PrefixIndex) -> Iterable[Row]:
         gauge(
             "known_models",
             "Model names that the router remembers: served now, or served before.",
-            lambda: fleet.known_models,
+            lambda: len(fleet.catalog),
         ),
         gauge(
             "max_known_models",

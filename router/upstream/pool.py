@@ -15,7 +15,8 @@ from router.core.address import is_forbidden
 from router.core.fleet.patience import Signs
 from router.core.request.attempt import CannotConnect
 from router.core.worker import WorkerAddress
-from router.upstream.connection import BREACHES, WorkerConnection
+from router.upstream.connection import WorkerConnection
+from router.upstream.reply_reader import REJECTION_KINDS
 from router.upstream.shares import Shares
 
 SWEEP_S = 0.25
@@ -35,7 +36,7 @@ class WorkerPort:
         self._now = asyncio.get_running_loop().time
 
     def head(self, method: str, path: str, body_bytes: int, headers: str) -> bytes:
-        content = f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n" if body_bytes else ""
+        content = f"Content-Length: {body_bytes}\r\n" if body_bytes else ""
         return f"{method} {path}{self._common}{headers}{content}\r\n".encode("latin-1")
 
     def take_idle(self) -> WorkerConnection | None:
@@ -83,7 +84,7 @@ class Pool:
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
         self.shares = Shares(self._loop)
-        self.breaches: Counter[str] = Counter(dict.fromkeys(BREACHES, 0))
+        self.breaches: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
         """Answers that were ended since they were not as they must be, by what was wrong."""
 
     def forget(self, address: WorkerAddress) -> None:

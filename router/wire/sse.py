@@ -15,7 +15,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from router.core.request.request import Route
+from router.core.request.routes import Api, Route
 from router.wire.framing import frame
 from router.wire.transcript import PROMPT_IDS, Transcript
 
@@ -85,7 +85,8 @@ _ANTHROPIC = Dialect(
     closing_event=b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     error_event=b"event: error\ndata: %b\n\n",
 )
-DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
+_DIALECTS = {Api.OPENAI: _OPENAI, Api.ANTHROPIC: _ANTHROPIC}
+DIALECTS = {route: _DIALECTS[route.spec.streams] for route in Route if route.spec.streams}
 
 MAX_EMPTY_EVENTS = 10_000
 """Comments and other events without data that may follow one another. A keep-alive comes once in seconds."""
@@ -250,8 +251,10 @@ def _has_more(event: bytes, one: bytes, other: bytes, most: int) -> bool:
 def is_sound(event: bytes) -> bool:
     """True for what every client can parse: JSON objects in UTF-8, the closing word, and comments. Vendors' clients raise on
     anything else what no caller of theirs expects."""
-    if is_costly(event):
-        return False
+    return not is_costly(event) and _can_be_parsed(event)
+
+
+def _can_be_parsed(event: bytes) -> bool:
     data = None
     for line in event.splitlines() if b"\r" in event else event.split(b"\n"):
         if line.startswith(b"data:"):
@@ -322,10 +325,11 @@ def cut_ids(event: bytes) -> bytes:
 
 
 def _is_sound_with(event: bytes, bare: bytes) -> bool:
-    """``bare``: the event without its ids, of which there may be megabytes: those need only be numbers."""
+    """``bare``: the event without its ids, of which there may be megabytes: those need only be numbers. A large event was
+    found not to be costly before."""
     if len(event) <= LARGE_EVENT_BYTES:
         return is_sound(event)
-    return is_sound(bare) and all(not ids.translate(None, _NUMBERS) for ids in _each_ids(event))
+    return _can_be_parsed(bare) and all(not ids.translate(None, _NUMBERS) for ids in _each_ids(event))
 
 
 def _each_ids(event: bytes) -> Iterator[bytes]:

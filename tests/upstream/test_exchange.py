@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from msgspec.structs import replace
@@ -18,8 +19,10 @@ from router.core.index.fingerprint import NO_PROMPT
 from router.core.request.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress, parse_address
+from router.proxy import ports
 from router.upstream.exchange import Exchange, Upstream
 from router.upstream.pool import Pool
 from router.wire.framing import LAST_CHUNK, frame
@@ -126,6 +129,10 @@ async def pooled(
         await asyncio.gather(sweep, return_exceptions=True)
 
 
+async def relay(exchange: Exchange, client: Client, record: Record) -> StreamEnd:
+    return await exchange.relay(cast(ports.Client, client), record)
+
+
 async def hang(_asked: Asked, peer: Peer) -> None:
     await peer.gone()
 
@@ -184,7 +191,7 @@ async def test_a_request_that_the_router_gave_up_on_a_kept_connection_is_not_sen
         fixture.pool.abort_unresponsive(fixture.address)
         await peer.gone()
 
-    monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.0)
+    monkeypatch.setattr("router.upstream.connection.UNRESPONSIVE_WHOLE_S", 0.0)
     async with scripted(fall_silent_at_the_second) as worker, pooled(worker) as fixture:
         await fixture.ask()
         with pytest.raises(WorkerDied):
@@ -272,7 +279,7 @@ async def test_a_stream_is_relayed_and_its_connection_kept_even_if_its_last_chun
         client, record = Client(), a_record()
         with fixture.exchange() as exchange:
             assert (await exchange.ask(a_request(), a_watch(), a_holding())).is_stream
-            assert await exchange.relay(client, record) is StreamEnd.DONE
+            assert await relay(exchange, client, record) is StreamEnd.DONE
         relayed.set()
         assert client.events == TEXT + LAST + DONE
         assert record.bytes_out == len(client.sent)
@@ -300,7 +307,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_until_it_stalls(stalls: 
         client = Client(is_full_behind=0, stalls=stalls)
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            end = await exchange.relay(client, a_record())
+            end = await relay(exchange, client, a_record())
         if stalls:
             assert end is StreamEnd.CLIENT_STALLED
             assert await worker.ended.get() == 0
@@ -318,7 +325,7 @@ async def test_leaving_an_exchange_in_any_phase_closes_the_workers_connection(se
     async def use(fixture: Fixture) -> None:
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            await exchange.relay(Client(), a_record())
+            await relay(exchange, Client(), a_record())
 
     asked = asyncio.Event()
     async with scripted(stop_after) as worker, pooled(worker) as fixture:
@@ -344,7 +351,7 @@ async def test_a_silent_worker_is_given_up_by_the_sweep() -> None:
         client = Client()
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            assert await exchange.relay(client, a_record()) is StreamEnd.SILENT
+            assert await relay(exchange, client, a_record()) is StreamEnd.SILENT
         assert client.events == TEXT
         assert [await worker.ended.get() for _ in range(2)] == [0, 1]
 
@@ -411,7 +418,7 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
             client = Client(is_full_behind=4000)
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
-                assert await exchange.relay(client, a_record()) is StreamEnd.DONE
+                assert await relay(exchange, client, a_record()) is StreamEnd.DONE
             assert client.events == TEXT * 300 + LAST + DONE
             assert worker.connections == 1
             worker.script = hang
@@ -467,5 +474,5 @@ async def test_a_stream_of_several_workers_counts_the_bytes_of_all() -> None:
         for client in clients:
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
-                await exchange.relay(client, record)
+                await relay(exchange, client, record)
         assert record.bytes_out == sum(len(client.sent) for client in clients)

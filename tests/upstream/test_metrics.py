@@ -6,8 +6,9 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
+from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress
 from router.runtime.metrics import MAX_LABEL_VALUES, Exposition, Table

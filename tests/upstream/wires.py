@@ -10,6 +10,7 @@ from typing import cast
 from router.config.workers import TimeoutsConfig
 from router.core.request.request import NO_TENANT
 from router.core.tenants.memory import Holding, MemoryBudget
+from router.proxy.ports import Client
 from router.upstream.connection import WorkerConnection
 from router.upstream.shares import Shares
 from router.wire.framing import ChunkedReader
@@ -139,6 +140,11 @@ class Wire:
             if not self.transport.closing:
                 self.connection.data_received(piece)
                 self.clock.run()
+
+    def relay_to(
+        self, client: FakeClient, head: bytes = b"", observe_gap: Callable[[float], None] = lambda _gap: None
+    ) -> None:
+        self.connection.start_relay(cast(Client, client), head, observe_gap)
 
     def lose(self, error: Exception | None = None) -> None:
         """The worker's side closed: the end of what it sends, and then the connection's."""

@@ -45,7 +45,7 @@ async def open_counts(
     return TokenCounts(
         tokens.media_tokens,
         lambda model: counters.get(config.tokenizer_of(model)),
-        fleet,
+        fleet.learning,
         CountCache(MAX_KNOWN),
         observer,
         clock,

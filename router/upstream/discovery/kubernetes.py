@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, ClassVar
 
 from aiohttp import ClientError, ClientResponse, ClientTimeout
@@ -20,6 +20,7 @@ from kubernetes_asyncio.config import ConfigException, load_incluster_config, lo
 
 from router.config.workers import FleetConfig
 from router.core.worker import WorkerAddress
+from router.runtime.bounded_body import read_body
 from router.upstream.discovery import Unreadable
 from router.upstream.discovery.endpoint_slices import BadSlices, EndpointSlices, Gone, Slice, read_list
 
@@ -148,7 +149,10 @@ class KubernetesSource:
         async with asyncio.timeout(self._timeout_s):
             while True:
                 reply = await self._ask(api, limit=PAGE, **({"_continue": page} if page else {}))
-                data = await _read(reply, left)
+                with closing(reply):
+                    data = await read_body(reply, left)
+                if data is None:
+                    raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
                 left -= len(data)
                 listed = read_list(data)
                 found += listed.items or ()
@@ -215,15 +219,3 @@ class KubernetesSource:
         reason = getattr(error, "reason", None)
         self._complaint = str(reason or error) or type(error).__name__
         log.info("a watch broke", extra={"service": self._service, "error": self._complaint})
-
-
-async def _read(reply: ClientResponse, max_bytes: int) -> bytes:
-    body = bytearray()
-    try:
-        async for part in reply.content.iter_any():
-            body += part
-            if len(body) > max_bytes:
-                raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
-    finally:
-        reply.close()
-    return bytes(body)

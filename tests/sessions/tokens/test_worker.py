@@ -12,8 +12,9 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
+from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
 from router.sessions.tokens import worker
