@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 log = logging.getLogger("warmroute.background")
 
@@ -50,6 +51,16 @@ class Background:
         """Start a task. ``task`` is one of TASKS. ``work`` is called for each run, and the task is done when it returns.
         ``of`` names the task's object in logs."""
         return asyncio.create_task(self._keep(task, work, of), name=f"{task} {of}".strip())
+
+    @asynccontextmanager
+    async def running(self, task: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """The task, for as long as the block takes."""
+        running = self.start(task, work)
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _keep(self, task: str, work: Callable[[], Awaitable[None]], of: str) -> None:
         pause_s = PAUSE_S
