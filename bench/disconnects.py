@@ -22,7 +22,7 @@ import uvloop
 
 from bench.verdict import conclude, percentile
 from router.app.serve import Running, running
-from router.config.schema import load_config
+from router.config.loading import load_config
 
 CLIENTS = 1000
 AT_ONCE = 20

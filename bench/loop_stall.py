@@ -22,7 +22,7 @@ import uvloop
 
 from bench.verdict import conclude, served
 from router.app.serve import Running, serve
-from router.config.schema import load_config
+from router.config.loading import load_config
 from router.runtime.logs import set_up_logging
 
 BODY_BYTES = 4_000_000

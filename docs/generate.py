@@ -19,7 +19,8 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.app.serve import Running, running
-from router.config.schema import Setting, load_config, sections, settings
+from router.config.loading import load_config
+from router.config.reference import Setting, sections, settings
 from router.simulator import Fault, SimulatorSettings, start_fleet
 
 DOCS = Path(__file__).resolve().parent

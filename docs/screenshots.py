@@ -15,7 +15,7 @@ import aiohttp
 from playwright.async_api import Browser, async_playwright
 
 from router.app.serve import running
-from router.config.schema import load_config
+from router.config.loading import load_config
 from router.simulator import SimulatorSettings, start_fleet
 
 IMAGES = Path(__file__).parent / "images"

@@ -67,11 +67,11 @@ BOARD = Board(
                     queries=(Query(rate("turns_total", by="outcome"), "{{outcome}}"),),
                 ),
                 Panel(
-                    title="Turns by door",
+                    title="Turns by API",
                     description="Sessions, responses, conversations.",
                     unit="reqps",
                     kind="stack",
-                    queries=(Query(rate("turns_total", by="door"), "{{door}}"),),
+                    queries=(Query(rate("turns_total", by="api"), "{{api}}"),),
                 ),
                 Panel(
                     title="Turns that met another of their session",
@@ -318,20 +318,6 @@ BOARD = Board(
                             "bytes {{instance}}",
                         ),
                     ),
-                ),
-                Panel(
-                    title="What compaction goes by",
-                    description="The share of a prefix that is found in caches, as learnt. High marks follow from it, and from "
-                    "what a turn adds.",
-                    unit="percentunit",
-                    maximum=1,
-                    queries=(Query(worst("context_hit_ratio", by="instance"), "{{instance}}"),),
-                ),
-                Panel(
-                    title="What a turn adds",
-                    description="Tokens, as learnt.",
-                    unit="short",
-                    queries=(Query(worst("context_growth_tokens", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
                     title="Error of counted prompts",

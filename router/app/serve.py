@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,18 +33,11 @@ from prometheus_client import (
 
 from router.app.sessions import build_state
 from router.app.status import describe, describe_workers
-from router.config.schema import (
-    AdminConfig,
-    Config,
-    ConfigError,
-    FleetConfig,
-    LimitsConfig,
-    ServerConfig,
-    TracingConfig,
-    read_salt_secret,
-)
+from router.config.schema import Config, ConfigError
+from router.config.secrets import read_salt_secret
+from router.config.serving import AdminConfig, LimitsConfig, ServerConfig, TracingConfig
+from router.config.workers import FleetConfig
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.catalog import MAX_KNOWN_MODELS
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.member import Member
@@ -55,53 +48,46 @@ from router.core.request.record import Record
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, make_caller
 from router.policies import make_policy
-from router.proxy.admission import Admission, AdmissionSettings
-from router.proxy.admission_metrics import AdmissionCollector
-from router.proxy.dispatch import Dispatcher, DispatchSettings
-from router.proxy.metrics import (
-    AuthCollector,
-    BackgroundCollector,
-    CertificateCollector,
-    FleetCollector,
-    MemoryCollector,
-    Metrics,
-)
+from router.proxy.admission import Admission
+from router.proxy.dispatch import Dispatcher
+from router.proxy.metrics import Metrics, dispatch_rows, queue_rows, tenant_rows
 from router.proxy.selection import WorkerSelector
 from router.runtime import freed_memory
 from router.runtime.background import Background
 from router.runtime.logs import AUDIT
+from router.runtime.metrics import Exposition, Table, background_rows
 from router.runtime.steady_clock import SteadyClock
 from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
+from router.server.client_server import ClientServer, Observers
 from router.server.data import DataPort
 from router.server.drain import StopSignals, drain
-from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
+from router.server.failed_logins import FailedLogins
 from router.server.key_connections import KeyConnections
 from router.server.key_file import KeyFile
 from router.server.listen import BACKLOG, listen, require_c_parser
+from router.server.metrics import Cuts, admin_rows, certificate_rows, client_rows, key_rows, memory_rows, parsing_rows
 from router.server.parsing.pool import Parsers
-from router.server.protocol import ClientServer, Observers
 from router.server.status.feed import StatusFeed
 from router.server.traced import traced
-from router.sessions.context_metrics import ContextCollector, ContextMetrics, SqliteIndexCollector
-from router.sessions.metrics import SessionCollector, SessionMetrics
+from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
+from router.sessions.stores.metrics import store_rows, usage_rows
 from router.sessions.tokens.build import open_counts
-from router.sessions.tokens.metrics import TokenMetrics
+from router.sessions.tokens.metrics import TokenMetrics, count_rows
 from router.sessions.views import Lookups
 from router.sessions.window_sizes import WindowSizes
 from router.tracing.build import Tracing, open_tracing, sending
-from router.tracing.metrics import TracingCollector
-from router.upstream.connection import Limits
+from router.tracing.metrics import TraceCounts, trace_rows
 from router.upstream.discovery import Source
 from router.upstream.discovery.dns import DnsSource
 from router.upstream.discovery.file import FileSource
 from router.upstream.discovery.static import StaticSource
 from router.upstream.exchange import Upstream
 from router.upstream.fleet_sync import FleetSync
-from router.upstream.health_check import MonitorSettings
-from router.upstream.pool import Pool, PoolSettings, worker_tls_context
+from router.upstream.metrics import StreamGaps, affinity_rows, fleet_rows, pool_rows, source_rows
+from router.upstream.pool import Pool
 
 log = logging.getLogger("warmroute")
 
@@ -166,8 +152,10 @@ async def running(config: Config) -> AsyncIterator[Running]:
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
     metrics = Metrics(registry, fleet.catalog.knows)
-    pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
-    upstream = Upstream(pool, metrics.gaps)
+    pool = Pool(config.fleet, config.timeouts, lambda address: fleet.signs(address, clock()))
+    gaps, cuts = StreamGaps(fleet.catalog.knows), Cuts()
+    registry.register(gaps)
+    upstream = Upstream(pool, gaps.of)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
     last_workers = LastWorkers(config.index.max_sessions)
 
@@ -177,10 +165,11 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     policy = make_policy(config.policy.name, config.policy, random.Random(config.policy.seed))  # noqa: S311  # lots, not secrets
     selector = WorkerSelector(fleet, index, last_workers, policy, clock, config.timeouts.min_first_event_s)
-    admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
+    admission = Admission(config.admission, fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(
-        _dispatch_settings(config),
+        config.retries,
+        config.resumption,
         selector,
         upstream,
         observe,
@@ -199,7 +188,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
     counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.catalog.knows), clock)
     state_metrics = SessionMetrics(registry)
-    lookups = Lookups(WindowSizes(fleet.catalog.window, clock), counts.total, counts.is_exact, selector.cached_tokens)
+    lookups = Lookups(WindowSizes(fleet.catalog.window, clock), counts.total, counts.is_exact)
     state = await build_state(
         config,
         dispatcher,
@@ -209,7 +198,6 @@ async def running(config: Config) -> AsyncIterator[Running]:
         counts,
         clock,
         state_metrics,
-        ContextMetrics(registry),
     )
     data = DataPort(
         config.server,
@@ -219,7 +207,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         clock,
         metrics.observe_refusal,
         gate,
-        metrics.observe_cut,
+        cuts.observe,
         memory,
         parsers,
         admission.limits,
@@ -243,7 +231,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     failed_logins = FailedLogins(clock)
     admin = AdminPort(
         config.admin.token,
-        metrics.exposition,
+        Exposition(registry, metrics.flush).read,
         lambda: describe_workers(fleet, index, date_of),
         decisions,
         feed,
@@ -256,15 +244,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
         fleet,
         pool,
         upstream,
-        _watch_settings(config),
-        config.fleet.discovery_interval_s,
+        config,
         selector.use_ring,
         clock,
         background,
     )
 
-    observers = Observers(metrics.observe_cut, metrics.observe_refusal, data.new_request_id)
-    tracing = _open_tracing(config.tracing, fleet, clock)
+    observers = Observers(cuts.observe, metrics.observe_refusal, data.new_request_id)
+    trace_counts = TraceCounts()
+    tracing = _open_tracing(config.tracing, fleet, clock, trace_counts)
     handle = data.handle if tracing is None else traced(data.handle, tracing.tracer)
     may_connect, may_administer = _connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
@@ -272,80 +260,40 @@ async def running(config: Config) -> AsyncIterator[Running]:
     clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
     admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
 
-    def sizes() -> Iterable[tuple[str, str, float]]:
-        yield "open_worker_connections", "Connections to workers.", pool.open_connections
-        yield (
-            "overdue_requests",
-            "Requests whose worker is silent beyond its deadline, and waited for since it shows that it is at work.",
-            pool.overdue,
-        )
-        yield (
-            "worker_reads_waiting",
-            "Large reads from workers that wait for their share of the loop.",
-            len(pool.shares),
-        )
-        yield "known_models", "Models whose names are remembered, served now or once.", len(fleet.catalog)
-        yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS
-        yield "client_connections", "Clients' connections to the data port.", clients.open_connections
-        yield "max_client_connections", "How many there may be.", may_connect
-        yield "peak_key_connections", "Connections that show the API key which most show.", data.key_connections.peak
-        yield "max_key_connections", "How many may show one key; 0: any number.", config.limits.max_key_connections
-        yield "max_keys", "API keys that may be listed.", config.auth.max_keys
-        yield "remembered_sessions", "Sessions whose last worker is remembered.", len(last_workers)
-        yield "max_remembered_sessions", "How many may be.", config.index.max_sessions
-        yield "remembered_decisions", "Decisions that the admin port shows.", len(decisions)
-        yield "max_remembered_decisions", "How many it may show.", config.admin.decisions
-        yield (
-            "audit_waiting_lines",
-            "Lines of the audit log that are counted, and written within a second.",
-            audit.waiting,
-        )
-        yield "resumption_kept_bytes", "Kept of streams for their resumption.", dispatcher.kept.bytes
-        yield "resumption_max_kept_bytes", "How much may be kept.", dispatcher.kept.max_bytes
-        yield "warm_waits", "Requests that wait for the one worker that is warm.", admission.warm_waiting()
-        yield "busy_waits", "Requests that wait for workers which say that they are busy.", admission.pausing
-        yield "live_requests", "Requests under way.", data.live
-        yield "known_token_counts", "Texts whose tokens are remembered.", len(counts.known)
-        yield "max_known_token_counts", "How many may be.", counts.known.max_size
-        yield "status_viewers", "Who look at the status page.", feed.viewers
-        yield "max_status_viewers", "How many may.", feed.max_viewers
-        yield "head_bytes", "Heads of requests that are not whole yet.", clients.head_bytes + admins.head_bytes
-        yield "max_head_bytes", "Most bytes that those heads may have together.", config.limits.max_total_head_bytes
-        yield "parsing_waiting", "Costly bodies that wait for a process to read them.", parsers.turns.waiting
-        yield "parsing_processes", "Processes that read costly bodies.", parsers.processes
-        yield "max_parsing_processes", "Most processes that may read bodies.", parsers.max_processes
-        yield "admin_connections", "Connections to the admin port.", admins.open_connections
-        yield "max_admin_connections", "How many there may be.", may_administer
-        yield (
-            "admin_wrong_tokens",
-            "Addresses that showed the admin port a wrong token a moment ago.",
-            failed_logins.addresses,
-        )
-        yield "max_admin_wrong_tokens", "How many of them are remembered.", MAX_ADDRESSES
-
-    registry.register(FleetCollector(fleet, index, selector.misses, dispatcher.budget, sizes, pool.breaches))
-    registry.register(AdmissionCollector(admission.queue, admission.limits.ledger, admission.refusals, time.time))
-    registry.register(AuthCollector(keys))
-    registry.register(MemoryCollector(memory))
-    registry.register(SessionCollector(state.turns, state.store, state.watch, admission.limits.ledger.accounts))
-    registry.register(
-        ContextCollector(
+    certificate = _certificate(config.server)
+    tls = certificate.context if certificate else None
+    for rows in (
+        dispatch_rows(dispatcher.budget, selector.misses, dispatcher.kept),
+        queue_rows(admission),
+        tenant_rows(admission, time.time),
+        fleet_rows(fleet, index),
+        affinity_rows(last_workers),
+        pool_rows(pool),
+        source_rows(fleet_sync),
+        client_rows(data, clients, admins, cuts, config.limits),
+        parsing_rows(parsers),
+        memory_rows(memory),
+        key_rows(keys, data, config.auth, config.limits),
+        certificate_rows(certificate),
+        admin_rows(admins, feed, failed_logins, audit, decisions),
+        turn_rows(state.turns),
+        history_rows(state.turns),
+        store_rows(state.store, lambda: state.watch.is_up),
+        usage_rows(state.store, lambda: state.watch.usage, admission.limits.ledger.accounts),
+        context_rows(
             state.turns.context_window,
-            state.index.index,
             config.context.max_waiting,
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
-        )
-    )
-    if state.index.sqlite is not None:
-        registry.register(SqliteIndexCollector(state.index.sqlite))
-    registry.register(BackgroundCollector(background.failures, fleet_sync))
-    registry.register(TracingCollector(tracing.queue if tracing is not None else None))
+        ),
+        recall_rows(state.turns.context_window, state.index.index, state.index.sqlite),
+        count_rows(counts.known),
+        trace_rows(trace_counts),
+        background_rows(background),
+    ):
+        registry.register(Table(rows))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    Info("warmroute_build", "What is running.", registry=registry).info(about)
-    certificate = _certificate(config.server)
-    registry.register(CertificateCollector(lambda: certificate.failures if certificate else 0))
-    tls = certificate.context if certificate else None
+    Info("warmroute_build", "Version and policy of the router.", registry=registry).info(about)
     async with (
         sending(tracing, config.tracing.flush_s),
         contextlib.aclosing(counts),
@@ -473,10 +421,11 @@ def _allow_descriptors(max_connections: int) -> None:
         )
 
 
-def _open_tracing(config: TracingConfig, fleet: Fleet, clock: Callable[[], float]) -> Tracing | None:
+def _open_tracing(
+    config: TracingConfig, fleet: Fleet, clock: Callable[[], float], counts: TraceCounts
+) -> Tracing | None:
     resource = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
-    lots = random.Random()  # noqa: S311  # ids have to differ, and need not be secret
-    return open_tracing(config, resource, fleet.catalog.knows, clock, time.time, lots.getrandbits)
+    return open_tracing(config, resource, fleet.catalog.knows, clock, time.time, counts)
 
 
 def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:
@@ -487,7 +436,7 @@ def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], 
     if fleet.workers_file:
         sources.append(FileSource(Path(fleet.workers_file)))
     if fleet.workers_dns:
-        sources.append(DnsSource(fleet.workers_dns, fleet.dns_timeout_s))
+        sources.append(DnsSource(fleet.workers_dns))
     if fleet.workers_kubernetes:
         sources.append(_kubernetes(fleet, on_change, clock))
     return sources
@@ -496,23 +445,12 @@ def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], 
 def _kubernetes(fleet: FleetConfig, on_change: Callable[[], None], clock: Callable[[], float]) -> Source:
     """Raises ConfigError."""
     try:
-        from router.upstream.discovery.kubernetes import KubernetesSettings, KubernetesSource
+        from router.upstream.discovery.kubernetes import KubernetesSource
     except ImportError:
         raise ConfigError(
             f"fleet.workers_kubernetes={fleet.workers_kubernetes!r}: needs the package of warmroute[kubernetes]"
         ) from None
-    namespace, _, rest = fleet.workers_kubernetes.partition("/")
-    service, _, port = rest.partition(":")
-    settings = KubernetesSettings(
-        namespace=namespace,
-        service=service,
-        port=port,
-        kubeconfig=fleet.kubeconfig,
-        watch_s=fleet.kubernetes_watch_s,
-        resync_s=fleet.kubernetes_resync_s,
-        timeout_s=fleet.kubernetes_timeout_s,
-    )
-    return KubernetesSource(settings, on_change, clock, random.Random())  # noqa: S311  # pauses, not secrets
+    return KubernetesSource(fleet, on_change, clock, random.Random())  # noqa: S311  # pauses, not secrets
 
 
 def _default_blocks(config: Config) -> int:
@@ -528,66 +466,6 @@ def _fleet_rules(config: Config) -> FleetRules:
         stale_load_s=config.load.stale_s,
         default_cache_tokens=config.index.default_worker_tokens,
         declared_models=frozenset(config.fleet.models),
-    )
-
-
-def _dispatch_settings(config: Config) -> DispatchSettings:
-    retries, resumption = config.retries, config.resumption
-    return DispatchSettings(
-        max_attempts=retries.max_attempts,
-        max_deaths=retries.max_deaths,
-        retry_ratio=retries.budget_ratio,
-        min_retries=retries.min_budget,
-        max_resumptions=resumption.max_attempts,
-        resumption_wait_s=resumption.wait_s,
-        max_kept_bytes=resumption.max_kept_bytes,
-        max_total_kept_bytes=resumption.max_total_kept_bytes,
-    )
-
-
-def _admission_settings(config: Config) -> AdmissionSettings:
-    admission = config.admission
-    return AdmissionSettings(
-        max_worker_requests=admission.max_worker_requests,
-        max_worker_prefill_tokens=admission.max_worker_prefill_tokens,
-        max_queued=admission.max_queued,
-        max_queued_bytes=admission.max_queued_bytes,
-        max_wait_s=admission.max_wait_s,
-        no_worker_wait_s=admission.no_worker_wait_s,
-        warm_wait_s=admission.warm_wait_s,
-    )
-
-
-def _pool_settings(config: Config) -> PoolSettings:
-    timeouts, fleet = config.timeouts, config.fleet
-    limits = Limits(
-        max_reply_bytes=timeouts.max_reply_bytes,
-        max_event_bytes=timeouts.max_event_bytes,
-        first_event_s=timeouts.first_event_s,
-        event_gap_s=timeouts.event_gap_s,
-        answer_s=timeouts.answer_s,
-        silence_s=timeouts.silence_s,
-    )
-    return PoolSettings(
-        limits=limits,
-        connect_s=timeouts.connect_s,
-        idle_s=fleet.idle_s,
-        max_idle=fleet.max_idle_connections,
-        worker_key=fleet.worker_key,
-        tls=worker_tls_context(fleet.ca_file, fleet.client_cert, fleet.client_key),
-    )
-
-
-def _watch_settings(config: Config) -> MonitorSettings:
-    probes, load = config.probes, config.load
-    return MonitorSettings(
-        probe_interval_s=probes.interval_s,
-        ill_interval_s=probes.ill_interval_s,
-        models_interval_s=probes.models_interval_s,
-        probe_timeout_s=probes.timeout_s,
-        load_interval_s=load.poll_interval_s,
-        load_timeout_s=load.timeout_s,
-        has_worker_key=bool(config.fleet.worker_key),
     )
 
 

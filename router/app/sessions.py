@@ -26,7 +26,7 @@ from router.sessions.api.openapi import describe_state
 from router.sessions.api.responses import ResponsePages
 from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
-from router.sessions.context_metrics import ContextMetrics
+from router.sessions.claimer import TurnSettings
 from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
@@ -37,7 +37,7 @@ from router.sessions.recall.index import IndexUnavailable
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.opened import OpenedStore
-from router.sessions.turns import Turns, TurnSettings
+from router.sessions.turns import Turns
 from router.sessions.views import Lookups
 
 log = logging.getLogger("warmroute.sessions")
@@ -102,7 +102,6 @@ async def build_state(
     counts: Counts,
     clock: Callable[[], float],
     metrics: SessionMetrics,
-    context_metrics: ContextMetrics,
 ) -> SessionState:
     """Raises ConfigError."""
     sessions = config.sessions
@@ -120,7 +119,7 @@ async def build_state(
     planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
     context_window = build_context_window(
-        config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, context_metrics
+        config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, metrics
     )
     observe = metrics.overhead_of(opened.kind)
     turns = Turns(settings, histories, dispatch, remember_worker, planner, context_window, clock, observe)

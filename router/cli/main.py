@@ -21,7 +21,10 @@ from router.app.serve import Running, running, serve
 from router.cli.demo import DemoSettings, demo
 from router.cli.keys import keys
 from router.cli.terminal.commands import explain_command, top_command, workers_command
-from router.config.schema import Config, ConfigError, LogConfig, load_config, settings
+from router.config.loading import load_config
+from router.config.reference import settings
+from router.config.schema import Config, ConfigError
+from router.config.serving import LogConfig
 from router.replay import ReplayError, ReplaySettings, replay
 from router.runtime.logs import redact, set_up_logging
 from router.server.key_file import load_keys

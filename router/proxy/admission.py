@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from router.config.routing import AdmissionConfig
 from router.core.errors import (
     ModelUnavailable,
     NoWorkerAvailable,
@@ -46,19 +47,6 @@ CALM_S = 0.5
 """The first pause before busy workers are asked again; it doubles each time for one request."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionSettings:
-    """``max_worker_…``: 0 for any number."""
-
-    max_worker_requests: int
-    max_worker_prefill_tokens: int
-    max_queued: int
-    max_queued_bytes: int
-    max_wait_s: float
-    no_worker_wait_s: float
-    warm_wait_s: float
-
-
 @dataclass(slots=True, eq=False)
 class _Waiter(Waiter):
     """``outcome``: None once a seat is kept for it, or the error of its refusal."""
@@ -76,7 +64,7 @@ class Admission:
 
     def __init__(
         self,
-        settings: AdmissionSettings,
+        settings: AdmissionConfig,
         fleet: Fleet,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],

@@ -16,11 +16,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
+from router.config.routing import ResumptionConfig, RetriesConfig
 from router.core.errors import (
     ModelNotFound,
     ModelUnavailable,
@@ -44,7 +44,7 @@ from router.proxy.admission import Admission
 from router.proxy.attempts import Attempts
 from router.proxy.delivery import Break, Delivery, Flight, Read, read_here
 from router.proxy.ports import Client, Upstream
-from router.proxy.resumption import Resumer, ResumptionRules
+from router.proxy.resumption import Resumer
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error
 from router.wire.dialects import read_error
@@ -60,27 +60,13 @@ async def look_nowhere() -> None:
     """For a fleet whose lists of models cannot be read anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchSettings:
-    """``max_deaths``: workers that may die under one request, one after another. ``max_kept_bytes``: kept of one stream for its
-    resumption; ``max_total_kept_bytes``: kept of all streams."""
-
-    max_attempts: int
-    max_deaths: int
-    retry_ratio: float
-    min_retries: int
-    max_resumptions: int
-    resumption_wait_s: float
-    max_kept_bytes: int
-    max_total_kept_bytes: int
-
-
 class Dispatcher:
     """One for the process; ``dispatch`` may run any number of times at once."""
 
     def __init__(
         self,
-        settings: DispatchSettings,
+        retries: RetriesConfig,
+        resumption: ResumptionConfig,
         selector: WorkerSelector,
         upstream: Upstream,
         observe: Callable[[Record], None],
@@ -92,16 +78,16 @@ class Dispatcher:
     ) -> None:
         """``read``: parses large answers for their usage. ``look_for_models``: reads the workers' lists of models anew."""
         self._look_for_models = look_for_models
-        self._settings = settings
+        self._retries = retries
+        self._max_kept_bytes = resumption.max_kept_bytes
         self._admission = admission
         self._selector = selector
         self._delivery = Delivery(selector, upstream, clock, read)
         self._observe = observe
         self._clock = clock
-        self.budget = RetryBudget(settings.retry_ratio, settings.min_retries)
-        self.kept = TranscriptBudget(settings.max_total_kept_bytes)
-        rules = ResumptionRules(settings.max_resumptions, settings.resumption_wait_s)
-        self._resumer = Resumer(rules, selector, upstream, self.budget, clock, sleep)
+        self.budget = RetryBudget(retries.budget_ratio, retries.min_budget)
+        self.kept = TranscriptBudget(resumption.max_total_kept_bytes)
+        self._resumer = Resumer(resumption, selector, upstream, self.budget, clock, sleep)
 
     async def dispatch(
         self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
@@ -117,7 +103,7 @@ class Dispatcher:
         )
         if (trace := trace_of(request.request_id)) is not None:
             request = _begin_trace(trace, record, request, self._clock())
-        transcript = Transcript(self._settings.max_kept_bytes, self.kept) if request.is_resumable else None
+        transcript = Transcript(self._max_kept_bytes, self.kept) if request.is_resumable else None
         self.budget.on_request()
         reservation: Reservation | None = None
         is_foreseen = False
@@ -125,7 +111,7 @@ class Dispatcher:
             reservation = self._admission.limits.charge(request, rules)
             if reservation is not None and reservation.is_capped:
                 request = self._admission.limits.shortened(request, reservation)
-            flight = Flight(request, client, record, transcript, PoisonGuard(self._settings.max_deaths))
+            flight = Flight(request, client, record, transcript, PoisonGuard(self._retries.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
@@ -201,7 +187,7 @@ class Dispatcher:
         request, record = flight.request, flight.record
         refusal: AttemptRefusal | None = None
         ranked, tried = self._members(order), set[Member]()
-        with Attempts(self._settings.max_attempts, self.budget, flight.poison_guard, record, self._clock) as attempts:
+        with Attempts(self._retries.max_attempts, self.budget, flight.poison_guard, record, self._clock) as attempts:
             while attempts.are_left and (member := self._next(request, ranked, tried, refusal)) is not None:
                 tried.add(member)
                 if not attempts.begin(is_free=refusal is None or refusal.is_free):
@@ -233,7 +219,7 @@ class Dispatcher:
 
     def _members(self, order: Sequence[int]) -> list[Member]:
         """As many as may be tried. Members, since a position belongs to another worker after one has left."""
-        return [self._selector.fleet.member(position) for position in order[: self._settings.max_attempts]]
+        return [self._selector.fleet.member(position) for position in order[: self._retries.max_attempts]]
 
     async def _mend(self, flight: Flight, broken: Break) -> None:
         """Another worker continues the stream, or the client gets an error event."""

@@ -20,6 +20,7 @@ from functools import partial
 
 import msgspec
 
+from router.config.routing import ResumptionConfig
 from router.core.errors import NoWorkerAvailable, Overloaded, PoisonRequest, RouterError, Unavailable
 from router.core.fleet.facts import Facts
 from router.core.fleet.member import Member
@@ -42,6 +43,7 @@ from router.core.worker import WorkerName
 from router.proxy.attempts import Attempts
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.wire.completion import BadAnswer
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -68,14 +70,6 @@ TEXT_OF_S = 5.0
 
 CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
 """Ends of a stream that another worker may continue; the value is a label of the resumption counter."""
-
-
-class ResumptionRules(msgspec.Struct, frozen=True):
-    """``max_attempts``: workers that are asked to continue one stream. ``wait_s``: how long a broken stream waits for a worker
-    to come up."""
-
-    max_attempts: int
-    wait_s: float
 
 
 class _Refused(Exception):
@@ -109,14 +103,14 @@ class Resumer:
 
     def __init__(
         self,
-        rules: ResumptionRules,
+        config: ResumptionConfig,
         selector: WorkerSelector,
         upstream: Upstream,
         budget: RetryBudget,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._rules = rules
+        self._config = config
         self._selector = selector
         self._upstream = upstream
         self._budget = budget
@@ -160,7 +154,7 @@ class Resumer:
 
     async def _go_on(self, stream: _Stream) -> bool:
         """Raises Unsafe, RouterError."""
-        most, guard, record = self._rules.max_attempts, stream.poison_guard, stream.record
+        most, guard, record = self._config.max_attempts, stream.poison_guard, stream.record
         is_free = True  # one resumption is outside any budget
         with Attempts(most, self._budget, guard, record, self._clock, is_resumption=True) as attempts:
             while attempts.are_left:
@@ -189,7 +183,7 @@ class Resumer:
                 for member in map(self._selector.fleet.member, ranking.order):
                     if member.name not in stream.failed:
                         return member, facts
-            if self._clock() - stream.broke_at >= self._rules.wait_s:
+            if self._clock() - stream.broke_at >= self._config.wait_s:
                 raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
             await self._sleep(pause_s)
             pause_s = min(2.0 * pause_s, MAX_LOOK_AGAIN_S)
@@ -322,7 +316,7 @@ def _read(transcript: Transcript) -> Delivered:
     """Raises Unsafe."""
     try:
         return transcript.delivered()
-    except msgspec.DecodeError:
+    except BadAnswer:
         raise Unsafe("parsed") from None
 
 

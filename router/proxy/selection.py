@@ -17,7 +17,7 @@ from router.core.fleet.fleet import Fleet
 from router.core.fleet.member import Lease, Member
 from router.core.fleet.ring import Ring
 from router.core.index.cache_use import CacheMisses
-from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
+from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
 from router.core.request.record import Record
@@ -125,11 +125,6 @@ class WorkerSelector:
             matches=self.index.match(request.fingerprint, prompt_tokens),
             session_worker=None if last is None else fleet.position_of(last),
         )
-
-    def cached_tokens(self, model: str, prompt: Fingerprint) -> float:
-        """Tokens of a prompt that the best worker is believed to hold."""
-        tokens = prompt.prompt_bytes / self.fleet.learning.bytes_per_token(model)
-        return max((held for _, held in self.index.match(prompt, tokens)), default=0.0)
 
     def send_to(self, member: Member, request: Request, facts: Facts) -> tuple[Lease, float]:
         """The request goes to ``member``. Returns the lease, to be entered, and the tokens that are expected to be cached."""

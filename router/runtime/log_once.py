@@ -1,21 +1,23 @@
-"""What fails again and again, such as looks at a file: each time is counted, and told once."""
+"""Failures that repeat, such as those of reading a file: each one is counted, and logged once."""
 
 from __future__ import annotations
 
 
 class LogOnce:
     def __init__(self) -> None:
-        self._told = ""
+        self._last: str | None = None
         self.failures = 0
-        """Times that it failed."""
+        """Failures so far."""
 
-    def is_new(self, error: str) -> bool:
-        """It failed, of this. Whether that has to be told: not where it is what was told last."""
+    def failed(self, error: str) -> bool:
+        """Count a failure. True if it must be logged: the last attempt succeeded, or failed with another error."""
         self.failures += 1
-        is_new = error != self._told
-        self._told = error
+        is_new = error != self._last
+        self._last = error
         return is_new
 
-    def over(self) -> None:
-        """It went well: what comes next is told, whatever it is."""
-        self._told = ""
+    def succeeded(self) -> bool:
+        """True if the last attempt failed: its end may be logged."""
+        had_failed = self._last is not None
+        self._last = None
+        return had_failed

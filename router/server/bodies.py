@@ -8,7 +8,7 @@ from io import BytesIO
 
 from aiohttp import web
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge, RouterError
 from router.core.tenants.memory import BODY, UNCOUNTED_BYTES, Holding
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, ClientProtocol
@@ -33,6 +33,7 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
     content = request.content
     if content.is_eof():  # most came with their head
         body = content.read_nowait()
+        require_room(len(body), limits)
         if len(body) > UNCOUNTED_BYTES:
             memory.grow(BODY, len(body))
         return body

@@ -22,7 +22,7 @@ class Certificate:
         self._cert = cert
         self._key = key
         self._reload_s = reload_s
-        self._complaint = LogOnce()
+        self._errors = LogOnce()
         self._content, self._newest = self._load()
         self.context = self._newest
         """What to listen with: each handshake goes on with the newest."""
@@ -41,14 +41,14 @@ class Certificate:
                 self._content, self._newest = await asyncio.to_thread(self._load)
                 log.info("certificate renewed", extra={"file": self._cert})
         except OSError as error:  # ssl's own are among them
-            self._complain(str(error))
+            self._on_error(str(error))
         else:
-            self._complaint.over()
+            self._errors.succeeded()
 
     @property
     def failures(self) -> int:
         """Looks that failed."""
-        return self._complaint.failures
+        return self._errors.failures
 
     def _show(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         """Called in each handshake, also where the client names no host."""
@@ -61,6 +61,6 @@ class Certificate:
         """Read before it is loaded: what changes between is loaded once more."""
         return self._read(), tls_context(self._cert, self._key)
 
-    def _complain(self, error: str) -> None:
-        if self._complaint.is_new(error):
+    def _on_error(self, error: str) -> None:
+        if self._errors.failed(error):
             log.error("certificate not renewed: the old one is shown", extra={"file": self._cert, "error": error})

@@ -10,17 +10,15 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection
 from enum import Enum
 from functools import partial
-from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from router.config.schema import LimitsConfig, ServerConfig
+from router.config.serving import LimitsConfig, ServerConfig
 from router.core.errors import (
     BodyTimeout,
     ConnectionsLimited,
@@ -28,15 +26,17 @@ from router.core.errors import (
     MalformedRequest,
     MethodNotAllowed,
     ModelNotFound,
-    RouteNotFound,
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.request.request import NO_TENANT, Request
+from router.core.fleet.catalog import Catalog
+from router.core.request.request import NO_TENANT
 from router.core.request.routes import Api, Route
 from router.core.request.trace import TRACE
 from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
-from router.core.tenants.tenant import Caller, TenantRules
+from router.core.tenants.tenant import Caller
+from router.proxy.ports import Dispatch
+from router.proxy.tenant_limits import TenantLimits
 from router.runtime.freed_memory import untie_error
 from router.runtime.logs import ABOUT, redact
 from router.server.auth import Gate
@@ -47,6 +47,7 @@ from router.server.openapi import describe
 from router.server.origins import Origins
 from router.server.page_routes import Call, Match, PageRoutes
 from router.server.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
+from router.server.plain_pages import PlainPages
 from router.server.slow_reader import stall_rule
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target, exact_path
@@ -58,28 +59,6 @@ log = logging.getLogger("warmroute.server")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 REQUEST_ID_BYTES = 9
-
-
-class Dispatch(Protocol):
-    async def dispatch(
-        self, request: Request, client: ClientConnection, started_at: float, rules: TenantRules
-    ) -> None: ...
-
-
-class Catalog(Protocol):
-    """What the fleet serves."""
-
-    def is_ready(self) -> bool: ...
-
-    def served_models(self) -> Mapping[str, Mapping[str, Any]]: ...
-
-
-class Limits(Protocol):
-    """Of the tenants."""
-
-    def visit(self, rules: TenantRules) -> AbstractContextManager[None]:
-        """A request of a route that keeps state. Raises RateLimited."""
-        ...
 
 
 class Phase(Enum):
@@ -105,7 +84,7 @@ class DataPort:
         observe_cut: Callable[[str], None],
         memory: MemoryBudget,
         parsers: Parsers,
-        tenant_limits: Limits,
+        tenant_limits: TenantLimits,
         state: PageRoutes | None = None,
         *,
         resumes: bool = True,
@@ -125,20 +104,14 @@ class DataPort:
             for route in Route
         }
         self._dispatch = dispatch
-        self._catalog = catalog
         self._clock = clock
         self._observe_refusal = observe_refusal
         self._observe_cut = observe_cut
         self._stall = stall_rule(limits)
         self.key_connections = gate.connections
         self._parse = partial(parse_apart, limits=body_limits(limits), resumes=resumes)
-        self._plain: dict[str, Callable[[web.BaseRequest], Awaitable[web.Response]]] = {
-            "/v1/models": self._models,
-            "/health": self._health,
-            "/ready": self._ready,
-            "/openapi.json": self._describe,
-        }
-        self._description = describe(limits, state.describe if state is not None else None)
+        description = describe(limits, state.describe if state is not None else None)
+        self._plain = PlainPages(gate, catalog, description, lambda: self.phase is Phase.OPEN)
         self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0
@@ -162,16 +135,14 @@ class DataPort:
                 check_target(request.method, path)
             if self._origins.any_listed and (early := self._origins.check(request)) is not None:
                 return early
-            if route is None:
-                if self._state is not None and (match := self._state.find(request.raw_path)) is not None:
-                    return await self._answer_state(request, match, request_id, started_at, memory)
-                return await self._answer_plain(request, memory)
-            return await self._infer(request, route, request_id, started_at, memory)
+            if route is not None:
+                return await self._infer(request, route, request_id, started_at, memory)
+            if self._state is not None and (match := self._state.find(path)) is not None:
+                return await self._answer_state(request, match, request_id, started_at, memory)
+            return await self._written(request, self._plain.answer(request), memory)
         except RouterError as error:
             untie_error(error)
             memory.release()
-            if not error.is_counted:
-                self._observe_refusal(route.path if route else "other", error.status)
             return await self._answer_error(request, error, route, request_id)
         except Exception as error:
             log.exception("unexpected error", extra={"request_id": request_id})
@@ -191,13 +162,10 @@ class DataPort:
         self, request: web.BaseRequest, route: Route, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
         """A request that a worker answers."""
-        caller = self._gate.admit(request, takes_x_api_key=route.spec.errors is Api.ANTHROPIC)
-        memory.owner = caller.rules.tenant
-        self._check_open(request)
         limits = self._limits_of[route]
-        self._check_body(request, limits)
+        takes_x_api_key = route.spec.errors is Api.ANTHROPIC
+        caller = self._admit(request, route.path, ("POST",), memory, limits, takes_x_api_key=takes_x_api_key)
         body = await read_body(request, limits, memory)
-        require_room(len(body), limits)
         if len(body) < CHEAP_BYTES:
             parsed = self._parse(body, route, request.headers, caller, request_id).of(body)
         else:
@@ -215,14 +183,7 @@ class DataPort:
         """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
         if (trace := TRACE.get()) is not None:
             trace.route = match.template
-        caller = self._gate.admit(request)
-        memory.owner = caller.rules.tenant
-        page = match.by_method.get(request.method)
-        if page is None:
-            raise MethodNotAllowed(f"{match.template} takes {', '.join(sorted(match.by_method))}")
-        if self.phase is Phase.DRAINING:
-            raise Draining("the router is shutting down", retry_after_s=1)
-        self._check_body(request, self._limits)
+        caller = self._admit(request, match.template, match.by_method, memory, self._limits)
         with self._tenant_limits.visit(caller.rules):
             call = Call(
                 names=match.names,
@@ -236,8 +197,7 @@ class DataPort:
                 parsers=self._parsers,
                 memory=memory,
             )
-            require_room(len(call.body), self._limits)
-            answer = await page(call)
+            answer = await match.by_method[request.method](call)
         if answer is None:
             return await self._sent(request, self._clients[request.protocol])
         headers = {"X-Request-Id": request_id, "Server": SERVER}
@@ -288,24 +248,33 @@ class DataPort:
 
     # What comes in
 
-    def _check_open(self, request: web.BaseRequest) -> None:
-        if request.method != "POST":
-            raise MethodNotAllowed(f"{request.path} takes POST")
+    def _admit(
+        self,
+        request: web.BaseRequest,
+        path: str,
+        methods: Collection[str],
+        memory: Holding,
+        limits: LimitsConfig,
+        *,
+        takes_x_api_key: bool = False,
+    ) -> Caller:
+        """The caller of a request with a body, which is refused by its head if it can be. Raises ClientError, Draining."""
+        caller = self._gate.admit(request, takes_x_api_key=takes_x_api_key)
+        memory.owner = caller.rules.tenant
+        if request.method not in methods:
+            raise MethodNotAllowed(f"{path} takes {', '.join(sorted(methods))}")
         if self.phase is Phase.DRAINING:
             raise Draining("the router is shutting down", retry_after_s=1)
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
+        require_room(request.content_length or 0, limits)
+        return caller
 
     def _request_id(self, request: web.BaseRequest) -> str:
         given = request.headers.get("X-Request-Id")
         if given and _REQUEST_ID.fullmatch(given) and redact(given) == given:
             return given
         return self.new_request_id()
-
-    def _check_body(self, request: web.BaseRequest, limits: LimitsConfig) -> None:
-        """What the head tells of the body."""
-        encoding = request.headers.get("Content-Encoding")
-        if encoding is not None and encoding.lower() != "identity":
-            raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
-        require_room(request.content_length or 0, limits)
 
     async def _parse_large(
         self, route: Route, body: bytes, request: web.BaseRequest, caller: Caller, request_id: str
@@ -319,7 +288,9 @@ class DataPort:
     async def _answer_error(
         self, request: web.BaseRequest, error: RouterError, route: Route | None, request_id: str
     ) -> web.StreamResponse:
-        """A body that came to nothing is not waited for any longer."""
+        """Count it and answer it. The rest of a body is not waited for."""
+        if not error.is_counted:
+            self._observe_refusal(route.path if route else "other", error.status)
         response = error_response(error, route, request_id)
         self._origins.add_to(request, response)
         if isinstance(error, MalformedRequest | ConnectionsLimited) or self.phase is not Phase.OPEN:
@@ -330,36 +301,6 @@ class DataPort:
             is_lost = isinstance(error, BodyTimeout | MalformedRequest)
             await answer_unread(request, response, 0 if is_lost else self._limits.max_body_bytes)
         return response
-
-    async def _answer_plain(self, request: web.BaseRequest, memory: Holding) -> web.StreamResponse:
-        path = exact_path(request.raw_path)
-        answer = self._plain.get(path)
-        if answer is None:
-            raise RouteNotFound("there is no such path")  # unquoted: people put keys into URLs
-        if request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed(f"{path} takes GET")
-        response = await answer(request)
-        response.headers["Server"] = SERVER
-        return await self._written(request, response, memory)
-
-    async def _health(self, _request: web.BaseRequest) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def _ready(self, _request: web.BaseRequest) -> web.Response:
-        if self.phase is not Phase.OPEN:
-            return web.Response(status=503, text="draining\n")
-        ready = self._catalog.is_ready()
-        return web.Response(status=200 if ready else 503, text="ready\n" if ready else "no worker can serve yet\n")
-
-    async def _describe(self, _request: web.BaseRequest) -> web.Response:
-        return web.Response(body=self._description, content_type="application/json")
-
-    async def _models(self, request: web.BaseRequest) -> web.Response:
-        rules = self._gate.admit(request, takes_x_api_key=True).rules
-        cards = [card for name, card in self._catalog.served_models().items() if rules.may_use(name)]
-        return web.Response(
-            body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"
-        )
 
 
 def body_limits(limits: LimitsConfig) -> BodyLimits:

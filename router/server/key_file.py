@@ -8,7 +8,9 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from router.config.schema import AuthConfig, ConfigError, read_salt_secret
+from router.config.schema import ConfigError
+from router.config.secrets import read_salt_secret
+from router.config.serving import AuthConfig
 from router.core.request.request import Tenant
 from router.core.tenants.keyring import AuthRefusal, BadKeys, KeyList, Keyring, joined, parse_entries, parse_keys
 from router.runtime.log_once import LogOnce
@@ -71,7 +73,7 @@ class KeyFile:
         self._audit = audit
         self._salt_secret = read_salt_secret(auth)
         self._woken = asyncio.Event()
-        self._complaint = LogOnce()
+        self._errors = LogOnce()
         self._content, listed = load_keys(auth)
         keyring = Keyring(listed, self._salt_secret)
         self.gate = KeyGate(keyring, audit, now, max_connections)
@@ -80,7 +82,7 @@ class KeyFile:
     @property
     def failures(self) -> int:
         """Looks that failed."""
-        return self._complaint.failures
+        return self._errors.failures
 
     @property
     def loaded_keys(self) -> int:
@@ -112,9 +114,9 @@ class KeyFile:
                 self._content = content
                 self._tell_tenants(self.gate.keyring.tenants)
         except BadKeys as error:
-            self._complain(str(error))
+            self._on_error(str(error))
         else:
-            self._complaint.over()
+            self._errors.succeeded()
 
     async def _replaced(self, content: bytes, old: Keyring) -> Keyring:
         new = await asyncio.to_thread(lambda: Keyring(list_keys(self._auth, content), self._salt_secret))
@@ -127,8 +129,8 @@ class KeyFile:
         )
         return new
 
-    def _complain(self, error: str) -> None:
-        if self._complaint.is_new(error):
+    def _on_error(self, error: str) -> None:
+        if self._errors.failed(error):
             fields = {"file": self._auth.keys_file, "error": error}
             log.error("keys not reloaded: the old ones hold", extra=fields)
             self._audit.note("keys not reloaded", **fields)

@@ -8,7 +8,8 @@ import ssl
 
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
-from router.config.schema import AdminConfig, ConfigError, ServerConfig
+from router.config.schema import ConfigError
+from router.config.serving import AdminConfig, ServerConfig
 
 SEND_BUFFER_BYTES = 128 << 10
 """What the kernel may hold for a client that does not read. Its own default hides megabytes from back-pressure."""

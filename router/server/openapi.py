@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.request.routes import Api, PromptForm, Route
 
 Schema = dict[str, Any]

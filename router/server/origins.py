@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from router.config.schema import ANY_ORIGIN, ServerConfig
+from router.config.serving import ANY_ORIGIN, ServerConfig
 from router.core.errors import HostNotAllowed
 from router.server.errors import SERVER
 from router.wire.client_head import target_host

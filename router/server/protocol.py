@@ -1,42 +1,36 @@
-"""A client's connection as aiohttp reads it, and all of them together: how many there may be, how large a head may be and how
-long it may take, and how much of one read is parsed before others have their turn.
+"""A client's connection as aiohttp reads it: how much of one read is parsed before others have their turn, and when reading
+stops.
 
-aiohttp bounds none of these. The deadlines are numbers that one sweep a second looks at, since a timer for every request would
-be set and cancelled for nothing. Bodies have deadlines of their own, where they are read.
+Bodies have deadlines of their own in ``bodies``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import Coroutine
 from math import inf
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
-from router.config.schema import LimitsConfig
-from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest, Overloaded, RouterError
+from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest
 from router.runtime.freed_memory import untie_error, untie_transport
-from router.server.errors import error_body, error_response
-from router.server.key_connections import KeyConnections
-from router.server.slow_reader import StallRule, stall_rule
+from router.server.errors import error_response
+from router.server.slow_reader import StallRule
 
-SWEEP_S = 1.0
-CUTS_AT_ONCE = 32
-"""Each costs about 0.1 ms, most of it after the sweep has moved on."""
+if TYPE_CHECKING:
+    from router.server.client_server import ClientServer
 
 MAX_LINGERING = 64
 """Connections whose refused bodies are taken in at once; others are closed with their answer. Two thousand that send as fast as
 they can would hold up everybody."""
 
 READ_BUFFER_BYTES = 128 << 10
-LINGER_S = 1.0
-
 NOTHING = memoryview(b"")
+NOT_HTTP = b"\0"
+"""Makes the parser refuse a head wherever it is."""
 
 PIECE_BYTES = 8 << 10
 """So much of a head, or of a chunked body, is parsed at once: up to 1.3 ms, where each chunk has one byte."""
@@ -46,17 +40,6 @@ SMALL_READ_BYTES, LARGE_READ_BYTES = 16 << 10, 256 << 10
 
 MAX_UNSENT_BYTES = 16 << 10
 """Beyond this a connection counts as full, and what is not read has to be paid for from the memory budget."""
-
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class Observers:
-    """``cut(cause)`` for a connection that ends unanswered; ``refusal(route, status)`` for what no handler saw."""
-
-    cut: Callable[[str], None]
-    refusal: Callable[[str, int], None]
-    new_request_id: Callable[[], str]
 
 
 class ClientProtocol(web.RequestHandler):
@@ -72,6 +55,7 @@ class ClientProtocol(web.RequestHandler):
         "_discard_bytes",
         "_discarded",
         "_is_awaited",
+        "_line",
         "_newest",
         "_rest",
         "head_bytes",
@@ -94,6 +78,8 @@ class ClientProtocol(web.RequestHandler):
         """Somebody reads the newest request's body."""
         self._newest: Any = None
         """The newest request and its body, while that is not whole."""
+        self._line: bytes | None = b""
+        """The beginning of a request line; None once the line is complete."""
         self.head_due = inf
         self.head_bytes = 0
         self.wire_bytes = 0
@@ -226,6 +212,8 @@ class ClientProtocol(web.RequestHandler):
             return
         heads = self._request_count
         is_body = self._newest is not None
+        if not is_body and self._has_loose_line(data):
+            data = NOT_HTTP
         super().data_received(data)
         if self._request_count != heads:
             message, body = self._messages[-1]
@@ -251,6 +239,15 @@ class ClientProtocol(web.RequestHandler):
             self._clients.head_bytes += len(data)
             self._clients.check_head(self)
 
+    def _has_loose_line(self, data: bytes) -> bool:
+        """True for two spaces in a request line. aiohttp's parser accepts them, and another reader may see another target."""
+        if self._line is None:
+            return False
+        line = (self._line + data if self._line else data).lstrip(b"\r\n")
+        end = line.find(b"\n")
+        self._line = line if end < 0 else None
+        return line.find(b"  ", 0, len(line) if end < 0 else end) >= 0
+
     def drop_head(self) -> None:
         """Nothing more is parsed, and what the parser holds of the head is let go at once: the connection may end later."""
         self.force_close()
@@ -260,6 +257,7 @@ class ClientProtocol(web.RequestHandler):
     def _end_head(self) -> None:
         self._clients.head_bytes -= self.head_bytes
         self.head_bytes = 0
+        self._line = b""
 
     def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -292,108 +290,3 @@ class ClientProtocol(web.RequestHandler):
         response = error_response(error, None, self._clients.observers.new_request_id())
         response.force_close()
         return response
-
-
-class ClientServer(web.Server):
-    """Every client's connection on one port. ``run`` must be running: it enforces the deadlines of heads."""
-
-    def __init__(
-        self, handler: Handler, limits: LimitsConfig, observers: Observers, key_connections: KeyConnections
-    ) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self.key_connections = key_connections
-        self._limits = limits
-        self.observers = observers
-        self.head_bytes = 0
-        """Of all heads that are not whole."""
-        self.lingering = 0
-        """Connections whose refused bodies are being taken in."""
-        self.large_buffer = memoryview(bytearray(LARGE_READ_BYTES))
-        self.small_buffer = self.large_buffer[:SMALL_READ_BYTES]
-        self._stall = stall_rule(limits)
-        self._protocol_kwargs: dict[str, Any] = {
-            "loop": self._loop,
-            "keepalive_timeout": limits.keepalive_s,
-            "max_line_size": limits.max_header_bytes,
-            "max_field_size": limits.max_header_bytes,
-            "max_headers": limits.max_headers,
-            "lingering_time": LINGER_S,
-            "read_bufsize": READ_BUFFER_BYTES,
-            "auto_decompress": False,
-            "access_log": None,
-        }
-
-    def __call__(self) -> web.RequestHandler:
-        return ClientProtocol(self, **self._protocol_kwargs)
-
-    @property
-    def open_connections(self) -> int:
-        return len(self._connections)
-
-    def has_room(self) -> bool:
-        return len(self._connections) < self._limits.max_connections
-
-    def transport_of(self, client: ClientProtocol) -> asyncio.Transport | None:
-        """Also of one that is closing."""
-        return self._connections.get(client)
-
-    def next_due(self) -> float:
-        return self._loop.time() + self._limits.head_timeout_s
-
-    def turn_away(self, transport: asyncio.Transport) -> None:
-        """The newest, so that whoever is served stays so."""
-        self.observers.cut("too_many")
-        self._refuse(transport, Overloaded("the router has as many connections as it may have", retry_after_s=1))
-
-    def check_head(self, client: ClientProtocol) -> None:
-        """A head that is not whole is refused when it is too large, or when all of them are; whoever sends a head in one read
-        is never concerned."""
-        if client.head_bytes > self._limits.max_head_bytes:
-            error: RouterError = HeadersTooLarge(f"the head is larger than {self._limits.max_head_bytes} bytes")
-        elif self.head_bytes > self._limits.max_total_head_bytes:
-            error = Overloaded("too many heads are not whole", retry_after_s=1)
-        else:
-            return
-        self.observers.cut("head_size")
-        if client.transport is not None:
-            self._refuse(client.transport, error)
-        client.drop_head()
-
-    def _refuse(self, transport: asyncio.Transport, error: RouterError) -> None:
-        """Before there is a request that could be answered."""
-        body = error_body(error, None)
-        retry = b"Retry-After: %d\r\n" % error.retry_after_s if error.retry_after_s else b""
-        transport.write(
-            b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\n%bX-Request-Id: %b\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%b"
-            % (
-                error.status,
-                HTTPStatus(error.status).phrase.encode(),
-                retry,
-                self.observers.new_request_id().encode(),
-                len(body),
-                body,
-            )
-        )
-        transport.close()
-
-    async def run(self) -> None:
-        """Sweep until cancelled. Nobody is given up more than two SWEEP_S late, and others are served between many of them."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            now = self._loop.time()
-            clients = cast(Iterable[tuple[ClientProtocol, asyncio.Transport]], self._connections.items())
-            overdue = [
-                (client, transport)
-                for client, transport in clients
-                if now > client.head_due or client.has_stalled(transport, now, self._stall)
-            ]
-            for number, (client, transport) in enumerate(overdue):
-                if number % CUTS_AT_ONCE == CUTS_AT_ONCE - 1:
-                    await asyncio.sleep(0)
-                if now > client.head_due and client.transport is not None:
-                    client.transport.abort()
-                    self.observers.cut("head_timeout")
-                elif client.has_stalled(transport, now, self._stall):
-                    transport.abort()
-                    self.observers.cut("write_stall")

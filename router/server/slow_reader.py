@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 
 
 @dataclass(frozen=True, slots=True)

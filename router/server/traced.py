@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from router.core.request.trace import TRACE, Trace
+from router.core.request.trace import TRACE
 from router.server.client import SENT, SENT_AND_CLOSE
 
-TOLD_AGAIN = 200
-"""The status of an answer that no worker was asked for: one that was kept."""
+if TYPE_CHECKING:
+    from router.tracing.tracer import Tracer
+
+STORED_ANSWER = 200
+"""The status of an answer that was stored, and for which no worker was asked."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class Tracer(Protocol):
-    def begin(self, method: str, headers: Mapping[str, str]) -> Trace: ...
-
-    def end(self, trace: Trace, status: int) -> None: ...
-
-
 def traced(handle: Handler, tracer: Tracer) -> Handler:
-    """``handle`` says in the trace which route it is; what has none is not traced."""
+    """``handle`` sets the trace's route. A request without a route is not traced."""
 
     async def handle_traced(request: web.BaseRequest) -> web.StreamResponse:
         trace = tracer.begin(request.method, request.headers)
@@ -33,7 +30,7 @@ def traced(handle: Handler, tracer: Tracer) -> Handler:
             response = await handle(request)
             status = response.status
             if response is SENT or response is SENT_AND_CLOSE:  # it says nothing of what was sent
-                status = TOLD_AGAIN if trace.record is None else 0
+                status = STORED_ANSWER if trace.record is None else 0
             return response
         finally:
             TRACE.set(None)

@@ -1,217 +1,249 @@
-"""Sessions and their store as Prometheus sees them."""
+"""Turns of sessions, and how histories are kept within their models' windows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from router.core.request.request import Tenant
-from router.runtime.series import counter
-from router.sessions.store_health import StoreHealth
-from router.sessions.stores.contract import Usage
-from router.sessions.stores.opened import OpenedStore
+from router.core.tenants.tenant import TenantRules
+from router.runtime.metrics import Row, counter, gauge
+from router.sessions.context_window import ContextWindow
+from router.sessions.recall.index import MeasuredIndex
+from router.sessions.recall.sqlite import SqliteIndex
 from router.sessions.turns import Turns
 
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0, 60.0)
 ITEM_BUCKETS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)
 BYTE_BUCKETS = tuple(4**power for power in range(5, 14))
 """From a KiB to 64 MiB."""
+RECALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class SessionMetrics:
+    """What turns, searches and compactions observe as they happen."""
+
     def __init__(self, registry: CollectorRegistry) -> None:
-        overhead = Histogram(
+        add = partial(Histogram, registry=registry)
+        self._overhead = add(
             "warmroute_turn_overhead_seconds",
-            "From a turn's request until it is dispatched: its body, its claim, its history, its prompt.",
+            "Time from a turn's request until it is dispatched: its body, its claim, its history and its prompt.",
             ("store",),
             buckets=OVERHEAD_BUCKETS,
-            registry=registry,
         )
-        self._overhead = overhead
-        self._loads = Histogram(
+        loads = add(
             "warmroute_state_load_seconds",
-            "What a history took: to fetch, for a turn with its claim, and to parse; tier memory: nothing of it was missing.",
+            "Time to get a session's history, by stage (fetch includes a turn's claim) and by tier (memory: the router had all "
+            "of it).",
             ("tier", "stage"),
             buckets=OVERHEAD_BUCKETS,
-            registry=registry,
         )
-        self._items = Histogram(
-            "warmroute_session_items",
-            "Items of a session, at the end of each of its turns.",
-            buckets=ITEM_BUCKETS,
-            registry=registry,
-        )
-        self._bytes = Histogram(
-            "warmroute_session_bytes", "Their bytes, then.", buckets=BYTE_BUCKETS, registry=registry
-        )
-        self._children = {
-            (tier, stage): self._loads.labels(tier, stage)
-            for tier in ("memory", "store")
-            for stage in ("fetch", "parse")
+        self._loads = {
+            (tier, stage): loads.labels(tier, stage) for tier in ("memory", "store") for stage in ("fetch", "parse")
         }
+        self._items = add(
+            "warmroute_session_items", "Items of a session at the end of each of its turns.", buckets=ITEM_BUCKETS
+        )
+        self._bytes = add(
+            "warmroute_session_bytes", "Bytes of a session at the end of each of its turns.", buckets=BYTE_BUCKETS
+        )
+        recall = add(
+            "warmroute_recall_duration_seconds",
+            "Time of a search for items that are no longer in a session's prompt.",
+            buckets=RECALL_BUCKETS,
+        )
+        lag = add(
+            "warmroute_compaction_lag_seconds",
+            "Time from the turn that passed the high mark until its session's history is cut. The summary is included.",
+            buckets=LAG_BUCKETS,
+        )
+        self.observe_recall: Callable[[float], None] = recall.observe
+        self.observe_lag: Callable[[float], None] = lag.observe
 
     def overhead_of(self, store: str) -> Callable[[float], None]:
         observe: Callable[[float], None] = self._overhead.labels(store).observe
         return observe
 
     def observe_load(self, tier: str, stage: str, seconds: float) -> None:
-        self._children[tier, stage].observe(seconds)
+        self._loads[tier, stage].observe(seconds)
 
     def observe_size(self, items: int, item_bytes: int) -> None:
         self._items.observe(items)
         self._bytes.observe(item_bytes)
 
 
-class SessionCollector(Collector):
-    """``tenants``: those that have keys, and no others are labels."""
+def turn_rows(turns: Turns) -> Iterable[Row]:
+    counts, releaser = turns.counts, turns.claims.releaser
+    return (
+        counter("turns", "Turns by API and outcome.", lambda: counts.turns, "api", "outcome"),
+        counter(
+            "turn_conflicts",
+            "Turns that came while another turn of their session was in progress, by what they did then.",
+            lambda: counts.conflicts,
+            "policy",
+        ),
+        counter(
+            "turn_prefixes",
+            "Turns after a session's first, by whether the worker had the earlier turns in its cache.",
+            lambda: counts.prefixes,
+            "state",
+        ),
+        counter(
+            "prefix_breaks",
+            "Turns whose prompt no cache could serve, by cause: the prompt began differently, or the worker was another.",
+            lambda: {**counts.breaks, **turns.context_window.views.counts.breaks},
+            "cause",
+        ),
+        counter(
+            "fence_rejections", "Turns that lost their session to another router.", lambda: counts.fence_rejections
+        ),
+        counter(
+            "spared_bytes",
+            "Bytes of prompts that clients did not have to send because the session held them.",
+            lambda: counts.spared_bytes,
+        ),
+        counter(
+            "resent_messages",
+            "Messages that clients sent again though the session held them.",
+            lambda: counts.resent_messages,
+        ),
+        gauge("live_turns", "Turns in progress.", lambda: len(turns.claims.live)),
+        gauge(
+            "give_backs",
+            "Claims on sessions that the router will release when the store answers again.",
+            lambda: releaser.waiting,
+        ),
+        gauge("max_give_backs", "Most claims that may wait to be released.", lambda: releaser.max_waiting),
+        counter(
+            "given_up_claims",
+            "Claims on sessions that the router could not release; they ended with their lease.",
+            lambda: releaser.given_up,
+        ),
+    )
 
-    def __init__(self, turns: Turns, store: OpenedStore, watch: StoreHealth, tenants: Collection[Tenant]) -> None:
-        self._tenants = tenants
-        self._turns = turns
-        self._cache = turns.histories.cache
-        self._store = store
-        self._watch = watch
 
-    def collect(self) -> Iterator[Metric]:
-        counts = self._turns.counts
-        yield counter("turns", "Turns that asked a model, by how they ended.", counts.turns, "door", "outcome")
-        yield counter(
-            "turn_conflicts", "Turns that met another of their session, by policy.", counts.conflicts, "policy"
-        )
-        yield counter(
-            "turn_prefixes", "Turns behind others, by whether their prefix was cached.", counts.prefixes, "state"
-        )
-        breaks = {**counts.breaks, **self._turns.context_window.views.counts.breaks}
-        yield counter(
-            "prefix_breaks", "Turns whose prompt began otherwise, or was in no cache any more.", breaks, "cause"
-        )
-        yield CounterMetricFamily(
-            "warmroute_fence_rejections", "Turns that lost their session.", counts.fence_rejections
-        )
-        yield CounterMetricFamily(
-            "warmroute_spared_bytes", "Of prompts, what clients did not have to send.", counts.spared_bytes
-        )
-        yield CounterMetricFamily(
-            "warmroute_resent_messages", "Messages sent again that sessions had.", counts.resent_messages
-        )
-        yield GaugeMetricFamily("warmroute_live_turns", "Turns under way.", len(self._turns.claims.live))
-        releaser = self._turns.claims.releaser
-        yield GaugeMetricFamily(
-            "warmroute_give_backs", "Claims that a store which is away has yet to take back.", releaser.waiting
-        )
-        yield GaugeMetricFamily("warmroute_max_give_backs", "How many may wait for it.", releaser.max_waiting)
-        yield CounterMetricFamily(
-            "warmroute_given_up_claims", "Claims that were not given back: their leases ended.", releaser.given_up
-        )
-        histories = self._turns.histories
-        yield CounterMetricFamily(
-            "warmroute_full_sessions", "Turns and copies refused since a log is full.", histories.full
-        )
-        yield GaugeMetricFamily(
-            "warmroute_max_session_items", "Entries that a log may have.", histories.bounds.max_entries
-        )
-        yield GaugeMetricFamily("warmroute_max_session_bytes", "Bytes that it may have.", histories.bounds.max_bytes)
-        yield GaugeMetricFamily("warmroute_hot_sessions", "Histories in memory.", len(self._cache))
-        yield GaugeMetricFamily("warmroute_hot_bytes", "What they take.", self._cache.bytes)
-        yield GaugeMetricFamily("warmroute_max_hot_bytes", "What they may take.", self._cache.max_bytes)
-        yield from self._collect_store()
+def history_rows(turns: Turns) -> Iterable[Row]:
+    histories = turns.histories
+    cache, bounds = histories.cache, histories.bounds
+    return (
+        counter(
+            "full_sessions",
+            "Turns and copies that were refused because the session's log is full.",
+            lambda: histories.full,
+        ),
+        gauge(
+            "max_session_items", "Most entries of a session's log (sessions.max_entries).", lambda: bounds.max_entries
+        ),
+        gauge(
+            "max_session_bytes", "Most bytes of a session's log (sessions.max_session_bytes).", lambda: bounds.max_bytes
+        ),
+        gauge("hot_sessions", "Sessions whose history is in memory.", lambda: len(cache)),
+        gauge("hot_bytes", "Bytes of the histories in memory.", lambda: cache.bytes),
+        gauge(
+            "max_hot_bytes", "Most bytes of the histories in memory (sessions.max_hot_bytes).", lambda: cache.max_bytes
+        ),
+        counter("store_failures", "Calls to the session store that failed.", lambda: histories.failures),
+        counter(
+            "storage_refusals",
+            "Requests that were refused with storage_full because their tenant has stored as much as it may.",
+            lambda: histories.refused_for_room,
+        ),
+    )
 
-    def _collect_store(self) -> Iterator[Metric]:
-        store = self._store
-        yield GaugeMetricFamily(
-            "warmroute_store_up", "1 while the session store takes writes.", float(self._watch.is_up)
-        )
-        yield CounterMetricFamily(
-            "warmroute_store_failures",
-            "Calls that came to nothing, of turns and pages.",
-            self._turns.histories.failures,
-        )
-        yield GaugeMetricFamily(
-            "warmroute_store_calls", "Calls that the session store is at, or that wait for it.", store.pending
-        )
-        yield GaugeMetricFamily(
-            "warmroute_max_store_calls",
-            "How many there may be; with Redis how many are sent at once, for which others wait.",
-            store.max_pending,
-        )
-        yield GaugeMetricFamily(
-            "warmroute_store_waiting_calls",
-            "Of those, calls that wait since their tenants have as many under way as they may.",
-            sum(line.waiting for line in store.lines),
-        )
-        yield CounterMetricFamily(
-            "warmroute_store_crowded",
-            "Calls that were refused with 429 since their tenants' own calls were in the way for too long.",
-            sum(line.refused for line in store.lines),
-        )
-        yield from self._collect_usage()
-        state = store.redis.breaker_state if store.redis else 0
-        yield GaugeMetricFamily(
-            "warmroute_store_breaker_state",
-            "Of the way to Redis: 0 closed, 1 trying, 2 open: calls fail at once.",
-            state,
-        )
-        evictions = store.redis.evictions if store.redis else None
-        yield GaugeMetricFamily(
-            "warmroute_store_may_evict",
-            "1 where Redis may throw sessions away when its memory is full: set its maxmemory-policy to noeviction.",
-            float(evictions is not None and evictions.may_evict),
-        )
-        yield CounterMetricFamily(
-            "warmroute_store_evicted_keys",
-            "Keys that Redis has thrown away since it began, sessions perhaps among them.",
-            evictions.evicted_keys if evictions is not None else 0,
-        )
-        journaled = store.journaled
-        yield GaugeMetricFamily(
-            "warmroute_write_behind_items",
-            "Ends of turns that the store has yet to take.",
-            journaled.waiting if journaled else 0,
-        )
-        yield GaugeMetricFamily(
-            "warmroute_write_behind_seconds",
-            "For how long the oldest of them has waited.",
-            journaled.lag_s if journaled else 0,
-        )
-        yield GaugeMetricFamily(
-            "warmroute_journal_bytes", "What the journal holds of them.", journaled.journal.bytes if journaled else 0
-        )
-        yield GaugeMetricFamily(
-            "warmroute_max_journal_bytes", "What it may hold.", journaled.journal.max_bytes if journaled else 0
-        )
 
-    def _collect_usage(self) -> Iterator[Metric]:
-        limits, usage = self._store.limits, self._watch.usage
-        yield CounterMetricFamily(
-            "warmroute_storage_refusals",
-            "What was refused with storage_full, since its tenant has stored as much as it may.",
-            self._turns.histories.refused_for_room,
-        )
-        yield GaugeMetricFamily("warmroute_max_tenant_bytes", "Bytes that a tenant may have stored.", limits.max_bytes)
-        yield GaugeMetricFamily(
-            "warmroute_max_tenant_sessions",
-            "Sessions, conversations and chains that a tenant may have, and responses.",
-            limits.max_sessions,
-        )
-        yield GaugeMetricFamily(
-            "warmroute_fullest_tenant_ratio",
-            "The largest share of its room that any tenant has used, in bytes, sessions or responses; at 1 it is refused.",
-            max(map(limits.used_ratio, usage.values()), default=0.0),
-        )
-        stored = GaugeMetricFamily(
-            "warmroute_tenant_stored_bytes", "What the tenant has stored, roughly.", labels=("tenant",)
-        )
-        counts = GaugeMetricFamily(
-            "warmroute_tenant_stored",
-            "How many sessions (conversations and chains among them) and responses the tenant has stored.",
-            labels=("tenant", "kind"),
-        )
-        for tenant in self._tenants:
-            has = usage.get(tenant, Usage())
-            stored.add_metric((tenant,), has.bytes)
-            counts.add_metric((tenant, "sessions"), has.sessions)
-            counts.add_metric((tenant, "responses"), has.documents)
-        yield from (stored, counts)
+def context_rows(
+    window: ContextWindow, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]
+) -> Iterable[Row]:
+    """``tenants``: those that are configured."""
+    views, compactor, counts = window.views, window.compactor, window.views.counts
+
+    def budgets() -> Mapping[str, float]:
+        left = {rules.tenant: compactor.budget.left(rules) for rules in tenants()}
+        return {tenant: tokens for tenant, tokens in left.items() if tokens is not None}
+
+    return (
+        counter(
+            "context_raw_tokens",
+            "Tokens that prompts of turns would have if whole histories were sent, by strategy.",
+            lambda: counts.raw,
+            "strategy",
+        ),
+        counter(
+            "context_sent_tokens",
+            "Tokens of the prompts of turns as sent, by strategy.",
+            lambda: counts.sent,
+            "strategy",
+        ),
+        counter(
+            "compactions",
+            "Histories that the compactor looked at or a turn cut, by result.",
+            lambda: {**compactor.results, "ceiling": views.cuts},
+            "result",
+        ),
+        counter(
+            "recomputed_tokens",
+            "Prompt tokens that workers computed again because a history was cut.",
+            lambda: counts.recomputed_tokens,
+        ),
+        counter(
+            "janitor_tokens",
+            "Tokens that summaries used, as models counted them, by kind.",
+            lambda: compactor.tokens,
+            "kind",
+        ),
+        gauge("janitor_waiting", "Sessions that wait for the compactor.", lambda: compactor.waiting),
+        gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: max_waiting),
+        gauge(
+            "tenant_summary_tokens_left",
+            "Tokens that summaries of the tenant's sessions may still use until midnight UTC.",
+            budgets,
+            "tenant",
+        ),
+    )
+
+
+def recall_rows(window: ContextWindow, index: MeasuredIndex, sqlite: SqliteIndex | None) -> Iterable[Row]:
+    """``sqlite``: the index, where it has a bound."""
+    rows = (
+        counter(
+            "recalls",
+            "Searches for items that are no longer in a session's prompt, by outcome.",
+            lambda: window.recaller.results,
+            "outcome",
+        ),
+        counter(
+            "recalls_by_words_alone",
+            "Searches by words alone, because the embedding of the question was not there in time.",
+            lambda: index.searches_without_meaning,
+        ),
+        gauge("recall_calls", "Calls to the recall index in progress or waiting.", lambda: index.pending),
+        gauge("max_recall_calls", "Most calls to the recall index in progress or waiting.", lambda: index.max_pending),
+        counter(
+            "recall_index_failures",
+            "Updates of the recall index that failed; the session's next turn tries again.",
+            lambda: window.recaller.index_failures,
+        ),
+    )
+    if sqlite is None:
+        return rows
+    return (
+        *rows,
+        gauge(
+            "recall_bytes",
+            "Bytes of texts and vectors in the recall index, as of this router's last change.",
+            lambda: sqlite.bytes,
+        ),
+        gauge(
+            "max_recall_bytes",
+            "Most bytes of texts and vectors in the recall index (context.max_recall_bytes).",
+            lambda: sqlite.max_bytes,
+        ),
+        counter(
+            "recall_evictions",
+            "Sessions and pieces that the recall index dropped because it, or their session, was full, by kind.",
+            lambda: sqlite.evicted,
+            "kind",
+        ),
+    )

@@ -1,5 +1,5 @@
-"""From what was noted of a request to spans at a collector of OpenTelemetry.
+"""From the notes on a request to spans at a collector of OpenTelemetry.
 
-``tracer`` begins and ends traces, ``spans`` makes spans of them (pure), ``queue`` sends them beside the requests, ``otlp``
-alone knows OpenTelemetry's packages, and ``opening`` joins these.
+``tracer`` begins and ends traces, ``spans`` makes spans of them (pure), ``otlp`` sends them beside the requests, and ``build``
+joins these. ``tracer`` and ``otlp`` need the extra ``otel``, and are imported only where tracing is on.
 """

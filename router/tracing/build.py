@@ -1,20 +1,25 @@
-"""Settings → a tracer, and the queue behind it."""
+"""Settings → a tracer and the sender behind it. The only module of this room that is imported where tracing is off."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from router.config.schema import ConfigError, TracingConfig
-from router.tracing.queue import TraceQueue
-from router.tracing.tracer import Tracer
+from router.config.schema import ConfigError
+from router.config.serving import TracingConfig
+from router.tracing.metrics import TraceCounts
+
+if TYPE_CHECKING:
+    from router.tracing.otlp import TraceSender
+    from router.tracing.tracer import Tracer
 
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
     tracer: Tracer
-    queue: TraceQueue
+    sender: TraceSender
 
 
 def open_tracing(
@@ -23,36 +28,29 @@ def open_tracing(
     is_known: Callable[[str], bool],
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
-    bits: Callable[[int], int],
+    counts: TraceCounts,
 ) -> Tracing | None:
     """None where tracing is off. Raises ConfigError where the extra is missing."""
     if not config.endpoint:
         return None
     try:
-        from router.tracing.otlp import OtlpSender
+        from router.tracing.otlp import TraceExporter, TraceSender, otlp_exporter
+        from router.tracing.tracer import Tracer
     except ImportError:
         raise ConfigError(f"tracing.endpoint={config.endpoint!r}: needs the extra warmroute[otel]") from None
-    headers = dict(each.split("=", 1) for each in config.headers)
-    sender = OtlpSender(
-        config.endpoint,
-        headers,
-        config.timeout_s,
-        {"service.name": config.service_name, **resource},
-        is_known,
-        lambda: wall_clock() - clock(),
-    )
-    queue = TraceQueue(sender.send, sender.stop, config.max_queue, config.interval_s)
-    return Tracing(Tracer(config.sample_ratio, bits, clock, queue.put), queue)
+    counts.max_traces = config.max_queue
+    otlp = otlp_exporter(config)
+    resource = {"service.name": config.service_name, **resource}
+    exporter = TraceExporter(otlp.export, otlp.shutdown, resource, is_known, lambda: wall_clock() - clock(), counts)
+    sender = TraceSender(config, exporter, counts)
+    return Tracing(Tracer(config.sample_ratio, clock, sender.put), sender)
 
 
 @asynccontextmanager
 async def sending(tracing: Tracing | None, flush_s: float) -> AsyncIterator[None]:
-    """Traces are sent inside the block, and what waits at its end within ``flush_s`` behind it."""
-    if tracing is None:
-        yield
-        return
-    tracing.queue.start()
+    """Traces that wait at the end of the block are sent within ``flush_s``."""
     try:
         yield
     finally:
-        await tracing.queue.close(flush_s)
+        if tracing is not None:
+            await tracing.sender.close(flush_s)

@@ -1,47 +1,45 @@
-"""How traces fare on their way to the collector, read when Prometheus asks; all zero where tracing is off."""
+"""Traces on their way to the collector; all zero where tracing is off."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections import Counter
+from collections.abc import Iterable
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from router.runtime.metrics import Row, counter, gauge
 
-from router.runtime.series import counter
-
-NOTHING_DROPPED = {"full": 0, "failed": 0, "stopped": 0}
+CAUSES = ("full", "failed", "stopped")
+"""Why traces are dropped."""
 
 
-class TraceFigures(Protocol):
-    max_traces: int
-    sent: int
+class TraceCounts:
+    """``queued`` and ``dropped["full"]`` are counted by the requests, ``taken`` and what follows from it by the thread that
+    sends."""
+
+    def __init__(self, max_traces: int = 0) -> None:
+        self.max_traces = max_traces
+        self.queued = 0
+        self.taken = 0
+        self.sent = 0
+        self.dropped: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
 
     @property
-    def dropped(self) -> Mapping[str, int]: ...
+    def waiting(self) -> int:
+        return self.queued - self.taken
 
-    def __len__(self) -> int: ...
 
-
-class TracingCollector(Collector):
-    def __init__(self, figures: TraceFigures | None) -> None:
-        self._figures = figures
-
-    def collect(self) -> Iterator[Metric]:
-        figures = self._figures
-        yield counter(
+def trace_rows(counts: TraceCounts) -> Iterable[Row]:
+    return (
+        counter(
             "dropped_traces",
-            "Sampled requests whose spans never reached the collector, by why.",
-            NOTHING_DROPPED if figures is None else figures.dropped,
+            "Sampled requests whose spans never reached the collector, by cause.",
+            lambda: counts.dropped,
             "cause",
-        )
-        sent = CounterMetricFamily("warmroute_sent_traces", "Sampled requests whose spans the collector has.")
-        sent.add_metric((), figures.sent if figures is not None else 0)
-        yield sent
-        for name, text, value in (
-            ("waiting_traces", "Requests whose spans wait to be sent.", len(figures) if figures is not None else 0),
-            ("max_waiting_traces", "How many may.", figures.max_traces if figures is not None else 0),
-        ):
-            gauge = GaugeMetricFamily(f"warmroute_{name}", text)
-            gauge.add_metric((), value)
-            yield gauge
+        ),
+        counter("sent_traces", "Sampled requests whose spans the collector took.", lambda: counts.sent),
+        gauge("waiting_traces", "Sampled requests whose spans wait to be sent.", lambda: counts.waiting),
+        gauge(
+            "max_waiting_traces",
+            "Most sampled requests whose spans may wait; spans of further ones are dropped.",
+            lambda: counts.max_traces,
+        ),
+    )

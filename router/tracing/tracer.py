@@ -1,42 +1,38 @@
-"""Where a trace begins, whether it is sampled, and what becomes of it at its end.
-
-A client that is in a trace has decided whether that is sampled; otherwise the share that was configured decides, by the
-trace's id alone, as OpenTelemetry's TraceIdRatioBased does.
+"""Begins and ends traces. A client that is in a trace has decided whether that is sampled; of other traces the configured share
+is, by the trace's id alone. OpenTelemetry's SDK reads the client's headers, makes the ids and decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from router.core.request.trace import Trace
-from router.wire.trace_context import read_traceparent
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-_LOW_64 = (1 << 64) - 1
+from router.core.request.trace import Trace
 
 
 class Tracer:
-    """``bits(n)``: n random bits. ``submit``: takes a sampled trace that has ended."""
+    """``submit`` takes a sampled trace that has ended."""
 
-    def __init__(
-        self,
-        sample_ratio: float,
-        bits: Callable[[int], int],
-        clock: Callable[[], float],
-        submit: Callable[[Trace], None],
-    ) -> None:
-        self._bound = round(sample_ratio * (1 << 64))
-        self._bits = bits
+    def __init__(self, sample_ratio: float, clock: Callable[[], float], submit: Callable[[Trace], None]) -> None:
+        self._sampler = ParentBased(TraceIdRatioBased(sample_ratio))
+        self._propagator = TraceContextTextMapPropagator()
         self._clock = clock
         self._submit = submit
+        self._ids = RandomIdGenerator()
 
     def begin(self, method: str, headers: Mapping[str, str]) -> Trace:
-        given = read_traceparent(headers.get("traceparent", ""))
-        trace_id = given.trace_id if given else f"{self._bits(128) or 1:032x}"
+        context = self._propagator.extract(headers)
+        parent = get_current_span(context).get_span_context()
+        trace_id = parent.trace_id if parent.is_valid else self._ids.generate_trace_id()
         return Trace(
-            trace_id=trace_id,
-            parent_id=given.parent_id if given else "",
+            trace_id=format_trace_id(trace_id),
+            parent_id=format_span_id(parent.span_id) if parent.is_valid else "",
             span_id=self.new_span_id(),
-            is_sampled=given.is_sampled if given else int(trace_id, 16) & _LOW_64 < self._bound,
+            is_sampled=self._sampler.should_sample(context, trace_id, "").decision.is_sampled(),
             began_at=self._clock(),
             new_span_id=self.new_span_id,
             method=method,
@@ -52,4 +48,4 @@ class Tracer:
             self._submit(trace)
 
     def new_span_id(self) -> str:
-        return f"{self._bits(64) or 1:016x}"
+        return str(format_span_id(self._ids.generate_span_id()))

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Protocol
 
 from router.core.request.attempt import (
     AttemptFailed,
@@ -25,22 +24,14 @@ from router.core.request.request import Request
 from router.core.request.routes import BodyCodec
 from router.core.tenants.memory import Holding, MemoryFull
 from router.core.worker import WorkerAddress
-from router.upstream.connection import RelayEvent, Sink, WorkerConnection
+from router.proxy.ports import Client
+from router.upstream.connection import WorkerConnection
 from router.upstream.pool import Pool, WorkerPort
+from router.upstream.relay import RelayEvent
 from router.wire.sse import Filter
 
 MAX_POST_BYTES = 32 << 20
 """Of an answer to what the router asks for itself: the ids of a long prompt, or their text."""
-
-
-class StreamClient(Sink, Protocol):
-    """A client that a stream can be sent to."""
-
-    def stream_head(self, reply: Reply, record: Record) -> bytes: ...
-
-    async def drained(self) -> bool:
-        """Wait until the client has read on; False if it made no progress for too long."""
-        ...
 
 
 class Upstream:
@@ -121,48 +112,44 @@ class Exchange:
         failure: the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the
         request. What the router itself gave up is not sent again: the worker has it, and may be at work on it."""
         head = self._port.head(method, path, len(body), headers)
-        was_sent = False
-        self._connection = connection = self._port.take_idle()
-        if connection is not None:
+        kept, was_sent = self._port.take_idle(), False
+        while True:
+            try:
+                self._connection = connection = kept or await self._pool.connect(self._port)
+            except CannotConnect as refused:
+                raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
             try:
                 connection.ask(
                     head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes
                 )
                 self._reply = await connection.reply()
             except WorkerHungUp:
-                if connection.has_answered:
+                if kept is None or connection.has_answered:
                     raise
                 connection.release()
-                was_sent = True
+                kept, was_sent = None, True
             else:
                 return self._reply
-        try:
-            self._connection = connection = await self._pool.connect(self._port)
-        except CannotConnect as refused:
-            raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
-        connection.ask(head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes)
-        self._reply = await connection.reply()
-        return self._reply
 
     def require_unbroken(self) -> None:
         """For whoever awaited something between ``ask`` and ``relay``. Raises AttemptFailed."""
         if self._connection is not None and self._connection.error is not None:
             raise self._connection.error
 
-    async def relay(self, client: StreamClient, record: Record) -> StreamEnd:
+    async def relay(self, client: Client, record: Record) -> StreamEnd:
         """Splice until the stream or the client ends. Only a client that does not read makes this task run in between."""
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")
-        connection.flow(client, client.stream_head(reply, record), self._gaps(record.model))
+        connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
         try:
-            while (turn := await connection.turn()) is RelayEvent.FULL:
+            while (event := await connection.relay_event()) is RelayEvent.FULL:
                 if not await client.drained():
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
             record.chunks += connection.chunks
-        return _BREAKS[type(connection.error)] if turn is RelayEvent.FAILED and connection.error else _ENDS[turn]
+        return _BREAKS[type(connection.error)] if event is RelayEvent.FAILED and connection.error else _ENDS[event]
 
     def __enter__(self) -> Exchange:
         return self

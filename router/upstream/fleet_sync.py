@@ -8,14 +8,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from router.config.schema import Config
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.member import Member
 from router.core.fleet.ring import Ring
 from router.core.worker import WorkerAddress
 from router.runtime.background import Background
+from router.runtime.log_once import LogOnce
 from router.upstream.discovery import LiveSource, Source, Unreadable
 from router.upstream.exchange import Upstream
-from router.upstream.health_check import MonitorSettings, WorkerMonitor
+from router.upstream.health_check import WorkerMonitor
 from router.upstream.pool import Pool
 
 FRESH_S = 0.5
@@ -33,15 +35,12 @@ class FleetSync:
         fleet: Fleet,
         pool: Pool,
         upstream: Upstream,
-        settings: MonitorSettings,
-        interval_s: float,
+        config: Config,
         use_ring: Callable[[Ring], None],
         clock: Callable[[], float],
         background: Background,
     ) -> None:
         self._background = background
-        self._complaints: dict[int, str] = {}
-        """By source, why it could not be read the last time."""
         self._is_ring_old = False
         self._news = asyncio.Event()
         self._ring_due = asyncio.Event()
@@ -50,12 +49,11 @@ class FleetSync:
         """Looks at sources that failed, by the kind of source."""
         self.found: dict[str, int] = dict.fromkeys(self.failures, 0)
         """Workers that each kind of source last named."""
-        self._sources = sources
+        self._sources = [(source, LogOnce()) for source in sources]
         self._fleet = fleet
         self._pool = pool
         self._upstream = upstream
-        self._settings = settings
-        self._interval_s = interval_s
+        self._config = config
         self._use_ring = use_ring
         self._last: dict[int, Sequence[WorkerAddress]] = {}
         self._watched: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
@@ -65,7 +63,7 @@ class FleetSync:
 
     async def start(self, at_most_s: float) -> None:
         """Find the workers and look at each once, so that the first request does not come before the first answer."""
-        for source in self._sources:
+        for source, _errors in self._sources:
             if isinstance(source, LiveSource):
                 self._live.append(self._background.start("source", source.run, source.kind))
         await self.refresh()
@@ -81,7 +79,7 @@ class FleetSync:
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval_s):
+                    async with asyncio.timeout(self._config.fleet.discovery_interval_s):
                         await self._news.wait()
                 self._news.clear()
                 await self._follow()
@@ -153,25 +151,32 @@ class FleetSync:
 
     def _watch(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
         log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
-        watch = WorkerMonitor(member, self._fleet, self._upstream, self._settings, self._clock)
+        config = self._config
+        watch = WorkerMonitor(
+            member,
+            self._fleet,
+            self._upstream,
+            config.probes,
+            config.load,
+            self._clock,
+            has_worker_key=bool(config.fleet.worker_key),
+        )
         return watch, self._background.start("watch", watch.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:
         """Of a source that cannot be read, what it said last. Each failure is counted, and told once."""
         addresses: list[WorkerAddress] = []
-        for number, source in enumerate(self._sources):
-            complaint = ""
+        for number, (source, errors) in enumerate(self._sources):
             try:
                 self._last[number] = await source.read()
+                errors.succeeded()
             except Unreadable as error:
-                complaint = str(error)
                 self.failures[source.kind] += 1
-            if complaint and complaint != self._complaints.get(number):
-                log.warning("workers unreadable: the last known ones stay", extra={"error": complaint})
-            self._complaints[number] = complaint
+                if errors.failed(str(error)):
+                    log.warning("workers unreadable: the last known ones stay", extra={"error": str(error)})
             addresses.extend(self._last.get(number, ()))
         named: Counter[str] = Counter()
-        for number, source in enumerate(self._sources):
+        for number, (source, _errors) in enumerate(self._sources):
             named[source.kind] += len(self._last.get(number, ()))
         self.found |= named
         return addresses
@@ -179,4 +184,6 @@ class FleetSync:
     @property
     def restarts(self) -> dict[str, int]:
         """Watches that broke, by the kind of source; none of one that is not watched."""
-        return {source.kind: source.restarts if isinstance(source, LiveSource) else 0 for source in self._sources}
+        return {
+            source.kind: source.restarts if isinstance(source, LiveSource) else 0 for source, _errors in self._sources
+        }

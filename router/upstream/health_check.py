@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from router.config.workers import LoadConfig, ProbesConfig
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import WorkerState
 from router.core.fleet.load import LoadReport
@@ -38,25 +38,17 @@ TOLD_EVERY_S, MAX_TOLD = 60.0, 16
 
 MAX_ERROR_CHARS = 200
 
+ILL_INTERVAL_S = 0.25
+"""Between two probes of a worker that is not up."""
+
+MODELS_INTERVAL_S = 5.0
+"""Between two reads of a worker's /v1/models."""
+
 WAKE_WAIT_S = 1.0
 """A worker that sleeps is asked for its load no less often: that is how its waking is noticed."""
 
 BAD_LOAD_WAIT_S = 5.0
 """Until a worker is asked again whose metrics were too large or made no sense: reading them costs others' time."""
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorSettings:
-    """Seconds."""
-
-    probe_interval_s: float
-    ill_interval_s: float
-    models_interval_s: float
-    probe_timeout_s: float
-    load_interval_s: float
-    load_timeout_s: float
-    has_worker_key: bool = False
-    """A key is sent to workers: it decides what a 401 of theirs means."""
 
 
 _NOTHING = msgspec.Raw()
@@ -108,12 +100,23 @@ class WorkerMonitor:
     """The watch over one member, until its task is cancelled."""
 
     def __init__(
-        self, member: Member, fleet: Fleet, upstream: Upstream, settings: MonitorSettings, clock: Callable[[], float]
+        self,
+        member: Member,
+        fleet: Fleet,
+        upstream: Upstream,
+        probes: ProbesConfig,
+        load: LoadConfig,
+        clock: Callable[[], float],
+        *,
+        has_worker_key: bool = False,
     ) -> None:
+        """``has_worker_key``: a key is sent to workers, which decides what their 401 means."""
         self._member = member
         self._fleet = fleet
         self._upstream = upstream
-        self._settings = settings
+        self._probes = probes
+        self._load = load
+        self._has_worker_key = has_worker_key
         self._clock = clock
         self._models_due = 0.0
         self._is_load_bad = False
@@ -131,17 +134,16 @@ class WorkerMonitor:
             tasks.create_task(self._poll_forever())
 
     async def _probe_forever(self) -> None:
-        settings = self._settings
         while True:
             is_well = self._member.health.state is WorkerState.UP and self._member.models
-            await asyncio.sleep(settings.probe_interval_s if is_well else settings.ill_interval_s)
+            await asyncio.sleep(self._probes.interval_s if is_well else ILL_INTERVAL_S)
             await self.probe()
 
     async def _poll_forever(self) -> None:
         while True:
             await self.poll()
             self.has_looked.set()
-            wait_s = self._settings.load_interval_s
+            wait_s = self._load.poll_interval_s
             if self._member.state is WorkerState.ASLEEP:
                 wait_s = min(wait_s, WAKE_WAIT_S)
             await asyncio.sleep(max(wait_s, BAD_LOAD_WAIT_S) if self._is_load_bad else wait_s)
@@ -149,7 +151,7 @@ class WorkerMonitor:
     async def probe(self) -> None:
         """Once: health, and the models if it is time for them."""
         health = self._member.health
-        reply = await self._get("/health", self._settings.probe_timeout_s, MAX_PROBE_BYTES)
+        reply = await self._get("/health", self._probes.timeout_s, MAX_PROBE_BYTES)
         now = self._clock()
         if health.since is None:
             health.since = now
@@ -187,7 +189,7 @@ class WorkerMonitor:
         if self._member.state is WorkerState.EJECTED and not self._member.leases:
             return None  # requests there may be waited for as long as it shows that it is at work
         self._is_load_bad = False
-        reply = await self._get("/metrics", self._settings.load_timeout_s, MAX_METRICS_BYTES)
+        reply = await self._get("/metrics", self._load.timeout_s, MAX_METRICS_BYTES)
         if reply is None:
             return None
         try:
@@ -204,7 +206,7 @@ class WorkerMonitor:
             await self._read_models(self._clock())
 
     async def _read_models(self, now: float) -> None:
-        reply = await self._get("/v1/models", self._settings.probe_timeout_s, MAX_PROBE_BYTES)
+        reply = await self._get("/v1/models", self._probes.timeout_s, MAX_PROBE_BYTES)
         if reply is None:
             return
         try:
@@ -216,7 +218,7 @@ class WorkerMonitor:
             self._clear("/v1/models")
         else:
             self._note("/v1/models", "the list of models is empty")
-        self._models_due = now + self._settings.models_interval_s
+        self._models_due = now + MODELS_INTERVAL_S
         self._fleet.set_models(self._member, models)
 
     async def _get(self, path: str, timeout_s: float, max_bytes: int) -> Reply | None:
@@ -249,7 +251,7 @@ class WorkerMonitor:
 
     def _refusal(self, status: int) -> str:
         if status in (401, 403):
-            has_key = self._settings.has_worker_key
+            has_key = self._has_worker_key
             return f"HTTP status {status}: " + (
                 "the worker refuses the key of fleet.worker_key"
                 if has_key

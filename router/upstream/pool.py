@@ -9,27 +9,17 @@ import asyncio
 import ssl
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from router.config.workers import FleetConfig, TimeoutsConfig
 from router.core.address import is_forbidden
 from router.core.fleet.patience import Signs
 from router.core.request.attempt import CannotConnect
 from router.core.worker import WorkerAddress
-from router.upstream.connection import BREACHES, Limits, WorkerConnection
+from router.upstream.connection import WorkerConnection
+from router.upstream.reply_reader import REJECTION_KINDS
 from router.upstream.shares import Shares
 
 SWEEP_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    limits: Limits
-    connect_s: float
-    idle_s: float
-    max_idle: int
-    """Idle connections kept for each worker."""
-    worker_key: str = ""
-    tls: ssl.SSLContext | None = None
 
 
 class WorkerPort:
@@ -80,16 +70,21 @@ class Pool:
     """Owns every connection. ``run`` must be running: it enforces the deadlines."""
 
     def __init__(
-        self, settings: PoolSettings, signs: Callable[[WorkerAddress], Signs | None] = lambda _address: None
+        self,
+        fleet: FleetConfig,
+        timeouts: TimeoutsConfig,
+        signs: Callable[[WorkerAddress], Signs | None] = lambda _address: None,
     ) -> None:
-        """``signs``: of a worker's work, which silence is waited for."""
-        self._settings = settings
+        """``signs``: of a worker's work, which silence is waited for. Raises OSError for files of ``fleet``."""
+        self._fleet = fleet
+        self._timeouts = timeouts
+        self._tls = _tls_context(fleet)
         self._signs = signs
         self._loop = asyncio.get_running_loop()
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
         self.shares = Shares(self._loop)
-        self.breaches: Counter[str] = Counter(dict.fromkeys(BREACHES, 0))
+        self.breaches: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
         """Answers that were ended since they were not as they must be, by what was wrong."""
 
     def forget(self, address: WorkerAddress) -> None:
@@ -106,13 +101,11 @@ class Pool:
     async def connect(self, port: WorkerPort) -> WorkerConnection:
         """Raises CannotConnect."""
         address = port.address
-        tls = self._settings.tls if address.scheme == "https" else None
+        tls = self._tls if address.scheme == "https" else None
         try:
-            async with asyncio.timeout(self._settings.connect_s):
+            async with asyncio.timeout(self._timeouts.connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: WorkerConnection(
-                        self._loop, self._settings.limits, port.put_idle, self.shares, self.breaches
-                    ),
+                    lambda: WorkerConnection(self._loop, self._timeouts, port.put_idle, self.shares, self.breaches),
                     address.host,
                     address.port,
                     ssl=tls,
@@ -158,8 +151,9 @@ class Pool:
     def port(self, address: WorkerAddress) -> WorkerPort:
         port = self._ports.get(address)
         if port is None:
-            settings = self._settings
-            port = self._ports[address] = WorkerPort(address, settings.worker_key, settings.idle_s, settings.max_idle)
+            fleet = self._fleet
+            port = WorkerPort(address, fleet.worker_key, fleet.idle_s, fleet.max_idle_connections)
+            self._ports[address] = port
         return port
 
 
@@ -176,10 +170,10 @@ _PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LON
 """How OpenSSL calls what answers a handshake in plain text."""
 
 
-def worker_tls_context(ca_file: str, client_cert: str, client_key: str) -> ssl.SSLContext:
-    """How https workers are met; empty strings: the system's authorities, and no certificate of our own. Raises OSError."""
-    context = ssl.create_default_context(cafile=ca_file or None)
+def _tls_context(fleet: FleetConfig) -> ssl.SSLContext:
+    """For https workers: the system's authorities and no certificate of our own, unless the configuration names some."""
+    context = ssl.create_default_context(cafile=fleet.ca_file or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if client_cert:
-        context.load_cert_chain(client_cert, client_key)
+    if fleet.client_cert:
+        context.load_cert_chain(fleet.client_cert, fleet.client_key)
     return context

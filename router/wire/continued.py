@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 
 from router.core.request.routes import PromptForm, Route
+from router.wire.completion import BadAnswer, Choice, read_chunks
 from router.wire.continuation import Asked, Seam
 from router.wire.dialects import DIALECTS
 from router.wire.events import each_event, is_costly
 from router.wire.sse import MAX_EMPTY_EVENTS
-from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
+from router.wire.transcript import REPLACEMENT, Delivered
 from router.wire.usage import Usage, read_event_usage
 
 _encode = msgspec.json.encode
@@ -140,19 +141,18 @@ class ContinuedFilter:
             return self.rest()
         try:
             chunks = read_chunks(event)
-        except msgspec.DecodeError:
+        except BadAnswer:
             return self._give_up("parsed")
         out = b""
         for chunk in chunks:
             self.delivered.fingerprint = chunk.system_fingerprint or self.delivered.fingerprint
             if chunk.choices:
-                out += self._take_chunk(chunk)
+                out += self._take_choice(chunk.choices[0])
             elif (usage := read_event_usage(event)) is not None:
                 self.usage = usage
         return out
 
-    def _take_chunk(self, chunk: Chunk) -> bytes:
-        choice = chunk.choices[0]
+    def _take_choice(self, choice: Choice) -> bytes:
         if not choice.is_plain or (self._is_exact and choice.content and not choice.token_ids):
             return self._give_up("parsed")  # without ids nobody could say how far this goes
         text = self._past_the_seam(choice)

@@ -1,43 +1,26 @@
-"""A client's place in a trace, as its headers tell it: W3C Trace Context (https://www.w3.org/TR/trace-context/). Pure.
+"""Which trace headers of a client go on to a worker: W3C Trace Context (https://www.w3.org/TR/trace-context/). Pure.
 
-What is not in order is left out, and a trace begins here: a bad header is no reason to refuse a request.
+A header that is not in order is left out. It is no reason to refuse a request.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
-_PARENT = re.compile(
-    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]{0,200})?"
-)
+_PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?")
 """Versions after 00 may say more behind the flags."""
 
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ !-+\--<>-~]{0,255}[!-+\--<>-~]")
 MAX_MEMBERS, MAX_STATE_CHARS = 32, 512
-"""Of tracestate; the second is what everybody has to pass on at the least."""
-
-SAMPLED = 1
-
-
-class TraceContext(NamedTuple):
-    trace_id: str
-    parent_id: str
-    is_sampled: bool
-
-
-def read_traceparent(text: str) -> TraceContext | None:
-    found = _PARENT.fullmatch(text)
-    if found is None or (found[1] == "00" and found[5] is not None):
-        return None
-    return TraceContext(found[2], found[3], bool(int(found[4], 16) & SAMPLED))
+"""Limits of tracestate. The standard asks everybody to pass on at least 512 characters."""
 
 
 def passed_on(headers: Mapping[str, str]) -> tuple[str, str]:
     """``traceparent`` and ``tracestate`` for a worker; empty where there is none. They become lines of a request."""
     parent = headers.get("traceparent", "")
-    if not parent or read_traceparent(parent) is None:
+    found = _PARENT.fullmatch(parent) if parent else None
+    if found is None or (found[1] == "00" and found[2]):
         return "", ""
     state = headers.get("tracestate", "")
     return parent, state if state and _is_state(state) else ""

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from router.app.serve import running
-from router.config.schema import Config, ConfigError, load_config, settings
+from router.config.loading import load_config
+from router.config.reference import settings
+from router.config.schema import Config, ConfigError
 from router.policies import POLICIES, make_policy
 from tests.e2e.routed import get, get_admin, until
 from tests.upstream.scripted import scripted, unused_url

@@ -8,16 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.config.schema import (
-    BUNDLED_MODEL,
-    Config,
-    ConfigError,
-    ModelConfig,
-    Setting,
-    load_config,
-    read_salt_secret,
-    settings,
-)
+from router.config.context import BUNDLED_MODEL
+from router.config.loading import load_config
+from router.config.reference import Setting, settings
+from router.config.schema import Config, ConfigError
+from router.config.secrets import read_salt_secret
+from router.config.sessions import ModelConfig
 from router.policies.cache_aware import CacheAwareParameters
 
 
@@ -37,8 +33,8 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
         ("[server]\nport = 99999", "server.port=99999: must be int ≥ 0 ≤ 65535"),
         ("[server]\nport = 'a'", "server.port='a': must be int ≥ 0 ≤ 65535"),
         ("[limits]\nbody_timeout_s = 0", "limits.body_timeout_s=0: must be float > 0 ≤ 3600"),
-        ("[server]\nprot = 1", "server.prot: no such setting"),
-        ("[sever]\nport = 1", "sever: no such setting"),
+        ("[server]\nprot = 1", "server.prot: no such setting; did you mean server.port?"),
+        ("[sever]\nport = 1", "sever: no such setting; did you mean server?"),
         ("server = 3", "server=3: must be table"),
         ("[fleet]\nworkers = [1]", "fleet.workers=[1]: must be list of str"),
         ("[fleet]\nworkers = ['gpu:1']", "must begin with http:// or https://"),
@@ -95,7 +91,10 @@ NUMBERS = [setting for setting in EVERY if setting.type in ("int", "float") and 
         ),
         ("[server]\ntls_cert = 'a'", "must be given together with server.tls_cert"),
         ("[policy]\nprior = [2.0, 0.1]", "policy.prior=[2.0, 0.1]: must be list of 2 float each ≥ 0 ≤ 1"),
-        ("[models.'a/b-2.5']\ntokeniser = 'worker'", "models.a/b-2.5.tokeniser: no such setting"),
+        (
+            "[models.'a/b-2.5']\ntokeniser = 'worker'",
+            "models.a/b-2.5.tokeniser: no such setting; did you mean models.a/b-2.5.tokenizer?",
+        ),
         ("[models.'a/b-2.5']\ntokenizer = 1", "models.a/b-2.5.tokenizer=1: must be str"),
         ("[models]\na = 1", "models.a=1: must be table"),
         ("models = 1", "models=1: must be table"),
@@ -228,7 +227,9 @@ def test_environment_takes_lists_by_comma_and_refuses_what_it_does_not_know() ->
     assert msgspec.convert(policy, CacheAwareParameters, from_attributes=True) == CacheAwareParameters(
         prior=(0.5, 0.1), alone=True
     )
-    with pytest.raises(ConfigError, match="WARMROUTE_FLEET__WORKER: no such setting"):
+    with pytest.raises(
+        ConfigError, match=r"WARMROUTE_FLEET__WORKER: no such setting; did you mean WARMROUTE_FLEET__WORKERS\?"
+    ):
         load_config(None, {"WARMROUTE_FLEET__WORKER": "x"}, {})
 
 

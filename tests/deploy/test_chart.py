@@ -14,7 +14,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from router.config.schema import load_config, settings
+from router.config.loading import load_config
+from router.config.reference import settings
 from tests.deploy import helm
 from tests.deploy.helm import Object
 from tests.deploy.policies import Peer, allows

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from router.config.schema import load_config
+from router.config.loading import load_config
 from tests.deploy.helm import ROOT
 
 IMAGE = ROOT / "deploy" / "image"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -10,10 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from router.app.serve import Running, running
-from router.config.schema import load_config
+from router.config.loading import load_config
 from router.wire.framing import ChunkedReader
 
 QUICK = {
@@ -22,8 +24,6 @@ QUICK = {
     "server.insecure_no_auth": True,
     "server.drain_s": 2.0,
     "probes.interval_s": 0.1,
-    "probes.ill_interval_s": 0.05,
-    "probes.models_interval_s": 0.05,
     "probes.ejection_s": 0.2,
     "probes.max_ejection_s": 0.4,
     "load.poll_interval_s": 0.1,
@@ -34,13 +34,30 @@ QUICK = {
 """Times of a fleet that is small and near. Where nobody is up the answer is 503 at once."""
 
 
+CONSTANTS = {
+    "probes.ill_interval_s": "router.upstream.health_check.ILL_INTERVAL_S",
+    "probes.models_interval_s": "router.upstream.health_check.MODELS_INTERVAL_S",
+    "tokens.max_exact_bytes": "router.sessions.tokens.counts.MAX_EXACT_BYTES",
+    "tokens.max_known_counts": "router.sessions.tokens.build.MAX_KNOWN",
+    "tokens.worker_timeout_s": "router.sessions.tokens.worker.TIMEOUT_S",
+}
+"""What is no setting, and has another value while a test's router runs; by a name as if it were one."""
+
+
+QUICK_CONSTANTS = {"probes.ill_interval_s": 0.05, "probes.models_interval_s": 0.05}
+
+
 @asynccontextmanager
 async def routed(*workers: str, **settings: Any) -> AsyncIterator[Running]:
     """``a__b=value`` sets ``a.b``. Behind the block nothing is under way any more, or the test fails."""
     timeout_s = settings.pop("timeout_s", 25.0)
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    flags = {**QUICK, "fleet.workers": list(workers), **named}
-    async with asyncio.timeout(timeout_s), running(load_config(None, {}, flags)) as router:
+    flags = {**QUICK, **QUICK_CONSTANTS, "fleet.workers": list(workers), **named}
+    async with contextlib.AsyncExitStack() as constants:
+        for name in flags.keys() & CONSTANTS.keys():
+            constants.enter_context(patch(CONSTANTS[name], flags.pop(name)))
+        await constants.enter_async_context(asyncio.timeout(timeout_s))
+        router = await constants.enter_async_context(running(load_config(None, {}, flags)))
         yield router
         await until(lambda: is_quiet(router))
 

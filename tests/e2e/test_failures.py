@@ -306,7 +306,7 @@ async def test_a_pause_of_a_worker_that_is_at_work_is_waited_for_and_one_that_st
         await client.post(PATH, STREAMED)
         await client.head()
         assert await client.chunk() == TEXT
-        (flowing,) = [each for each in router.pool._open if each.state.name == "FLOW"]
+        (flowing,) = [each for each in router.pool._open if each.state.name == "RELAY"]
         await until(partial(outlasted, router, flowing.deadline))
         worker.probed = Polled(*STUCK)
         was_late.set()
@@ -327,7 +327,7 @@ async def test_a_request_that_waits_for_a_seat_is_answered_there_and_the_full_wo
         await until(router.fleet.catalog.is_ready)
         long = {**SIM_CHAT, "max_tokens": 100, "ignore_eos": True, "stream": True}
         seated = asyncio.create_task(post(router, PATH, long))
-        await until(lambda: any(each.state.name == "FLOW" for each in router.pool._open))
+        await until(lambda: any(each.state.name == "RELAY" for each in router.pool._open))
         assert (await post(router, PATH, {**SIM_CHAT, "max_tokens": 2, "stream": True})).status == 200
         assert (await seated).status == 200
         decisions = (await get_admin(router, "/decisions")).json["decisions"]
@@ -348,8 +348,8 @@ async def test_a_worker_that_answers_nothing_at_all_is_given_up_long_before_any_
             await peer.send(STREAM_HEAD + frame(b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n'))
         await peer.gone()
 
-    monkeypatch.setattr("router.upstream.connection.GIVE_UP_S", 0.05)
-    monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.05)
+    monkeypatch.setattr("router.upstream.connection.UNRESPONSIVE_S", 0.05)
+    monkeypatch.setattr("router.upstream.connection.UNRESPONSIVE_WHOLE_S", 0.05)
     async with (
         scripted(fall_silent) as one,
         scripted(fall_silent) as other,

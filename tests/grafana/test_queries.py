@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 
 WORDS = "the fleet keeps what it has seen and routes what it has not "
 KEYS = (
-    "[tenants.acme]\nprompt_tokens_per_day = 100_000_000\nnotes_tokens_per_day = 1_000_000\n"
+    "[tenants.acme]\nprompt_tokens_per_day = 100_000_000\nsummary_tokens_per_day = 1_000_000\n"
     "[tenants.beta]\nprompt_tokens_per_day = 1\n" + entry("a", "acme", ACME) + entry("b", "beta", BETA)
 )
 RATED_OVER, SHOWN = "5s", "1m"

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from router.config.routing import AdmissionConfig
 from router.core.errors import BudgetExceeded, ModelUnavailable, NoWorkerAvailable, Overloaded, RateLimited
 from router.core.fleet.facts import Facts
 from router.core.fleet.member import Lease, Member
@@ -16,12 +18,12 @@ from router.core.fleet.seats import Seats, warm_wait_s
 from router.core.request.request import Request, Tenant
 from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, TenantRules
-from router.proxy.admission import Admission, AdmissionSettings
+from router.proxy.admission import Admission
 from tests.core.fleet.test_fleet import addresses, bring_up, make_fleet, of, poll, report
 from tests.core.tenants.test_quota import make_record
 from tests.proxy.test_dispatch import make_request
 
-NARROW = AdmissionSettings(
+NARROW = AdmissionConfig(
     max_worker_requests=1,
     max_worker_prefill_tokens=0,
     max_queued=100,
@@ -38,8 +40,8 @@ class Door:
     def __init__(self, hosts: str = "ab", **settings: Any) -> None:
         self.fleet, self.index = make_fleet(hosts)
         self.now = 100.0
-        changed = {name: settings.get(name, getattr(NARROW, name)) for name in NARROW.__slots__}
-        self.admission = Admission(AdmissionSettings(**changed), self.fleet, lambda: self.now, lambda: self.now)
+        changed = replace(NARROW, **settings)
+        self.admission = Admission(changed, self.fleet, lambda: self.now, lambda: self.now)
         self.order: list[str] = []
         self.tasks: list[asyncio.Task[Lease]] = []
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from types import TracebackType
 
 import msgspec
 import pytest
 
+from router.config.routing import AdmissionConfig, ResumptionConfig, RetriesConfig
 from router.core.errors import (
     ModelNotFound,
     ModelUnavailable,
@@ -45,8 +45,8 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryFull
 from router.core.worker import WorkerAddress
 from router.policies.base import Ranking
-from router.proxy.admission import Admission, AdmissionSettings
-from router.proxy.dispatch import Dispatcher, DispatchSettings
+from router.proxy.admission import Admission
+from router.proxy.dispatch import Dispatcher
 from router.proxy.ports import Client
 from router.proxy.selection import WorkerSelector
 from router.wire.sse import Filter, StreamFilter
@@ -59,7 +59,7 @@ OK = Reply(200, {}, USAGE, is_stream=False)
 STREAM = Reply(200, {}, b"", is_stream=True)
 ERROR = Reply(500, {}, b"", is_stream=False)
 
-OPEN = AdmissionSettings(
+OPEN = AdmissionConfig(
     max_worker_requests=0,
     max_worker_prefill_tokens=0,
     max_queued=100,
@@ -214,7 +214,7 @@ class House:
         hosts: str = "abc",
         max_attempts: int = 5,
         min_retries: int = 3,
-        admission: AdmissionSettings | None = None,
+        admission: AdmissionConfig | None = None,
         max_deaths: int = 3,
     ) -> None:
         self.index = PrefixIndex(10_000, 1_000)
@@ -233,7 +233,8 @@ class House:
         self.pauses: list[float] = []
         self.admission = Admission(admission or OPEN, self.fleet, lambda: self.now, lambda: self.now, self.pause)
         self.dispatcher = Dispatcher(
-            DispatchSettings(max_attempts, max_deaths, 0.2, min_retries, 3, 1.0, 1 << 20, 1 << 24),
+            RetriesConfig(max_attempts=max_attempts, max_deaths=max_deaths, min_budget=min_retries),
+            ResumptionConfig(max_attempts=3, wait_s=1.0, max_kept_bytes=1 << 20, max_total_kept_bytes=1 << 24),
             WorkerSelector(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
             self.upstream,
             self.records.append,
@@ -867,7 +868,7 @@ async def test_a_request_under_which_workers_die_one_after_another_is_given_up(
 
 async def test_deaths_are_counted_over_all_that_a_request_waits_for() -> None:
     """One worker that comes back each time, and dies each time."""
-    admission = dataclasses.replace(OPEN, no_worker_wait_s=60.0)
+    admission = msgspec.structs.replace(OPEN, no_worker_wait_s=60.0)
     house = House("a", admission=admission)
     house.upstream.answers["a"] = WorkerDied("x")
     task = asyncio.create_task(house.send())
@@ -916,7 +917,7 @@ async def test_a_stream_that_ends_for_the_clients_fault_is_ended_so_and_its_work
 
 # Workers that call themselves busy
 
-PATIENT = dataclasses.replace(OPEN, max_wait_s=10.0)
+PATIENT = msgspec.structs.replace(OPEN, max_wait_s=10.0)
 
 
 def busy(retry_after: bytes = b"") -> Reply:
@@ -965,7 +966,7 @@ async def test_a_wish_beyond_the_longest_wait_is_passed_on_at_once() -> None:
 
 @pytest.mark.parametrize("bound", [{"max_queued": 0}, {"max_queued_bytes": 1}], ids=str)
 async def test_no_more_wait_for_busy_workers_than_may_wait_at_all(bound: dict[str, int]) -> None:
-    house = House("a", admission=dataclasses.replace(PATIENT, **bound))
+    house = House("a", admission=msgspec.structs.replace(PATIENT, **bound))
     house.upstream.answers["a"] = busy()
     with pytest.raises(Overloaded):
         await house.send()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from router.config.routing import AdmissionConfig
 from router.core.errors import NoWorkerAvailable, RateLimited, RouterError
 from router.core.request.attempt import WorkerDied
 from router.core.request.record import Record
 from router.core.request.request import Tenant
 from router.core.tenants.tenant import TenantRules
-from router.proxy.admission import AdmissionSettings
 from tests.proxy.test_dispatch import House, make_request
 
 
@@ -27,7 +27,7 @@ def make_house(hosts: str = "ab", **settings: Any) -> House:
         "warm_wait_s": 0.0,
         **settings,
     }
-    return House(hosts, admission=AdmissionSettings(**given))
+    return House(hosts, admission=AdmissionConfig(**given))
 
 
 async def settle() -> None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.core.fleet.fleet import Fleet
-from router.core.fleet.health import HealthRules
-from router.core.fleet.rules import FleetRules
 from router.core.index.cache_use import CacheMisses
-from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
 from router.core.request.retry import RetryBudget
 from router.core.request.routes import Route
-from router.core.worker import WorkerAddress
-from router.proxy.metrics import BATCH, GAP_BUCKETS, MAX_LABEL_VALUES, TTFT_BUCKETS, FleetCollector, Metrics
+from router.proxy.metrics import BATCH, TTFT_BUCKETS, Metrics, dispatch_rows
+from router.runtime.metrics import MAX_LABEL_VALUES, Exposition, Table
+from router.wire.transcript import TranscriptBudget
 
 
-def make_metrics() -> Metrics:
-    return Metrics(CollectorRegistry(), lambda model: model.startswith("known"))
+class Counted:
+    """Metrics with a registry of their own."""
+
+    def __init__(self, is_known: Callable[[str], bool] = lambda model: model.startswith("known")) -> None:
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, is_known)
+        self.observe = self.metrics.observe
+        self.observe_refusal = self.metrics.observe_refusal
+        self.exposition = Exposition(self.registry, self.metrics.flush).read
+
+
+def make_metrics() -> Counted:
+    return Counted()
 
 
 def make_record(model: str = "known", *, reason: str = "cached", retries: list[str] | None = None) -> Record:
@@ -43,7 +52,11 @@ def make_record(model: str = "known", *, reason: str = "cached", retries: list[s
     )
 
 
-def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def labelled(**labels: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(labels.items()))
+
+
+def samples(metrics: Counted) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     text = asyncio.run(metrics.exposition())[0].decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -102,12 +115,10 @@ def test_names_that_clients_make_up_become_other() -> None:
     metrics = make_metrics()
     for number in range(300):
         metrics.observe(make_record(f"made-up-{number}"))
-        metrics.gaps(f"made-up-{number}")(0.01)
     text = asyncio.run(metrics.exposition())[0].decode()
     assert "made-up" not in text
     labels = (("model", "other"), ("route", "/v1/chat/completions"), ("status", "200"))
     assert samples(metrics)["warmroute_requests_total", labels] == 300
-    assert samples(metrics)["warmroute_inter_chunk_seconds_count", (("model", "other"),)] == 300
 
 
 def test_series_stay_bounded_however_many_models_there_are() -> None:
@@ -119,22 +130,9 @@ def test_series_stay_bounded_however_many_models_there_are() -> None:
     assert "other" in models
 
 
-def test_gaps_fall_into_their_buckets() -> None:
-    metrics = make_metrics()
-    observe = metrics.gaps("known")
-    for gap in (0.001, 0.012, 99.0):
-        observe(gap)
-    found = samples(metrics)
-    counts = [
-        found["warmroute_inter_chunk_seconds_bucket", (("le", str(bound)), ("model", "known"))]
-        for bound in (*GAP_BUCKETS[:3], "+Inf")
-    ]
-    assert counts == [1, 1, 2, 3]
-
-
 def test_batches_are_counted_when_they_are_full_and_when_prometheus_asks() -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, lambda _model: True)
+    metrics = Counted(lambda _model: True)
+    registry = metrics.registry
     labels = {"route": "/v1/chat/completions", "model": "m", "status": "200"}
     for _ in range(BATCH):
         assert registry.get_sample_value("warmroute_requests_total", labels) is None
@@ -201,95 +199,6 @@ def test_first_token_buckets_are_vllms() -> None:
     assert bounds == [*TTFT_BUCKETS, float("inf")]
 
 
-def test_the_fleet_is_read_when_prometheus_asks() -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, lambda _model: True)
-    index = PrefixIndex(10_000, 1_000)
-    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    budget, misses = RetryBudget(0.2, 3), CacheMisses()
-    misses.add(1000, 800, 500, 400)
-    registry.register(
-        FleetCollector(fleet, index, misses, budget, lambda: [("live_requests", "Requests under way.", 5)], {"head": 2})
-    )
-    fleet.set_members([WorkerAddress("http", host, 80) for host in "ab"])
-    well, ill = fleet.members()
-    for member in (well, ill):
-        member.health.on_probe_answered(0.0)
-    ill.health.on_death(1.0)
-    budget.take(0.0)
-    with fleet.lease(well.position, 300.0, 1.0, shows_first_token=True):
-        found = samples(metrics)
-    for member, state in ((well, "up"), (ill, "ejected")):
-        states = {each: labelled(worker=member.name, state=each) for each in ("starting", "up", "ejected")}
-        assert [each for each in states if found["warmroute_worker_state", states[each]]] == [state]
-    name = labelled(worker=well.name)
-    assert found["warmroute_worker_in_flight", name] == found["warmroute_worker_requests_total", name] == 1
-    assert found["warmroute_worker_queued_prefill_tokens", name] == 300
-    assert found["warmroute_worker_prefill_rate", name] == 10_000
-    assert found["warmroute_prefix_index_blocks", name] == 0
-    assert found["warmroute_prefix_index_max_blocks", name] == 390
-    assert found["warmroute_worker_ejections_total", labelled(worker=ill.name, cause="died")] == 1
-    assert found["warmroute_worker_ejections_total", labelled(worker=well.name, cause="died")] == 0
-    for reason, tokens in {"new": 200, "elsewhere": 300, "gone": 100}.items():
-        assert found["warmroute_uncached_tokens_total", labelled(reason=reason)] == tokens
-    assert found["warmroute_retries_in_flight", ()] == 1
-    assert found["warmroute_retry_budget", ()] == 2
-    assert found["warmroute_retry_budget_max", ()] == 100
-    assert found["warmroute_live_requests", ()] == 5
-
-
-def test_a_worker_that_left_is_no_series_any_more() -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, lambda _model: True)
-    index = PrefixIndex(10_000, 1_000)
-    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    registry.register(FleetCollector(fleet, index, CacheMisses(), RetryBudget(0.2, 3), list, {}))
-    fleet.set_members([WorkerAddress("http", "a", 80)])
-    assert any("worker" in dict(labels) for _name, labels in samples(metrics))
-    fleet.set_members([])
-    assert not any("worker" in dict(labels) for _name, labels in samples(metrics))
-
-
-MAX_SAMPLES_AT_ONCE = 6
-"""For each worker, between two turns of others."""
-
-
-def test_a_scrape_of_many_workers_lets_others_be_served_in_between_and_is_written_off_the_loop() -> None:
-    workers = 1000
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, lambda _model: True)
-    index = PrefixIndex(10_000, 1_000)
-    fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), index)
-    fleet.set_members([WorkerAddress("http", f"w{number}", 80) for number in range(workers)])
-    collector = FleetCollector(fleet, index, CacheMisses(), RetryBudget(0.2, 3), list, {})
-    registry.register(collector)
-    families = list(collector.collect())
-    assert max(len(family.samples) for family in families) <= MAX_SAMPLES_AT_ONCE * workers
-    turns = 0
-
-    async def scrape() -> bytes:
-        nonlocal turns
-        scraping = asyncio.create_task(metrics.exposition())
-        while not scraping.done():
-            turns += 1
-            await asyncio.sleep(0)
-        return scraping.result()[0]
-
-    assert asyncio.run(scrape()).count(b"warmroute_worker_in_flight{") == workers
-    assert turns > len(families)
-
-
-async def test_two_scrapes_at_once_are_both_whole() -> None:
-    metrics = make_metrics()
-    metrics.observe(make_record())
-    first, second = await asyncio.gather(metrics.exposition(), metrics.exposition())
-    assert first == second
-
-
-def labelled(**labels: str) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(labels.items()))
-
-
 def test_waiting_for_room_is_no_overhead_of_the_router_and_counted_apart() -> None:
     metrics = make_metrics()
     waited = make_record()
@@ -300,3 +209,21 @@ def test_waiting_for_room_is_no_overhead_of_the_router_and_counted_apart() -> No
     assert found["warmroute_queue_wait_seconds_count", ()] == 1
     assert found["warmroute_queue_wait_seconds_sum", ()] == 2.0
     assert found["warmroute_router_overhead_seconds_sum", (("phase", "decide"),)] < 0.01
+
+
+async def test_two_scrapes_at_once_are_both_whole() -> None:
+    metrics = make_metrics()
+    metrics.observe(make_record())
+    first, second = await asyncio.gather(metrics.exposition(), metrics.exposition())
+    assert first == second
+
+
+def test_the_budget_and_what_was_not_cached_are_read_when_prometheus_asks() -> None:
+    budget, misses, registry = RetryBudget(0.2, 3), CacheMisses(), CollectorRegistry()
+    misses.add(1000, 800, 500, 400)
+    budget.take(0.0)
+    registry.register(Table(dispatch_rows(budget, misses, TranscriptBudget(7))))
+    for reason, tokens in {"new": 200, "elsewhere": 300, "gone": 100}.items():
+        assert registry.get_sample_value("warmroute_uncached_tokens_total", {"reason": reason}) == tokens
+    for name, value in {"retries_in_flight": 1, "retry_budget": 2, "retry_budget_max": 100}.items():
+        assert registry.get_sample_value(f"warmroute_{name}") == value

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from router.config.routing import ResumptionConfig, RetriesConfig
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
@@ -34,7 +35,7 @@ from router.core.tenants.memory import Holding
 from router.core.tenants.tenant import EVERYBODY, Caller
 from router.core.worker import WorkerAddress
 from router.proxy.admission import Admission
-from router.proxy.dispatch import Dispatcher, DispatchSettings
+from router.proxy.dispatch import Dispatcher
 from router.proxy.ports import Client
 from router.proxy.selection import WorkerSelector
 from router.wire.sse import Filter
@@ -213,7 +214,10 @@ class House:
         self.now = 100.0
         self.wakes: list[str] = []
         self.dispatcher = Dispatcher(
-            DispatchSettings(5, max_deaths, 0.2, min_retries, max_resumptions, 1.0, 1 << 20, 1 << 24),
+            RetriesConfig(max_deaths=max_deaths, min_budget=min_retries),
+            ResumptionConfig(
+                max_attempts=max_resumptions, wait_s=1.0, max_kept_bytes=1 << 20, max_total_kept_bytes=1 << 24
+            ),
             WorkerSelector(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
             self.workers,
             self.records.append,

@@ -49,6 +49,9 @@ INVALID = (
     Case("no target", line(b"GET HTTP/1.1"), "RFC 9112 3"),
     Case("a space within the target", line(b"GET /hea lth HTTP/1.1"), "RFC 9112 3.2"),
     Case("a tab between the parts", line(b"GET\t/health\tHTTP/1.1"), "RFC 9112 3"),
+    Case("two spaces before the target", line(b"GET  /health HTTP/1.1"), "RFC 9112 3"),
+    Case("two spaces before the version", line(b"GET /health  HTTP/1.1"), "RFC 9112 3"),
+    Case("two spaces behind an empty line", b"\r\n" + line(b"GET  /health HTTP/1.1"), "RFC 9112 3"),
     Case("a space before the method", line(b" GET /health HTTP/1.1"), "RFC 9112 3"),
     Case("something behind the version", line(b"GET /health HTTP/1.1 x"), "RFC 9112 3"),
     Case("a method that is no token", line(b"G<>T /health HTTP/1.1"), "RFC 9110 9.1"),
@@ -159,7 +162,6 @@ INVALID = (
 )
 
 VALID = (
-    Case("two spaces before the target", line(b"GET  /health HTTP/1.1"), "RFC 9112 3"),
     Case("no spaces behind the colon", get(b"Host:r"), "RFC 9112 5"),
     Case("spaces and tabs around a value", get(b"Host: \t r \t "), "RFC 9112 5"),
     Case("an empty value", get(b"Host: r", b"X:"), "RFC 9110 5.5"),

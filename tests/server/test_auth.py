@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from router.app.serve import running
-from router.config.schema import ConfigError, load_config
+from router.config.loading import load_config
+from router.config.schema import ConfigError
 from router.runtime.logs import AUDIT, AUDIT_READS
 from tests.e2e.routed import QUICK, Answer, connected, get, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, MESSAGES, STREAMED, answering, stream

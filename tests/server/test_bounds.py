@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.request.request import NO_TENANT
 from router.server.parsing.pool import BASE_MEMORY_BYTES, MEMORY_RATIO
 from router.server.protocol import PIECE_BYTES

@@ -23,7 +23,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from router.app.serve import running
-from router.config.schema import LimitsConfig, load_config
+from router.config.loading import load_config
+from router.config.serving import LimitsConfig
 from router.core.request.routes import Route
 from router.server.openapi import describe
 from router.sessions.api.conversations import ConversationPages

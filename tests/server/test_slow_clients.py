@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from router.app.serve import Running
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.server.bodies import next_due_at
 from tests.e2e.routed import Answer, RawClient, connected, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, STREAMED, answering, stream_without_end

@@ -17,14 +17,14 @@ from router.proxy.ports import Client
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
 from router.sessions.planner import Ask
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.summaries import Written
 from router.sessions.tokens.cache import CountCache
-from router.sessions.tokens.counts import CountLimits, TokenCounts
+from router.sessions.tokens.counts import TokenCounts
 from router.sessions.tokens.local import LocalCounter
 from router.sessions.tokens.texts import own_text
 from tests.sessions.desk import ACME, SID, FakeClient, FakeDispatch, Points, Replica
 from tests.sessions.kept_histories import FakeWriter, WordIndex
+from tests.sessions.stores.memory import MemoryStore
 from tests.sessions.tokens.desk import Notes
 
 Message = dict[str, Any]
@@ -89,7 +89,7 @@ class Play:
         self.worker = CountingWorker(points, count_text, window)
         counter = LocalCounter("tokenizer_json", count_text, ThreadPoolExecutor(1), max_loop_bytes=1 << 40)
         self.counts = TokenCounts(
-            CountLimits(1 << 40, MEDIA_TOKENS),
+            MEDIA_TOKENS,
             lambda _model: counter,
             self,
             CountCache(10_000),

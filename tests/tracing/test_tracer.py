@@ -1,26 +1,27 @@
-"""Where traces begin, which are sampled, what settings they need, and how many of them may wait."""
+"""Where traces begin, which are sampled, and what settings they need."""
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Sequence
 from contextvars import copy_context
 
 import pytest
 
-from router.config.schema import ConfigError, TracingConfig, load_config
+from router.config.loading import load_config
+from router.config.schema import ConfigError
+from router.config.serving import TracingConfig
 from router.core.request.trace import MAX_PHASES, TRACE, Trace, trace_of
 from router.tracing.build import open_tracing
-from router.tracing.queue import TraceQueue
+from router.tracing.metrics import TraceCounts
 from router.tracing.tracer import Tracer
 from tests.tracing.records import a_record
 
+TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 URL = "http://127.0.0.1:4318/v1/traces"
 
 
-def tracer(ratio: float, seed: int = 1) -> Tracer:
-    return Tracer(ratio, random.Random(seed).getrandbits, lambda: 1.0, lambda _: None)
+def tracer(ratio: float) -> Tracer:
+    return Tracer(ratio, lambda: 1.0, lambda _: None)
 
 
 def a_trace() -> Trace:
@@ -28,18 +29,27 @@ def a_trace() -> Trace:
 
 
 def test_the_share_of_new_traces_that_is_sampled_is_the_configured_one() -> None:
-    making = tracer(0.25)
-    sampled = sum(making.begin("POST", {}).is_sampled for _ in range(2000))
-    assert 400 < sampled < 600
-    assert all(tracer(1.0, seed).begin("POST", {}).is_sampled for seed in range(100))
-    assert not any(tracer(0.0, seed).begin("POST", {}).is_sampled for seed in range(100))
+    for trace in [tracer(0.25).begin("POST", {}) for _ in range(100)]:
+        assert trace.is_sampled == (int(trace.trace_id[16:], 16) < 1 << 62)
+        assert (len(trace.trace_id), len(trace.span_id), trace.parent_id) == (32, 16, "")
+    assert all(tracer(1.0).begin("POST", {}).is_sampled for _ in range(100))
+    assert not any(tracer(0.0).begin("POST", {}).is_sampled for _ in range(100))
 
 
-def test_an_id_is_never_zero() -> None:
-    made = Tracer(1.0, lambda _: 0, lambda: 1.0, lambda _: None).begin("POST", {})
-    assert int(made.trace_id, 16)
-    assert int(made.span_id, 16)
-    assert (len(made.trace_id), len(made.span_id)) == (32, 16)
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+@pytest.mark.parametrize(("flags", "is_sampled"), [("00", False), ("01", True), ("02", False), ("ff", True)])
+def test_the_lowest_flag_of_a_client_alone_says_whether_its_trace_is_sampled(
+    ratio: float, flags: str, is_sampled: bool
+) -> None:
+    trace = tracer(ratio).begin("POST", {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-{flags}", "tracestate": "a=b"})
+    assert (trace.trace_id, trace.parent_id, trace.is_sampled) == (TRACE_ID, PARENT_ID, is_sampled)
+
+
+@pytest.mark.parametrize("given", ["", "no", f"00-{'0' * 32}-{PARENT_ID}-01", f"00-{TRACE_ID}-{PARENT_ID}-01-more"])
+def test_a_trace_begins_here_where_the_client_names_none(given: str) -> None:
+    trace = tracer(1.0).begin("POST", {"traceparent": given})
+    assert trace.parent_id == ""
+    assert trace.trace_id not in (TRACE_ID, "0" * 32)
 
 
 def test_a_request_that_waits_again_and_again_has_a_bounded_trace() -> None:
@@ -68,43 +78,15 @@ def test_what_the_router_asks_for_itself_is_no_part_of_the_clients_trace() -> No
     assert ours is None
 
 
-async def test_what_finds_the_queue_full_is_dropped_and_what_waits_at_the_end_is_sent() -> None:
-    sent: list[Trace] = []
-
-    def send(traces: Sequence[Trace]) -> bool:
-        sent.extend(traces)
-        return True
-
-    queue = TraceQueue(send, lambda: None, max_traces=100, interval_s=60)
-    waiting = [a_trace() for _ in range(101)]
-    for trace in waiting:
-        queue.put(trace)
-    assert (len(queue), queue.dropped["full"]) == (100, 1)
-    queue.start()
-    await queue.close(10)
-    assert list(map(id, sent)) == list(map(id, waiting[:100]))
-    assert queue.sent == 100
-
-
-async def test_behind_a_failure_the_rest_is_not_tried_at_once_and_is_counted_at_the_end() -> None:
-    queue = TraceQueue(lambda _: False, lambda: None, max_traces=1000, interval_s=60)
-    for _ in range(200):
-        queue.put(a_trace())
-    queue._is_closing = True
-    queue.start()
-    await queue.close(10)
-    assert (queue.dropped["failed"], queue.dropped["stopped"], queue.sent) == (64, 136, 0)
-
-
 def test_tracing_without_its_extra_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "router.tracing.otlp", None)
     with pytest.raises(ConfigError, match=r"needs the extra warmroute\[otel\]"):
-        open_tracing(TracingConfig(endpoint=URL), {}, bool, float, float, random.Random(1).getrandbits)
+        open_tracing(TracingConfig(endpoint=URL), {}, bool, float, float, TraceCounts())
 
 
 def test_nothing_of_opentelemetry_is_needed_while_tracing_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "router.tracing.otlp", None)
-    assert open_tracing(TracingConfig(), {}, bool, float, float, random.Random(1).getrandbits) is None
+    assert open_tracing(TracingConfig(), {}, bool, float, float, TraceCounts()) is None
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from router.core.fleet.patience import Signs
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerHungUp, WorkerSilent, WorkerSlow
 from router.core.request.reply import Reply
 from router.core.request.routes import Route
-from router.upstream.connection import TAIL_S, RelayEvent
+from router.upstream.connection import TAIL_S
+from router.upstream.relay import RelayEvent
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import StreamFilter
@@ -28,7 +29,6 @@ DONE = b"data: [DONE]\n\n"
 EVENTS = [TEXT, TEXT, LAST, USAGE, DONE]
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 STREAM = STREAM_HEAD + b"".join(map(frame, EVENTS)) + LAST_CHUNK
-OUR_HEAD = b""
 
 
 def a_watch(*, hides_usage: bool = False) -> StreamFilter:
@@ -54,10 +54,6 @@ async def exchange(*pieces: bytes, closes: bool = False) -> tuple[Reply, Wire]:
     return await reply_of(wire), wire
 
 
-def flow(wire: Wire, client: FakeClient) -> None:
-    wire.connection.flow(client, OUR_HEAD, lambda _gap: None)
-
-
 async def stream_to(client: FakeClient, *pieces: bytes, hides_usage: bool = False) -> tuple[RelayEvent | None, Wire]:
     """The client reads from the first event on; None where the stream still flows behind the last piece."""
     wire = Wire()
@@ -65,14 +61,14 @@ async def stream_to(client: FakeClient, *pieces: bytes, hides_usage: bool = Fals
     is_flowing = False
     for piece in pieces:
         wire.feed(piece)
-        if not is_flowing and wire.connection.state.name == "EVENTS" and wire.connection._pieces:
+        if not is_flowing and wire.connection.state.name == "EVENTS" and wire.connection._reader.pieces:
             assert (await reply_of(wire)).is_stream
-            flow(wire, client)
+            wire.relay_to(client)
             is_flowing = True
-    if wire.connection.state.name == "FLOW":
+    if wire.connection.state.name == "RELAY":
         return None, wire
     async with asyncio.timeout(1):
-        return await wire.connection.turn(), wire
+        return await wire.connection.relay_event(), wire
 
 
 # Whole replies
@@ -241,8 +237,8 @@ async def test_a_connection_serves_one_request_after_another() -> None:
         wire.feed(*cut(STREAM, [number * 7]))
         assert (await reply_of(wire)).is_stream
         client = FakeClient()
-        flow(wire, client)
-        assert await wire.connection.turn() is RelayEvent.DONE
+        wire.relay_to(client)
+        assert await wire.connection.relay_event() is RelayEvent.DONE
         assert client.events == b"".join(EVENTS)
         wire.connection.release()
     assert len(wire.idled) == 6
@@ -322,7 +318,7 @@ async def test_the_head_leaves_with_the_first_events_and_the_end_with_the_last()
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    wire.connection.flow(client, b"HEAD\r\n\r\n", lambda _gap: None)
+    wire.relay_to(client, b"HEAD\r\n\r\n")
     assert client.writes == [b"HEAD\r\n\r\n" + TEXT]
     wire.feed(frame(LAST + DONE))
     assert client.writes[1:] == [LAST + DONE]
@@ -337,10 +333,10 @@ def test_a_death_at_any_byte_gives_whole_events_only_and_never_a_clean_end(reset
         ask(wire, a_watch())
         wire.feed(STREAM[: len(STREAM_HEAD) + len(frame(TEXT))])
         await reply_of(wire)
-        flow(wire, client)
+        wire.relay_to(client)
         wire.feed(*bytewise(STREAM[len(STREAM_HEAD) + len(frame(TEXT)) : at]))
         wire.lose(reset)
-        turn = await wire.connection.turn()
+        turn = await wire.connection.relay_event()
         assert b"".join(EVENTS).startswith(client.events)
         assert client.events.endswith(b"\n\n")
         assert (turn, client.has_ended) == (
@@ -447,8 +443,8 @@ async def test_a_client_that_is_full_stops_the_reading_until_it_has_read_on() ->
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    flow(wire, client)
-    assert await wire.connection.turn() is RelayEvent.FULL
+    wire.relay_to(client)
+    assert await wire.connection.relay_event() is RelayEvent.FULL
     assert not wire.transport.is_reading()
     wire.clock.now += 1000
     wire.connection.expire()
@@ -458,7 +454,7 @@ async def test_a_client_that_is_full_stops_the_reading_until_it_has_read_on() ->
     assert wire.transport.is_reading()
     assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
     wire.feed(frame(LAST), frame(DONE) + LAST_CHUNK)
-    assert await wire.connection.turn() is RelayEvent.DONE
+    assert await wire.connection.relay_event() is RelayEvent.DONE
 
 
 @pytest.mark.parametrize("tail", [LAST_CHUNK, b""])
@@ -468,10 +464,10 @@ async def test_a_connection_is_never_kept_with_its_reading_stopped(tail: bytes) 
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    flow(wire, client)
+    wire.relay_to(client)
     client.is_full_behind = 0
     wire.feed(frame(LAST + DONE) + tail)
-    assert await wire.connection.turn() is RelayEvent.DONE
+    assert await wire.connection.relay_event() is RelayEvent.DONE
     wire.connection.release()
     wire.feed(LAST_CHUNK[len(tail) :])
     assert wire.idled == [wire.connection]
@@ -485,10 +481,10 @@ async def test_a_client_that_is_gone_ends_the_workers_work(pieces: list[bytes]) 
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    flow(wire, client)
+    wire.relay_to(client)
     client.gone = True
     wire.feed(*pieces)
-    assert await wire.connection.turn() is RelayEvent.CLIENT_GONE
+    assert await wire.connection.relay_event() is RelayEvent.CLIENT_GONE
     assert wire.transport.closing
 
 
@@ -500,8 +496,8 @@ async def test_a_client_that_is_gone_before_the_first_event_gets_nothing(data: b
     ask(wire, a_watch())
     wire.feed(data)
     await reply_of(wire)
-    flow(wire, client)
-    assert await wire.connection.turn() is RelayEvent.CLIENT_GONE
+    wire.relay_to(client)
+    assert await wire.connection.relay_event() is RelayEvent.CLIENT_GONE
     assert wire.transport.closing
 
 
@@ -527,7 +523,7 @@ async def test_each_phase_has_the_deadline_of_its_kind() -> None:
     assert wire.connection.deadline == wire.clock.now - 20 + LIMITS.first_event_s, "a head is not an event"
     wire.feed(frame(TEXT))
     await reply_of(wire)
-    flow(wire, FakeClient())
+    wire.relay_to(FakeClient())
     assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
     wire.clock.now += 3
     wire.feed(frame(TEXT))
@@ -552,7 +548,7 @@ async def test_a_worker_that_falls_silent_in_its_stream_fails_the_stream() -> No
     client = FakeClient()
     _, wire = await stream_to(client, STREAM_HEAD + frame(TEXT))
     wire.connection.expire()
-    assert await wire.connection.turn() is RelayEvent.FAILED
+    assert await wire.connection.relay_event() is RelayEvent.FAILED
     assert isinstance(wire.connection.error, WorkerSilent)
     assert isinstance(wire.connection.error, AttemptFailed)
     assert client.events == TEXT
@@ -584,7 +580,7 @@ async def test_silence_in_a_stream_is_waited_for_while_the_worker_is_at_work_and
     ask_patiently(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    flow(wire, client)
+    wire.relay_to(client)
     for _ in range(3):
         wire.clock.now += LIMITS.event_gap_s
         wire.connection.expire(AT_WORK)
@@ -594,7 +590,7 @@ async def test_silence_in_a_stream_is_waited_for_while_the_worker_is_at_work_and
     assert wire.connection.deadline == wire.clock.now + LIMITS.event_gap_s
     wire.clock.now += LIMITS.event_gap_s
     wire.connection.expire(AT_WORK._replace(moved_since_s=LIMITS.event_gap_s + 0.1))
-    assert await wire.connection.turn() is RelayEvent.FAILED
+    assert await wire.connection.relay_event() is RelayEvent.FAILED
     assert type(wire.connection.error) is WorkerSilent
     assert client.events == TEXT + TEXT
 
@@ -647,7 +643,7 @@ async def test_the_gaps_between_reads_are_measured() -> None:
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    wire.connection.flow(client, b"", gaps.append)
+    wire.relay_to(client, observe_gap=gaps.append)
     for gap in (0.5, 0.25):
         wire.clock.now += gap
         wire.feed(frame(TEXT))

@@ -7,11 +7,13 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
+from router.config.workers import FleetConfig, TimeoutsConfig
 from router.core.fleet.patience import Signs
 from router.core.index.fingerprint import NO_PROMPT
 from router.core.request.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
@@ -20,9 +22,9 @@ from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import NO_TENANT, Request
 from router.core.request.routes import Route
 from router.core.worker import WorkerAddress, parse_address
-from router.upstream.connection import Limits
+from router.proxy import ports
 from router.upstream.exchange import Exchange, Upstream
-from router.upstream.pool import Pool, PoolSettings
+from router.upstream.pool import Pool
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import StreamFilter
@@ -30,10 +32,16 @@ from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, ScriptedWorker, answer, scripted, unused_url
 from tests.upstream.wires import FakeClient, a_holding
 
-LIMITS = Limits(
-    max_reply_bytes=1 << 20, max_event_bytes=1 << 16, first_event_s=20, event_gap_s=20, answer_s=20, silence_s=20
+LIMITS = TimeoutsConfig(
+    max_reply_bytes=1 << 20,
+    max_event_bytes=1 << 16,
+    first_event_s=20,
+    event_gap_s=20,
+    answer_s=20,
+    silence_s=20,
+    connect_s=5.0,
 )
-SETTINGS = PoolSettings(LIMITS, connect_s=5.0, idle_s=60.0, max_idle=4)
+FLEET = FleetConfig(idle_s=60.0, max_idle_connections=4)
 TEXT = b'data: {"choices":[{"delta":{"content":"word"},"finish_reason":null}]}\n\n'
 LAST = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
@@ -107,10 +115,11 @@ class Fixture:
 @asynccontextmanager
 async def pooled(
     worker: ScriptedWorker,
-    settings: PoolSettings = SETTINGS,
+    fleet: FleetConfig = FLEET,
+    timeouts: TimeoutsConfig = LIMITS,
     signs: Callable[[WorkerAddress], Signs | None] = lambda _address: None,
 ) -> AsyncIterator[Fixture]:
-    pool = Pool(settings, signs)
+    pool = Pool(fleet, timeouts, signs)
     sweep = asyncio.create_task(pool.run())
     try:
         async with asyncio.timeout(20):
@@ -119,6 +128,10 @@ async def pooled(
         sweep.cancel()
         pool.close()
         await asyncio.gather(sweep, return_exceptions=True)
+
+
+async def relay(exchange: Exchange, client: Client, record: Record) -> StreamEnd:
+    return await exchange.relay(cast(ports.Client, client), record)
 
 
 async def hang(_asked: Asked, peer: Peer) -> None:
@@ -132,13 +145,13 @@ async def test_requests_one_after_another_share_a_connection_and_parallel_ones_d
         assert {asked.connection for asked in worker.asked} == {0}
         await asyncio.gather(*[fixture.ask() for _ in range(6)])
         assert worker.connections == 6
-        assert fixture.idle == SETTINGS.max_idle
+        assert fixture.idle == FLEET.max_idle_connections
         await fixture.ask()
         assert worker.connections == 6
 
 
 async def test_a_worker_sees_its_own_host_the_request_id_the_workers_key_and_nothing_of_the_client() -> None:
-    async with scripted() as worker, pooled(worker, replace(SETTINGS, worker_key="s3cret")) as fixture:
+    async with scripted() as worker, pooled(worker, replace(FLEET, worker_key="s3cret")) as fixture:
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(b'{"a": "\xc3\xa9"}', trace), None, a_holding())
@@ -179,7 +192,7 @@ async def test_a_request_that_the_router_gave_up_on_a_kept_connection_is_not_sen
         fixture.pool.abort_unresponsive(fixture.address)
         await peer.gone()
 
-    monkeypatch.setattr("router.upstream.connection.GIVE_UP_WHOLE_S", 0.0)
+    monkeypatch.setattr("router.upstream.connection.UNRESPONSIVE_WHOLE_S", 0.0)
     async with scripted(fall_silent_at_the_second) as worker, pooled(worker) as fixture:
         await fixture.ask()
         with pytest.raises(WorkerDied):
@@ -230,7 +243,7 @@ async def test_a_kept_connection_that_breaks_in_its_answer_is_a_death_and_the_re
 
 
 async def test_a_connection_idle_for_too_long_is_not_used_again() -> None:
-    async with scripted() as worker, pooled(worker, replace(SETTINGS, idle_s=0.0)) as fixture:
+    async with scripted() as worker, pooled(worker, replace(FLEET, idle_s=0.0)) as fixture:
         await fixture.ask()
         await fixture.ask()
         assert worker.connections == 2
@@ -267,7 +280,7 @@ async def test_a_stream_is_relayed_and_its_connection_kept_even_if_its_last_chun
         client, record = Client(), a_record()
         with fixture.exchange() as exchange:
             assert (await exchange.ask(a_request(), a_watch(), a_holding())).is_stream
-            assert await exchange.relay(client, record) is StreamEnd.DONE
+            assert await relay(exchange, client, record) is StreamEnd.DONE
         relayed.set()
         assert client.events == TEXT + LAST + DONE
         while not fixture.idle:
@@ -294,7 +307,7 @@ async def test_a_client_that_reads_slowly_is_waited_for_until_it_stalls(stalls: 
         client = Client(is_full_behind=0, stalls=stalls)
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            end = await exchange.relay(client, a_record())
+            end = await relay(exchange, client, a_record())
         if stalls:
             assert end is StreamEnd.CLIENT_STALLED
             assert await worker.ended.get() == 0
@@ -312,7 +325,7 @@ async def test_leaving_an_exchange_in_any_phase_closes_the_workers_connection(se
     async def use(fixture: Fixture) -> None:
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            await exchange.relay(Client(), a_record())
+            await relay(exchange, Client(), a_record())
 
     asked = asyncio.Event()
     async with scripted(stop_after) as worker, pooled(worker) as fixture:
@@ -325,20 +338,20 @@ async def test_leaving_an_exchange_in_any_phase_closes_the_workers_connection(se
 
 
 async def test_a_silent_worker_is_given_up_by_the_sweep() -> None:
-    quick = replace(SETTINGS, limits=replace(LIMITS, answer_s=0.01, first_event_s=0.01, event_gap_s=0.01))
+    quick = replace(LIMITS, answer_s=0.01, first_event_s=0.01, event_gap_s=0.01)
 
     async def stop_after_an_event(_asked: Asked, peer: Peer) -> None:
         await peer.send(STREAM_HEAD + frame(TEXT))
         await peer.gone()
 
-    async with scripted(hang) as worker, pooled(worker, quick) as fixture:
+    async with scripted(hang) as worker, pooled(worker, FLEET, quick) as fixture:
         with pytest.raises(WorkerSilent):
             await fixture.ask()
         worker.script = stop_after_an_event
         client = Client()
         with fixture.exchange() as exchange:
             await exchange.ask(a_request(), a_watch(), a_holding())
-            assert await exchange.relay(client, a_record()) is StreamEnd.SILENT
+            assert await relay(exchange, client, a_record()) is StreamEnd.SILENT
         assert client.events == TEXT
         assert [await worker.ended.get() for _ in range(2)] == [0, 1]
 
@@ -356,8 +369,8 @@ async def test_a_silent_worker_that_is_at_work_is_waited_for_by_the_sweep() -> N
 
     looks: list[int] = []
     was_waited_for = asyncio.Event()
-    quick = replace(SETTINGS, limits=replace(LIMITS, answer_s=0.01))
-    async with scripted(answer_when_told) as worker, pooled(worker, quick, signs) as fixture:
+    quick = replace(LIMITS, answer_s=0.01)
+    async with scripted(answer_when_told) as worker, pooled(worker, FLEET, quick, signs) as fixture:
         assert (await fixture.ask()).status == 200
         assert looks == [1, 1]
         assert fixture.pool.overdue == 0
@@ -399,13 +412,13 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
         await peer.send(STREAM_HEAD, *[frame(TEXT)] * 300, frame(LAST + DONE) + LAST_CHUNK)
 
     async with scripted(tls=server) as worker:
-        async with pooled(worker, replace(SETTINGS, tls=ssl.create_default_context(cafile=cert))) as fixture:
+        async with pooled(worker, replace(FLEET, ca_file=str(cert))) as fixture:
             assert (await fixture.ask()).body == b"{}"
             worker.script = stream
             client = Client(is_full_behind=4000)
             with fixture.exchange() as exchange:
                 await exchange.ask(a_request(), a_watch(), a_holding())
-                assert await exchange.relay(client, a_record()) is StreamEnd.DONE
+                assert await relay(exchange, client, a_record()) is StreamEnd.DONE
             assert client.events == TEXT * 300 + LAST + DONE
             assert worker.connections == 1
             worker.script = hang
@@ -414,7 +427,7 @@ async def test_a_worker_behind_tls_is_verified_and_served_alike(tmp_path: Path) 
                 await asyncio.sleep(0)
             waiting.cancel()
             assert await worker.ended.get() == 0
-        async with pooled(worker, replace(SETTINGS, tls=ssl.create_default_context())) as fixture:
+        async with pooled(worker) as fixture:
             with pytest.raises(CannotConnect):
                 await fixture.ask()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
+from router.config.schema import Config
+from router.config.workers import FleetConfig, LoadConfig, ProbesConfig
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.ring import Ring
@@ -17,22 +18,27 @@ from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress, parse_address
 from router.runtime.background import Background
+from router.upstream import health_check
 from router.upstream.discovery import Unreadable
 from router.upstream.exchange import Upstream
 from router.upstream.fleet_sync import FRESH_S, FleetSync
-from router.upstream.health_check import MonitorSettings, WorkerMonitor
+from router.upstream.health_check import WorkerMonitor
 from router.upstream.pool import Pool
 from tests.upstream.scripted import ScriptedWorker, scripted, unused_url
-from tests.upstream.test_exchange import SETTINGS
+from tests.upstream.test_exchange import FLEET, LIMITS
 
-WATCH = MonitorSettings(
-    probe_interval_s=60,
-    ill_interval_s=60,
-    models_interval_s=0.0,
-    probe_timeout_s=5,
-    load_interval_s=60,
-    load_timeout_s=5,
+CONFIG = Config(
+    fleet=FleetConfig(discovery_interval_s=60.0),
+    probes=ProbesConfig(interval_s=60.0, timeout_s=5.0),
+    load=LoadConfig(poll_interval_s=60.0, timeout_s=5.0),
 )
+
+
+@pytest.fixture(autouse=True)
+def _times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe comes when a test makes it, and reads the models each time."""
+    monkeypatch.setattr(health_check, "ILL_INTERVAL_S", 60.0)
+    monkeypatch.setattr(health_check, "MODELS_INTERVAL_S", 0.0)
 
 
 class FakeSource:
@@ -56,7 +62,7 @@ class Fixture:
         self.index = PrefixIndex(100_000, 1000)
         rules = FleetRules(HealthRules(failures=2, ejection_s=1.0), 10_000.0, 4.0, 5.0, 500_000)
         self.fleet = Fleet(rules, self.index, notify=lambda _member: None)
-        self.pool = Pool(SETTINGS)
+        self.pool = Pool(FLEET, LIMITS)
         self.upstream = Upstream(self.pool, lambda _model: lambda _gap: None)
         self.rings: list[Ring] = []
         self.ring_mistake: Exception | None = None
@@ -66,8 +72,7 @@ class Fixture:
             self.fleet,
             self.pool,
             self.upstream,
-            WATCH,
-            60.0,
+            CONFIG,
             self.take_ring,
             lambda: self.now,
             self.background,
@@ -85,7 +90,7 @@ class Fixture:
     def watch(self) -> WorkerMonitor:
         """A watch of one's own over the only member, to be moved by hand."""
         (member,) = self.fleet.members()
-        return WorkerMonitor(member, self.fleet, self.upstream, WATCH, lambda: self.now)
+        return WorkerMonitor(member, self.fleet, self.upstream, CONFIG.probes, CONFIG.load, lambda: self.now)
 
 
 @asynccontextmanager
@@ -129,11 +134,13 @@ async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_f
         assert one.probes["/v1/models"] == before + 2
 
 
-async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_models_again() -> None:
+async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_models_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
         (member,) = fixture.fleet.members()
-        settings = replace(WATCH, models_interval_s=60.0)
-        watch = WorkerMonitor(member, fixture.fleet, fixture.upstream, settings, lambda: fixture.now)
+        monkeypatch.setattr(health_check, "MODELS_INTERVAL_S", 60.0)
+        watch = fixture.watch()
         await watch.probe()
         one.models = ("other",)
         await watch.probe()

@@ -13,30 +13,35 @@ from typing import Any
 import msgspec
 import pytest
 
+from router.config.workers import FleetConfig, LoadConfig, ProbesConfig, TimeoutsConfig
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.patience import Signs
 from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
-from router.upstream.connection import Limits
 from router.upstream.exchange import Upstream
 from router.upstream.health_check import (
     MAX_METRICS_BYTES,
     MAX_MODELS,
     MAX_PROBE_BYTES,
     MAX_TOLD,
-    MonitorSettings,
     WorkerMonitor,
     read_models,
 )
 from router.upstream.load import SLICE_BYTES, BadLoad, LoadReader, parse_load, slices
-from router.upstream.pool import Pool, PoolSettings
+from router.upstream.pool import Pool
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import METRICS, ScriptedWorker, scripted, unused_url
 
-LIMITS = Limits(
-    max_reply_bytes=64 << 20, max_event_bytes=8 << 20, first_event_s=20, event_gap_s=20, answer_s=20, silence_s=20
+LIMITS = TimeoutsConfig(
+    max_reply_bytes=64 << 20,
+    max_event_bytes=8 << 20,
+    first_event_s=20,
+    event_gap_s=20,
+    answer_s=20,
+    silence_s=20,
+    connect_s=5.0,
 )
 
 
@@ -119,14 +124,15 @@ async def watched(
     worker: ScriptedWorker, *, has_worker_key: bool = False, now: list[float] | None = None
 ) -> AsyncIterator[tuple[WorkerMonitor, Fleet, Pool]]:
     times = now or [1000.0]
-    pool = Pool(PoolSettings(LIMITS, connect_s=5.0, idle_s=60.0, max_idle=4, tls=ssl.create_default_context()))
+    pool = Pool(FleetConfig(idle_s=60.0, max_idle_connections=4), LIMITS)
     fleet = Fleet(FleetRules(HealthRules(), 10_000.0, 4.0, 5.0, 100_000), PrefixIndex(1000, 100))
     fleet.set_members([parse_address(worker.url)])
     (member,) = fleet.members()
     upstream = Upstream(pool, lambda _model: lambda _gap: None)
-    settings = MonitorSettings(1.0, 1.0, 5.0, 10.0, 1.0, 10.0, has_worker_key)
+    probes, load = ProbesConfig(timeout_s=10.0), LoadConfig(timeout_s=10.0)
+    monitor = WorkerMonitor(member, fleet, upstream, probes, load, lambda: times[0], has_worker_key=has_worker_key)
     try:
-        yield WorkerMonitor(member, fleet, upstream, settings, lambda: times[0]), fleet, pool
+        yield monitor, fleet, pool
     finally:
         pool.close()
 

@@ -7,11 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from router.config.workers import TimeoutsConfig
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.request.request import NO_TENANT
 from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
-from router.upstream.connection import EAGER_BYTES, LARGE_BYTES, MAX_INTERIM_HEADS, ConnectionState, Limits, RelayEvent
+from router.upstream.connection import EAGER_BYTES
+from router.upstream.connection_state import State
+from router.upstream.relay import RelayEvent
+from router.upstream.reply_reader import LARGE_BYTES, MAX_INTERIM_HEADS
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
@@ -19,7 +23,7 @@ from router.wire.sse import MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
 from router.wire.transcript import Transcript, TranscriptBudget
 from tests.upstream.wires import FakeClient, Wire, a_holding
 
-LIMITS = Limits(
+LIMITS = TimeoutsConfig(
     max_reply_bytes=1 << 20,
     max_event_bytes=9 << 20,
     first_event_s=30.0,
@@ -49,7 +53,7 @@ async def flowing(*, hides: bool = False, memory: Holding | None = None) -> tupl
     wire, client = asked(a_watch(hides=hides), memory), FakeClient()
     wire.feed(STREAM_HEAD + frame(TEXT))
     await wire.connection.reply()
-    wire.connection.flow(client, b"", lambda _gap: None)
+    wire.relay_to(client)
     return wire, client
 
 
@@ -119,7 +123,7 @@ async def test_a_head_that_no_server_sends_is_a_death(head: bytes) -> None:
 async def test_a_flood_without_content_ends_its_worker_soon(piece: bytes, kind: str, most: int) -> None:
     wire, client = await flowing()
     assert forever(wire, piece) <= most
-    assert await wire.connection.turn() is RelayEvent.FAILED
+    assert await wire.connection.relay_event() is RelayEvent.FAILED
     assert wire.breaches == {kind: 1}
     assert not client.has_ended
 
@@ -128,7 +132,7 @@ async def test_comments_between_chunks_end_nobody_however_many_there_are() -> No
     wire, _ = await flowing()
     for _ in range(30):
         wire.feed(frame(b": ping\n\n" * (MAX_EMPTY_EVENTS // 10)), frame(TEXT))
-    assert wire.connection.state is ConnectionState.FLOW
+    assert wire.connection.state is State.RELAY
 
 
 async def test_reasons_for_finishing_without_end_are_not_kept_without_end() -> None:
@@ -175,7 +179,7 @@ async def test_many_marks_of_ids_in_one_event_are_cut_out_in_one_pass() -> None:
 async def test_small_pieces_of_a_reply_are_put_together_as_they_come() -> None:
     wire = asked()
     wire.feed(CHUNKED_HEAD, *[frame(b"%016d" % number) for number in range(20_000)])
-    assert len(wire.connection._pieces) < 10
+    assert len(wire.connection._reader.pieces) < 10
     wire.feed(LAST_CHUNK)
     assert (await wire.connection.reply()).body == b"".join(b"%016d" % number for number in range(20_000))
 
@@ -241,7 +245,7 @@ async def test_a_client_that_is_full_stops_a_large_read_where_it_is() -> None:
     wire, client = await flowing()
     client.is_full_behind = 3 * SHARE_BYTES
     wire.feed(b"".join(frame(TEXT) for _ in range(1000)))
-    assert await wire.connection.turn() is RelayEvent.FULL
+    assert await wire.connection.relay_event() is RelayEvent.FULL
     assert len(client.sent) < 5 * SHARE_BYTES
     assert not wire.transport.is_reading()
     client.is_full_behind = None
@@ -269,15 +273,15 @@ async def test_a_stream_whose_owner_is_busy_is_not_read_on_without_end() -> None
     piece = b"".join(frame(TEXT) for _ in range(40))
     while wire.transport.is_reading():
         wire.feed(piece)
-    assert sum(map(len, wire.connection._pieces)) < LARGE_BYTES + 2 * len(piece)
+    assert sum(map(len, wire.connection._reader.pieces)) < LARGE_BYTES + 2 * len(piece)
     wire.clock.now += 1000
     wire.connection.expire()
     assert wire.connection.error is None, "it is not the worker that is silent"
-    wire.connection.flow(client, b"", lambda _gap: None)
+    wire.relay_to(client)
     wire.clock.run()
     assert wire.transport.is_reading()
     wire.feed(frame(LAST), frame(DONE) + LAST_CHUNK)
-    assert await wire.connection.turn() is RelayEvent.DONE
+    assert await wire.connection.relay_event() is RelayEvent.DONE
 
 
 # Memory
@@ -294,7 +298,7 @@ async def test_a_whole_reply_counts_while_it_comes() -> None:
     assert sum(map(len, reply.pieces)) == 300_000
     wire.connection.release()
     assert memory[REPLY] == 300_000, "it is the client's until that has read it"
-    assert not wire.connection._pieces
+    assert not wire.connection._reader.pieces
 
 
 async def test_a_reply_for_which_there_is_no_memory_ends_the_attempt_and_is_not_the_workers_fault() -> None:
@@ -305,7 +309,7 @@ async def test_a_reply_for_which_there_is_no_memory_ends_the_attempt_and_is_not_
         await wire.connection.reply()
     assert wire.transport.closing
     assert not wire.breaches
-    assert not wire.connection._pieces
+    assert not wire.connection._reader.pieces
 
 
 async def test_of_answers_that_grow_beside_one_another_not_all_fail_where_there_is_room_for_some() -> None:
@@ -332,7 +336,7 @@ async def test_a_large_event_counts_until_it_is_whole() -> None:
     memory = a_holding(100_000)
     wire, _ = await flowing(memory=memory)
     wire.feed(frame(b'data: {"a":"' + b"x" * 200_000))
-    assert await wire.connection.turn() is RelayEvent.FAILED
+    assert await wire.connection.relay_event() is RelayEvent.FAILED
     assert isinstance(wire.connection.error, MemoryFull)
 
 
@@ -348,7 +352,7 @@ async def test_a_large_event_counts_until_it_is_whole() -> None:
 async def test_what_comes_behind_the_closing_event_is_nobodys(behind: bytes, is_one_read: bool) -> None:
     wire, client = await flowing()
     wire.feed(*([frame(LAST + DONE + behind) + LAST_CHUNK] if is_one_read else [frame(LAST + DONE), frame(behind)]))
-    assert await wire.connection.turn() is RelayEvent.DONE
+    assert await wire.connection.relay_event() is RelayEvent.DONE
     assert client.events == TEXT + LAST + DONE
     assert client.sent.count(b"\r\n0\r\n\r\n") == 1
 

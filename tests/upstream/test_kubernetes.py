@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from router.config.workers import FleetConfig
 from router.upstream.discovery import Unreadable
 from router.upstream.discovery.endpoint_slices import BadSlices, EndpointSlices, Gone, read_list
-from router.upstream.discovery.kubernetes import KubernetesSettings, KubernetesSource
+from router.upstream.discovery.kubernetes import KubernetesSource
 from tests.e2e.routed import until
 from tests.upstream.kubernetes_api import KubernetesApi, endpoint, kubernetes_api
 
@@ -150,16 +151,13 @@ class Followed:
 
 @asynccontextmanager
 async def following(api: KubernetesApi, folder: Path, **more: Any) -> AsyncIterator[Followed]:
-    settings = {"watch_s": 60.0, "resync_s": 600.0, "timeout_s": 5.0, **more}
-    kubeconfig = api.kubeconfig(folder)
+    fleet = FleetConfig(workers_kubernetes="models/vllm", kubeconfig=api.kubeconfig(folder))
     followed: Followed
 
     def on_change() -> None:
         followed.changes += 1
 
-    source = KubernetesSource(
-        KubernetesSettings("models", "vllm", "", kubeconfig, **settings), on_change, time.monotonic, random.Random(1)
-    )
+    source = KubernetesSource(fleet, on_change, time.monotonic, random.Random(1), **{"timeout_s": 5.0, **more})
     followed = Followed(source)
     running = asyncio.create_task(source.run())
     try:

@@ -7,13 +7,15 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import cast
 
+from router.config.workers import TimeoutsConfig
 from router.core.request.request import NO_TENANT
 from router.core.tenants.memory import Holding, MemoryBudget
-from router.upstream.connection import Limits, WorkerConnection
+from router.proxy.ports import Client
+from router.upstream.connection import WorkerConnection
 from router.upstream.shares import Shares
 from router.wire.framing import ChunkedReader
 
-LIMITS = Limits(
+LIMITS = TimeoutsConfig(
     max_reply_bytes=2000, max_event_bytes=1000, first_event_s=30.0, event_gap_s=5.0, answer_s=100.0, silence_s=50.0
 )
 
@@ -122,7 +124,7 @@ class FakeClient:
 class Wire:
     """One connection, its transport and whether it was given back to the pool."""
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
+    def __init__(self, limits: TimeoutsConfig = LIMITS) -> None:
         self.clock = Clock()
         self.transport = FakeTransport()
         self.idled: list[WorkerConnection] = []
@@ -138,6 +140,11 @@ class Wire:
             if not self.transport.closing:
                 self.connection.data_received(piece)
                 self.clock.run()
+
+    def relay_to(
+        self, client: FakeClient, head: bytes = b"", observe_gap: Callable[[float], None] = lambda _gap: None
+    ) -> None:
+        self.connection.start_relay(cast(Client, client), head, observe_gap)
 
     def lose(self, error: Exception | None = None) -> None:
         """The worker's side closed: the end of what it sends, and then the connection's."""

@@ -22,7 +22,8 @@ from router.cli.terminal.admin_client import AdminClient, AdminError, admin_url
 from router.cli.terminal.answers import Decision, Worker
 from router.cli.terminal.explain import explain
 from router.cli.terminal.screen import error_table, plain, top_screen, worker_table
-from router.config.schema import ConfigError, load_config
+from router.config.loading import load_config
+from router.config.schema import ConfigError
 from router.core.printable import printable
 
 T = TypeVar("T")

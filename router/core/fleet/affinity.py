@@ -12,7 +12,7 @@ class LastWorkers:
     """By name: a position may belong to another worker by the session's next turn."""
 
     def __init__(self, max_sessions: int) -> None:
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
         self._names: OrderedDict[SessionKey, WorkerName] = OrderedDict()
 
     def get(self, session: SessionKey) -> WorkerName | None:
@@ -21,7 +21,7 @@ class LastWorkers:
     def set(self, session: SessionKey, name: WorkerName) -> None:
         self._names[session] = name
         self._names.move_to_end(session)
-        if len(self._names) > self._max_sessions:
+        if len(self._names) > self.max_sessions:
             self._names.popitem(last=False)
 
     def __len__(self) -> int:

@@ -13,13 +13,13 @@ from router.sessions.codec import StoredAnswer
 from router.sessions.context.messages import message_bytes
 from router.sessions.openai.chat_answers import (
     AnswerReader,
-    BadAnswer,
     ChatAnswer,
-    read_completion,
+    read_answer,
     write_completion,
     write_events,
 )
 from router.sessions.stores.contract import Sid
+from router.wire.completion import BadAnswer
 from router.wire.dialects import DIALECTS
 from router.wire.events import each_event
 
@@ -61,7 +61,7 @@ class ChatCodec:
         return b""
 
     def whole(self, body: bytes) -> bytes:
-        self._answer = read_completion(body)
+        self._answer = read_answer(body)
         return body
 
     def begin(self, _sid: Sid, _turn: int, _number: int) -> None:

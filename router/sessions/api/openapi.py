@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from router.config.schema import LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.tenants.tenant import MAX_CONTEXT_TOKENS
 from router.sessions.context.strategies import STRATEGIES
 from router.sessions.openai.objects import MAX_NEW_ITEMS

@@ -7,15 +7,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from router.config.schema import ESTIMATE, MODELS, WORKER, Config, ConfigError
+from router.config.schema import MODELS, Config, ConfigError
+from router.config.sessions import ESTIMATE, WORKER
 from router.core.fleet.fleet import Fleet
 from router.proxy.ports import Upstream
 from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counter import Counter
-from router.sessions.tokens.counts import CountLimits, Observer, TokenCounts
+from router.sessions.tokens.counts import Observer, TokenCounts
 from router.sessions.tokens.local import LocalCounter
 from router.sessions.tokens.vocabularies import Unusable, load_tiktoken, load_tokenizer_json
-from router.sessions.tokens.worker import WorkerCounter, WorkerLimits
+from router.sessions.tokens.worker import WorkerCounter
+
+MAX_THREADS = 2
+"""Threads that count larger texts; others wait."""
+
+MAX_KNOWN = 10_000
+"""Texts whose counts are remembered."""
 
 
 async def open_counts(
@@ -23,25 +30,23 @@ async def open_counts(
 ) -> TokenCounts:
     """Raises ConfigError for a tokenizer that cannot be had."""
     tokens = config.tokens
-    threads = ThreadPoolExecutor(tokens.max_threads, thread_name_prefix="tokens")
+    threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="tokens")
     counters: dict[str, Counter] = {}
     for key, tokenizer in _tokenizers(config):
         if tokenizer in counters:
             continue
         if tokenizer == WORKER:
-            counters[tokenizer] = WorkerCounter(
-                fleet, upstream, WorkerLimits(tokens.worker_timeout_s, tokens.max_worker_calls)
-            )
+            counters[tokenizer] = WorkerCounter(fleet, upstream)
         else:
             try:
                 counters[tokenizer] = await asyncio.to_thread(_load, tokenizer, config, threads)
             except Unusable as error:
                 raise ConfigError(f"{key}={tokenizer!r}: {error}") from None
     return TokenCounts(
-        CountLimits(tokens.max_exact_bytes, tokens.media_tokens),
+        tokens.media_tokens,
         lambda model: counters.get(config.tokenizer_of(model)),
         fleet.learning,
-        CountCache(tokens.max_known_counts),
+        CountCache(MAX_KNOWN),
         observer,
         clock,
         threads,
@@ -62,8 +67,6 @@ def _load(tokenizer: str, config: Config, threads: ThreadPoolExecutor) -> LocalC
     scheme, separator, encoding = tokenizer.partition(":")
     if separator and scheme == "tiktoken":
         directory = Path(tokens.vocabulary_dir) if tokens.vocabulary_dir else None
-        return LocalCounter(
-            "tiktoken", load_tiktoken(encoding, directory), threads, max_loop_bytes=tokens.max_loop_bytes
-        )
+        return LocalCounter("tiktoken", load_tiktoken(encoding, directory), threads)
     count_text = load_tokenizer_json(Path(tokenizer))
-    return LocalCounter("tokenizer_json", count_text, threads, max_loop_bytes=tokens.max_loop_bytes)
+    return LocalCounter("tokenizer_json", count_text, threads)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from router.sessions.tokens.cache import CountCache
@@ -44,21 +43,20 @@ class Observer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CountLimits:
-    max_exact_bytes: int
-    """Texts of one call that are counted exactly, together; what is beyond is estimated."""
-    media_tokens: int
-    """What a part that is no text is taken for."""
+MAX_EXACT_BYTES = 1 << 20
+"""New text of one turn that is counted exactly; the rest is estimated."""
 
 
 class TokenCounts:
-    """One for the process. ``counter_of``: a model's counter, None where its tokens are estimated; of models that no worker
-    ever listed it is not asked. Owns the counters and their ``threads``."""
+    """One for the process. Owns the counters and their ``threads``.
+
+    ``media_tokens``: what an image, or another part that is no text, counts for. ``counter_of``: a model's counter, None where
+    its tokens are estimated; it is not asked about a model that no worker ever listed.
+    """
 
     def __init__(
         self,
-        limits: CountLimits,
+        media_tokens: int,
         counter_of: Callable[[str], Counter | None],
         calibration: Calibration,
         known: CountCache,
@@ -66,7 +64,7 @@ class TokenCounts:
         clock: Callable[[], float],
         threads: ThreadPoolExecutor,
     ) -> None:
-        self._limits = limits
+        self._media_tokens = media_tokens
         self._find_counter = counter_of
         self._calibration = calibration
         self.known = known
@@ -89,7 +87,7 @@ class TokenCounts:
                 estimated += counts[at]
         if estimated:
             self._observer.counted("estimate", estimated)
-        return [counts[at] + own.media * self._limits.media_tokens for at, own in enumerate(texts)]
+        return [counts[at] + own.media * self._media_tokens for at, own in enumerate(texts)]
 
     def is_exact(self, model: str) -> bool:
         """False: nothing but bytes is known of its tokens."""
@@ -138,7 +136,7 @@ class TokenCounts:
         """By place, of those that could be counted exactly."""
         counts: dict[int, int] = {}
         asked: list[tuple[int, bytes]] = []
-        bytes_left = self._limits.max_exact_bytes
+        bytes_left = MAX_EXACT_BYTES
         for at, (text, _) in enumerate(texts):
             data = text.encode()
             key = self.known.key(model, data)
@@ -149,7 +147,7 @@ class TokenCounts:
                 bytes_left -= len(data)
                 asked.append((at, key))
             else:
-                self._fall_back(model, "too_large", "more text than tokens.max_exact_bytes")
+                self._fall_back(model, "too_large", "more new text than one turn may count exactly")
         if remembered := sum(counts.values()):
             self._observer.counted("cache", remembered)
         if asked:

@@ -15,6 +15,9 @@ from router.sessions.tokens.counter import CannotCount, CounterName
 
 PIECE_CHARS = 16 << 10
 
+MAX_LOOP_BYTES = 8 << 10
+"""Text that is counted without a thread; more would hold up the event loop."""
+
 CountText = Callable[[str], int]
 """Raises CannotCount."""
 
@@ -23,7 +26,12 @@ class LocalCounter:
     """``max_loop_bytes``: texts of one call that are counted without a thread, together."""
 
     def __init__(
-        self, name: CounterName, count_text: CountText, threads: ThreadPoolExecutor, *, max_loop_bytes: int
+        self,
+        name: CounterName,
+        count_text: CountText,
+        threads: ThreadPoolExecutor,
+        *,
+        max_loop_bytes: int = MAX_LOOP_BYTES,
     ) -> None:
         self.name = name
         self._count_text = count_text

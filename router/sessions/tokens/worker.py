@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -27,12 +26,11 @@ class _Answer(msgspec.Struct):
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLimits:
-    timeout_s: float
-    """For all texts of a call together, from its beginning."""
-    max_calls: int
-    """Requests that may be under way at once, of all calls."""
+TIMEOUT_S = 0.25
+"""For all texts of a turn together."""
+
+MAX_CALLS = 16
+"""Texts that workers count at once; others wait."""
 
 
 class WorkerCounter:
@@ -40,17 +38,16 @@ class WorkerCounter:
 
     name: CounterName = "worker"
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, limits: WorkerLimits) -> None:
+    def __init__(self, fleet: Fleet, upstream: Upstream) -> None:
         self._fleet = fleet
         self._upstream = upstream
-        self._timeout_s = limits.timeout_s
-        self._seats = asyncio.Semaphore(limits.max_calls)
+        self._seats = asyncio.Semaphore(MAX_CALLS)
 
     async def count(self, model: str, texts: Sequence[str]) -> Sequence[int]:
         """Raises CannotCount."""
         worker = self._choose(model)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(TIMEOUT_S):
                 counts = await asyncio.gather(*(self._count(worker, model, text) for text in texts))
         except TimeoutError:
             raise CannotCount("timeout", "no worker counted in time") from None
@@ -76,7 +73,7 @@ class WorkerCounter:
         async with self._seats:
             try:
                 with self._upstream.exchange(worker) as exchange:
-                    reply = await exchange.post("/tokenize", body, self._timeout_s)
+                    reply = await exchange.post("/tokenize", body, TIMEOUT_S)
             except AttemptFailed as error:
                 return f"the worker failed: {type(error).__name__}"
         if reply.status != 200 or reply.is_stream:

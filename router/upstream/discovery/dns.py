@@ -27,12 +27,16 @@ async def resolve(name: str, port: int) -> Sequence[str]:
     return [str(entry[4][0]) for entry in found]
 
 
+TIMEOUT_S = 5.0
+"""For one look; the last answer holds meanwhile."""
+
+
 class DnsSource:
     """``name_and_port`` is ``NAME:PORT``; workers are reached over plain HTTP. ``timeout_s``: of one look."""
 
     kind: ClassVar[str] = "dns"
 
-    def __init__(self, name_and_port: str, timeout_s: float, resolve: Resolve = resolve) -> None:
+    def __init__(self, name_and_port: str, timeout_s: float = TIMEOUT_S, resolve: Resolve = resolve) -> None:
         self._name, _, port = name_and_port.rpartition(":")
         self._port = int(port)
         self._timeout_s = timeout_s

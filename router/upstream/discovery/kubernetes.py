@@ -11,15 +11,16 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, closing
 from typing import Any, ClassVar
 
 from aiohttp import ClientError, ClientResponse, ClientTimeout
 from kubernetes_asyncio.client import ApiClient, ApiException, Configuration, DiscoveryV1Api
 from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
 
+from router.config.workers import FleetConfig
 from router.core.worker import WorkerAddress
+from router.runtime.bounded_body import read_body
 from router.upstream.discovery import Unreadable
 from router.upstream.discovery.endpoint_slices import BadSlices, EndpointSlices, Gone, Slice, read_list
 
@@ -37,41 +38,42 @@ LEAST_BETWEEN_LISTS_S, LEAST_BETWEEN_WATCHES_S = 1.0, 0.2
 """An API that ends watches at once is not asked in a loop."""
 
 
+WATCH_S, RESYNC_S, TIMEOUT_S = 60.0, 600.0, 10.0
+"""How long a watch is, how often all pods are listed anew, and how long a list may take."""
+
+
 class _Refused(Exception):
     """The message says how."""
 
 
-@dataclass(frozen=True, slots=True)
-class KubernetesSettings:
-    """``kubeconfig``: a file; empty: as a pod. ``watch_s``: of one watch, after which the next begins where it ended.
-    ``resync_s``: between two lists. ``timeout_s``: of a list, and of a watch until it begins."""
-
-    namespace: str
-    service: str
-    port: str
-    kubeconfig: str
-    watch_s: float
-    resync_s: float
-    timeout_s: float
-
-
 class KubernetesSource:
-    """``on_change`` is called after each change of the pods that may be sent requests. ``run`` must be running."""
+    """``on_change`` is called after each change of the pods that may be sent requests. ``run`` must be running.
+
+    ``watch_s``: length of one watch; the next begins where it ended. ``resync_s``: between two lists of all pods.
+    ``timeout_s``: for a list, and for a watch to begin.
+    """
 
     kind: ClassVar[str] = "kubernetes"
 
     def __init__(
         self,
-        settings: KubernetesSettings,
+        fleet: FleetConfig,
         on_change: Callable[[], None],
         clock: Callable[[], float],
         chance: random.Random,
+        *,
+        watch_s: float = WATCH_S,
+        resync_s: float = RESYNC_S,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._settings = settings
+        self._namespace, _, rest = fleet.workers_kubernetes.partition("/")
+        self._service, _, port = rest.partition(":")
+        self._kubeconfig = fleet.kubeconfig
+        self._watch_s, self._resync_s, self._timeout_s = watch_s, resync_s, timeout_s
         self._on_change = on_change
         self._clock = clock
         self._chance = chance
-        self._slices = EndpointSlices("http", settings.port)
+        self._slices = EndpointSlices("http", port)
         self._addresses: Sequence[WorkerAddress] = ()
         self._complaint = "not listed yet"
         self._listed_at = 0.0
@@ -85,12 +87,12 @@ class KubernetesSource:
         """What is known now; at first it is waited for. Raises Unreadable."""
         if not self._has_listed.is_set():
             try:
-                async with asyncio.timeout(self._settings.timeout_s):
+                async with asyncio.timeout(self._timeout_s):
                     await self._has_listed.wait()
             except TimeoutError:
                 pass
         if self._complaint:
-            raise Unreadable(f"{self._settings.namespace}/{self._settings.service}: {self._complaint}")
+            raise Unreadable(f"{self._namespace}/{self._service}: {self._complaint}")
         return self._addresses
 
     async def run(self) -> None:
@@ -107,7 +109,7 @@ class KubernetesSource:
         """Until cancelled."""
         while True:
             try:
-                if not self._slices.version or self._clock() - self._listed_at > self._settings.resync_s:
+                if not self._slices.version or self._clock() - self._listed_at > self._resync_s:
                     await self._list(api)
                 began_at = self._clock()
                 await self._watch(api)
@@ -132,8 +134,8 @@ class KubernetesSource:
     async def _api(self) -> AsyncIterator[DiscoveryV1Api]:
         """Raises ConfigException."""
         configuration = Configuration()
-        if self._settings.kubeconfig:
-            await load_kube_config(self._settings.kubeconfig, client_configuration=configuration)
+        if self._kubeconfig:
+            await load_kube_config(self._kubeconfig, client_configuration=configuration)
         else:
             load_incluster_config(client_configuration=configuration)
         async with ApiClient(configuration) as client:
@@ -144,10 +146,13 @@ class KubernetesSource:
         left = MAX_LIST_BYTES
         self._listed_at = self._clock()
         page = ""
-        async with asyncio.timeout(self._settings.timeout_s):
+        async with asyncio.timeout(self._timeout_s):
             while True:
                 reply = await self._ask(api, limit=PAGE, **({"_continue": page} if page else {}))
-                data = await _read(reply, left)
+                with closing(reply):
+                    data = await read_body(reply, left)
+                if data is None:
+                    raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
                 left -= len(data)
                 listed = read_list(data)
                 found += listed.items or ()
@@ -159,18 +164,17 @@ class KubernetesSource:
 
     async def _watch(self, api: DiscoveryV1Api) -> None:
         """Until the API ends it, as it was asked to."""
-        settings = self._settings
-        async with asyncio.timeout(settings.timeout_s):
+        async with asyncio.timeout(self._timeout_s):
             reply = await self._ask(
                 api,
                 watch=True,
                 allow_watch_bookmarks=True,
                 resource_version=self._slices.version,
-                timeout_seconds=max(round(settings.watch_s), 1),
+                timeout_seconds=max(round(self._watch_s), 1),
             )
         self._on_well()
         try:
-            async with asyncio.timeout(settings.watch_s + GRACE_S):
+            async with asyncio.timeout(self._watch_s + GRACE_S):
                 while line := await reply.content.readline():
                     if self._slices.apply(line):
                         self._tell()
@@ -181,12 +185,11 @@ class KubernetesSource:
 
     async def _ask(self, api: DiscoveryV1Api, **query: Any) -> ClientResponse:
         """Raises Gone, ApiException, _Refused."""
-        settings = self._settings
         asking: Awaitable[ClientResponse] = api.list_namespaced_endpoint_slice(
-            settings.namespace,
-            label_selector=f"kubernetes.io/service-name={settings.service}",
+            self._namespace,
+            label_selector=f"kubernetes.io/service-name={self._service}",
             _preload_content=False,
-            _request_timeout=ClientTimeout(sock_connect=settings.timeout_s),
+            _request_timeout=ClientTimeout(sock_connect=self._timeout_s),
             **query,
         )
         reply = await asking
@@ -215,16 +218,4 @@ class KubernetesSource:
         self.restarts += 1
         reason = getattr(error, "reason", None)
         self._complaint = str(reason or error) or type(error).__name__
-        log.info("a watch broke", extra={"service": self._settings.service, "error": self._complaint})
-
-
-async def _read(reply: ClientResponse, max_bytes: int) -> bytes:
-    body = bytearray()
-    try:
-        async for part in reply.content.iter_any():
-            body += part
-            if len(body) > max_bytes:
-                raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
-    finally:
-        reply.close()
-    return bytes(body)
+        log.info("a watch broke", extra={"service": self._service, "error": self._complaint})

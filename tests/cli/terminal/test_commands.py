@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from router.app.serve import Running
 from router.cli.main import cli
 from router.cli.terminal.admin_client import admin_url
-from router.config.schema import AdminConfig
+from router.config.serving import AdminConfig
 from router.simulator import SimulatorSettings, start_fleet
 from tests.e2e.routed import post, routed, until
 

@@ -61,7 +61,7 @@ async def by_label(router: Running, name: str, label: str, *values: str) -> Mapp
     return {value: await metric(router, f"warmroute_{name}", **{label: value}) for value in values}
 
 
-async def test_turns_are_counted_by_the_door_that_they_came_through() -> None:
+async def test_turns_are_counted_by_the_api_that_they_came_through() -> None:
     async with serving() as (_, router):
         conversation = (await post(router, "/v1/conversations", {})).json["id"]
         assert (await say(router)).status == 200
@@ -70,12 +70,12 @@ async def test_turns_are_counted_by_the_door_that_they_came_through() -> None:
         for _ in range(3):
             assert (await respond(router, conversation=conversation)).status == 200
         assert (await respond(router, conversation="conv_nobodys")).status == 404
-        doors = ("sessions", "responses", "conversations")
+        apis = ("sessions", "responses", "conversations")
         assert await metric(router, "warmroute_turns_total", outcome="ok") == 6
-        for door, turns in zip(doors, (1, 2, 3), strict=True):
-            assert await metric(router, "warmroute_turns_total", door=door, outcome="ok") == turns
-        assert await metric(router, "warmroute_turns_total", door="conversations", outcome="refused") == 1
-        assert await by_label(router, "turns_total", "door", *doors) == {
+        for api, turns in zip(apis, (1, 2, 3), strict=True):
+            assert await metric(router, "warmroute_turns_total", api=api, outcome="ok") == turns
+        assert await metric(router, "warmroute_turns_total", api="conversations", outcome="refused") == 1
+        assert await by_label(router, "turns_total", "api", *apis) == {
             "sessions": 1,
             "responses": 2,
             "conversations": 4,

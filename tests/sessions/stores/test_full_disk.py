@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from router.app.session_store import open_store
-from router.config.schema import SessionsConfig
+from router.config.sessions import SessionsConfig
 from router.core.request.request import Tenant
 from router.sessions.stores.contract import EMPTY, Full, OwnerFull, Sid
 from router.sessions.stores.sqlite import SqliteStore

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counter import CannotCount, Cause, Counter, CounterName
-from router.sessions.tokens.counts import CountLimits, Means, TokenCounts
+from router.sessions.tokens.counts import Means, TokenCounts
 
-LIMITS = CountLimits(max_exact_bytes=1 << 20, media_tokens=1000)
+MEDIA_TOKENS = 1000
 
 
 class FakeFleet:
@@ -63,8 +63,10 @@ class Words:
 def make_counts(
     counter_of: Callable[[str], Counter | None],
     notes: Notes | None = None,
-    limits: CountLimits = LIMITS,
+    media_tokens: int = MEDIA_TOKENS,
     max_known: int = 100,
 ) -> TokenCounts:
     threads = ThreadPoolExecutor(1)
-    return TokenCounts(limits, counter_of, FakeFleet(), CountCache(max_known), notes or Notes(), lambda: 1.0, threads)
+    return TokenCounts(
+        media_tokens, counter_of, FakeFleet(), CountCache(max_known), notes or Notes(), lambda: 1.0, threads
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,25 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from router.app.serve import running
-from router.config import schema
-from router.config.schema import ConfigError, load_config
+from router.config import sessions
+from router.config.loading import load_config
+from router.config.schema import ConfigError
 from router.core.fleet.fleet import Fleet
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
-from router.sessions.tokens import vocabularies
+from router.runtime.metrics import MAX_LABEL_VALUES
+from router.sessions.tokens import build, vocabularies
 from router.sessions.tokens.build import open_counts
 from router.sessions.tokens.counts import TokenCounts
-from router.sessions.tokens.metrics import CAUSES, COUNTERS, MAX_MODELS, MEANS, TokenMetrics
+from router.sessions.tokens.local import LocalCounter
+from router.sessions.tokens.metrics import CAUSES, COUNTERS, MEANS, TokenMetrics
 from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
 from tests.sessions.tokens.desk import Notes
 from tests.sessions.tokens.test_local import TEXT
 from tests.sessions.tokens.test_local import tokenizer_json as tokenizer_json
 from tests.sessions.tokens.test_worker import RULES
-from tests.upstream.test_exchange import SETTINGS
+from tests.upstream.test_exchange import FLEET, LIMITS
 
 
 async def opened(notes: Notes, flags: dict[str, Any]) -> TokenCounts:
@@ -33,7 +37,7 @@ async def opened(notes: Notes, flags: dict[str, Any]) -> TokenCounts:
     fleet.set_members([parse_address("http://127.0.0.1:1")])
     fleet.set_models(next(fleet.members()), {name: {"id": name} for name in "abc"})
     fleet.set_members(())
-    upstream = Upstream(Pool(SETTINGS), lambda _: lambda _gap: None)
+    upstream = Upstream(Pool(FLEET, LIMITS), lambda _: lambda _gap: None)
     return await open_counts(load_config(None, {}, flags), fleet, upstream, notes, lambda: 0.0)
 
 
@@ -53,16 +57,17 @@ async def test_each_model_is_counted_as_its_table_says(tokenizer_json: Path) -> 
     await counts.aclose()
 
 
-async def test_long_texts_are_counted_as_short_ones_are(tokenizer_json: Path) -> None:
+async def test_long_texts_are_counted_as_short_ones_are(tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "LocalCounter", partial(LocalCounter, max_loop_bytes=100))
     notes = Notes()
-    counts = await opened(notes, {"models.a.tokenizer": str(tokenizer_json), "tokens.max_loop_bytes": 100})
+    counts = await opened(notes, {"models.a.tokenizer": str(tokenizer_json)})
     (one,), (many,) = [await counts.count("a", [{"content": TEXT * times}]) for times in (1, 100)]
     assert many == 100 * one
     await counts.aclose()
 
 
 def test_the_encodings_that_may_be_named_are_those_that_can_be_loaded() -> None:
-    assert tuple(vocabularies.ENCODINGS) == schema.ENCODINGS
+    assert tuple(vocabularies.ENCODINGS) == sessions.ENCODINGS
 
 
 async def test_a_router_whose_vocabulary_is_missing_does_not_start(tmp_path: Path) -> None:
@@ -105,8 +110,8 @@ def test_what_is_observed_is_in_the_metrics() -> None:
 def test_models_beyond_a_bound_share_a_label() -> None:
     registry = CollectorRegistry()
     metrics = TokenMetrics(registry, lambda _: True)
-    for number in range(MAX_MODELS + 50):
+    for number in range(MAX_LABEL_VALUES + 50):
         metrics.erred(f"m{number}", 0.0)
     text = generate_latest(registry).decode()
-    assert text.count("error_ratio_count{") == MAX_MODELS + 1
+    assert text.count("error_ratio_count{") == MAX_LABEL_VALUES + 1
     assert 'warmroute_prompt_tokens_error_ratio_count{model="other"} 50.0' in text

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from router.sessions.tokens import counts as module
 from router.sessions.tokens.counter import CannotCount
-from router.sessions.tokens.counts import CountLimits
 from router.sessions.tokens.template_overhead import BELIEVED, NO_OVERHEAD
 from tests.sessions.tokens.desk import Notes, Words, make_counts
 
@@ -124,9 +124,10 @@ async def test_an_estimate_is_not_remembered_as_a_count() -> None:
     assert await counts.count("m", [user("x" * 400)]) == [1]
 
 
-async def test_beyond_a_bound_texts_of_one_call_are_estimated() -> None:
+async def test_beyond_a_bound_texts_of_one_call_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_EXACT_BYTES", 10)
     words, notes = Words(), Notes()
-    counts = make_counts(lambda _: words, notes, CountLimits(max_exact_bytes=10, media_tokens=0))
+    counts = make_counts(lambda _: words, notes)
     assert await counts.count("m", [user("a b c d"), user("e f g h"), user("i j")]) == [4, 2, 2]
     assert words.asked == ["a b c d", "i j"]
     assert notes.fallbacks == {"too_large": 1}

@@ -120,9 +120,7 @@ async def test_a_tokenizer_that_fails_is_why_tokens_were_estimated(monkeypatch: 
     monkeypatch.setattr(
         build,
         "_load",
-        lambda _name, config, threads: LocalCounter(
-            "tiktoken", guarded(fail), threads, max_loop_bytes=config.tokens.max_loop_bytes
-        ),
+        lambda _name, config, threads: LocalCounter("tiktoken", guarded(fail), threads),
     )
     async with serving(tokens__tokenizer="tiktoken:o200k_base") as (_, router):
         await say(router)

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -16,15 +17,16 @@ from router.core.fleet.health import HealthRules
 from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
+from router.sessions.tokens import worker
 from router.sessions.tokens.counter import CannotCount
-from router.sessions.tokens.worker import WorkerCounter, WorkerLimits
+from router.sessions.tokens.worker import WorkerCounter
 from router.simulator.tokenizer import count_tokens
 from router.upstream.exchange import Upstream
 from router.upstream.pool import Pool
 from tests.sessions.tokens.desk import Notes, make_counts
 from tests.simulator.serving import serving
 from tests.upstream.scripted import STREAM_HEAD, Asked, Peer, Script, answer, scripted, unused_url
-from tests.upstream.test_exchange import SETTINGS
+from tests.upstream.test_exchange import FLEET, LIMITS
 
 RULES = FleetRules(HealthRules(failures=2, ejection_s=1.0), 10_000.0, 4.0, 5.0, 500_000)
 
@@ -38,9 +40,10 @@ async def counting(urls: Sequence[str], timeout_s: float = 10.0, max_calls: int 
         fleet.set_models(member, {"m": {"id": "m"}})
         if member.health.on_probe_answered(0.0):
             fleet.on_health_changed(member)
-    pool = Pool(SETTINGS)
+    pool = Pool(FLEET, LIMITS)
     try:
-        yield WorkerCounter(fleet, Upstream(pool, lambda _: lambda _gap: None), WorkerLimits(timeout_s, max_calls))
+        with patch.multiple(worker, TIMEOUT_S=timeout_s, MAX_CALLS=max_calls):
+            yield WorkerCounter(fleet, Upstream(pool, lambda _: lambda _gap: None))
     finally:
         pool.close()
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from router.config.schema import BUNDLED_MODEL
+from router.config.context import BUNDLED_MODEL
 from router.sessions.recall.index import IndexUnavailable
 
 BUNDLED_TOKENIZER = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
