@@ -34,6 +34,7 @@ from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
+from router.sessions.session_ids import SessionIds
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.metrics import store_rows, usage_rows

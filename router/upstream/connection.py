@@ -115,11 +115,6 @@ class WorkerConnection(asyncio.Protocol):
         return self._reader.has_answered
 
     @property
-    def sent_bytes(self) -> int:
-        """Bytes of the stream that its client was sent."""
-        return self._relay.sent_bytes if self._relay is not None else 0
-
-    @property
     def peer_host(self) -> str:
         """The address that it is connected to."""
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
