@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -25,6 +25,7 @@ from router.sessions.context.summaries import reject
 from router.sessions.context.view import START, LogPosition, Segment, View, Work
 from router.sessions.histories import Histories
 from router.sessions.planner import TurnRequest
+from router.sessions.recaller import Recaller
 from router.sessions.stores.contract import Sid
 from router.sessions.summaries import SummaryWriter, Written
 from router.sessions.summary_budget import SummaryBudget
@@ -102,12 +103,6 @@ class SummaryPlan(NamedTuple):
         return self.source.tokens + self.max_tokens
 
 
-class Indexer(Protocol):
-    async def catch_up(self, history: History) -> None:
-        """Makes searchable what left the prompt. Raises nothing."""
-        ...
-
-
 class Compactor:
     """One for the process. ``run`` may run several times at once, and once without writing, so that slow summaries hold up no
     cut."""
@@ -118,7 +113,7 @@ class Compactor:
         views: Views,
         histories: Histories,
         writer: SummaryWriter,
-        indexer: Indexer,
+        recaller: Recaller,
         wall_clock: Callable[[], float],
         clock: Callable[[], float],
         observe_lag: Callable[[float], None],
@@ -127,7 +122,7 @@ class Compactor:
         self._views = views
         self._histories = histories
         self._writer = writer
-        self._indexer = indexer
+        self._recaller = recaller
         self._wall_clock = wall_clock
         self._clock = clock
         self._observe_lag = observe_lag
@@ -190,7 +185,7 @@ class Compactor:
             is_ours = await self._histories.commit_view(history, cut_view(history, cut))
             result = Result.CUT if is_ours else Result.RACED
         if traits.recalls:
-            await self._indexer.catch_up(history)
+            await self._recaller.catch_up(history)
         return result
 
     async def _summarize(self, job: CompactionJob, history: History) -> Result:

@@ -39,7 +39,7 @@ class LeaseReleaser:
     def release_later(self, call: Call, within_s: float) -> None:
         """``within_s``: how long the release is repeated. A store that hung may still execute an earlier call when it resumes,
         and so create a claim that nobody owns: hence the repetition."""
-        self._start(self._give_back(call, self._clock() + within_s))
+        self._start(self._release(call, self._clock() + within_s))
 
     async def aclose(self) -> None:
         """After the last turn."""
@@ -57,15 +57,15 @@ class LeaseReleaser:
         if (why := await _attempt(call)) is not None:
             log.info("a claim was not renewed", extra={"why": str(why)})
 
-    async def _give_back(self, call: Call, until: float) -> None:
+    async def _release(self, call: Call, until: float) -> None:
         why = await _attempt(call)
         if isinstance(why, StoreUnavailable) and self.waiting < self.max_waiting:
-            why = await self._again(call, why, until)
+            why = await self._repeat(call, why, until)
         if why is not None:
             self.given_up += 1
-            log.info("a claim was not given back, and its lease will end", extra={"why": str(why)})
+            log.info("a claim was not released; it ends with its lease", extra={"why": str(why)})
 
-    async def _again(self, call: Call, why: Exception | None, until: float) -> Exception | None:
+    async def _repeat(self, call: Call, why: Exception | None, until: float) -> Exception | None:
         self.waiting += 1
         try:
             while isinstance(why, StoreUnavailable) and self._clock() + AGAIN_S <= until:
