@@ -146,15 +146,15 @@ class Exchange:
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")
-        connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
+        relay = connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
         try:
             while (event := await connection.relay_event()) is RelayEvent.FULL:
                 if not await client.drained():
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
-            record.chunks += connection.chunks
-            record.bytes_out += connection.sent_bytes
+            record.chunks += relay.reads
+            record.bytes_out += relay.sent_bytes
         return _BREAKS[type(connection.error)] if event is RelayEvent.FAILED and connection.error else _ENDS[event]
 
     def __enter__(self) -> Exchange:
