@@ -71,6 +71,9 @@ class Exchange:
         self._connection: WorkerConnection | None = None
         self._reply: Reply | None = None
 
+    def __repr__(self) -> str:
+        return f"<Exchange {self._name} {self._port.address.url} {self._connection!r}>"
+
     async def ask(
         self, request: Request, stream_filter: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
