@@ -105,6 +105,9 @@ class ClientConnection:
         self.keep_alive = stays_open and request.keep_alive and self.is_chunked
         self.has_started = False
 
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self.route.value} started={self.has_started} ended={self._has_ended}>"
+
     def add_head(self, name: str, value: str) -> None:
         """Add a header before the answer begins. Characters other than visible ASCII are percent-encoded."""
         self._extra_head += b"%b: %b\r\n" % (name.encode(), quote(value, safe=_VISIBLE).encode())

@@ -75,6 +75,9 @@ class Exchange:
         self._connection: WorkerConnection | None = None
         self._reply: Reply | None = None
 
+    def __repr__(self) -> str:
+        return f"<Exchange {self._name} {self._port.address.url} {self._connection!r}>"
+
     async def ask(
         self, request: Request, stream_filter: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
@@ -151,14 +154,14 @@ class Exchange:
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")
-        connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
+        relay = connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
         try:
             while (event := await connection.relay_event()) is RelayEvent.FULL:
                 if not await client.drained():
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
-            record.chunks += connection.chunks
+            record.chunks += relay.reads
         return _BREAKS[type(connection.error)] if event is RelayEvent.FAILED and connection.error else _ENDS[event]
 
     def __enter__(self) -> Exchange:

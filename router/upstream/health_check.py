@@ -77,6 +77,9 @@ class WorkerMonitor:
         self.has_checked = asyncio.Event()
         """Set after the first probe and the first poll, whatever their results."""
 
+    def __repr__(self) -> str:
+        return f"<WorkerMonitor {self._member.name} {self._member.state.value} errors={self._errors}>"
+
     async def run(self) -> None:
         await self.probe()
         async with asyncio.TaskGroup() as tasks:

@@ -36,6 +36,9 @@ class WorkerPort:
         self._common = f" HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n{key}"
         self._now = asyncio.get_running_loop().time
 
+    def __repr__(self) -> str:
+        return f"<WorkerPort {self.address.url} idle={len(self.idle)}>"
+
     def head(self, method: str, path: str, body_bytes: int, headers: str) -> bytes:
         content = f"Content-Length: {body_bytes}\r\n" if body_bytes else ""
         return f"{method} {path}{self._common}{headers}{content}\r\n".encode("latin-1")
@@ -88,6 +91,9 @@ class Pool:
         self.scheduler = ReadScheduler(self._loop)
         self.rejected_replies: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
         """Replies that were rejected, by what is wrong with them."""
+
+    def __repr__(self) -> str:
+        return f"<Pool ports={len(self._ports)} connections={self.open_connections}>"
 
     def forget(self, address: WorkerAddress) -> None:
         """The worker left the fleet: close its idle connections. Live requests end in their own time, and so do their

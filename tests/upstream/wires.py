@@ -11,6 +11,7 @@ from router.config.workers import TimeoutsConfig
 from router.proxy.ports import Client
 from router.upstream.connection import WorkerConnection
 from router.upstream.read_scheduler import ReadScheduler
+from router.upstream.relay import Relay
 from tests.fakes import FakeClient
 
 LIMITS = TimeoutsConfig(
@@ -89,8 +90,8 @@ class Wire:
 
     def relay_to(
         self, client: FakeClient, head: bytes = b"", observe_gap: Callable[[float], None] = lambda _gap: None
-    ) -> None:
-        self.connection.start_relay(cast(Client, client), head, observe_gap)
+    ) -> Relay:
+        return self.connection.start_relay(cast(Client, client), head, observe_gap)
 
     def lose(self, error: Exception | None = None) -> None:
         """The worker's side closed: the end of what it sends, and then the connection's."""
