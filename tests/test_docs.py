@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {path}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_the_architecture_is_read_in_one_sitting_and_shows_the_import_order() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    assert len(text.encode()) <= 14_000
+    contract = ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    layers = contract["importlinter:contract:layers"]["layers"].split("\n")
+    ordered = [re.split(r"\s*[|:]\s*", layer.strip()) for layer in layers if layer.strip() not in ("", "__main__")]
+    picture = text.split("```")[1].split("▼")
+    shown = [re.split(r" │ ", re.split(r"\s{2,}", layer.strip())[0]) for layer in picture]
+    assert shown == ordered
 
 
 def test_decisions_are_numbered_once_and_listed() -> None:
