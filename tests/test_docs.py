@@ -58,3 +58,20 @@ def test_decisions_are_numbered_once_and_listed() -> None:
         assert title.startswith(f"{number}. ")
         assert f"- [{title}]({page.name})" in index
     assert index.count("\n- [") == len(pages)
+
+
+def test_settings_and_metrics_that_pages_name_exist() -> None:
+    keys = set(re.findall(r"(?m)^\| `(\w+\.\w+)` \|", (DOCS / "configuration.md").read_text("utf-8")))
+    tables = {key.partition(".")[0] for key in keys} - {"server"}  # OpenTelemetry has attributes of that name
+    metrics = set(re.findall(r"`(warmroute_\w+)`", (DOCS / "metrics.md").read_text("utf-8")))
+    for page in WRITTEN:
+        if page.name == "CHANGELOG.md":  # which also names what is gone
+            continue
+        text = page.read_text("utf-8")
+        named = {
+            f"{table}.{key}"
+            for table, key in re.findall(r"`(\w+)\.(?!(?:db|json|py|md)`)(\w+)`", text)
+            if table in tables
+        }
+        assert named <= keys, page.name
+        assert set(re.findall(r"`(warmroute_[a-z_]+)`", text)) - {"warmroute_recall_1"} <= metrics, page.name
