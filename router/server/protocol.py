@@ -216,7 +216,7 @@ class ClientProtocol(web.RequestHandler):
             return
         heads = self._request_count
         is_body = self._newest is not None
-        if not is_body and self._has_loose_line(data):
+        if data and not is_body and self._line is not None and self._has_loose_line(self._line + data):
             data = NOT_HTTP
         super().data_received(data)
         if self._request_count != heads:
@@ -243,14 +243,12 @@ class ClientProtocol(web.RequestHandler):
             self._clients.head_bytes += len(data)
             self._clients.check_head(self)
 
-    def _has_loose_line(self, data: bytes) -> bool:
+    def _has_loose_line(self, head: bytes) -> bool:
         """True for two spaces in a request line. aiohttp's parser accepts them, and another reader may see another target."""
-        if self._line is None:
-            return False
-        line = (self._line + data if self._line else data).lstrip(b"\r\n")
-        end = line.find(b"\n")
-        self._line = line if end < 0 else None
-        return line.find(b"  ", 0, len(line) if end < 0 else end) >= 0
+        head = head.lstrip(b"\r\n")
+        end = head.find(b"\n")
+        self._line = head if end < 0 else None
+        return head.find(b"  ", 0, len(head) if end < 0 else end) >= 0
 
     def drop_head(self) -> None:
         """Parse nothing more, and release what the parser holds of the head at once. The connection may end later."""

@@ -13,6 +13,8 @@ from enum import Enum, auto
 
 
 class State(Enum):
+    __hash__ = object.__hash__  # members are singletons; Enum's own is a Python call
+
     IDLE = auto()
     """No request is on the connection."""
     HEAD = auto()
@@ -34,6 +36,8 @@ class State(Enum):
 
 
 class Event(Enum):
+    __hash__ = object.__hash__  # members are singletons; Enum's own is a Python call
+
     ASK = auto()
     WHOLE_HEAD = auto()
     STREAM_HEAD = auto()

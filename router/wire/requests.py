@@ -51,8 +51,7 @@ def parse_apart(
     members = decode_object(body)
     if limits is not None:
         check_body(members, body, limits)
-        may_have_url = b"_url" in body or b"\\u" in body  # a key may be written with escapes
-        if may_have_url and route.spec.prompt is PromptForm.NONE:
+        if route.spec.prompt is PromptForm.NONE and (b"_url" in body or b"\\u" in body):  # a key may have escapes
             check_everywhere(members, limits.media)
     if caller.salt_key and (b'"uuid"' in body or b"\\u" in body):
         forbid_names(members)
