@@ -150,7 +150,7 @@ async def build_state(
         turn_rows(turns),
         history_rows(turns),
         store_rows(opened, lambda: watch.is_up),
-        usage_rows(opened, lambda: watch.usage, plane.admission.ledger.accounts),
+        usage_rows(opened, lambda: watch.usage, plane.admission.limits.ledger.accounts),
         context_rows(
             context_window,
             config.context.max_waiting,

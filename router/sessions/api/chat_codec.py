@@ -20,7 +20,8 @@ from router.sessions.openai.chat_answers import (
 )
 from router.sessions.stores.contract import Sid
 from router.wire.completion import BadAnswer
-from router.wire.sse import DIALECTS, each_event
+from router.wire.dialects import DIALECTS
+from router.wire.events import each_event
 
 _CHAT = DIALECTS[Route.CHAT]
 

@@ -10,7 +10,7 @@ from router.core.tenants.tenant import Caller
 from router.sessions.context.prompt import Incoming
 from router.wire.body_limits import BodyLimits, check_body, check_kept
 from router.wire.media import forbid_names
-from router.wire.requests import ChatBody, convert
+from router.wire.prompts import ChatBody, convert
 from router.wire.strict_json import decode_object
 
 _WHOLE = ("messages", "tools", "model")

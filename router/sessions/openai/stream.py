@@ -15,7 +15,8 @@ from router.sessions.openai.answer import Outcome, ResponseAnswer
 from router.sessions.openai.shapes import Head, failure, response
 from router.sessions.openai.values import JsonObject
 from router.wire.completion import BadAnswer, Completion, Message, read_chunks
-from router.wire.sse import each_event, read_error
+from router.wire.dialects import read_error
+from router.wire.events import each_event
 
 _encoder = msgspec.json.Encoder()
 
