@@ -32,9 +32,9 @@ from router.sessions.claimer import TurnSettings
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
-from router.sessions.names import Names
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
+from router.sessions.session_ids import SessionIds
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.metrics import store_rows, usage_rows
@@ -158,11 +158,11 @@ async def build_state(
         ),
         recall_rows(context_window, index.index, index.sqlite),
     )
-    routes = _routes(config, turns, Names(opened.secret), wall_clock) if sessions.store != NO_STORE else None
+    routes = _routes(config, turns, SessionIds(opened.secret), wall_clock) if sessions.store != NO_STORE else None
     return SessionState(routes, turns, histories, opened, watch, index, config.context.janitors)
 
 
-def _routes(config: Config, turns: Turns, names: Names, wall_clock: Callable[[], float]) -> PageRoutes:
+def _routes(config: Config, turns: Turns, session_ids: SessionIds, wall_clock: Callable[[], float]) -> PageRoutes:
     sessions = config.sessions
     rules = SessionRules(
         session_s=sessions.lifetime_s,
@@ -174,9 +174,9 @@ def _routes(config: Config, turns: Turns, names: Names, wall_clock: Callable[[],
     limits = body_limits(config.limits)
     return PageRoutes(
         [
-            SessionPages(turns, names, limits, rules),
-            ResponsePages(turns, names, limits, rules, wall_clock),
-            ConversationPages(turns, names, limits, rules, wall_clock),
+            SessionPages(turns, session_ids, limits, rules),
+            ResponsePages(turns, session_ids, limits, rules, wall_clock),
+            ConversationPages(turns, session_ids, limits, rules, wall_clock),
         ],
         describe_state,
     )

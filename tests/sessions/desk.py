@@ -25,9 +25,10 @@ from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.claimer import TurnSettings
 from router.sessions.context.history import History
 from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
-from router.sessions.histories import Histories, TurnPosition
+from router.sessions.copying import TurnPosition
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask, Planner
+from router.sessions.planner import Planner, TurnRequest
 from router.sessions.stores.contract import (
     EMPTY,
     Append,
@@ -44,7 +45,7 @@ from router.sessions.stores.contract import (
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.kept_histories import context_window_of
 from tests.sessions.stores.memory import MemoryStore
 
 T = TypeVar("T")
@@ -285,7 +286,7 @@ class Replica:
             dispatch,
             lambda _session, worker: self.workers.append(worker),
             Planner(self.histories, bytes_per_token, resumes=True),
-            upkeep_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
+            context_window_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,
         )
@@ -320,9 +321,9 @@ class Replica:
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )
         door = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
-        ask = replace(ask, request_id=request_id, on_begun=on_begun, overrides=context)
-        await self.turns.run(ask, door, client)
+        request = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
+        request = replace(request, request_id=request_id, on_begun=on_begun, overrides=context)
+        await self.turns.run(request, door, client)
         return client
 
     async def run_ephemeral(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
@@ -346,9 +347,9 @@ class Replica:
         asked: str = "",
         forks: Sid | None = None,
         body_bytes: int = 0,
-    ) -> Ask:
+    ) -> TurnRequest:
         headers: Mapping[str, str] = {}
-        return Ask(
+        return TurnRequest(
             api="sessions",
             sid=sid,
             caller=caller,

@@ -13,7 +13,7 @@ from router.sessions.context.history import History
 from router.sessions.context.view import ContextOverrides
 from router.sessions.context_window import ContextWindow, Counts
 from router.sessions.histories import Histories
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.sessions.recall.null_index import NullIndex
 from router.sessions.recaller import Recaller, RecallRules
@@ -30,14 +30,14 @@ class FakeWriter:
         self.texts = list(texts)
         self.sources: list[Source] = []
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         self.sources.append(source)
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         if isinstance(text, Exception):
             raise text
         return Written(text, max(len(text) // 4, 1), source.tokens)
 
-    def room(self, ask: Ask, history: History, max_tokens: int) -> int:
+    def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:
         return 1 << 40
 
 
@@ -48,10 +48,10 @@ class SlowWriter(FakeWriter):
         super().__init__()
         self.asked, self.go = asyncio.Event(), asyncio.Event()
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         self.asked.set()
         await self.go.wait()
-        return await super().write(ask, history, source, max_tokens)
+        return await super().write(request, history, source, max_tokens)
 
 
 class WordIndex:
@@ -92,7 +92,7 @@ class Estimates:
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
 
-def upkeep_of(
+def context_window_of(
     histories: Histories,
     clock: Callable[[], float],
     *,
