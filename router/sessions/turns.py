@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import (
     InvalidRequest,
     RouterError,
@@ -28,7 +29,7 @@ from router.core.request.trace import TRACE
 from router.core.tenants.tenant import Caller
 from router.core.worker import WorkerName
 from router.proxy.ports import Client, Dispatch
-from router.sessions.claimer import Claimed, Claimer, TurnSettings
+from router.sessions.claimer import Claimed, Claimer
 from router.sessions.claims import Claim, Claims
 from router.sessions.codec import AnswerCodec, CommitGate
 from router.sessions.context.entry import BadEntry, Draft, decode
@@ -55,7 +56,7 @@ class Turns:
 
     def __init__(
         self,
-        settings: TurnSettings,
+        config: SessionsConfig,
         histories: Histories,
         dispatch: Dispatch,
         remember_worker: Callable[[SessionKey, WorkerName], None],
@@ -70,10 +71,10 @@ class Turns:
         self.context_window = context_window
         self._clock = clock
         self._observe_overhead = observe_overhead
-        self.claims = Claims(histories.store, settings.lease_s, settings.max_give_backs, clock)
+        self.claims = Claims(histories.store, config.lease_s, clock)
         self.counts = TurnCounts()
         self._claimer = Claimer(
-            settings, histories, planner, context_window, self.claims, self.counts, remember_worker, clock
+            config, histories, planner, context_window, self.claims, self.counts, remember_worker, clock
         )
         self._saver = Saver(histories, planner.bytes_per_token)
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import ContextTooLong, RouterError, SessionFull, SessionNotFound, WorkerError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
@@ -26,7 +27,7 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.sessions.context.view import ContextOverrides, View
 from router.sessions.copying import copy_session
-from router.sessions.histories import Histories, LogBounds
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import EMPTY, Sid
@@ -594,7 +595,7 @@ async def test_a_question_is_searched_for_once_though_nothing_is_found() -> None
 
 async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() -> None:
     desk = Desk()
-    desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
+    desk.histories.config = SessionsConfig(max_entries=12)
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
     writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
