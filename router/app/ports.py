@@ -83,7 +83,7 @@ class Ports:
     async def working(self, background: Background) -> AsyncIterator[None]:
         """Inside the block traces are sent, viewers see the past, and a renewed certificate is taken."""
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(sending(self.tracing, self.config.tracing.flush_s))
+            await stack.enter_async_context(sending(self.tracing))
             await stack.enter_async_context(background.running("status", self.feed.run))
             if self.certificate:
                 await stack.enter_async_context(background.running("certificate", self.certificate.run))
@@ -156,12 +156,12 @@ def build_ports(
     clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
     admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
     server = config.server
-    certificate = Certificate(server.tls_cert, server.tls_key, server.tls_reload_s) if server.tls_cert else None
+    certificate = Certificate(server.tls_cert, server.tls_key) if server.tls_cert else None
     register(
         registry,
         client_rows(data, clients, admins, cuts, config.limits),
         memory_rows(memory),
-        key_rows(keys, data, config.auth, config.limits),
+        key_rows(keys, data, config.limits),
         certificate_rows(certificate),
         admin_rows(admins, feed, failed_logins, audit, plane.decisions),
         trace_rows(trace_counts),

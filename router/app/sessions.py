@@ -146,7 +146,6 @@ async def build_state(
         usage_rows(opened, lambda: watch.usage, plane.admission.limits.ledger.accounts),
         context_rows(
             context_window,
-            config.context.max_waiting,
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
         ),
         recall_rows(context_window, index.index, index.sqlite),

@@ -15,13 +15,16 @@ from router.server.listen import tls_context
 log = logging.getLogger("warmroute.tls")
 
 
-class Certificate:
-    """``cert``, ``key``: PEM files. ``reload_s``: between looks. Raises OSError where they cannot be taken at first."""
+RELOAD_S = 10.0
+"""Between two reads of the files."""
 
-    def __init__(self, cert: str, key: str, reload_s: float) -> None:
+
+class Certificate:
+    """``cert``, ``key``: PEM files. Raises OSError where they cannot be taken at first."""
+
+    def __init__(self, cert: str, key: str) -> None:
         self._cert = cert
         self._key = key
-        self._reload_s = reload_s
         self._errors = LogOnce()
         self._content, self._newest = self._load()
         self.context = self._newest
@@ -31,7 +34,7 @@ class Certificate:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
-            await asyncio.sleep(self._reload_s)
+            await asyncio.sleep(RELOAD_S)
             await self.refresh()
 
     async def refresh(self) -> None:

@@ -39,6 +39,12 @@ LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
 """A summary is asked to be a quarter of its source at most, and may always have so many tokens."""
 
 
+MAX_WAITING = 10_000
+"""Sessions that may wait. A further one is compacted after its next turn."""
+
+MAX_SOURCE_TOKENS = 32_000
+"""Most tokens that one summary is made of. The next summary is made of the rest."""
+
 RETRY_S = 10.0
 """Pause after a failed summary; doubled each time."""
 
@@ -113,6 +119,7 @@ class Compactor:
         observe_lag: Callable[[float], None],
     ) -> None:
         self._config = config
+        self.max_waiting = MAX_WAITING
         self._views = views
         self._histories = histories
         self._writer = writer
@@ -132,7 +139,7 @@ class Compactor:
         return len(self._waiting)
 
     def submit(self, sid: Sid, request: TurnRequest, view_plan: ViewPlan) -> None:
-        if sid not in self._waiting and len(self._waiting) >= self._config.max_waiting:
+        if sid not in self._waiting and len(self._waiting) >= self.max_waiting:
             self.results[Result.DROPPED] += 1
             return
         self._waiting[sid] = CompactionJob(sid, request, view_plan, self._clock())
@@ -215,7 +222,7 @@ class Compactor:
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
     def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
-        room = min(self._config.summary_source_tokens, self._writer.room(job.request, history, max_tokens))
+        room = min(MAX_SOURCE_TOKENS, self._writer.room(job.request, history, max_tokens))
         return source_of(history, upto, low_tokens=job.view_plan.low, max_tokens=room)
 
     async def _reserve(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Work | Result:

@@ -18,6 +18,7 @@ from router.core.request.request import Request, Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.internal_client import LOW_PRIORITY
 from router.proxy.ports import Client
+from router.sessions import compactor as compactor_module
 from router.sessions.api.chat_requests import read_chat
 from router.sessions.compactor import CompactionJob
 from router.sessions.context.compaction import Source, source_of
@@ -265,9 +266,10 @@ async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
     assert desk.turns.context_window.compactor.budget.left(rules) == 700
 
 
-async def test_what_waits_for_the_janitor_is_bounded() -> None:
+async def test_what_waits_for_the_janitor_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compactor_module, "MAX_WAITING", 2)
     desk = window_desk()
-    compactor = context_window_of(desk.histories, lambda: desk.now, max_waiting=2).compactor
+    compactor = context_window_of(desk.histories, lambda: desk.now).compactor
     for name in "abca":
         compactor.submit(Sid(name * 32), desk.ask(None), ViewPlan(0, 0))
     assert compactor.waiting == 2
@@ -651,9 +653,12 @@ async def test_notes_count_against_no_limit_of_their_tenant() -> None:
     assert told == [LOW_PRIORITY]
 
 
-async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_by_part() -> None:
+async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_by_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compactor_module, "MAX_SOURCE_TOKENS", 450)
     writer = FakeWriter(["one", "two", "three"])
-    desk = summary_desk(writer, source_tokens=450)
+    desk = summary_desk(writer)
     await talk(desk, 6)
     assert all(source.tokens <= 450 for source in writer.sources)
     assert results(desk)["pending"] == len(writer.sources), "what was cut already"

@@ -356,9 +356,9 @@ async def test_a_question_that_was_not_embedded_is_searched_for_by_words_alone(i
 
 
 async def test_calls_that_wait_for_the_index_are_counted_and_bounded(tmp_path: Path) -> None:
-    settings = {**RECALL, **stored_in(tmp_path), "context__max_recall_calls": 7}
+    settings = {**RECALL, **stored_in(tmp_path)}
     async with serving(**settings) as (_, router):
-        assert await metric(router, "warmroute_max_recall_calls") == 7
+        assert await metric(router, "warmroute_max_recall_calls") == 256
         assert await metric(router, "warmroute_recall_calls") == 0
         with closing(sqlite3.connect(tmp_path / "recall.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
