@@ -86,15 +86,17 @@ class Turns:
             with self.claims.wanted(request.sid, request.caller.rules.tenant) as claim:
                 return await self._run(claim, request, codec, client)
 
-        await self._judge(request, run())
+        await self._run_counted(request, run())
 
     async def run_ephemeral(
         self, request: TurnRequest, codec: AnswerCodec, client: Client, after: tuple[Sid, TurnPosition] | None
     ) -> None:
         """Runs a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
-        await self._judge(request, self._run_ephemeral(await self.context_window.count(request), codec, client, after))
+        await self._run_counted(
+            request, self._run_ephemeral(await self.context_window.count(request), codec, client, after)
+        )
 
-    async def _judge(self, request: TurnRequest, turn: Awaitable[str]) -> None:
+    async def _run_counted(self, request: TurnRequest, turn: Awaitable[str]) -> None:
         """Counts the turn, and raises its errors as clients are told of them."""
         outcome = "failed"
         try:
@@ -132,16 +134,16 @@ class Turns:
             history, plan = fitting, self._planner.require_plan(request, fitting, 1)
         self.context_window.views.require_window(request, plan.prompt)
         codec.begin(request.sid, 1, history.head + 1)
-        held = CommitGate(client, codec)
-        if not await self._dispatch_turn(request, session, plan, held):
+        gate = CommitGate(client, codec)
+        if not await self._dispatch_turn(request, session, plan, gate):
             return "refused"
         try:
-            read_answer(codec, held)
+            read_answer(codec, gate)
         except RouterError as error:
-            held.fail_or_raise(error)
+            gate.fail_or_raise(error)
             return "failed"
-        self.counts.count_prefix(plan, held.record)
-        await held.finish()
+        self.counts.count_prefix(plan, gate.record)
+        await gate.finish()
         return "ok"
 
     async def _run(self, claim: Claim, request: TurnRequest, codec: AnswerCodec, client: Client) -> str:
@@ -172,33 +174,33 @@ class Turns:
         return await self._carry(claim, request, history, plan, codec, CommitGate(client, codec))
 
     async def _carry(
-        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
+        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, gate: CommitGate
     ) -> str:
         """Sends the turn to a worker, its answer to the client, and stores the answer."""
-        if not await self._dispatch_turn(request, affinity_key(claim.sid), plan, held):
+        if not await self._dispatch_turn(request, affinity_key(claim.sid), plan, gate):
             return "refused"
         try:
-            await self._saver.save_answer(claim, request, history, plan, codec, held)
+            await self._saver.save_answer(claim, request, history, plan, codec, gate)
         except (RouterError, Fenced) as error:
-            held.fail_or_raise(self._fenced(request) if isinstance(error, Fenced) else error)
+            gate.fail_or_raise(self._fenced(request) if isinstance(error, Fenced) else error)
             return "failed"
         finally:
             self._reach("save")
-        self.counts.count_prefix(plan, held.record)
-        self.context_window.on_end(claim.sid, request, history, plan, held.record)
-        await held.finish()
+        self.counts.count_prefix(plan, gate.record)
+        self.context_window.on_end(claim.sid, request, history, plan, gate.record)
+        await gate.finish()
         return "ok"
 
     async def _dispatch_turn(
-        self, request: TurnRequest, session: SessionKey | None, plan: Plan, held: CommitGate
+        self, request: TurnRequest, session: SessionKey | None, plan: Plan, gate: CommitGate
     ) -> bool:
         """False: the worker refused the request, and the client has been told."""
         worker_request = request_of(request, session, plan)
         self.counts.spared_bytes += max(0, len(worker_request.body) - request.body_bytes)
         self._observe_overhead(self._clock() - request.started_at)
-        await self._dispatch.dispatch(worker_request, held, request.started_at, request.caller.rules)
-        if held.reply is not None and held.reply.status != 200:
-            await held.refuse()
+        await self._dispatch.dispatch(worker_request, gate, request.started_at, request.caller.rules)
+        if gate.reply is not None and gate.reply.status != 200:
+            await gate.refuse()
             return False
         return True
 
