@@ -132,7 +132,7 @@ class Play:
         )
 
     async def clean(self) -> None:
-        """The janitor's chores, all of them."""
+        """The compactor's chores, all of them."""
         compactor = self.replica.turns.context_window.compactor
         while compactor._waiting:
             await compactor.do(compactor._waiting.popitem()[1])

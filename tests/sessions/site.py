@@ -98,7 +98,7 @@ class Site:
         return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **overrides)
 
     async def pile_up(self, replica: Replica, turns: int = 6) -> CompactionJob:
-        """Turns, and what the janitor has to do behind them."""
+        """Turns, and what the compactor has to do behind them."""
         for number in range(turns):
             await replica.take(user(f"{number} {LONG}"), sid=self.sid)
         return self.job(replica)
