@@ -126,8 +126,9 @@ class Compactor:
         self._wall_clock = wall_clock
         self._clock = clock
         self._observe_lag = observe_lag
-        self._waiting: dict[Sid, CompactionJob] = {}
-        self._at_work: set[Sid] = set()
+        self.jobs: dict[Sid, CompactionJob] = {}
+        """Jobs that wait, by session."""
+        self.at_work: set[Sid] = set()
         self._news = asyncio.Event()
         self.budget = SummaryBudget(settings.tokens_per_day, wall_clock)
         self.results: Counter[str] = Counter(dict.fromkeys(Result, 0))
@@ -135,33 +136,33 @@ class Compactor:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.jobs)
 
     def submit(self, sid: Sid, request: TurnRequest, view_plan: ViewPlan) -> None:
-        if sid not in self._waiting and len(self._waiting) >= self._settings.max_waiting:
+        if sid not in self.jobs and len(self.jobs) >= self._settings.max_waiting:
             self.results[Result.DROPPED] += 1
             return
-        self._waiting[sid] = CompactionJob(sid, request, view_plan, self._clock())
+        self.jobs[sid] = CompactionJob(sid, request, view_plan, self._clock())
         self._news.set()
 
     async def run(self, *, writes: bool = True) -> None:
         """Until cancelled. ``writes``: also jobs that need a summary."""
         while True:
-            sid = next((sid for sid in self._waiting if self._may_begin(sid, writes=writes)), None)
+            sid = next((sid for sid in self.jobs if self._may_begin(sid, writes=writes)), None)
             if sid is None:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            job = self._waiting.pop(sid)
-            self._at_work.add(sid)
+            job = self.jobs.pop(sid)
+            self.at_work.add(sid)
             try:
                 await self.do(job)
             finally:
-                self._at_work.discard(sid)
+                self.at_work.discard(sid)
                 self._news.set()
 
     def _may_begin(self, sid: Sid, *, writes: bool) -> bool:
-        return sid not in self._at_work and (writes or not self._waiting[sid].view_plan.writes)
+        return sid not in self.at_work and (writes or not self.jobs[sid].view_plan.writes)
 
     async def do(self, job: CompactionJob) -> None:
         """One job, to its end. A failure is counted, and the session is tried again after another turn."""

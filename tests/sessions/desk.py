@@ -274,6 +274,7 @@ class Replica:
         self.clock = clock
         self.workers: list[str] = []
         self.histories = Histories(store, HistoryCache(max_hot_bytes), clock, clock)
+        self.planner = Planner(self.histories, bytes_per_token, resumes=True)
         self.turns = Turns(
             TurnSettings(
                 lease_s=15.0,
@@ -284,7 +285,7 @@ class Replica:
             self.histories,
             dispatch,
             lambda _session, worker: self.workers.append(worker),
-            Planner(self.histories, bytes_per_token, resumes=True),
+            self.planner,
             context_window_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,

@@ -104,7 +104,7 @@ class Site:
         return self.job(replica)
 
     def job(self, replica: Replica) -> CompactionJob:
-        return replica.turns.context_window.compactor._waiting.pop(self.sid)
+        return replica.turns.context_window.compactor.jobs.pop(self.sid)
 
     async def history(self) -> History:
         """As a replica reads it that knows nothing."""

@@ -84,7 +84,7 @@ async def test_turns_and_two_compactors_that_race_lose_nothing_and_cover_nothing
 async def done(replica: Replica) -> None:
     """Its janitor has nothing more to do."""
     compactor = replica.turns.context_window.compactor
-    while compactor.waiting or compactor._at_work:
+    while compactor.waiting or compactor.at_work:
         await asyncio.sleep(0)
 
 

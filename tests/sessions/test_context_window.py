@@ -55,8 +55,8 @@ async def pile_up(desk: Desk, turns: int) -> None:
 async def clean(desk: Desk) -> None:
     """The compactor's chores, all of them."""
     compactor = desk.turns.context_window.compactor
-    while compactor._waiting:
-        sid, job = compactor._waiting.popitem()
+    while compactor.jobs:
+        sid, job = compactor.jobs.popitem()
         assert sid == job.sid
         await compactor.do(job)
 
@@ -228,7 +228,7 @@ async def test_summaries_that_fail_again_and_again_are_asked_for_less_and_less_o
 
 
 def job(desk: Desk) -> CompactionJob:
-    (found,) = desk.turns.context_window.compactor._waiting.values()
+    (found,) = desk.turns.context_window.compactor.jobs.values()
     return found
 
 
@@ -281,7 +281,7 @@ async def test_compactors_that_run_take_each_session_once_at_a_time() -> None:
     await pile_up(desk, 8)
     await writer.asked.wait()
     writer.go.set()
-    while compactor.waiting or compactor._at_work:
+    while compactor.waiting or compactor.at_work:
         await asyncio.sleep(0)
     numbers = [item.number for source in writer.sources for item in source.items]
     assert numbers == sorted(set(numbers)), "nothing was told of twice"
@@ -597,7 +597,7 @@ async def test_summaries_after_a_full_sessions_prompt_are_written_all_the_same()
     desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
-    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     request = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
     source = source_of(history, history.items[5].place)
     written = await writer.write(request, history, source, 50)
@@ -611,7 +611,7 @@ async def test_summaries_on_what_the_prompt_has_no_more_are_made_of_a_transcript
     await pile_up(desk, 6)
     history = await history_of(desk)
     assert history.view.cut > history.view.summarized_upto, "cut in a turn, and not told of"
-    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.view.cut), 50)
     sent = desk.dispatch.sent()
     assert sent[0]["role"] == "system"
@@ -625,7 +625,7 @@ async def test_summaries_are_not_asked_for_after_a_call_that_is_open() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     body = msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [call]})
     history.items[-1] = history.items[-1]._replace(body=body)
-    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
     assert desk.dispatch.sent()[0]["role"] == "system", "a transcript"
 
@@ -645,7 +645,7 @@ async def test_summaries_count_against_no_limit_of_their_tenant() -> None:
     desk = Desk(strategy="none")
     await pile_up(desk, 2)
     history = await history_of(desk)
-    writer = FleetSummaryWriter(desk.turns._planner, Asked(desk.points), desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, Asked(desk.points), desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
     assert told == [LOW_PRIORITY]
 
