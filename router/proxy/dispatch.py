@@ -42,7 +42,8 @@ from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.admission import Admission
 from router.proxy.attempts import Attempts
-from router.proxy.delivery import Break, Delivery, Flight, Read, read_here
+from router.proxy.delivery import Delivery, Read, read_here
+from router.proxy.flight import Break, Flight
 from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
@@ -223,17 +224,16 @@ class Dispatcher:
 
     async def _mend(self, flight: Flight, broken: Break) -> None:
         """Another worker continues the stream, or the client gets an error event."""
-        member, end, watch = broken.member, broken.end, broken.watch
-        request, client, record = flight.request, flight.client, flight.record
-        if self._selector.on_stream_end(member, end, watch.error):
+        member, event, client, record = broken.member, broken.stream_filter.error, flight.client, flight.record
+        if self._selector.on_stream_end(member, broken.end, event):
             flight.poison_guard.add(member.name, record.chunks)
-        if watch.error and not watch.finished and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+        if event and not broken.stream_filter.finished and judge(read_error(event)[0]) is Verdict.ANSWER:
             record.outcome = "client_error"
-            client.break_off_with(watch.error)  # another worker would say the same
+            client.break_off_with(event)  # another worker would say the same
             return
         error = WorkerError("the worker failed while it answered")
         try:
-            if await self._resumer.resume(request, member, end, watch, client, record, flight.poison_guard):
+            if await self._resumer.resume(flight, broken):
                 return
         except PoisonRequest as given_up:
             _note_given_up(record, given_up)

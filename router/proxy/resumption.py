@@ -41,9 +41,10 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName
 from router.proxy.attempts import Attempts
+from router.proxy.broken_stream import finish, plan
+from router.proxy.flight import CAUSES, Break, Flight
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
-from router.wire.completion import BadAnswer
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -51,14 +52,11 @@ from router.wire.continuation import (
     Unsafe,
     exact_body,
     has_one_answer,
-    read_asked,
-    require_plain,
     text_body,
 )
-from router.wire.continued import ContinuedFilter, leaks, usage_event
+from router.wire.continued import ContinuedFilter, leaks
 from router.wire.dialects import read_error
-from router.wire.sse import StreamFilter
-from router.wire.transcript import Delivered, Transcript
+from router.wire.transcript import Delivered
 
 log = logging.getLogger("warmroute.resumption")
 
@@ -67,9 +65,6 @@ LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
 
 TEXT_OF_S = 5.0
 """How long a worker may take to turn ids into text."""
-
-CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
-"""Ends of a stream that another worker may continue; the value is a label of the resumption counter."""
 
 
 class _Refused(Exception):
@@ -117,28 +112,20 @@ class Resumer:
         self._clock = clock
         self._sleep = sleep
 
-    async def resume(
-        self,
-        request: Request,
-        member: Member,
-        end: StreamEnd,
-        watch: StreamFilter,
-        client: Client,
-        record: Record,
-        poison_guard: PoisonGuard,
-    ) -> bool:
-        """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False, or
-        PoisonRequest: the caller has to break it off."""
-        cause, broke_at = CAUSES[end], self._clock()
+    async def resume(self, flight: Flight, broken: Break) -> bool:
+        """True: the client's stream has ended, well or because of the client. False, or PoisonRequest: the caller has to break
+        it off."""
+        request, record, guard = flight.request, flight.record, flight.poison_guard
+        member, cause, broke_at = broken.member, CAUSES[broken.end], self._clock()
         try:
-            if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
-                _finish(request, watch, client)
+            if broken.stream_filter.finished and has_one_answer(msgspec.json.decode(request.body)):
+                finish(flight, broken)
                 record.outcome = StreamEnd.DONE.value
                 record.resumptions.append(Resumption(cause, "finished"))
                 return True
-            poison_guard.check()
-            asked, delivered = _plan(request, watch)
-            stream = _Stream(request, asked, delivered, client, record, poison_guard, cause, broke_at, {member.name})
+            guard.check()
+            asked, delivered = plan(flight, broken)
+            stream = _Stream(request, asked, delivered, flight.client, record, guard, cause, broke_at, {member.name})
             return await self._go_on(stream)
         except PoisonRequest:
             record.resumptions.append(Resumption(cause, "failed"))
@@ -219,35 +206,39 @@ class Resumer:
         if member.removed:  # while it was asked for the seam: its position may be another's
             raise _Refused(AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
         request = self._rest_of(stream, given, member, seam)
-        watch = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
-        stream.record.tally = watch
+        stream_filter = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
+        stream.record.tally = stream_filter
         lease, cached = self._selector.send_to(member, stream.request, facts)
         with lease, self._upstream.exchange(member.address) as exchange:
             try:
                 reply = await exchange.ask(
-                    request, watch, stream.client.memory, self._selector.first_event_s(member, facts, cached)
+                    request, stream_filter, stream.client.memory, self._selector.first_event_s(member, facts, cached)
                 )
-                await self._require_rest(stream, member, reply, watch)
+                await self._require_rest(stream, member, reply, stream_filter)
                 exchange.require_unbroken()
             except (AttemptFailed, _Refused):
                 self._selector.on_unanswered(stream.request, lease)
-                if watch.unsafe:
-                    raise Unsafe(watch.unsafe) from None
+                if stream_filter.unsafe:
+                    raise Unsafe(stream_filter.unsafe) from None
                 raise
             lease.on_first_token(self._clock())
-            return await self._relay(stream, member, exchange, watch, "exact" if seam else "text")
+            return await self._relay(stream, member, exchange, stream_filter, "exact" if seam else "text")
 
-    async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedFilter) -> None:
+    async def _require_rest(
+        self, stream: _Stream, member: Member, reply: Reply, stream_filter: ContinuedFilter
+    ) -> None:
         """Check that the reply is the rest of the answer. Raises AttemptFailed, _Refused, Unsafe."""
         if (refusal := self._selector.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         if not reply.is_stream:
             raise Unsafe("refused")
-        if watch.first_ids and leaks(watch.first_text, await self._text_of(stream, member, watch.first_ids)):
+        if stream_filter.first_ids and leaks(
+            stream_filter.first_text, await self._text_of(stream, member, stream_filter.first_ids)
+        ):
             raise Unsafe("leak")
 
     async def _relay(
-        self, stream: _Stream, member: Member, exchange: Exchange, watch: ContinuedFilter, outcome: str
+        self, stream: _Stream, member: Member, exchange: Exchange, stream_filter: ContinuedFilter, outcome: str
     ) -> StreamEnd:
         """Raises Unsafe."""
         record = stream.record
@@ -256,20 +247,20 @@ class Resumer:
         record.resumptions.append(Resumption(stream.cause, outcome, now - stream.broke_at))
         if record.trace is not None:
             record.trace.on_first_event(now)
-        stream.delivered = watch.delivered
+        stream.delivered = stream_filter.delivered
         end = await exchange.relay(stream.client, record)
-        if watch.unsafe:
-            raise Unsafe(watch.unsafe)
-        if end in CAUSES and self._selector.on_stream_end(member, end, watch.error):
+        if stream_filter.unsafe:
+            raise Unsafe(stream_filter.unsafe)
+        if end in CAUSES and self._selector.on_stream_end(member, end, stream_filter.error):
             stream.poison_guard.add(member.name, record.chunks)
-        if end in CAUSES and watch.finished:
-            stream.client.end_stream(watch.rest())
+        if end in CAUSES and stream_filter.finished:
+            stream.client.end_stream(stream_filter.rest())
             record.resumptions.append(Resumption(CAUSES[end], "finished"))
             end = StreamEnd.DONE
-        elif watch.error and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+        elif stream_filter.error and judge(read_error(stream_filter.error)[0]) is Verdict.ANSWER:
             raise Unsafe("refused")  # the worker is well, but the request cannot go on
         if end is StreamEnd.DONE:
-            self._selector.remember(stream.request, member, record, watch.usage)
+            self._selector.remember(stream.request, member, record, stream_filter.usage)
         return end
 
     def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
@@ -302,31 +293,3 @@ class Resumer:
             return msgspec.json.decode(reply.body, type=_Text).prompt
         except msgspec.DecodeError:
             raise Unsafe("seam") from None
-
-
-def _finish(request: Request, watch: StreamFilter, client: Client) -> None:
-    """The whole answer came, and only the events after it are missing: no worker is needed. Raises Unsafe."""
-    events = watch.rest()
-    if watch.transcript is not None and watch.usage is None and not request.hides_usage:
-        events += usage_event(request.route, _read(watch.transcript))
-    client.end_stream(events + watch.dialect.closing_event)
-
-
-def _read(transcript: Transcript) -> Delivered:
-    """Raises Unsafe."""
-    try:
-        return transcript.delivered()
-    except BadAnswer:
-        raise Unsafe("parsed") from None
-
-
-def _plan(request: Request, watch: StreamFilter) -> tuple[Asked, Delivered]:
-    """The request, and what the client has of its answer. Raises Unsafe."""
-    if watch.transcript is None:
-        raise Unsafe("route")
-    if watch.transcript.is_lost:
-        raise Unsafe("length")
-    asked = read_asked(request.route, request.body, wants_usage=not request.hides_usage, hides_ids=request.hides_ids)
-    delivered = _read(watch.transcript)
-    require_plain(delivered)
-    return asked, delivered

@@ -8,7 +8,7 @@ from router.cli.terminal.explain import BREAKS, FAILURES, REASONS, explain
 from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.tenants.memory import MemoryFull
 from router.policies import POLICIES, make_policy
-from router.proxy.resumption import CAUSES
+from router.proxy.flight import CAUSES
 from router.proxy.selection import BUSY, NO_MODEL
 from tests.cli.terminal.shown import a_decision, an_attempt
 
