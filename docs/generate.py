@@ -7,7 +7,7 @@ fails where a page is not what would be written.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,20 +77,29 @@ async def _ask(session: aiohttp.ClientSession, router: Running) -> None:
         await answer.read()
 
 
+FIRST = (
+    *("fleet.workers", "fleet.workers_kubernetes", "fleet.worker_key", "server.host", "server.port", "server.tls_cert"),
+    *("auth.keys_file", "auth.salt_secret", "admin.token", "policy.name", "admission.max_worker_requests"),
+    *("limits.max_held_bytes", "sessions.store", "sessions.secret", "context.strategy"),
+)
+"""The settings that most installations look at, in the order in which one meets them."""
+
+
 async def describe_settings() -> str:
-    """A section and a table for each table of the configuration."""
-    by_section: dict[str, list[Setting]] = {}
-    for setting in settings():
-        by_section.setdefault(setting.key.rpartition(".")[0], []).append(setting)
-    parts: list[str] = []
+    """The settings that matter most, then a table for each section of the configuration."""
+    by_key = {setting.key: setting for setting in settings()}
+    parts = ["## The settings that matter most", "", *_table(by_key[key] for key in FIRST), ""]
     for section, kind in sections():
-        parts += [f"## {section}", "", str(kind.__doc__), ""]
-        parts += ["| key | type and bound | default | meaning |", "|---|---|---|---|"]
-        for each in by_section[section]:
-            rule = f"{each.type} {each.bound}".strip()
-            parts.append(f"| `{each.key}` | {rule} | {_as_toml(each.default)} | {each.description} |")
-        parts.append("")
+        own = (setting for key, setting in by_key.items() if key.rpartition(".")[0] == section)
+        parts += [f"## {section}", "", str(kind.__doc__), "", *_table(own), ""]
     return "\n".join(parts).rstrip()
+
+
+def _table(rows: Iterable[Setting]) -> Iterator[str]:
+    yield from ("| key | type and bound | default | meaning |", "|---|---|---|---|")
+    for each in rows:
+        rule = f"{each.type} {each.bound}".strip()
+        yield f"| `{each.key}` | {rule} | {_as_toml(each.default)} | {each.description} |"
 
 
 def _as_toml(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Alerting rules: what is worth being woken for, and what can wait for the morning.
+"""Alerting rules: pages for what cannot wait, tickets for what can.
 
 An objective burns when so much of what it allows is used up that the rest of the month is in danger; two windows each, so that
 an alert comes soon and goes soon. Windows and factors are those of Google's "The Site Reliability Workbook", chapter 5.
@@ -13,7 +13,7 @@ from grafana.boards.latency import GOOD_S
 from grafana.shares import CUT_OFF, OF, RECORDED, rate
 
 ERRORS_ALLOWED, SLOW_ALLOWED = 0.001, 0.01
-"""Of requests that may end with a 5xx, or as half a stream; of streams whose first token may come later than GOOD_S."""
+"""Share of requests that may end with a 5xx or as a broken stream, and share of streams that may begin later than GOOD_S."""
 
 BURNS = (("Fast", "1h", "5m", 14.4, "2m", "page"), ("Slow", "6h", "30m", 6.0, "15m", "ticket"))
 """Name, long and short window, factor, for how long, severity: a month's allowance gone in two days, or in five."""
@@ -48,21 +48,21 @@ class Alert:
 
 
 FEW, FEW_REQUESTS = 10, 100
-"""Less than so many failures, or requests in half an hour, say nothing of a share: one of two is half."""
+"""Fewer failures, or fewer requests in half an hour, make no share that means anything: one of two is half."""
 
 MANY = f"warmroute:requests:rate30m > {FEW_REQUESTS} / 1800"
 
 
 LEFT_ALLOWED = 0.25
-"""Of requests, those whose clients may leave before any of the answer is there. An engine that hangs fails nothing else."""
+"""Share of requests whose clients may leave before their answer begins. Nothing else shows an engine that hangs."""
 
 LEFT = rate("requests_total", "15m", 'status="499"')
 
-NOTES_FAILED = "failed|rejected_.*|over_budget"
+SUMMARIES_FAILED = "failed|rejected_.*|over_budget"
 
 
-def _notes(results: str) -> str:
-    """A second: looks at histories that came to that."""
+def _compactions(results: str) -> str:
+    """Compactions per second that ended with these results."""
     return rate("compactions_total", "30m", f'result=~"{results}"')
 
 
@@ -143,7 +143,7 @@ ALERTS = (
         f" and on ({OF}) {MANY}",
         waits="15m",
         severity="ticket",
-        summary="The worker {{ $labels.worker }} gets three times its share, and first tokens are slow.",
+        summary="The worker {{ $labels.worker }} gets three times its share of requests, and first tokens are slow.",
     ),
     Alert(
         name="WarmrouteStoreDown",
@@ -157,7 +157,7 @@ ALERTS = (
         expr="warmroute_write_behind_seconds > 120 or warmroute_journal_bytes > 0.5 * (warmroute_max_journal_bytes > 0)",
         waits="1m",
         severity="page",
-        summary="Ends of turns wait for the store of {{ $labels.instance }}, on its disk alone.",
+        summary="Finished turns of {{ $labels.instance }} wait for the store, on its disk alone.",
     ),
     Alert(
         name="WarmrouteBudgetNearlySpent",
@@ -190,27 +190,27 @@ ALERTS = (
         f" or sum by ({OF}, instance) (rate(warmroute_certificate_reload_failures_total[10m])) > 0",
         waits="10m",
         severity="ticket",
-        summary="{{ $labels.instance }} cannot read its list of workers, its keys or its certificate: the last one holds.",
+        summary="{{ $labels.instance }} cannot read its workers, keys or certificate. What it read last stays in use.",
     ),
     Alert(
         name="WarmrouteSummariesFail",
-        expr=f"{_notes(NOTES_FAILED)} > 0.5 * ({_notes(f'summarized|pending|{NOTES_FAILED}')} > 0)",
+        expr=f"{_compactions(SUMMARIES_FAILED)} > 0.5 * ({_compactions(f'summarized|pending|{SUMMARIES_FAILED}')} > 0)",
         waits="30m",
         severity="ticket",
-        summary="Most histories of {{ $labels.job }} that should have notes on what went have none.",
+        summary="Most histories of {{ $labels.job }} that are cut get no summary.",
     ),
     Alert(
         name="WarmrouteTasksFail",
         expr=f"sum by ({OF}, instance, task) (rate(warmroute_background_failures_total[10m])) > 0",
         waits="10m",
         severity="ticket",
-        summary="The task {{ $labels.task }} of {{ $labels.instance }} fails again and again.",
+        summary="The background task {{ $labels.task }} of {{ $labels.instance }} keeps failing.",
     ),
 )
 
 
 def rules() -> dict[str, Any]:
-    """As Prometheus reads them; a PrometheusRule's spec is the same."""
+    """The rules in the form of Prometheus' rule files and of a PrometheusRule's spec."""
     return {
         "groups": [
             {

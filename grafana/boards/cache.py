@@ -22,8 +22,8 @@ BOARD = Board(
             (
                 Panel(
                     title="Hit ratio",
-                    description="Of all prompt tokens, those that a worker had cached. What is normal depends on the "
-                    "traffic: long conversations reach 0.9, unrelated questions little. Watch for changes.",
+                    description="Share of prompt tokens that a worker had in its cache. The normal value depends on "
+                    "the traffic: long conversations reach 0.9, unrelated questions little. Watch for changes.",
                     unit="percentunit",
                     kind="stat",
                     width=6,
@@ -34,8 +34,8 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Predicted hit ratio",
-                    description="What the router believed when it chose. Far above the actual one: workers evict sooner than "
-                    "the index thinks, or somebody else fills their caches.",
+                    description="Hit ratio that the router expected when it chose the worker. If it is far above the "
+                    "actual one, workers evict sooner than the index assumes, or other traffic fills their caches.",
                     unit="percentunit",
                     kind="stat",
                     width=6,
@@ -43,8 +43,8 @@ BOARD = Board(
                     queries=(Query(share(_PREDICTED, _PROMPT), "predicted"),),
                 ),
                 Panel(
-                    title="Tokens not computed",
-                    description="Prompt tokens that caches spared, over the time shown.",
+                    title="Prompt tokens from caches",
+                    description="Prompt tokens that caches saved in the time shown.",
                     unit="short",
                     kind="stat",
                     width=6,
@@ -52,7 +52,7 @@ BOARD = Board(
                 ),
                 Panel(
                     title="GPU seconds saved",
-                    description="Prefill that caches spared over the time shown, at the rates learnt of each worker.",
+                    description="Seconds of prefill that caches saved in the time shown, at each worker's learnt rate.",
                     unit="s",
                     kind="stat",
                     width=6,
@@ -64,8 +64,8 @@ BOARD = Board(
             "Hits",
             (
                 Panel(
-                    title="Predicted and actual",
-                    description="The two should lie together. See the two figures above.",
+                    title="Predicted and actual hit ratio",
+                    description="The two lines should lie together.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -74,9 +74,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="By model",
-                    description="A model whose line falls while others' stay has changed its prompts: its system message, "
-                    "its tools, or their order.",
+                    title="Hit ratio by model",
+                    description="If one model's line falls and the others stay, its prompts have changed: the system "
+                    "message, the tools, or their order.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -90,8 +90,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="By worker",
-                    description="A worker far below the others has restarted, is small, or is a newcomer whose cache fills.",
+                    title="Hit ratio by worker",
+                    description="A worker far below the others has restarted, is small, or is new and fills its cache.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -106,9 +106,9 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Why tokens were computed",
-                    description="new: nobody had them. elsewhere: another worker had them, and waiting for it would have "
-                    "taken longer, or it was not there. gone: the chosen worker had evicted them; more cache, or fewer "
-                    "conversations a worker, would help.",
+                    description="new: no worker had them. elsewhere: another worker had them, but waiting for it "
+                    "would have taken longer, or it was out. gone: the chosen worker had evicted them; more cache or "
+                    "fewer conversations per worker would help.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("uncached_tokens_total", by="reason"), "{{reason}}"),),
@@ -119,14 +119,14 @@ BOARD = Board(
             "What it spares",
             (
                 Panel(
-                    title="Prompt tokens a second",
-                    description="All, and those that caches spared.",
+                    title="Prompt tokens per second",
+                    description="All prompt tokens, and those that caches saved.",
                     unit="cps",
                     queries=(Query(_PROMPT, "asked"), Query(_CACHED, "cached")),
                 ),
                 Panel(
-                    title="GPU seconds saved, a second",
-                    description="As many GPUs would be needed more for the same prompts without caches, prefill alone.",
+                    title="GPU seconds saved per second",
+                    description="GPUs that the same prompts would need in addition without caches, for prefill alone.",
                     unit="short",
                     kind="stack",
                     queries=(Query(rate("worker_saved_prefill_seconds_total", by="worker"), "{{worker}}"),),
@@ -138,15 +138,15 @@ BOARD = Board(
             (
                 Panel(
                     title="Why a worker was chosen",
-                    description="By the policy's reason; docs/policies.md has them.",
+                    description="Decisions by the policy's reason; docs/policies.md explains the reasons.",
                     unit="reqps",
                     kind="stack",
                     queries=(Query(rate("routing_decisions_total", by="reason"), "{{reason}}"),),
                 ),
                 Panel(
-                    title="Index fill",
-                    description="Blocks that each worker is believed to hold, of those that its cache has room for. Full is "
-                    "normal: the oldest go.",
+                    title="Prefix index fill",
+                    description="Blocks that each worker is believed to hold, as a share of its cache. A full index "
+                    "is normal: the oldest blocks go first.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -157,9 +157,10 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Turns whose prefix was warm",
-                    description="Of sessions' turns behind others. Falls when sessions rest longer than caches keep them, or "
-                    "when their prompts' beginnings change: see State, why prefixes broke.",
+                    title="Turns with a warm prefix",
+                    description="Share of sessions' later turns whose earlier turns were cached. It falls when "
+                    "sessions rest longer than caches keep them, or when prompts begin differently: see the board "
+                    "State, why prefixes broke.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -174,7 +175,7 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Sessions whose worker is remembered",
-                    description="Of those that the router has seen lately.",
+                    description="Sessions that the router has seen lately.",
                     unit="short",
                     queries=(Query(total(series("remembered_sessions"), "instance"), "{{instance}}"),),
                 ),

@@ -28,14 +28,14 @@ BOUNDS = (
 BOARD = Board(
     name="fleet",
     title="Warmroute / Fleet",
-    description="Workers' health and load, and how failures were dealt with.",
+    description="Health and load of the workers, and how the router dealt with failures.",
     rows=(
         (
             "At a glance",
             (
                 Panel(
                     title="Workers up",
-                    description="As the router with the fewest sees it.",
+                    description="As the router that sees the fewest counts them.",
                     unit="short",
                     kind="stat",
                     width=6,
@@ -45,8 +45,8 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Workers ejected",
-                    description="Taken out since they failed; they are tried again by themselves. A worker that stays out has "
-                    "a reason in its own log.",
+                    description="Workers taken out because they failed. The router tries them again by itself. If a "
+                    "worker stays out, its own log has the reason.",
                     unit="short",
                     kind="stat",
                     width=6,
@@ -55,17 +55,17 @@ BOARD = Board(
                     queries=(Query(f"max({_EJECTED})", "ejected"),),
                 ),
                 Panel(
-                    title="Requests a second",
-                    description="All that ended, refused ones among them.",
+                    title="Requests per second",
+                    description="All requests that ended, refused ones included.",
                     unit="reqps",
                     kind="stat",
                     width=6,
                     queries=(Query(rate("requests_total"), "requests"),),
                 ),
                 Panel(
-                    title="Failed",
-                    description="Share of requests that ended with a 5xx, or as half a stream. The objective that the alerts "
-                    "guard is 0.1 %.",
+                    title="Failed requests",
+                    description="Share of requests that ended with a 5xx or as a broken stream. The alerts guard an "
+                    "objective of 0.1 %.",
                     unit="percentunit",
                     kind="stat",
                     width=6,
@@ -80,41 +80,43 @@ BOARD = Board(
             (
                 Panel(
                     title="Workers by state",
-                    description="starting: not yet answered a probe. ejected: failing. asleep: its engine sleeps, and takes no "
-                    "requests. One that routers see differently counts in each state.",
+                    description="starting: has not answered a probe yet. ejected: failing. asleep: its engine sleeps "
+                    "and takes no requests. A worker that routers see differently counts in each state.",
                     unit="short",
                     kind="stack",
                     queries=(Query(total(worst("worker_state", by="state, worker"), "state"), "{{state}}"),),
                 ),
                 Panel(
                     title="Workers found",
-                    description="By each source, as the router with the fewest found. Fewer than there are: look whether the "
-                    "source names them, and can be read.",
+                    description="By source, as the router that found the fewest counts them. If some are missing, "
+                    "check that the source names them and can be read.",
                     unit="short",
                     queries=(Query(f"min by (source) ({series('discovered_workers')})", "{{source}}"),),
                 ),
                 Panel(
-                    title="Requests not asked of a worker yet",
-                    description="They wait in the routers; see Latency.",
+                    title="Requests that wait in the routers",
+                    description="Requests that have no worker yet; see the board Latency.",
                     unit="short",
                     queries=(Query(now("queue_depth", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
                     title="Ejections",
-                    description="By cause: died, errors, timeout, probe. Many of one worker: drain and look at it.",
+                    description="By cause: died, errors, timeout, probe. If one worker has many, drain it and look at "
+                    "it.",
                     unit="cps",
                     queries=(Query(rate("worker_ejections_total", by="worker, cause"), "{{worker}} {{cause}}"),),
                 ),
                 Panel(
-                    title="Requests under way",
-                    description="Of these routers, on each worker.",
+                    title="Requests in progress",
+                    description="Requests of these routers on each worker.",
                     unit="short",
                     queries=(Query(now("worker_in_flight", by="worker"), "{{worker}}"),),
                 ),
                 Panel(
                     title="Share of requests",
-                    description="Equal shares are no aim: warm workers get more. One far above the others with a first token "
-                    "that suffers is too hot; see docs/policies.md for policy.ring_bound and leave_weight.",
+                    description="Equal shares are not the aim: warm workers get more. A worker far above the others "
+                    "whose first tokens are slow is too hot; see policy.ring_bound and policy.leave_weight in "
+                    "docs/policies.md.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -122,14 +124,15 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Prefill that waits",
-                    description="Prompt tokens sent whose first token is not back.",
+                    title="Queued prefill tokens",
+                    description="Prompt tokens of requests that have no first token yet.",
                     unit="short",
                     queries=(Query(now("worker_queued_prefill_tokens", by="worker"), "{{worker}}"),),
                 ),
                 Panel(
                     title="Prefill rate",
-                    description="Learnt, tokens a second. A worker that is slower than its equals shares its GPU, or is ill.",
+                    description="Learnt rate in tokens per second. A worker slower than its equals shares its GPU or "
+                    "is ill.",
                     unit="cps",
                     queries=(Query(worst("worker_prefill_rate", by="worker"), "{{worker}}"),),
                 ),
@@ -140,15 +143,15 @@ BOARD = Board(
             (
                 Panel(
                     title="Retries",
-                    description="Before the first byte; clients see none of it. By cause.",
+                    description="Retries before the first byte, by cause. Clients see none of them.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("retries_total", by="cause"), "{{cause}}"),),
                 ),
                 Panel(
                     title="Retry budget",
-                    description="Each router's: retries that it may make now, and are under way. Empty: failures go on to "
-                    "clients, so that a fleet that fails is not asked more than clients ask.",
+                    description="Retries that each router may make now, and retries in progress. When it is empty, "
+                    "failures reach clients, so that a failing fleet gets no additional load.",
                     unit="short",
                     queries=(
                         Query(now("retry_budget", by="instance"), "left {{instance}}"),
@@ -157,23 +160,25 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Answers that were ended",
-                    description="Workers sent what no worker should, by what was wrong. A worker whose engine dies ends "
-                    "streams so; any other kind is a broken worker, a proxy before it, or an attack.",
+                    title="Answers that broke the protocol",
+                    description="Answers of workers that the router ended, by what was wrong. An engine that dies "
+                    "ends its streams this way; any other kind means a broken worker, a proxy before it, or an "
+                    "attack.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("worker_breaches_total", by="kind"), "{{kind}}"),),
                 ),
                 Panel(
-                    title="Streams that broke",
-                    description="exact, text and finished went on with another worker; unsafe and failed left half an answer.",
+                    title="Broken streams",
+                    description="exact, text, finished: the stream continued on another worker. unsafe, failed: the "
+                    "client got half an answer.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("resumptions_total", by="outcome"), "{{outcome}}"),),
                 ),
                 Panel(
-                    title="Pause of a stream that went on",
-                    description="From the break to the next event.",
+                    title="Pause of a resumed stream",
+                    description="Time from the break to the next event.",
                     unit="s",
                     queries=(
                         Query(quantile(0.5, "resumption_gap_seconds"), "p50"),
@@ -182,14 +187,14 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Requests given up",
-                    description="Workers died under them, one after another: look for the request that kills them, by its id "
-                    "in the log.",
+                    description="Several workers died under one request. Look in the log for the request that kills "
+                    "them, by its id.",
                     unit="cps",
                     queries=(Query(rate("given_up_requests_total"), "given up"),),
                 ),
                 Panel(
-                    title="Refused before a worker was asked",
-                    description="By why: limits of tenants, a full queue, no worker.",
+                    title="Refused before a worker was chosen",
+                    description="By reason: a tenant's limits, a full queue, no worker.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("admission_refusals_total", by="reason"), "{{reason}}"),),
@@ -208,13 +213,13 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Live requests",
-                    description="Of each router. What the autoscaler goes by.",
+                    description="Requests in progress in each router. The autoscaler uses this figure.",
                     unit="short",
                     queries=(Query(now("live_requests", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
-                    title="Clients' connections",
-                    description="Of those that there may be.",
+                    title="Client connections",
+                    description="Open connections as a share of the connections allowed.",
                     unit="percentunit",
                     maximum=1,
                     limits=(Limit(0.8, "orange"),),
@@ -226,8 +231,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Held in memory",
-                    description="Of requests under way, of what they may take.",
+                    title="Memory held for clients",
+                    description="Bytes held for requests and answers, as a share of limits.max_held_bytes.",
                     unit="percentunit",
                     maximum=1,
                     limits=(Limit(0.8, "orange"),),
@@ -239,8 +244,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Bounds",
-                    description="How full each other bound of a router is; at 1 it refuses, or forgets the oldest.",
+                    title="Other bounds",
+                    description="How full each other bound of a router is. At 1 the router refuses, or forgets the "
+                    "oldest.",
                     unit="percentunit",
                     maximum=1,
                     width=24,
@@ -251,26 +257,28 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Nothing more could be held",
-                    description="Requests refused, and clients cut that do not read, since memory for them was used up.",
+                    title="Refused because memory was used up",
+                    description="Requests refused, and clients cut off that do not read, because "
+                    "limits.max_held_bytes was reached.",
                     unit="cps",
                     queries=(Query(rate("held_refusals_total", by="kind"), "{{kind}}"),),
                 ),
                 Panel(
                     title="Costly bodies that wait",
-                    description="For one of the processes that read them.",
+                    description="Bodies that wait for a parsing process.",
                     unit="short",
                     queries=(Query(now("parsing_waiting", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
-                    title="Connections cut",
-                    description="By why: clients that send too slowly, or do not read.",
+                    title="Client connections cut off",
+                    description="By cause: clients that send too slowly or do not read.",
                     unit="cps",
                     queries=(Query(rate("cut_connections_total", by="cause"), "{{cause}}"),),
                 ),
                 Panel(
                     title="Traces",
-                    description="Requests whose spans were sent to the collector, or dropped since it takes them too slowly.",
+                    description="Requests whose spans were sent to the collector, or dropped because it takes them "
+                    "too slowly.",
                     unit="cps",
                     queries=(
                         Query(rate("sent_traces_total"), "sent"),
@@ -279,7 +287,7 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Traces that wait",
-                    description="For the collector, and how many may.",
+                    description="Requests whose spans wait for the collector, and how many may wait.",
                     unit="short",
                     queries=(
                         Query(now("waiting_traces"), "wait"),
@@ -287,8 +295,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="What failed beside the requests",
-                    description="Tasks that began again, and sources of workers that could not be read. Should be nothing.",
+                    title="Background failures",
+                    description="Background tasks that were started again, and sources of workers that could not be "
+                    "read. Should be zero.",
                     unit="cps",
                     limits=(Limit(0.01, "orange"),),
                     queries=(

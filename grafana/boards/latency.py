@@ -18,15 +18,15 @@ def quantiles(metric: str, *matchers: str) -> tuple[Query, ...]:
 BOARD = Board(
     name="latency",
     title="Warmroute / Latency",
-    description="Time to the first token, between tokens, in the router and in its queue.",
+    description="Time to the first token (TTFT), between tokens, in the router and in its queue.",
     by_model=True,
     rows=(
         (
             "At a glance",
             (
                 Panel(
-                    title="First token, p95",
-                    description="From the request's head to the first event of its stream.",
+                    title="TTFT, p95",
+                    description="Time from a request's head to the first event of its stream.",
                     unit="s",
                     kind="stat",
                     width=6,
@@ -54,17 +54,18 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Between tokens, p99",
-                    description="Time between two reads of a stream. An engine that is busy puts several tokens into one read.",
+                    title="Between reads, p99",
+                    description="Time between two reads of a stream. A busy engine puts several tokens into one read.",
                     unit="s",
                     kind="stat",
                     width=6,
                     queries=(Query(quantile(0.99, "inter_chunk_seconds", MODEL), "p99"),),
                 ),
                 Panel(
-                    title="Router's own, p99",
-                    description="Until workers were ranked, the arrival of the body included: a client that uploads slowly "
-                    "shows here. Above a few milliseconds with short bodies the router is short of CPU: add one.",
+                    title="Router's own time, p99",
+                    description="Time until workers were ranked. The arrival of the body is included, so a client "
+                    "that uploads slowly shows here. If it is above a few milliseconds with short bodies, the router "
+                    "is short of CPU: add a router.",
                     unit="s",
                     kind="stat",
                     width=6,
@@ -78,16 +79,16 @@ BOARD = Board(
             "First token",
             (
                 Panel(
-                    title="Time to the first token",
-                    description="High while the hit ratio is low: prompts are computed. High with a good ratio: workers are "
-                    "full, see the queue and Fleet.",
+                    title="Time to first token (TTFT)",
+                    description="High with a low hit ratio: prompts are computed. High with a good hit ratio: workers "
+                    "are full; see the queue and the board Fleet.",
                     unit="s",
                     limits=(Limit(2.5, "red"),),
                     queries=quantiles("time_to_first_token_seconds", MODEL),
                 ),
                 Panel(
-                    title="By model, p95",
-                    description="Of streams.",
+                    title="TTFT by model, p95",
+                    description="Streams only.",
                     unit="s",
                     queries=(Query(quantile(0.95, "time_to_first_token_seconds", MODEL, by="model"), "{{model}}"),),
                 ),
@@ -98,13 +99,13 @@ BOARD = Board(
             (
                 Panel(
                     title="Between two reads of a stream",
-                    description="Rises when workers decode for many at once.",
+                    description="Rises when workers decode for many requests at once.",
                     unit="s",
                     queries=quantiles("inter_chunk_seconds", MODEL),
                 ),
                 Panel(
                     title="Request duration",
-                    description="To the last byte. Says more of how long answers are than of the fleet.",
+                    description="Time to the last byte. It depends more on the length of answers than on the fleet.",
                     unit="s",
                     queries=quantiles("request_duration_seconds", MODEL),
                 ),
@@ -115,27 +116,28 @@ BOARD = Board(
             (
                 Panel(
                     title="Router's own time",
-                    description="See above.",
+                    description="Time until workers were ranked, the arrival of the body included.",
                     unit="s",
                     queries=quantiles("router_overhead_seconds"),
                 ),
                 Panel(
-                    title="A session's turn on its way",
-                    description="From a turn's request until it is dispatched: claim, history and prompt, and waiting for "
-                    "other turns of its session.",
+                    title="Overhead of a session's turn",
+                    description="Time from a turn's request until it is dispatched: claim, history and prompt, and "
+                    "waiting for other turns of its session.",
                     unit="s",
                     queries=quantiles("turn_overhead_seconds"),
                 ),
                 Panel(
-                    title="Waiting for room",
-                    description="Of requests that waited. Add workers, or let fewer in, before it is a share of the objective.",
+                    title="Time in the queue",
+                    description="Requests that waited. If it is a share of the objective, add workers or admit fewer "
+                    "requests.",
                     unit="s",
                     queries=quantiles("queue_wait_seconds"),
                 ),
                 Panel(
                     title="Requests that wait",
-                    description="For room, for any worker, for the one that is warm, for busy ones, or past their deadline for "
-                    "silent ones that are at work; and how many may wait for room.",
+                    description="For room, for any worker, for the warm worker, for busy workers, or past their "
+                    "deadline for a silent worker that is at work; and how many may wait for room.",
                     unit="short",
                     queries=(
                         Query(now("queue_depth"), "in the queue"),

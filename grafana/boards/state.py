@@ -8,13 +8,13 @@ from grafana.queries import now, quantile, rate, series, share, worst
 BOARD = Board(
     name="state",
     title="Warmroute / State",
-    description="Turns, the session store, compaction, the janitor, recall.",
+    description="Turns, the session store, compaction and recall.",
     rows=(
         (
             "At a glance",
             (
                 Panel(
-                    title="Store",
+                    title="Session store",
                     description="1 while every router reaches the session store. Stateless requests do not need it.",
                     unit="bool_yes_no",
                     kind="stat",
@@ -24,8 +24,8 @@ BOARD = Board(
                     queries=(Query(f"min({series('store_up')})", "up"),),
                 ),
                 Panel(
-                    title="Turns a second",
-                    description="That asked a model.",
+                    title="Turns per second",
+                    description="Turns that asked a model.",
                     unit="reqps",
                     kind="stat",
                     width=6,
@@ -33,7 +33,8 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Compression",
-                    description="Tokens of whole logs over tokens sent: as many times shorter are the prompts.",
+                    description="Tokens of whole histories divided by tokens sent: prompts are this many times "
+                    "shorter.",
                     unit="short",
                     kind="stat",
                     width=6,
@@ -44,8 +45,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Ends of turns yet to be stored",
-                    description="They wait in the journal for the store; clients have their answers. Should be none.",
+                    title="Turns not yet stored",
+                    description="Finished turns that wait in the journal for the store. Clients have their answers. "
+                    "Should be zero.",
                     unit="short",
                     kind="stat",
                     width=6,
@@ -60,8 +62,8 @@ BOARD = Board(
             (
                 Panel(
                     title="Turns by outcome",
-                    description="repeated: answered again from the log. refused: 4xx. failed: ours or a worker's. lost: "
-                    "answered without history, since the store was away.",
+                    description="repeated: answered again from the log. refused: 4xx. failed: a fault of the router "
+                    "or of a worker. lost: answered without history because the store was away.",
                     unit="reqps",
                     kind="stack",
                     queries=(Query(rate("turns_total", by="outcome"), "{{outcome}}"),),
@@ -74,8 +76,9 @@ BOARD = Board(
                     queries=(Query(rate("turns_total", by="api"), "{{api}}"),),
                 ),
                 Panel(
-                    title="Turns that met another of their session",
-                    description="By what was wished: to wait, be refused, go on in a copy. And turns that lost their session.",
+                    title="Turns that met another turn of their session",
+                    description="By what they did: wait, be refused, continue in a copy. And turns that lost their "
+                    "session.",
                     unit="cps",
                     queries=(
                         Query(rate("turn_conflicts_total", by="policy"), "{{policy}}"),
@@ -84,7 +87,7 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Bytes that clients did not send",
-                    description="Of prompts, the history that the router had.",
+                    description="Bytes of prompts that the session held already.",
                     unit="bytes",
                     queries=(Query(rate("spared_bytes_total"), "a second"),),
                 ),
@@ -98,8 +101,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Turns and copies refused since a log is full",
-                    description="sessions.max_entries and max_session_bytes.",
+                    title="Refused because a log is full",
+                    description="Turns and copies beyond sessions.max_entries or sessions.max_session_bytes.",
                     unit="cps",
                     queries=(Query(rate("full_sessions_total"), "refused"),),
                 ),
@@ -109,8 +112,8 @@ BOARD = Board(
             "The store",
             (
                 Panel(
-                    title="Fetching a history",
-                    description="Claim included. memory: nothing of it was missing here.",
+                    title="Time to fetch a history",
+                    description="The claim is included. memory: the router had all of it.",
                     unit="s",
                     limits=(Limit(0.05, "orange"),),
                     queries=(
@@ -119,21 +122,21 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Parsing it",
-                    description="Deserialisation of what was fetched. Grows with what a router has not yet seen of a session.",
+                    title="Time to parse a history",
+                    description="Grows with the part of a session that the router has not seen yet.",
                     unit="s",
                     queries=(Query(quantile(0.99, "state_load_seconds", 'stage="parse"', by="tier"), "p99 {{tier}}"),),
                 ),
                 Panel(
-                    title="Breaker",
+                    title="Circuit breaker",
                     description="0 closed, 1 trying, 2 open: the store is not asked.",
                     unit="short",
                     limits=(Limit(2, "red"),),
                     queries=(Query(worst("store_breaker_state", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
-                    title="Calls that failed",
-                    description="Of turns and pages; and claims that were not given back.",
+                    title="Failed calls to the store",
+                    description="Calls of turns and pages, and claims that were not released.",
                     unit="cps",
                     queries=(
                         Query(rate("store_failures_total"), "calls"),
@@ -141,8 +144,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Calls under way",
-                    description="Of those that there may be.",
+                    title="Calls to the store in progress",
+                    description="As a share of the calls allowed.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -153,9 +156,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Tenants in their own way",
-                    description="Calls that wait for their tenants' own, and requests refused: for such waiting (429), and "
-                    "since a tenant has stored as much as it may (storage_full).",
+                    title="Calls held up by their own tenant",
+                    description="Calls that wait for other calls of their tenant; requests refused for that (429); "
+                    "and requests refused because the tenant has stored as much as it may (storage_full).",
                     unit="short",
                     queries=(
                         Query(now("store_waiting_calls"), "waiting"),
@@ -164,16 +167,16 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="The fullest tenant",
-                    description="The largest share of its room that any tenant has used: sessions.max_tenant_bytes and "
-                    "max_tenant_sessions. At 1 it is refused with storage_full.",
+                    title="Fullest tenant",
+                    description="Largest share of sessions.max_tenant_bytes or sessions.max_tenant_sessions that any "
+                    "tenant uses. At 1 the tenant is refused with storage_full.",
                     unit="percentunit",
                     limits=(Limit(0.8, "orange"), Limit(0.95, "red")),
                     queries=(Query(worst("fullest_tenant_ratio"), "used"),),
                 ),
                 Panel(
-                    title="Redis throws keys away",
-                    description="Sessions may be among them: maxmemory-policy must be noeviction. 1: it may.",
+                    title="Redis evicts keys",
+                    description="1: Redis may evict, sessions included. Set its maxmemory-policy to noeviction.",
                     unit="short",
                     limits=(Limit(1, "red"),),
                     queries=(
@@ -183,14 +186,14 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Write-behind lag",
-                    description="Age of the oldest end of a turn that the store has yet to take.",
+                    description="Age of the oldest finished turn that the store has not taken yet.",
                     unit="s",
                     limits=(Limit(60, "orange"),),
                     queries=(Query(worst("write_behind_seconds", by="instance"), "{{instance}}"),),
                 ),
                 Panel(
                     title="Journal",
-                    description="Of what it may hold.",
+                    description="Bytes in the journal as a share of sessions.max_journal_bytes.",
                     unit="percentunit",
                     maximum=1,
                     limits=(Limit(0.5, "orange"), Limit(0.8, "red")),
@@ -203,7 +206,7 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Histories in memory",
-                    description="Of what they may take. Full is normal.",
+                    description="Bytes as a share of sessions.max_hot_bytes. Full is normal.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -219,7 +222,7 @@ BOARD = Board(
             (
                 Panel(
                     title="Compression by strategy",
-                    description="Tokens of whole logs over tokens sent.",
+                    description="Tokens of whole histories divided by tokens sent.",
                     unit="short",
                     queries=(
                         Query(
@@ -233,23 +236,23 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Why prefixes broke",
-                    description="compaction is meant to be seldom. system_changed, tools_changed: a client changes what stands "
-                    "first, which costs the whole prefix each time. moved: another worker answers.",
+                    description="compaction should be rare. system_changed, tools_changed: a client changes the "
+                    "beginning of its prompt, which costs the whole prefix each time. moved: another worker answers.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("prefix_breaks_total", by="cause"), "{{cause}}"),),
                 ),
                 Panel(
-                    title="Histories cut, and looks that came to nothing",
-                    description="docs/context.md has the results. failed and rejected: the model that writes notes; "
-                    "over_budget: the tenant's day is spent.",
+                    title="Compactions by result",
+                    description="docs/context.md explains the results. failed, rejected: the model that writes "
+                    "summaries; over_budget: the tenant's budget of the day is used up.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("compactions_total", by="result"), "{{result}}"),),
                 ),
                 Panel(
-                    title="Tokens that cuts made workers compute",
-                    description="The price of compaction, beside what notes cost.",
+                    title="Tokens computed again because of cuts",
+                    description="The price of compaction, beside the tokens that summaries use.",
                     unit="cps",
                     queries=(
                         Query(rate("recomputed_tokens_total"), "computed anew"),
@@ -257,8 +260,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Janitor's lag",
-                    description="From the turn that passed a mark until the view was changed. No turn waits for it.",
+                    title="Compactor's lag",
+                    description="Time from the turn that passed the high mark until its history is cut. No turn waits "
+                    "for it.",
                     unit="s",
                     queries=(
                         Query(quantile(0.5, "compaction_lag_seconds"), "p50"),
@@ -266,8 +270,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Sessions that wait for the janitor",
-                    description="Beyond the bound one is looked at behind its next turn.",
+                    title="Sessions that wait for the compactor",
+                    description="Beyond the bound a session is compacted after its next turn.",
                     unit="short",
                     queries=(
                         Query(now("janitor_waiting"), "waiting"),
@@ -275,8 +279,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Searching for what left prompts",
-                    description="Turns wait for it, up to context.recall_timeout_s.",
+                    title="Time of recall searches",
+                    description="Turns wait for them, up to context.recall_timeout_s.",
                     unit="s",
                     queries=(
                         Query(quantile(0.5, "recall_duration_seconds"), "p50"),
@@ -284,8 +288,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Searches by outcome",
-                    description="unavailable: the index did not answer in time, and the question went alone.",
+                    title="Recall searches by outcome",
+                    description="unavailable: the index did not answer in time, and the question was sent without "
+                    "recalled items.",
                     unit="cps",
                     kind="stack",
                     queries=(
@@ -294,9 +299,9 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="The index of what left prompts",
-                    description="Calls that fail leave items unindexed till the session's next turn. Evictions: its bounds are "
-                    "reached, and what is oldest is found no more.",
+                    title="Recall index: failures and evictions",
+                    description="After a failed call the session's next turn tries again. Evictions: a bound is "
+                    "reached, and the oldest items are found no more.",
                     unit="cps",
                     queries=(
                         Query(rate("recall_index_failures_total"), "failures"),
@@ -304,8 +309,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="The index's bounds",
-                    description="Its calls and its bytes, of those that there may be.",
+                    title="Recall index: bounds",
+                    description="Calls and bytes as a share of what is allowed.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -320,14 +325,15 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Error of counted prompts",
-                    description="Share of a prompt's tokens by which the router's count was off from the worker's.",
+                    title="Error of token counts",
+                    description="Difference between the router's and the worker's count, as a share of a prompt's "
+                    "tokens.",
                     unit="percentunit",
                     queries=(Query(quantile(0.95, "prompt_tokens_error_ratio", by="model"), "p95 {{model}}"),),
                 ),
                 Panel(
                     title="Tokens counted",
-                    description="Of sessions' messages, by what counted them.",
+                    description="Tokens of sessions' messages, by what counted them.",
                     unit="cps",
                     kind="stack",
                     queries=(

@@ -11,39 +11,41 @@ _CACHED = rate("tenant_tokens_total", 'kind="cached"', by="tenant")
 BOARD = Board(
     name="tenants",
     title="Warmroute / Tenants",
-    description="Tenants that have keys. Limits hold for one router each; see docs/admission.md.",
+    description="Tenants that have keys. Limits hold for each router; see docs/admission.md.",
     rows=(
         (
             "Traffic",
             (
                 Panel(
-                    title="Requests",
-                    description="That ended, a second.",
+                    title="Requests per second",
+                    description="Requests that ended.",
                     unit="reqps",
                     kind="stack",
                     queries=(Query(rate("tenant_requests_total", by="tenant"), "{{tenant}}"),),
                 ),
                 Panel(
-                    title="Tokens",
-                    description="As workers counted them, a second; cached ones are among the prompt's.",
+                    title="Tokens per second",
+                    description="As workers counted them. Cached tokens are prompt tokens, too.",
                     unit="cps",
                     queries=(Query(rate("tenant_tokens_total", by="tenant, kind"), "{{tenant}} {{kind}}"),),
                 ),
                 Panel(
-                    title="Under way",
+                    title="Requests in progress",
                     description="Requests that run or wait.",
                     unit="short",
                     queries=(Query(now("tenant_in_flight", by="tenant"), "{{tenant}}"),),
                 ),
                 Panel(
-                    title="Waiting",
-                    description="Of those. A tenant that always waits is at its share: raise it, or its limits.",
+                    title="Requests that wait",
+                    description="A tenant whose requests always wait uses its whole share: raise the share or its "
+                    "limits.",
                     unit="short",
                     queries=(Query(now("tenant_queued", by="tenant"), "{{tenant}}"),),
                 ),
                 Panel(
-                    title="Stored, of what it may",
-                    description="Bytes of its sessions, conversations and responses. Full, its turns are refused.",
+                    title="Storage used",
+                    description="Bytes of the tenant's sessions, conversations and responses, as a share of "
+                    "sessions.max_tenant_bytes. At 1 its turns are refused.",
                     unit="percentunit",
                     maximum=1,
                     limits=(Limit(0.8, "orange"), Limit(0.95, "red")),
@@ -55,8 +57,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="How many it has stored",
-                    description="Sessions, conversations and chains of responses among them; and responses.",
+                    title="Stored sessions and responses",
+                    description="Conversations and chains of responses count as sessions.",
                     unit="short",
                     queries=(Query(worst("tenant_stored", by="tenant, kind"), "{{tenant}} {{kind}}"),),
                 ),
@@ -67,7 +69,8 @@ BOARD = Board(
             (
                 Panel(
                     title="Hit ratio",
-                    description="Of each tenant's prompt tokens. They share no cache, unless a salt is set for them together.",
+                    description="Share of each tenant's prompt tokens that were cached. Tenants share no cache unless "
+                    "a salt is set for them together.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -78,8 +81,8 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Prompt tokens computed",
-                    description="A second: what each tenant costs in prefill.",
+                    title="Prompt tokens computed per second",
+                    description="What each tenant costs in prefill.",
                     unit="cps",
                     kind="stack",
                     queries=(
@@ -96,7 +99,7 @@ BOARD = Board(
             (
                 Panel(
                     title="Left of the day's budget",
-                    description="Of the router that has least, until midnight UTC. At nothing the tenant is refused.",
+                    description="Until midnight UTC, on the router that has least. At zero the tenant is refused.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
@@ -107,29 +110,30 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Left of the day's budget for notes",
-                    description="Of the router that has least. At nothing histories are cut without notes on what went.",
+                    title="Left of the day's budget for summaries",
+                    description="On the router that has least. At zero histories are cut without summaries.",
                     unit="short",
                     queries=(Query(f"min by (tenant) ({series('tenant_summary_tokens_left')})", "{{tenant}}"),),
                 ),
                 Panel(
                     title="Refused by limits",
-                    description="rate_limit_exceeded, budget_exceeded: the tenant's own. The others are of the router.",
+                    description="rate_limit_exceeded and budget_exceeded are the tenant's own limits. The other "
+                    "reasons are the router's.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("admission_refusals_total", by="reason"), "{{reason}}"),),
                 ),
                 Panel(
-                    title="Refused at the door",
-                    description="Keys that are absent, malformed, unknown, disabled or expired. Many unknown ones from one "
-                    "address: somebody tries; the audit log has the addresses.",
+                    title="Refused without a valid key",
+                    description="Keys that are absent, malformed, unknown, disabled or expired. If many unknown keys "
+                    "come from one address, somebody guesses; the audit log has the addresses.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("auth_refusals_total", by="reason"), "{{reason}}"),),
                 ),
                 Panel(
-                    title="Keys",
-                    description="That are listed.",
+                    title="API keys",
+                    description="Keys that are loaded.",
                     unit="short",
                     queries=(Query(now("keys_loaded", by="instance"), "{{instance}}"),),
                 ),

@@ -9,17 +9,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from router.app.context import build_context_window
+from router.app.data_plane import DataPlane
 from router.app.recall_index import OpenedIndex, open_index
 from router.app.session_store import NO_STORE, open_store
 from router.config.schema import Config
-from router.core.request.request import SessionKey
-from router.core.worker import WorkerName
-from router.proxy.ports import Dispatch
+from router.core.tenants.tenant import EVERYBODY
 from router.runtime.background import Background
+from router.runtime.metrics import register
 from router.runtime.steady_clock import SteadyClock
 from router.server.data import body_limits
+from router.server.key_file import KeyFile
 from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages
 from router.sessions.api.openapi import describe_state
@@ -27,18 +29,23 @@ from router.sessions.api.responses import ResponsePages
 from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
 from router.sessions.claimer import TurnSettings
-from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
 from router.sessions.history_cache import HistoryCache
-from router.sessions.metrics import SessionMetrics
+from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
 from router.sessions.names import Names
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
+from router.sessions.stores.metrics import store_rows, usage_rows
 from router.sessions.stores.opened import OpenedStore
+from router.sessions.tokens.counts import TokenCounts
 from router.sessions.turns import Turns
 from router.sessions.views import Lookups
+from router.sessions.window_sizes import WindowSizes
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 log = logging.getLogger("warmroute.sessions")
 
@@ -95,34 +102,68 @@ async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:
 
 async def build_state(
     config: Config,
-    dispatch: Dispatch,
-    remember_worker: Callable[[SessionKey, WorkerName], None],
-    bytes_per_token: Callable[[str], float],
-    lookups: Lookups,
-    counts: Counts,
+    plane: DataPlane,
+    counts: TokenCounts,
+    keys: KeyFile | None,
     clock: Callable[[], float],
-    metrics: SessionMetrics,
+    registry: CollectorRegistry,
 ) -> SessionState:
     """Raises ConfigError."""
-    sessions = config.sessions
+    sessions, dispatch = config.sessions, plane.dispatcher
+    metrics = SessionMetrics(registry)
     wall_clock = SteadyClock(time.time, clock)
     opened = await open_store(sessions, clock, wall_clock)
-    cache = HistoryCache(sessions.max_hot_bytes)
-    bounds = LogBounds(sessions.max_entries, sessions.max_session_bytes)
-    histories = Histories(opened.store, cache, wall_clock, clock, metrics.observe_load, metrics.observe_size, bounds)
-    settings = TurnSettings(
-        lease_s=sessions.lease_s,
-        max_wait_s=sessions.max_wait_s,
-        max_waiting=sessions.max_waiting,
-        max_give_backs=sessions.max_give_backs,
+    histories = Histories(
+        opened.store,
+        HistoryCache(sessions.max_hot_bytes),
+        wall_clock,
+        clock,
+        metrics.observe_load,
+        metrics.observe_size,
+        LogBounds(sessions.max_entries, sessions.max_session_bytes),
     )
-    planner = Planner(histories, bytes_per_token, resumes=config.resumption.max_attempts > 0)
+    planner = Planner(histories, plane.fleet.learning.bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
+    lookups = Lookups(WindowSizes(plane.fleet.catalog.window, clock), counts.total, counts.is_exact)
     context_window = build_context_window(
         config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, metrics
     )
-    observe = metrics.overhead_of(opened.kind)
-    turns = Turns(settings, histories, dispatch, remember_worker, planner, context_window, clock, observe)
+    turns = Turns(
+        TurnSettings(
+            lease_s=sessions.lease_s,
+            max_wait_s=sessions.max_wait_s,
+            max_waiting=sessions.max_waiting,
+            max_give_backs=sessions.max_give_backs,
+        ),
+        histories,
+        dispatch,
+        plane.last_workers.set,
+        planner,
+        context_window,
+        clock,
+        metrics.overhead_of(opened.kind),
+    )
+    tidy = (*opened.tidy, *([index.sqlite.tidy] if index.sqlite is not None else ()))
+    watch = StoreHealth(opened.store.ping, tidy, opened.count)
+    register(
+        registry,
+        turn_rows(turns),
+        history_rows(turns),
+        store_rows(opened, lambda: watch.is_up),
+        usage_rows(opened, lambda: watch.usage, plane.admission.limits.ledger.accounts),
+        context_rows(
+            context_window,
+            config.context.max_waiting,
+            lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
+        ),
+        recall_rows(context_window, index.index, index.sqlite),
+    )
+    routes = _routes(config, turns, Names(opened.secret), wall_clock) if sessions.store != NO_STORE else None
+    return SessionState(routes, turns, histories, opened, watch, index, config.context.janitors)
+
+
+def _routes(config: Config, turns: Turns, names: Names, wall_clock: Callable[[], float]) -> PageRoutes:
+    sessions = config.sessions
     rules = SessionRules(
         session_s=sessions.lifetime_s,
         response_s=sessions.response_lifetime_s,
@@ -130,9 +171,8 @@ async def build_state(
         on_busy=sessions.on_busy,
         stateless_fallback=sessions.stateless_fallback,
     )
-    names = Names(opened.secret)
     limits = body_limits(config.limits)
-    routes = PageRoutes(
+    return PageRoutes(
         [
             SessionPages(turns, names, limits, rules),
             ResponsePages(turns, names, limits, rules, wall_clock),
@@ -140,7 +180,3 @@ async def build_state(
         ],
         describe_state,
     )
-    kept = routes if sessions.store != NO_STORE else None
-    tidy = (*opened.tidy, *([index.sqlite.tidy] if index.sqlite is not None else ()))
-    watch = StoreHealth(opened.store.ping, tidy, opened.count)
-    return SessionState(kept, turns, histories, opened, watch, index, config.context.janitors)

@@ -11,83 +11,99 @@ from router.core.tenants.tenant import OnBusy
 
 
 class SessionsConfig(Section, frozen=True):
-    """The state that the router keeps: sessions, responses, conversations."""
+    """The state that the router keeps: sessions, responses and conversations."""
 
     store: Annotated[
         str,
         Meta(
-            description="Where: sqlite:///PATH, memory://, redis://, rediss://, redis+sentinel://HOST:PORT,…/SERVICE/DB, "
-            "redis+cluster://HOST:PORT,…; none: no state is kept; empty: SQLite in the state directory.",
+            description="Where sessions are stored: sqlite:///PATH, memory://, redis://, rediss://, "
+            "redis+sentinel://HOST:PORT,…/SERVICE/DB, redis+cluster://HOST:PORT,…; none: the router keeps no state; "
+            "empty: SQLite in sessions.state_dir.",
             extra=SECRET,
         ),
     ] = ""
     state_dir: Annotated[
-        str, Meta(description="Directory of what the router keeps itself; empty: ~/.local/state/warmroute.")
+        str, Meta(description="Directory for the router's own files; empty: ~/.local/state/warmroute.")
     ] = ""
     secret: Annotated[
         str,
         Meta(
-            description="Secret of at least 16 bytes that sessions' keys in the store are made of; one for all replicas; "
-            "empty: made once, and kept in the state directory.",
+            description="Secret of at least 16 bytes from which sessions' keys in the store are made; the same for all "
+            "replicas. Empty: the router makes one and keeps it in sessions.state_dir.",
             extra=SECRET,
         ),
     ] = ""
-    secret_file: Annotated[str, Meta(description="File that holds secret instead.")] = ""
+    secret_file: Annotated[str, Meta(description="File that holds sessions.secret.")] = ""
     lifetime_s: Annotated[
-        float, Meta(ge=0, le=10**9, description="Seconds that a session lives behind its last use; 0: for ever.")
+        float, Meta(ge=0, le=10**9, description="Seconds that a session lives after its last use; 0: for ever.")
     ] = 86_400.0
     response_lifetime_s: Annotated[
         float, Meta(ge=0, le=10**9, description="Seconds that a response lives; 0: for ever.")
     ] = 2_592_000.0
     conversation_lifetime_s: Annotated[
-        float, Meta(ge=0, le=10**9, description="Seconds that a conversation lives behind its last use; 0: for ever.")
+        float, Meta(ge=0, le=10**9, description="Seconds that a conversation lives after its last use; 0: for ever.")
     ] = 0.0
-    on_busy: Annotated[OnBusy, Meta(description="What a turn does while another of its session has not ended.")] = (
-        "queue"
-    )
+    on_busy: Annotated[
+        OnBusy,
+        Meta(
+            description="What a turn does while another turn of its session is in progress: wait, be refused, or continue "
+            "in a copy."
+        ),
+    ] = "queue"
     max_wait_s: Annotated[
-        float, Meta(ge=0, le=3600, description="Most seconds that a turn waits for those of its session before it.")
+        float, Meta(ge=0, le=3600, description="Most seconds for which a turn waits for earlier turns of its session.")
     ] = 60.0
     max_waiting: Annotated[
-        int, Meta(ge=0, le=10_000, description="Turns of one session that may wait; others are refused.")
+        int, Meta(ge=0, le=10_000, description="Turns of one session that may wait; further ones are refused.")
     ] = 64
     max_entries: Annotated[
         int,
         Meta(
             ge=10,
             le=10**9,
-            description="Entries of a session's log, of turns that failed, too; full, it takes no more.",
+            description="Most entries of a session's log, failed turns included. A full log takes no more.",
         ),
     ] = 100_000
     max_session_bytes: Annotated[
-        int, Meta(ge=1 << 16, le=1 << 40, description="The same in bytes, as it is kept in memory.")
+        int,
+        Meta(
+            ge=1 << 16,
+            le=1 << 40,
+            description="Most bytes of a session's log, as it is kept in memory. A full log takes no more.",
+        ),
     ] = 64 << 20
     lease_s: Annotated[
         float,
-        Meta(ge=1, le=3600, description="Seconds that a turn's claim on its session outlives a replica that died."),
+        Meta(
+            ge=1, le=3600, description="Seconds for which a session stays locked after the router that locked it died."
+        ),
     ] = 15.0
     timeout_s: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds that Redis may take for one call; beyond, it is unavailable.")
+        float,
+        Meta(
+            gt=0, le=60, description="Seconds in which Redis must answer a call; after that it counts as unavailable."
+        ),
     ] = 0.2
     sqlite_timeout_s: Annotated[
         float,
         Meta(
             gt=0,
             le=600,
-            description="Seconds that a call may wait for SQLite to begin it; beyond, it is not done, and the store is "
-            "unavailable.",
+            description="Seconds in which SQLite must begin a call. After that the call is not made, and the store counts "
+            "as unavailable.",
         ),
     ] = 5.0
     max_store_calls: Annotated[
-        int, Meta(ge=1, le=10_000, description="Connections to Redis; calls of one tenant that may wait for the store.")
+        int,
+        Meta(ge=1, le=10_000, description="Redis: most connections. SQLite: most calls of one tenant that may wait."),
     ] = 256
     max_tenant_sessions: Annotated[
         int,
         Meta(
             ge=1,
             le=10**12,
-            description="Sessions, conversations and chains of responses that a tenant may have together, and responses that "
-            "it may have; beyond, what would make another is refused until some are deleted or expire.",
+            description="Most sessions, conversations and chains of responses that a tenant may store together, and most "
+            "responses. Further ones are refused until some are deleted or expire.",
         ),
     ] = 1_000_000
     max_tenant_bytes: Annotated[
@@ -95,7 +111,8 @@ class SessionsConfig(Section, frozen=True):
         Meta(
             ge=1 << 20,
             le=1 << 40,
-            description="Bytes that a tenant may have stored, roughly; beyond, turns are refused until it deletes some.",
+            description="Most bytes that a tenant may store, roughly. Beyond it the tenant's turns are refused until it "
+            "deletes some.",
         ),
     ] = 4 << 30
     max_give_backs: Annotated[
@@ -103,35 +120,42 @@ class SessionsConfig(Section, frozen=True):
         Meta(
             ge=0,
             le=100_000,
-            description="Claims of turns that failed, which a store that is away is asked to take back; others' leases end by "
-            "themselves.",
+            description="Claims of failed turns that may wait until a store that is away takes them back. Further claims "
+            "end with their lease.",
         ),
     ] = 1000
     sqlite_synchronous: Annotated[
         Literal["NORMAL", "FULL"],
-        Meta(description="NORMAL survives the router's death, FULL also the machine's, at the price of a disk flush."),
+        Meta(
+            description="NORMAL survives the router's death. FULL also survives the machine's, and costs a disk flush per "
+            "write."
+        ),
     ] = "NORMAL"
     wait_replicas: Annotated[
         int, Meta(ge=0, le=10, description="Redis replicas that must have a write before it counts (WAIT).")
     ] = 0
     max_journal_bytes: Annotated[
         int,
-        Meta(ge=0, le=1 << 40, description="Ends of turns kept on disk while Redis is away, in bytes; 0: no journal."),
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="Most bytes of finished turns kept on disk while Redis is away; 0: no journal.",
+        ),
     ] = 64 << 20
     stateless_fallback: Annotated[
         bool,
-        Meta(description="While the store is away, answer turns of named sessions without their history, and say so."),
+        Meta(description="Answer turns of named sessions without their history while the store is away, and say so."),
     ] = False
     encryption_secret: Annotated[
         str,
         Meta(
-            description="Secret of at least 16 bytes by which all that is stored is encrypted; empty: it is not.",
+            description="Secret of at least 16 bytes with which all stored data is encrypted; empty: no encryption.",
             extra=SECRET,
         ),
     ] = ""
-    encryption_secret_file: Annotated[str, Meta(description="File that holds encryption_secret instead.")] = ""
+    encryption_secret_file: Annotated[str, Meta(description="File that holds sessions.encryption_secret.")] = ""
     max_hot_bytes: Annotated[
-        int, Meta(ge=1 << 20, le=1 << 40, description="Histories kept in memory between turns, in bytes.")
+        int, Meta(ge=1 << 20, le=1 << 40, description="Most bytes of histories kept in memory between turns.")
     ] = 256 << 20
 
 
@@ -144,21 +168,21 @@ TOKENIZERS = (WORKER, ESTIMATE, *(f"tiktoken:{encoding}" for encoding in ENCODIN
 
 
 class TokensConfig(Section, frozen=True):
-    """How many tokens a message of a session is."""
+    """How the tokens of a session's messages are counted."""
 
     tokenizer: Annotated[
         str,
         Meta(
-            description="Who counts, for models that no table of models names: worker (its /tokenize), "
-            "tiktoken:o200k_base, tiktoken:o200k_harmony, tiktoken:cl100k_base, the path of a tokenizer.json, or estimate: "
-            "bytes, by what workers reported; empty: estimate."
+            description="Tokenizer for models that no models.NAME table names: worker (its /tokenize), tiktoken:o200k_base, "
+            "tiktoken:o200k_harmony, tiktoken:cl100k_base, the path of a tokenizer.json, or estimate (bytes per token "
+            "as workers report). Empty: estimate."
         ),
     ] = ""
     vocabulary_dir: Annotated[
-        str, Meta(description="Directory of tiktoken's vocabularies; empty: that of TIKTOKEN_CACHE_DIR.")
+        str, Meta(description="Directory of tiktoken's vocabularies; empty: TIKTOKEN_CACHE_DIR.")
     ] = ""
     media_tokens: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="What an image, or another part that is no text, is taken for.")
+        int, Meta(ge=0, le=1_000_000, description="Tokens that an image, or another part that is not text, counts for.")
     ] = 1024
 
 
@@ -166,4 +190,6 @@ class ModelConfig(Section, frozen=True):
     """One table for each model, by its name, or by a pattern such as `"gpt-oss-*"`: the name itself goes before patterns, and
     these in their order."""
 
-    tokenizer: Annotated[str, Meta(description="As tokens.tokenizer; empty: that one.")] = ""
+    tokenizer: Annotated[
+        str, Meta(description="Tokenizer for this model, with the values of tokens.tokenizer; empty: tokens.tokenizer.")
+    ] = ""

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 log = logging.getLogger("warmroute.background")
 
@@ -49,6 +50,16 @@ class Background:
     def start(self, task: str, work: Callable[[], Awaitable[None]], of: str = "") -> asyncio.Task[None]:
         """``task``: one of TASKS. ``work`` is called for each beginning; when it returns, it is done. ``of``: whose it is."""
         return asyncio.create_task(self._keep(task, work, of), name=f"{task} {of}".strip())
+
+    @asynccontextmanager
+    async def running(self, task: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """The task, for as long as the block takes."""
+        running = self.start(task, work)
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _keep(self, task: str, work: Callable[[], Awaitable[None]], of: str) -> None:
         pause_s = PAUSE_S

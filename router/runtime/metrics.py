@@ -57,6 +57,11 @@ class Table(Collector):
             yield family
 
 
+def register(registry: CollectorRegistry, *tables: Iterable[Row]) -> None:
+    for rows in tables:
+        registry.register(Table(rows))
+
+
 class Exposition:
     """The text that Prometheus reads. ``flush`` is called before each scrape."""
 

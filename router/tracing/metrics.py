@@ -1,4 +1,4 @@
-"""Traces on their way to the collector; all zero where tracing is off."""
+"""Traces on their way to the collector. All figures are zero where tracing is off."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from router.app.serve import ADMIN_CONNECTIONS, OWN_DESCRIPTORS, _connections_within
+from router.app.ports import ADMIN_CONNECTIONS, OWN_DESCRIPTORS, connections_within
 from tests.server.keys import ACME, SALT_SECRET, TWO_TENANTS, entry
 
 DESCRIPTORS = 120
@@ -22,7 +22,7 @@ DESCRIPTORS = 120
 
 @pytest.mark.parametrize("granted", [8, 64, 100, 1024, 4096, 1 << 20])
 def test_both_ports_together_leave_descriptors_for_the_rest(granted: int) -> None:
-    clients, admins = _connections_within(granted, 12_000, 16)
+    clients, admins = connections_within(granted, 12_000, 16)
     assert clients >= 1
     assert admins >= 1
     assert granted - clients - admins >= min(OWN_DESCRIPTORS, granted // 4)
@@ -30,8 +30,8 @@ def test_both_ports_together_leave_descriptors_for_the_rest(granted: int) -> Non
 
 def test_where_there_are_enough_everybody_may_connect_that_settings_let() -> None:
     for granted in (1 << 20, resource.RLIM_INFINITY):
-        assert _connections_within(granted, 12_000, 16) == (12_000, ADMIN_CONNECTIONS + 16)
-        assert _connections_within(granted, 5, 16) == (5, 5)
+        assert connections_within(granted, 12_000, 16) == (12_000, ADMIN_CONNECTIONS + 16)
+        assert connections_within(granted, 5, 16) == (5, 5)
 
 
 async def logged(process: asyncio.subprocess.Process, message: str) -> dict[str, Any]:
