@@ -32,6 +32,7 @@ from router.core.errors import (
 )
 from router.core.fleet.facts import Facts
 from router.core.fleet.member import Member
+from router.core.request.attempt import Failure
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
 from router.core.request.reply import StreamEnd, Verdict, judge
@@ -46,7 +47,7 @@ from router.proxy.delivery import Delivery, Read, read_here
 from router.proxy.flight import Break, Flight
 from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer
-from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
+from router.proxy.selection import AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error
 from router.wire.dialects import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
@@ -200,7 +201,7 @@ class Dispatcher:
                 if not isinstance(outcome, AttemptRefusal):
                     return outcome
                 refusal = outcome.or_sooner(refusal)
-        if refusal is not None and refusal.cause == NO_MODEL:
+        if refusal is not None and refusal.cause is Failure.NO_MODEL:
             raise refusal.error
         if refusal is None or self._selector.fleet.catalog.eligible(request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
@@ -213,7 +214,11 @@ class Dispatcher:
         ejected before may be all that is left."""
         if (member := _untried(ranked, tried)) is not None:
             return member
-        if refusal is not None and refusal.cause == NO_MODEL and not self._selector.fleet.catalog.serves(request.model):
+        if (
+            refusal is not None
+            and refusal.cause is Failure.NO_MODEL
+            and not self._selector.fleet.catalog.serves(request.model)
+        ):
             return None
         ranked[:] = self._members(self._selector.rank(request)[1].order)
         return _untried(ranked, tried)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from router.core.fleet.member import Member
+from router.core.request.attempt import Failure
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
 from router.core.request.reply import StreamEnd
@@ -13,7 +14,12 @@ from router.proxy.ports import Client
 from router.wire.sse import StreamFilter
 from router.wire.transcript import Transcript
 
-CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
+CAUSES = {
+    StreamEnd.DIED: Failure.DIED,
+    StreamEnd.SILENT: Failure.TIMEOUT,
+    StreamEnd.SLOW: Failure.TIMEOUT,
+    StreamEnd.ERRED: Failure.ERROR,
+}
 """Ends of a stream that another worker may continue; the value is a label of the resumption counter."""
 
 

@@ -26,14 +26,14 @@ from router.core.fleet.facts import Facts
 from router.core.fleet.member import Member
 from router.core.request.attempt import (
     AttemptFailed,
-    CannotConnect,
+    Failure,
     ReplyTooLarge,
     WorkerDied,
     WorkerErred,
     WorkerSilent,
 )
 from router.core.request.poison_guard import PoisonGuard
-from router.core.request.record import Record, Resumption
+from router.core.request.record import Record, Resumption, ResumptionOutcome
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request
 from router.core.request.retry import RetryBudget
@@ -87,7 +87,7 @@ class _Stream:
     client: Client
     record: Record
     poison_guard: PoisonGuard
-    cause: str
+    cause: Failure
     broke_at: float
     failed: set[WorkerName] = field(default_factory=set)
     """Workers that are not asked again while there are others."""
@@ -121,19 +121,19 @@ class Resumer:
             if broken.stream_filter.finished and has_one_answer(msgspec.json.decode(request.body)):
                 finish(flight, broken)
                 record.outcome = StreamEnd.DONE.value
-                record.resumptions.append(Resumption(cause, "finished"))
+                record.resumptions.append(Resumption(cause, ResumptionOutcome.FINISHED))
                 return True
             guard.check()
             asked, delivered = plan(flight, broken)
             stream = _Stream(request, asked, delivered, flight.client, record, guard, cause, broke_at, {member.name})
             return await self._go_on(stream)
         except PoisonRequest:
-            record.resumptions.append(Resumption(cause, "failed"))
+            record.resumptions.append(Resumption(cause, ResumptionOutcome.FAILED))
             raise
         except Unsafe as unsafe:
-            outcome, reason = "unsafe", unsafe.reason
+            outcome, reason = ResumptionOutcome.UNSAFE, unsafe.reason
         except RouterError as error:
-            outcome, reason = "failed", error.code
+            outcome, reason = ResumptionOutcome.FAILED, error.code
         record.resumptions.append(Resumption(cause, outcome))
         fields = {"request_id": request.request_id, "worker": member.name, "cause": cause, "reason": reason}
         log.warning("stream not resumed", extra=fields)
@@ -151,7 +151,7 @@ class Resumer:
                 outcome = await attempts.run(member, stream.request, partial(self._try, stream, member, facts))
                 if isinstance(outcome, AttemptRefusal):
                     is_free = outcome.is_free
-                    attempts.made -= outcome.cause == CannotConnect.cause  # the time for waiting is the bound
+                    attempts.made -= outcome.cause is Failure.CONNECT  # the time for waiting is the bound
                 elif outcome not in CAUSES:
                     return outcome is not StreamEnd.TOO_LARGE
                 else:
@@ -204,7 +204,9 @@ class Resumer:
         """Raises AttemptFailed, _Refused, Unsafe, MemoryFull: until the relay begins the client has seen nothing of it."""
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         if member.removed:  # while it was asked for the seam: its position may be another's
-            raise _Refused(AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
+            raise _Refused(
+                AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), Failure.LEFT, is_free=True)
+            )
         request = self._rest_of(stream, given, member, seam)
         stream_filter = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
         stream.record.tally = stream_filter
@@ -222,7 +224,9 @@ class Resumer:
                     raise Unsafe(stream_filter.unsafe) from None
                 raise
             lease.on_first_token(self._clock())
-            return await self._relay(stream, member, exchange, stream_filter, "exact" if seam else "text")
+            return await self._relay(
+                stream, member, exchange, stream_filter, ResumptionOutcome.EXACT if seam else ResumptionOutcome.TEXT
+            )
 
     async def _require_rest(
         self, stream: _Stream, member: Member, reply: Reply, stream_filter: ContinuedFilter
@@ -238,7 +242,12 @@ class Resumer:
             raise Unsafe("leak")
 
     async def _relay(
-        self, stream: _Stream, member: Member, exchange: Exchange, stream_filter: ContinuedFilter, outcome: str
+        self,
+        stream: _Stream,
+        member: Member,
+        exchange: Exchange,
+        stream_filter: ContinuedFilter,
+        outcome: ResumptionOutcome,
     ) -> StreamEnd:
         """Raises Unsafe."""
         record = stream.record
@@ -255,7 +264,7 @@ class Resumer:
             stream.poison_guard.add(member.name, record.chunks)
         if end in CAUSES and stream_filter.finished:
             stream.client.end_stream(stream_filter.rest())
-            record.resumptions.append(Resumption(CAUSES[end], "finished"))
+            record.resumptions.append(Resumption(CAUSES[end], ResumptionOutcome.FINISHED))
             end = StreamEnd.DONE
         elif stream_filter.error and judge(read_error(stream_filter.error)[0]) is Verdict.ANSWER:
             raise Unsafe("refused")  # the worker is well, but the request cannot go on
