@@ -91,6 +91,9 @@ class Dispatcher:
         self.kept = TranscriptBudget(resumption.max_total_kept_bytes)
         self._resumer = Resumer(resumption, selector, upstream, self.budget, clock, sleep)
 
+    def __repr__(self) -> str:
+        return f"Dispatcher({self._selector.policy.name}, {self._selector.fleet!r}, {self.budget!r})"
+
     async def dispatch(
         self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
     ) -> None:

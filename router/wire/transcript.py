@@ -126,6 +126,9 @@ class Transcript:
         self._counted = 0
         self.is_lost = False
 
+    def __repr__(self) -> str:
+        return f"Transcript({'lost' if self.is_lost else f'{self._raw_bytes + self._counted} bytes'})"
+
     def keep(self, events: bytes) -> None:
         """``events``: whole events, with or without the chunked coding around them."""
         if self.is_lost:
