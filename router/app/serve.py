@@ -98,9 +98,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     plane = build_data_plane(config, background, clock, registry)
     audit = Audit(logging.getLogger(AUDIT))
     keys = open_keys(config, audit, plane)
-    counts = await open_counts(
-        config, plane.fleet, plane.upstream, TokenMetrics(registry, plane.fleet.catalog.knows), clock
-    )
+    token_metrics = TokenMetrics(registry, plane.fleet.catalog.knows)
+    counts = await open_counts(config, plane.fleet, plane.upstream, token_metrics, clock)
     state = await build_state(config, plane, counts, keys, clock, registry)
     ports = build_ports(config, plane, state, audit, keys, clock, registry)
     register(registry, count_rows(counts.known), background_rows(background))

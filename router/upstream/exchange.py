@@ -75,7 +75,7 @@ class Exchange:
         self._reply: Reply | None = None
 
     async def ask(
-        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, stream_filter: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
         """Send the request; returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held of
         the answer. Raises AttemptFailed, MemoryFull."""
@@ -85,7 +85,9 @@ class Exchange:
             headers += f"traceparent: {request.traceparent}\r\n"
             if request.tracestate:
                 headers += f"tracestate: {request.tracestate}\r\n"
-        return await self._send("POST", route.path, request.body, headers, watch, first_event_s, memory, may_wait=True)
+        return await self._send(
+            "POST", route.path, request.body, headers, stream_filter, first_event_s, memory, may_wait=True
+        )
 
     async def get(self, path: str, max_reply_bytes: int) -> Reply:
         """What the router asks for itself. Raises AttemptFailed."""
@@ -101,7 +103,7 @@ class Exchange:
         path: str,
         body: bytes,
         headers: str,
-        watch: Filter | None,
+        stream_filter: Filter | None,
         within_s: float | None,
         memory: Holding | None = None,
         max_reply_bytes: int | None = None,
@@ -120,7 +122,13 @@ class Exchange:
                 raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
             try:
                 connection.ask(
-                    head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes
+                    head,
+                    body,
+                    stream_filter,
+                    within_s,
+                    may_wait=may_wait,
+                    memory=memory,
+                    max_reply_bytes=max_reply_bytes,
                 )
                 self._reply = await connection.reply()
             except WorkerHungUp:
