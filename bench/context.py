@@ -13,7 +13,7 @@ tokens of the history. The fleet is simulated, and its decoding a hundred times 
 measured does not depend on it; times are in the fleet's seconds, and what client and router take counts --time-scale-fold.
 
     python -m bench.context --dialogues mt-bench-101.jsonl.xz [--ways none,session-window]
-    python -m bench.context --dialogues … --sweep              marks, against the one that the square-root rule names
+    python -m bench.context --dialogues … --shapes             shares of the window, for three shapes of conversation
     python -m bench.context --dialogues … --vllm http://127.0.0.1:8000      one real worker, and shorter conversations
 """
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ import uvloop
 from bench.context_client import Marks, ask, system_message
 from bench.context_figures import SLACK_TOKENS, summed_up
 from bench.context_runs import SESSION, WAYS, Found, Plan, run
-from bench.context_sweep import sweep
-from bench.dialogues import Count, Dialogue, conversation, preamble, read_dialogues
+from bench.context_shapes import compare_shapes
+from bench.dialogues import Count, Dialogue, Turn, conversation, preamble, read_dialogues
 from bench.verdict import conclude
 from router.simulator.tokenizer import count_tokens
 
@@ -47,7 +47,7 @@ REAL_SEEDS = 2
 REAL_TURNS, REAL_SYSTEM_TOKENS = 40, 150
 REAL_MARKS = Marks(high=1200, low=500)
 TIME_SCALE, PAUSE_S = 5.0, 0.02
-SWEEP_SEEDS, SWEEP_TURNS, SWEEP_TIME_SCALE, SWEEP_PAUSE_S = 4, 300, 100.0, 0.008
+SHAPES_SEEDS, SHAPES_TIME_SCALE, SHAPES_PAUSE_S = 2, 100.0, 0.008
 
 MIN_WINDOW_HITS, MIN_SUMMARY_HITS = 0.94, 0.95
 MAX_PREFILL_SHARE = 1 / 20
@@ -61,8 +61,8 @@ def count_simulated(text: str) -> int:
 
 
 def simulated_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) -> Plan:
-    seeds = arguments.sessions or (SWEEP_SEEDS if arguments.sweep else SEEDS)
-    turns = arguments.turns or (SWEEP_TURNS if arguments.sweep else TURNS)
+    seeds = arguments.sessions or SEEDS
+    turns = arguments.turns or TURNS
     return Plan(
         system=preamble(dialogues, SYSTEM_TOKENS, count_simulated),
         conversations=[
@@ -70,8 +70,8 @@ def simulated_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) -> 
         ],
         count=count_simulated,
         window=WINDOW,
-        time_scale=arguments.time_scale or (SWEEP_TIME_SCALE if arguments.sweep else TIME_SCALE),
-        pause_s=arguments.pause_ms / 1e3 or (SWEEP_PAUSE_S if arguments.sweep else PAUSE_S),
+        time_scale=arguments.time_scale or (SHAPES_TIME_SCALE if arguments.shapes else TIME_SCALE),
+        pause_s=arguments.pause_ms / 1e3 or (SHAPES_PAUSE_S if arguments.shapes else PAUSE_S),
         extra=dict(one.split("=", 1) for one in arguments.set),
     )
 
@@ -99,6 +99,12 @@ async def real_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) ->
         pause_s=arguments.pause_ms / 1e3 or PAUSE_S,
         extra=dict(one.split("=", 1) for one in arguments.set),
     )
+
+
+def shaped(dialogues: list[Dialogue]) -> Callable[[int, int], list[list[Turn]]]:
+    return lambda turns, tokens: [
+        conversation(dialogues, seed, turns, tokens, count_simulated) for seed in range(1, SHAPES_SEEDS + 1)
+    ]
 
 
 def counting_bytes(bytes_per_token: float) -> Count:
@@ -148,8 +154,8 @@ async def main(arguments: argparse.Namespace) -> int:
     dialogues = read_dialogues(arguments.dialogues)
     plan = await real_plan(arguments, dialogues) if arguments.vllm else simulated_plan(arguments, dialogues)
     ways = arguments.ways.split(",") if arguments.ways else []
-    if arguments.sweep:
-        return conclude("context-sweep", *await sweep(plan, ways))
+    if arguments.shapes:
+        return conclude("context-shapes", await compare_shapes(plan, SYSTEM_TOKENS, shaped(dialogues)), {})
     watermarks = REAL_MARKS if arguments.vllm else MARKS
     watermarks = Marks(arguments.high or watermarks.high, arguments.low or watermarks.low)
     figures = await compare(plan, ways or WAYS, watermarks, 4 * SLACK_TOKENS if arguments.vllm else SLACK_TOKENS)
@@ -167,9 +173,9 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=0)
     parser.add_argument("--time-scale", type=float, default=0)
     parser.add_argument(
-        "--pause-ms", type=float, default=0, help="wall time between a turn and the next; 20, in a sweep 8"
+        "--pause-ms", type=float, default=0, help="wall time between a turn and the next; 20, with --shapes 8"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the router's environment")
-    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--shapes", action="store_true")
     parser.add_argument("--vllm", default="", metavar="URL")
     sys.exit(uvloop.run(main(parser.parse_args())))

@@ -123,7 +123,7 @@ def _settings(way: str, watermarks: Marks, summary_url: str, state_dir: str) -> 
         "WARMROUTE_CONTEXT__LOW_TOKENS": str(watermarks.low),
         "WARMROUTE_CONTEXT__SUMMARY_URL": summary_url,
         "WARMROUTE_CONTEXT__SUMMARY_TOKENS": str(min(SUMMARY_TOKENS, watermarks.low // 5)),
-        "WARMROUTE_CONTEXT__NOTES_RETRY_S": "0.1",  # a wall second has dozens of turns here, and a user's none
+        "WARMROUTE_CONTEXT__SUMMARY_RETRY_S": "0.1",  # a wall second has dozens of turns here, and a user's none
     }
 
 

@@ -16,12 +16,13 @@ from functools import partial
 from random import Random
 
 from bench.verdict import conclude
-from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.facts import Facts
+from router.core.fleet.figures import Figures
 from router.core.fleet.ring import Ring
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, anchor, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerName
-from router.policies import POLICIES, PolicySettings
+from router.policies import POLICIES, make_policy
 from router.policies.base import Policy
 
 PROMPTS = 1_000_000
@@ -67,7 +68,7 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
         if position % 50 == 0:
             depth = len(hashes) - position % 11
         index.record(position, Fingerprint(hashes[:depth], depth * BLOCK_BYTES))
-    view = FleetView(
+    view = Figures(
         names,
         [random.randrange(20) for _ in names],
         [random.randrange(5) for _ in names],
@@ -76,7 +77,7 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
         [random.uniform(0.9, 1.1) / 15_000 for _ in names],
         [1.0] * workers,
     )
-    policy = POLICIES["cache_aware"](PolicySettings(), random)
+    policy = make_policy("cache_aware", {}, random)
     tokens = prompt_bytes / 4
     key = anchor(segments[:2], model="m")
 
@@ -101,7 +102,7 @@ def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
     measure("  match and rank", partial(decide, policy), rounds, case)
     measure("  record", lambda: index.record(0, print_of_prompt), rounds, case)
     for name in sorted(set(POLICIES) - {"cache_aware"}):
-        other = POLICIES[name](PolicySettings(), random)
+        other = make_policy(name, {}, random)
         measure(f"  match and rank, {name}", partial(decide, other), rounds // 4, case)
 
 

@@ -28,13 +28,15 @@ from random import Random
 
 from xxhash import xxh3_64_intdigest
 
-from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.facts import Facts
+from router.core.fleet.figures import Figures
 from router.core.fleet.ring import Ring
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
 from router.core.index.prefix_index import Matches, PrefixIndex
 from router.core.worker import WorkerName
-from router.policies import POLICIES, PolicySettings
+from router.policies import make_policy
 from router.policies.base import Policy
+from router.policies.cache_aware import CacheAwareParameters
 
 BYTES_PER_TOKEN = 4
 INDEX_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
@@ -357,7 +359,7 @@ class Replica:
     """One router: its policy, its index, its leases, and what it polled."""
 
     def __init__(
-        self, number: int, fleet: Fleet, policy: Policy, ring: Ring, names: Sequence[WorkerName], random: Random
+        self, number: int, fleet: Fleet, policy: Policy, ring: Ring, names: list[WorkerName], random: Random
     ) -> None:
         n = fleet.workers
         self.number = number
@@ -366,7 +368,7 @@ class Replica:
         self._eligible = range(n)
         factors = dict(fleet.slow)
         seconds = [factors.get(i, 1.0) / fleet.prefill_rate * random.uniform(0.9, 1.1) for i in range(n)]
-        self.view = FleetView(names, [0] * n, [0] * n, [0.0] * n, [0.0] * n, seconds, [1.0] * n)
+        self.view = Figures(names, [0] * n, [0] * n, [0.0] * n, [0.0] * n, seconds, [1.0] * n)
         self.pending = [0] * n
         self.index = PrefixIndex(max_entries=4_000_000, default_capacity_blocks=2000)
         for i in range(n):
@@ -400,8 +402,8 @@ class Replica:
     def _lease(self, arrival: Arrival, worker: int, matches: Matches) -> Job:
         known = matches.tokens(worker)
         uncached = arrival.input_tokens - known
-        self.view.in_flight[worker] += 1  # type: ignore[index]
-        self.view.queued_prefill_tokens[worker] += uncached  # type: ignore[index]
+        self.view.in_flight[worker] += 1
+        self.view.queued_prefill_tokens[worker] += uncached
         self.pending[worker] += 1
         return Job(arrival, self.number, worker, uncached, known)
 
@@ -409,11 +411,11 @@ class Replica:
         worker = job.worker
         self.pending[worker] -= 1
         left = self.view.queued_prefill_tokens[worker] - job.predicted_uncached
-        self.view.queued_prefill_tokens[worker] = left if self.pending[worker] else 0.0  # type: ignore[index]
+        self.view.queued_prefill_tokens[worker] = left if self.pending[worker] else 0.0
         self._mean_uncached += 0.05 * (job.arrival.input_tokens - job.cached_tokens - self._mean_uncached)
 
     def see_end(self, job: Job) -> None:
-        self.view.in_flight[job.worker] -= 1  # type: ignore[index]
+        self.view.in_flight[job.worker] -= 1
         self.index.record(job.worker, job.arrival.fingerprint, job.arrival.output_tokens * BYTES_PER_TOKEN)
 
     def poll(self, workers: Sequence[ModelWorker], now: float) -> None:
@@ -422,7 +424,7 @@ class Replica:
         self._polled_at = now
         for i, worker in enumerate(workers):
             running, waiting = len(worker.running), len(worker.waiting)
-            self.view.foreign_in_flight[i] = max(0, running + waiting - self.view.in_flight[i])  # type: ignore[index]
+            self.view.foreign_in_flight[i] = max(0, running + waiting - self.view.in_flight[i])
             backlog = worker.scheduled_backlog_tokens + waiting * self._mean_uncached
             self._polled_foreign[i] = max(0.0, backlog - self.view.queued_prefill_tokens[i])
 
@@ -432,7 +434,7 @@ class Replica:
             done = (now - self._polled_at) / self.view.seconds_per_token[i]
             own = self.view.queued_prefill_tokens[i]
             left = max(0.0, foreign - done * foreign / (foreign + own)) if foreign else 0.0
-            self.view.foreign_prefill_tokens[i] = left  # type: ignore[index]
+            self.view.foreign_prefill_tokens[i] = left
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole
@@ -567,8 +569,8 @@ def main() -> None:
     parser.add_argument("--block-tokens", type=int, default=512)
     parser.add_argument("--slow", default="", help="WORKER:FACTOR, separated by commas")
     parser.add_argument("--poll-interval-s", type=float, default=1.0)
-    parser.add_argument("--miss-weight", type=float, default=PolicySettings().miss_weight)
-    parser.add_argument("--leave-weight", type=float, default=PolicySettings().leave_weight)
+    parser.add_argument("--miss-weight", type=float, default=CacheAwareParameters().miss_weight)
+    parser.add_argument("--leave-weight", type=float, default=CacheAwareParameters().leave_weight)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -581,13 +583,10 @@ def main() -> None:
     conditions = Conditions(args.replicas, args.poll_interval_s, seed=args.seed)
     for chosen in args.policy.split(","):
         name, _, bound = chosen.partition(":")
-        settings = PolicySettings(
-            ring_bound=float(bound or PolicySettings().ring_bound),
-            miss_weight=args.miss_weight,
-            leave_weight=args.leave_weight,
-            alone=args.alone,
-        )
-        result = Simulation(fleet, conditions, partial(POLICIES[name], settings)).run(arrivals)
+        parameters = {"miss_weight": args.miss_weight, "leave_weight": args.leave_weight, "alone": args.alone}
+        if bound:
+            parameters["ring_bound"] = float(bound)
+        result = Simulation(fleet, conditions, partial(make_policy, name, parameters)).run(arrivals)
         print(f"{chosen:18} {describe(result)}  {result.reasons}", flush=True)
 
 

@@ -14,23 +14,25 @@ import msgspec
 
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import NO_TENANT, Request, Route, Tenant
+from router.core.request.request import NO_TENANT, Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.ports import Client
 from router.runtime import memory_trim
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat
+from router.sessions.claimer import TurnSettings
 from router.sessions.context.prompt import Incoming
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask, Planner
 from router.sessions.stores.contract import Sid
-from router.sessions.stores.memory import MemoryStore
-from router.sessions.turns import Turns, TurnSettings
+from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
 from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.stores.memory import MemoryStore
 
 ITEM_BYTES, TURNS = 1000, 100
 LIMITS = BodyLimits(64, 2048, 2048, 8, 20, 16, MediaRule(frozenset()))

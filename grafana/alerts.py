@@ -194,7 +194,7 @@ ALERTS = (
     ),
     Alert(
         name="WarmrouteSummariesFail",
-        expr=f"{_notes(NOTES_FAILED)} > 0.5 * ({_notes(f'told|pending|{NOTES_FAILED}')} > 0)",
+        expr=f"{_notes(NOTES_FAILED)} > 0.5 * ({_notes(f'summarized|pending|{NOTES_FAILED}')} > 0)",
         waits="30m",
         severity="ticket",
         summary="Most histories of {{ $labels.job }} that should have notes on what went have none.",

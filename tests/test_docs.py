@@ -34,3 +34,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {path}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_decisions_are_numbered_once_and_listed() -> None:
+    pages = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+    index = (DOCS / "decisions" / "README.md").read_text("utf-8")
+    for number, page in enumerate(pages, 1):
+        title = page.read_text("utf-8").splitlines()[0].removeprefix("# ")
+        assert page.name.startswith(f"{number:04d}-")
+        assert title.startswith(f"{number}. ")
+        assert f"- [{title}]({page.name})" in index
+    assert index.count("\n- [") == len(pages)

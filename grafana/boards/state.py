@@ -320,20 +320,6 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="What compaction goes by",
-                    description="The share of a prefix that is found in caches, as learnt. High marks follow from it, and from "
-                    "what a turn adds.",
-                    unit="percentunit",
-                    maximum=1,
-                    queries=(Query(worst("context_hit_ratio", by="instance"), "{{instance}}"),),
-                ),
-                Panel(
-                    title="What a turn adds",
-                    description="Tokens, as learnt.",
-                    unit="short",
-                    queries=(Query(worst("context_growth_tokens", by="instance"), "{{instance}}"),),
-                ),
-                Panel(
                     title="Error of counted prompts",
                     description="Share of a prompt's tokens by which the router's count was off from the worker's.",
                     unit="percentunit",

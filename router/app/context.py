@@ -7,7 +7,6 @@ from collections.abc import Callable
 from router.config.schema import Config, ContextConfig, read_secret
 from router.proxy.ports import Dispatch
 from router.sessions.compactor import Compactor, CompactorSettings
-from router.sessions.context.cache_costs import CacheCosts
 from router.sessions.context.view import ContextOverrides
 from router.sessions.context_metrics import ContextMetrics
 from router.sessions.context_window import ContextWindow, Counts
@@ -42,11 +41,8 @@ def build_context_window(
             max_tokens=context.max_tokens,
         ),
         answer_tokens=context.answer_tokens,
-        idle_s=context.idle_s,
-        summary_tokens=context.summary_tokens,
-        summary_price=context.summary_price,
     )
-    views = Views(rules, histories, lookups, CacheCosts(context.carry_price), wall_clock)
+    views = Views(rules, histories, lookups)
     recall = RecallRules(context.recall_tokens, context.recall_items, context.recall_timeout_s)
     recaller = Recaller(recall, index, planner.bytes_per_token, clock, metrics.observe_recall)
     histories.on_deleted = recaller.forget
@@ -74,6 +70,4 @@ def _writer(
     if context.summary_url:
         key = read_secret("context.summary_api_key", context.summary_api_key, context.summary_api_key_file)
         return RemoteSummaryWriter(context.summary_url, key.decode(), context.summary_model, context.summary_timeout_s)
-    return FleetSummaryWriter(
-        planner, dispatch, clock, context.summary_model, context.summary_price, context.carry_price, window
-    )
+    return FleetSummaryWriter(planner, dispatch, clock, context.summary_model, window)

@@ -11,6 +11,7 @@ from shutil import disk_usage
 from router.app.session_store import NO_STORE, state_dir
 from router.config.schema import BUNDLED_MODEL, Config, ConfigError, ContextConfig, read_secret
 from router.proxy.ports import Dispatch
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.recall.embedders.fleet import FleetEmbedder
 from router.sessions.recall.index import Embedder, IndexUnavailable, MeasuredIndex
 from router.sessions.recall.null_index import NullIndex
@@ -18,7 +19,7 @@ from router.sessions.recall.sqlite import IndexLimits, SqliteIndex
 
 log = logging.getLogger("warmroute.sessions")
 
-INDEX_FILE, IN_MEMORY = "recall.db", ":memory:"
+INDEX_FILE = "recall.db"
 MIN_ROOM_BYTES = 128 << 10
 """Of a disk that has less, an index that cannot be opened has no room."""
 
@@ -63,7 +64,7 @@ async def open_index(
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"sessions.state_dir={str(directory)!r}: {error.strerror}") from None
-        path = str(directory / INDEX_FILE)
+        path = directory / INDEX_FILE
     embedder, close = await _open_embedder(context, dispatch, clock)
     try:
         index = await _open_sqlite(path, embedder, _sqlite_limits(context), wall_clock)
@@ -73,18 +74,18 @@ async def open_index(
 
 
 async def _open_sqlite(
-    path: str, embedder: Embedder | None, limits: IndexLimits, wall_clock: Callable[[], float]
+    path: Path, embedder: Embedder | None, limits: IndexLimits, wall_clock: Callable[[], float]
 ) -> SqliteIndex:
     """On a disk without room, in memory until the next start. Raises IndexUnavailable."""
     try:
-        return await SqliteIndex.open(path, embedder, limits, wall_clock=wall_clock)
+        return await SqliteIndex.open(str(path), embedder, limits, wall_clock=wall_clock)
     except IndexUnavailable as error:
-        if path == IN_MEMORY or disk_usage(Path(path).parent).free >= MIN_ROOM_BYTES:
+        if path == IN_MEMORY or disk_usage(path.parent).free >= MIN_ROOM_BYTES:
             raise
         log.warning(
             "the index of what left prompts has no room on its disk, and is in memory", extra={"why": str(error)}
         )
-        return await SqliteIndex.open(IN_MEMORY, embedder, limits, wall_clock=wall_clock)
+        return await SqliteIndex.open(str(IN_MEMORY), embedder, limits, wall_clock=wall_clock)
 
 
 def _sqlite_limits(context: ContextConfig) -> IndexLimits:

@@ -39,21 +39,22 @@ from router.config.schema import (
     ConfigError,
     FleetConfig,
     LimitsConfig,
-    PolicyConfig,
     ServerConfig,
     TracingConfig,
     read_salt_secret,
 )
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Member
+from router.core.fleet.catalog import MAX_KNOWN_MODELS
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
+from router.core.fleet.member import Member
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, make_caller
-from router.policies import POLICIES, PolicySettings
-from router.policies.base import Policy
+from router.policies import make_policy
 from router.proxy.admission import Admission, AdmissionSettings
 from router.proxy.admission_metrics import AdmissionCollector
 from router.proxy.dispatch import Dispatcher, DispatchSettings
@@ -164,7 +165,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     index = PrefixIndex(config.index.max_blocks, _default_blocks(config))
     fleet = Fleet(_fleet_rules(config), index, notify=_log_health)
     registry = CollectorRegistry()
-    metrics = Metrics(registry, fleet.knows)
+    metrics = Metrics(registry, fleet.catalog.knows)
     pool = Pool(_pool_settings(config), lambda address: fleet.signs(address, clock()))
     upstream = Upstream(pool, metrics.gaps)
     decisions: deque[Record] = deque(maxlen=config.admin.decisions)
@@ -174,9 +175,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         decisions.append(record)
         metrics.observe(record)
 
-    selector = WorkerSelector(
-        fleet, index, last_workers, make_policy(config.policy), clock, config.timeouts.min_first_event_s
-    )
+    policy = make_policy(config.policy.name, config.policy, random.Random(config.policy.seed))  # noqa: S311  # lots, not secrets
+    selector = WorkerSelector(fleet, index, last_workers, policy, clock, config.timeouts.min_first_event_s)
     admission = Admission(_admission_settings(config), fleet, clock, SteadyClock(time.time, clock))
     parsers = Parsers(config.limits.max_parsing_bodies, config.limits.max_body_bytes)
     dispatcher = Dispatcher(
@@ -197,14 +197,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     gate = keys.gate if keys else OpenGate(make_caller(EVERYBODY, read_salt_secret(config.auth)))
     memory = MemoryBudget(config.limits.max_held_bytes, has_tenants=keys is not None)
-    counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.knows), clock)
+    counts = await open_counts(config, fleet, upstream, TokenMetrics(registry, fleet.catalog.knows), clock)
     state_metrics = SessionMetrics(registry)
-    lookups = Lookups(WindowSizes(fleet.window, clock), counts.total, counts.is_exact, selector.cached_tokens)
+    lookups = Lookups(WindowSizes(fleet.catalog.window, clock), counts.total, counts.is_exact)
     state = await build_state(
         config,
         dispatcher,
         last_workers.set,
-        fleet.bytes_per_token,
+        fleet.learning.bytes_per_token,
         lookups,
         counts,
         clock,
@@ -215,7 +215,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         config.server,
         config.limits,
         dispatcher,
-        fleet,
+        fleet.catalog,
         clock,
         metrics.observe_refusal,
         gate,
@@ -285,7 +285,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             "Large reads from workers that wait for their share of the loop.",
             len(pool.scheduler),
         )
-        yield "known_models", "Models whose names are remembered, served now or once.", fleet.known_models
+        yield "known_models", "Models whose names are remembered, served now or once.", len(fleet.catalog)
         yield "max_known_models", "How many names may be remembered that nobody serves.", MAX_KNOWN_MODELS
         yield "client_connections", "Clients' connections to the data port.", clients.open_connections
         yield "max_client_connections", "How many there may be.", may_connect
@@ -474,22 +474,11 @@ def _allow_descriptors(max_connections: int) -> None:
         )
 
 
-def make_policy(config: PolicyConfig) -> Policy:
-    settings = PolicySettings(
-        ring_bound=config.ring_bound,
-        miss_weight=config.miss_weight,
-        prior=config.prior,
-        leave_weight=config.leave_weight,
-        alone=config.alone,
-    )
-    return POLICIES[config.name](settings, random.Random(config.seed))  # noqa: S311  # lots, not secrets
-
-
 def _open_tracing(
     config: TracingConfig, fleet: Fleet, clock: Callable[[], float], counts: TraceCounts
 ) -> Tracing | None:
     resource = {"service.version": version("warmroute"), "service.instance.id": str(uuid.uuid4())}
-    return open_tracing(config, resource, fleet.knows, clock, time.time, counts)
+    return open_tracing(config, resource, fleet.catalog.knows, clock, time.time, counts)
 
 
 def _sources(config: Config, on_change: Callable[[], None], clock: Callable[[], float]) -> list[Source]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from router.config.schema import ConfigError, SessionsConfig, read_secret
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import Corrupt, OwnerLimits, Store, StoreUnavailable
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.opened import OpenedStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
@@ -37,22 +37,11 @@ async def open_store(
     secret = read_secret("sessions.secret", config.secret, config.secret_file)
     limits = OwnerLimits(config.max_tenant_sessions, config.max_tenant_bytes)
     if config.store == NO_STORE or scheme == "memory":
-        memory = MemoryStore(clock, wall_clock, limits)
-        return OpenedStore("memory", memory, secret or secrets.token_bytes(SECRET_BYTES), memory=memory, limits=limits)
+        opened = await _open_sqlite(config, IN_MEMORY, clock, wall_clock, limits)
+        return OpenedStore("memory", opened, secret or secrets.token_bytes(SECRET_BYTES), sqlite=opened, limits=limits)
     if not config.store or scheme == "sqlite":
         path = Path(f"/{rest.lstrip('/')}") if separator else state_dir(config) / DATABASE_FILE
-        try:
-            opened = await SqliteStore.open(
-                path,
-                clock,
-                wall_clock,
-                synchronous=config.sqlite_synchronous,
-                max_pending=config.max_store_calls,
-                timeout_s=config.sqlite_timeout_s,
-                limits=limits,
-            )
-        except (StoreUnavailable, Corrupt) as error:
-            raise ConfigError(f"sessions.store={config.store!r}: {path}: {error}") from None
+        opened = await _open_sqlite(config, path, clock, wall_clock, limits)
         if not secret:
             secret_path = path.parent / SECRET_FILE
             is_new = not secret_path.exists()
@@ -66,6 +55,27 @@ async def open_store(
     if not secret:
         raise ConfigError("sessions.secret='': required with Redis, or sessions.secret_file: one for all replicas")
     return await _open_redis(config, clock, wall_clock, secret, limits)
+
+
+async def _open_sqlite(
+    config: SessionsConfig,
+    path: Path,
+    clock: Callable[[], float],
+    wall_clock: Callable[[], float],
+    limits: OwnerLimits,
+) -> SqliteStore:
+    try:
+        return await SqliteStore.open(
+            path,
+            clock,
+            wall_clock,
+            synchronous=config.sqlite_synchronous,
+            max_pending=config.max_store_calls,
+            timeout_s=config.sqlite_timeout_s,
+            limits=limits,
+        )
+    except (StoreUnavailable, Corrupt) as error:
+        raise ConfigError(f"sessions.store={config.store!r}: {path}: {error}") from None
 
 
 async def _open_redis(

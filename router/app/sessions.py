@@ -26,6 +26,7 @@ from router.sessions.api.openapi import describe_state
 from router.sessions.api.responses import ResponsePages
 from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
+from router.sessions.claimer import TurnSettings
 from router.sessions.context_metrics import ContextMetrics
 from router.sessions.context_window import Counts
 from router.sessions.histories import Histories, LogBounds
@@ -37,7 +38,7 @@ from router.sessions.recall.index import IndexUnavailable
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.opened import OpenedStore
-from router.sessions.turns import Turns, TurnSettings
+from router.sessions.turns import Turns
 from router.sessions.views import Lookups
 
 log = logging.getLogger("warmroute.sessions")

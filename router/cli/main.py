@@ -205,7 +205,7 @@ async def _demo_router(policy: str, worker_urls: Sequence[str]) -> AsyncIterator
         "admission.max_worker_requests": 0,  # a policy that overloads its workers shall be seen to
     }
     async with running(load_config(None, {}, flags)) as router:
-        while not router.fleet.is_ready():  # the first probes take a few milliseconds
+        while not router.fleet.catalog.is_ready():  # the first probes take a few milliseconds
             await asyncio.sleep(0.01)
         yield router.url
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,18 +21,17 @@ from msgspec import Meta, Struct
 from router.core.tenants.keyring import BadKeys, parse_entries
 from router.core.tenants.tenant import ContextStrategy, OnBusy
 from router.core.worker import parse_address
+from router.policies import POLICIES
 from router.runtime.logs import redact
 
 PREFIX = "WARMROUTE_"
 
-PolicyName = Literal[
-    "cache_aware", "prefix_ring", "session_affinity", "power_of_two", "least_loaded", "round_robin", "random"
-]
-
+if TYPE_CHECKING:
+    PolicyName = str
+else:
+    PolicyName = Literal[tuple(POLICIES)]
 
 _S = TypeVar("_S", bound="Section")
-
-Chance = Annotated[float, Meta(ge=0, le=1)]
 
 _SECRET = {"secret": True}
 
@@ -337,19 +336,6 @@ class PolicyConfig(Section, frozen=True):
     """How workers are ranked."""
 
     name: Annotated[PolicyName, Meta(description="The policy.")] = "cache_aware"
-    ring_bound: Annotated[
-        float,
-        Meta(ge=0, le=100, description="prefix_ring: most load over the mean, 1.25 for a quarter more; 0: unbounded."),
-    ] = 1.25
-    miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 6.0
-    prior: Annotated[
-        tuple[Chance, Chance],
-        Meta(description="cache_aware: chance that the ring's first two workers hold earlier turns, p."),
-    ] = (0.9, 0.3)
-    leave_weight: Annotated[
-        float, Meta(ge=0, le=100, description="cache_aware: cost of leaving the ring's first, μ.")
-    ] = 0.3
-    alone: Annotated[bool, Meta(description="This is the only router: the ring says nothing about others.")] = False
     initial_prefill_rate: Annotated[
         float,
         Meta(ge=10, le=10_000_000, description="Tokens per second that a worker is believed to prefill at first."),
@@ -358,6 +344,21 @@ class PolicyConfig(Section, frozen=True):
         float, Meta(ge=0.5, le=64, description="Prompt bytes per token before a worker reported usage.")
     ] = 4.0
     seed: Annotated[int, Meta(description="Seed of the policies that draw lots.")] = 0
+
+
+if not TYPE_CHECKING:  # each policy declares its own parameters, which stand in the same section
+    PolicyConfig = msgspec.defstruct(
+        "PolicyConfig",
+        [
+            (field.name, get_type_hints(kind.parameters, include_extras=True)[field.name], field.default)
+            for kind in POLICIES.values()
+            for field in msgspec.structs.fields(kind.parameters)
+        ],
+        bases=(PolicyConfig,),
+        namespace={"__doc__": PolicyConfig.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 class IndexConfig(Section, frozen=True):
@@ -597,10 +598,17 @@ class ContextConfig(Section, frozen=True):
     ] = "hybrid"
     high_tokens: Annotated[
         int,
-        Meta(ge=0, le=10**9, description="Tokens of a history from which on it is cut; 0: where cutting costs least."),
+        Meta(
+            ge=0,
+            le=10**9,
+            description="A history of so many tokens is cut; 0: three quarters of what the window leaves.",
+        ),
     ] = 0
     low_tokens: Annotated[
-        int, Meta(ge=0, le=10**9, description="Tokens that a cut leaves of it; 0: a quarter of what the window leaves.")
+        int,
+        Meta(
+            ge=0, le=10**9, description="Tokens of a history that a cut leaves; 0: a quarter of what the window leaves."
+        ),
     ] = 0
     max_tokens: Annotated[
         int,
@@ -614,18 +622,6 @@ class ContextConfig(Section, frozen=True):
             description="Tokens left free for an answer whose request does not bound it; at most a quarter of the window.",
         ),
     ] = 4096
-    carry_price: Annotated[
-        float,
-        Meta(gt=0, le=1, description="What a cached token of a prompt costs, over one that is computed."),
-    ] = 0.1
-    idle_s: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=10**9,
-            description="Seconds without a turn from which on a history that no cache has any more is cut early, for nothing.",
-        ),
-    ] = 60.0
     summary_model: Annotated[
         str, Meta(description="Model of the fleet that writes notes; empty: each session's own.")
     ] = ""
@@ -638,14 +634,6 @@ class ContextConfig(Section, frozen=True):
     summary_tokens: Annotated[
         int, Meta(ge=16, le=100_000, description="Most tokens of the notes on what one cut removes.")
     ] = 400
-    summary_price: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=100,
-            description="What a token costs that summary_model or summary_url reads, over one of the session's.",
-        ),
-    ] = 0.1
     summary_source_tokens: Annotated[
         int,
         Meta(

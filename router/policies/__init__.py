@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router.policies.base import Policy
-from router.policies.cache_aware import CacheAware
+from msgspec import Struct, convert
+
+from router.policies.base import NoParameters, Policy
+from router.policies.cache_aware import CacheAware, CacheAwareParameters
 from router.policies.least_loaded import LeastLoaded
 from router.policies.power_of_two import PowerOfTwo
-from router.policies.prefix_ring import PrefixRing
+from router.policies.prefix_ring import PrefixRing, PrefixRingParameters
 from router.policies.round_robin import RoundRobin
 from router.policies.session_affinity import SessionAffinity
 from router.policies.uniform import Uniform
@@ -20,34 +21,28 @@ if TYPE_CHECKING:
     from random import Random
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySettings:
-    """What the policies can be told; each reads its own. The meaning is in the policy's docstring."""
-
-    ring_bound: float = 1.25
-    miss_weight: float = 6.0
-    prior: tuple[float, float] = (0.9, 0.3)
-    leave_weight: float = 0.3
-    alone: bool = False
+class PolicyKind(NamedTuple):
+    make: Callable[[Any, Random], Policy]
+    """From its parameters, and a generator for those that draw lots."""
+    parameters: type[Struct] = NoParameters
+    """Each field is a setting of the ``policy`` section: type, default, bounds and description."""
 
 
-def _cache_aware(settings: PolicySettings, _random: Random) -> Policy:
-    return CacheAware(
-        miss_weight=settings.miss_weight,
-        prior=settings.prior,
-        leave_weight=settings.leave_weight,
-        alone=settings.alone,
-    )
-
-
-POLICIES: Mapping[str, Callable[[PolicySettings, Random], Policy]] = MappingProxyType(
+POLICIES: Mapping[str, PolicyKind] = MappingProxyType(
     {
-        "cache_aware": _cache_aware,
-        "prefix_ring": lambda settings, _random: PrefixRing(settings.ring_bound),
-        "session_affinity": lambda _settings, _random: SessionAffinity(),
-        "power_of_two": lambda _settings, random: PowerOfTwo(random),
-        "least_loaded": lambda _settings, random: LeastLoaded(random),
-        "round_robin": lambda _settings, _random: RoundRobin(),
-        "random": lambda _settings, random: Uniform(random),
+        "cache_aware": PolicyKind(lambda parameters, _: CacheAware(parameters), CacheAwareParameters),
+        "prefix_ring": PolicyKind(lambda parameters, _: PrefixRing(parameters), PrefixRingParameters),
+        "session_affinity": PolicyKind(lambda *_: SessionAffinity()),
+        "power_of_two": PolicyKind(lambda _, random: PowerOfTwo(random)),
+        "least_loaded": PolicyKind(lambda _, random: LeastLoaded(random)),
+        "round_robin": PolicyKind(lambda *_: RoundRobin()),
+        "random": PolicyKind(lambda _, random: Uniform(random)),
     }
 )
+
+
+def make_policy(name: str, section: object, random: Random) -> Policy:
+    """``section``: an object or mapping with the parameters; what it lacks has its default, and the rest is ignored.
+    Raises msgspec.ValidationError."""
+    kind = POLICIES[name]
+    return kind.make(convert(section, kind.parameters, from_attributes=True), random)

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from router.core.fleet.facts import Facts
+
+
+class NoParameters(Struct):
+    """For a policy that has none."""
 
 
 @dataclass(frozen=True, slots=True)

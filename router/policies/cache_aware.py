@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import add, mul
+from typing import Annotated
 
-import msgspec
+from msgspec import Meta, Struct
 
 from router.core.fleet.facts import Facts
 from router.core.index.prefix_index import positions_of
@@ -19,6 +20,21 @@ REQUEST_TOKENS = 100.0
 """What each request in flight costs beyond its prefill: it takes a slot and a share of every step."""
 CROWD_TOKENS = 400.0
 """What those above the fleet's mean cost more, and the more the further above."""
+
+
+Chance = Annotated[float, Meta(ge=0, le=1)]
+
+
+class CacheAwareParameters(Struct, frozen=True):
+    miss_weight: Annotated[float, Meta(ge=0, le=100, description="cache_aware: what an uncached token costs, λ.")] = 6.0
+    prior: Annotated[
+        tuple[Chance, Chance],
+        Meta(description="cache_aware: chance that the ring's first two workers hold earlier turns, p."),
+    ] = (0.9, 0.3)
+    leave_weight: Annotated[
+        float, Meta(ge=0, le=100, description="cache_aware: cost of leaving the ring's first, μ.")
+    ] = 0.3
+    alone: Annotated[bool, Meta(description="This is the only router: the ring says nothing about others.")] = False
 
 
 class CacheAware:
@@ -58,23 +74,17 @@ class CacheAware:
     name = "cache_aware"
     reasons = frozenset({"cached", "ring", "load", "cold"})
 
-    def __init__(
-        self,
-        miss_weight: float = 6.0,
-        prior: Sequence[float] = (0.9, 0.3),
-        leave_weight: float = 0.3,
-        alone: bool = False,
-    ) -> None:
-        self._miss_weight = miss_weight
-        self._prior = tuple(prior)
-        self._leave_weight = leave_weight
-        self._alone = alone
+    def __init__(self, parameters: CacheAwareParameters) -> None:
+        self._miss_weight = parameters.miss_weight
+        self._prior = parameters.prior
+        self._leave_weight = parameters.leave_weight
+        self._alone = parameters.alone
 
     def rank(self, facts: Facts) -> Ranking:
         rows = _take_rows(facts)
         own, total = sum(rows.in_flight), sum(rows.loads)
         foreign_share = 0.0 if self._alone or not total else 1.0 - own / total
-        near = take_eligible(facts, max(1, len(self._prior))) if foreign_share else ()
+        near = take_eligible(facts, len(self._prior)) if foreign_share else ()
         weight = self._miss_weight * (1.0 - foreign_share / 2.0)
         miss = _weigh_misses(facts, weight, own)
         if near:
@@ -102,7 +112,7 @@ class CacheAware:
         groups = facts.matches.groups
         best = groups[0][1] if groups else 0.0
         held = facts.matches.tokens(first) if groups else 0.0
-        expected = self._prior[0] * facts.earlier_tokens if ring_first is not None and self._prior else 0.0
+        expected = self._prior[0] * facts.earlier_tokens if ring_first is not None else 0.0
         if first == ring_first and expected > held:
             return "ring"
         if held < max(best, expected):
@@ -151,7 +161,7 @@ def _put_ring_first(facts: Facts, order: list[int], cost_of: Callable[[int], flo
             order.insert(0, position)
 
 
-class _Rows(msgspec.Struct, frozen=True):
+class _Rows(Struct, frozen=True):
     """The fleet's figures of the eligible workers only, in their order: others, and free positions, set no mean."""
 
     in_flight: Sequence[int]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from router.core.fleet.facts import FleetView
+from router.core.fleet.figures import Figures
 
 
-def measure_load(fleet: FleetView) -> Callable[[int], float]:
+def measure_load(fleet: Figures) -> Callable[[int], float]:
     """Position → requests in flight there from all replicas, this one more included, times the worker's slowdown."""
     own, foreign, slowdown = fleet.in_flight, fleet.foreign_in_flight, fleet.slowdown
 

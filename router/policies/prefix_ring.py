@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
 from router.core.fleet.facts import Facts
 from router.policies.base import Ranking
 from router.policies.ring_order import order_eligible
 
 MIN_CAP = 4.0
 """Requests that a worker may always have: a quiet fleet does not bounce its keys."""
+
+
+class PrefixRingParameters(Struct, frozen=True):
+    ring_bound: Annotated[
+        float,
+        Meta(ge=0, le=100, description="prefix_ring: most load over the mean, 1.25 for a quarter more; 0: unbounded."),
+    ] = 1.25
 
 
 class PrefixRing:
@@ -17,7 +28,7 @@ class PrefixRing:
     from all replicas (Mirrokni, Thorup, Zadimoghaddam, "Consistent hashing with bounded loads", 2018). Workers with
     ``in_flight + foreign_in_flight < cap`` in ring order, then the others by their load.
     Inputs: ``anchor``, ``ring``, ``in_flight``, ``foreign_in_flight``, ``eligible``.
-    Parameters: ``bound`` c, default 1.25; 0 for plain consistent hashing, without a bound.
+    Parameters: ``ring_bound`` c, default 1.25; 0 for plain consistent hashing, without a bound.
     Complexity: O(n · log n) ring steps, for the whole order.
     Wrong when requests differ much in length (a bound in requests says little about tokens), when workers differ in speed,
     and, unbounded, when one anchor is hot. Needs no state: replicas agree, and a restart costs nothing.
@@ -26,8 +37,8 @@ class PrefixRing:
     name = "prefix_ring"
     reasons = frozenset({"ring", "over_bound"})
 
-    def __init__(self, bound: float = 1.25) -> None:
-        self._bound = bound
+    def __init__(self, parameters: PrefixRingParameters) -> None:
+        self._bound = parameters.ring_bound
 
     def rank(self, facts: Facts) -> Ranking:
         order = order_eligible(facts)

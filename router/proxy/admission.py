@@ -34,11 +34,12 @@ from router.core.errors import (
     WorkersBusy,
 )
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Fleet, Member
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import WorkerState
+from router.core.fleet.member import Member
 from router.core.fleet.seats import Seats, warm_wait_s
 from router.core.request.record import Record
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
 from router.core.tenants.queue import Drain, FairQueue, Waiter
 from router.core.tenants.quota import INITIAL_COMPLETION_TOKENS, Asked, Ledger, Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
@@ -95,7 +96,7 @@ class Admission:
         self._fleet = fleet
         self._clock = clock
         self._wall_clock = wall_clock
-        self._seats = Seats(fleet.view, settings.max_worker_requests, settings.max_worker_prefill_tokens)
+        self._seats = Seats(fleet.figures, settings.max_worker_requests, settings.max_worker_prefill_tokens)
         self._warm: dict[Member, OrderedDict[_Waiter, None]] = {}
         self._drain = Drain(clock())
         self._pausing_bytes = 0
@@ -134,13 +135,13 @@ class Admission:
 
     def _asked(self, request: Request) -> Asked:
         """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
-        if request.route is Route.COUNT_TOKENS:
+        if not request.route.spec.is_charged:
             return Asked(0.0, 0.0, is_entered=request.is_entered)
         prompt_tokens = self._prompt_tokens(request)
         if request.max_answer_tokens is not None:
             most = float(request.max_answer_tokens)
         else:
-            window = self._fleet.window(request.model)
+            window = self._fleet.catalog.window(request.model)
             most = max(1.0, window - prompt_tokens) if window else math.inf
         return Asked(prompt_tokens, most * request.answers, request.answers, request.is_entered)
 
@@ -150,7 +151,7 @@ class Admission:
         if request.max_answer_tokens is not None:
             return True
         prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
-        return prompt_tokens + reservation.most_of_each <= self._fleet.window(request.model)
+        return prompt_tokens + reservation.most_of_each <= self._fleet.catalog.window(request.model)
 
     def shortened(self, request: Request, reservation: Reservation) -> Request:
         """The request, asking the worker for no more tokens than are reserved for it."""
@@ -170,14 +171,14 @@ class Admission:
             reservation.account.settle(reservation, record, self._clock())
 
     def _prompt_tokens(self, request: Request) -> float:
-        return request.fingerprint.prompt_bytes / self._fleet.bytes_per_token(request.model)
+        return request.fingerprint.prompt_bytes / self._fleet.learning.bytes_per_token(request.model)
 
     # Room
 
     def has_room(self, model: str) -> bool:
         """True also where all who serve it are ejected, and are tried all the same.
         Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
-        eligible = self._fleet.eligible(model)
+        eligible = self._fleet.catalog.eligible(model)
         return self._seats.first_free(eligible.positions) is not None or eligible.panic
 
     def has_seat(self, position: int) -> bool:
@@ -348,7 +349,7 @@ class Admission:
     def _is_served(self, model: str) -> bool:
         """By a worker that is up."""
         try:
-            return not self._fleet.eligible(model).panic
+            return not self._fleet.catalog.eligible(model).panic
         except Unavailable:
             return False
 

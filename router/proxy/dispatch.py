@@ -8,8 +8,7 @@
     5  resume     a stream that broke goes on with the next worker
     6  after      the index and the rates learn; the record is observed
 
-Nothing here knows HTTP servers or sockets: clients and workers are the Protocols of ``sides``. A reply that is not streamed
-is held until it is whole, so that its worker may die at any moment; a stream is held until its first event.
+Nothing here knows HTTP servers or sockets: clients and workers are the Protocols of ``ports``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
 
 import msgspec
 
@@ -32,45 +31,28 @@ from router.core.errors import (
     WorkersBusy,
 )
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Member
-from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.fleet.member import Member
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
-from router.core.request.reply import Reply, StreamEnd, Verdict, judge
-from router.core.request.request import Request, Tenant
+from router.core.request.reply import StreamEnd, Verdict, judge
+from router.core.request.request import Request
 from router.core.request.retry import RetryBudget
 from router.core.request.trace import Trace, trace_of
-from router.core.tenants.memory import REPLY, MemoryFull
 from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
+from router.proxy.attempts import Attempts
+from router.proxy.delivery import Break, Delivery, Flight, Read, read_here
 from router.proxy.ports import Admission, Client, Upstream
-from router.proxy.resumption import CAUSES, Resumer, ResumptionRules
+from router.proxy.resumption import Resumer, ResumptionRules
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.reference_cycles import untie_error
-from router.wire.refusals import with_known_code
-from router.wire.sse import DIALECTS, StreamFilter, Usage, read_error, read_usage
+from router.wire.sse import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
 
 log = logging.getLogger("warmroute.dispatch")
 
-T = TypeVar("T")
-
 CLIENT_GONE = 499
 """nginx's status for a request whose client left before any of its answer was there; nobody is sent it."""
-
-
-MAX_READ_HERE_BYTES = 1 << 20
-"""Of an answer, to look for its usage: 2 ms at the most."""
-
-
-class Read(Protocol):
-    """Calls a pure function on bytes, where that holds nobody up. ``tenant``: on whose behalf."""
-
-    async def __call__(self, tenant: Tenant, parse: Callable[[bytes], T], /, *pieces: bytes) -> T: ...
-
-
-async def read_here(_tenant: Tenant, parse: Callable[[bytes], T], *pieces: bytes) -> T:
-    return parse(b"".join(pieces))
 
 
 async def look_nowhere() -> None:
@@ -92,27 +74,6 @@ class DispatchSettings:
     max_total_kept_bytes: int
 
 
-@dataclass(slots=True)
-class _Flight:
-    """One request on its way."""
-
-    request: Request
-    client: Client
-    record: Record
-    transcript: Transcript | None
-    """What the client has of a stream that others could go on with."""
-    poison_guard: PoisonGuard
-
-
-@dataclass(frozen=True, slots=True)
-class _Break:
-    """A stream that broke after its first event."""
-
-    member: Member
-    end: StreamEnd
-    watch: StreamFilter
-
-
 class Dispatcher:
     """One for the process; ``dispatch`` may run any number of times at once."""
 
@@ -129,12 +90,11 @@ class Dispatcher:
         look_for_models: Callable[[], Awaitable[None]] = look_nowhere,
     ) -> None:
         """``read``: where large answers are read for what they cost. ``look_for_models``: reads the workers' lists anew."""
-        self._read = read
         self._look_for_models = look_for_models
         self._settings = settings
         self._admission = admission
         self._selector = selector
-        self._upstream = upstream
+        self._delivery = Delivery(selector, upstream, clock, read)
         self._observe = observe
         self._clock = clock
         self.budget = RetryBudget(settings.retry_ratio, settings.min_retries)
@@ -164,7 +124,7 @@ class Dispatcher:
             reservation = self._admission.charge(request, rules)
             if reservation is not None and reservation.is_capped:
                 request = self._admission.shortened(request, reservation)
-            flight = _Flight(request, client, record, transcript, PoisonGuard(self._settings.max_deaths))
+            flight = Flight(request, client, record, transcript, PoisonGuard(self._settings.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
                 await self._mend(flight, broken)
@@ -182,7 +142,9 @@ class Dispatcher:
             raise
         finally:
             if record.tally is not None and not record.completion_tokens:
-                record.delivered_tokens = record.tally.tokens(self._selector.fleet.bytes_per_token(request.model))
+                record.delivered_tokens = record.tally.tokens(
+                    self._selector.fleet.learning.bytes_per_token(request.model)
+                )
             record.tally = None
             if transcript is not None:
                 transcript.clear()
@@ -191,7 +153,7 @@ class Dispatcher:
             if is_foreseen:  # else the port counts it, as what nobody foresaw
                 self._observe(record)
 
-    async def _place(self, flight: _Flight, rules: TenantRules) -> _Break | None:
+    async def _place(self, flight: Flight, rules: TenantRules) -> Break | None:
         """Where there is room, or will be soon; again, when those who were tried are gone and others may come, or were busy and
         may be less so. Raises Unavailable, ModelNotFound, WorkerError."""
         request, record, admission = flight.request, flight.record, self._admission
@@ -233,152 +195,46 @@ class Dispatcher:
         await self._look_for_models()
         record.queued_s += self._clock() - began_at
 
-    async def _attempt(self, flight: _Flight, facts: Facts, order: Sequence[int]) -> _Break | None:
+    async def _attempt(self, flight: Flight, facts: Facts, order: Sequence[int]) -> Break | None:
         """Walk the ranking until a worker answers. Raises WorkerError, PoisonRequest, WorkersBusy, NoWorkerAvailable."""
-        fleet = self._selector.fleet
-        retries = 0
+        request, record = flight.request, flight.record
         refusal: AttemptRefusal | None = None
-        tried: set[Member] = set()
-        ranked = self._members(order)
-        try:
-            while len(tried) < self._settings.max_attempts:
-                member = next((member for member in ranked if member not in tried and not member.removed), None)
-                if member is None:
-                    # Who was worth ranking failed since, and who was not, being ejected, may be all that is left.
-                    if refusal is not None and refusal.cause == NO_MODEL and not fleet.serves(flight.request.model):
-                        break
-                    again = self._members(self._selector.rank(flight.request)[1].order)
-                    if all(member in tried for member in again):
-                        break
-                    ranked = again
-                    continue
+        ranked, tried = self._members(order), set[Member]()
+        with Attempts(self._settings.max_attempts, self.budget, flight.poison_guard, record, self._clock) as attempts:
+            while attempts.are_left and (member := self._next(request, ranked, tried, refusal)) is not None:
                 tried.add(member)
+                if not attempts.begin(is_free=refusal is None or refusal.is_free):
+                    refusal = refusal and refusal.for_good()
+                    break
                 if refusal is not None:
-                    if not refusal.is_free:
-                        if not self.budget.take(self._clock()):
-                            refusal.error.retryable = False  # clients would do what the router must not
-                            break
-                        retries += 1
-                    flight.record.retries.append(refusal.cause)
-                trace = flight.record.trace
-                outcome = await (
-                    self._try(flight, flight.request, facts, member)
-                    if trace is None
-                    else self._try_traced(flight, trace, facts, member)
-                )
+                    record.retries.append(refusal.cause)
+                outcome = await attempts.run(member, request, partial(self._delivery.attempt, flight, facts, member))
                 if not isinstance(outcome, AttemptRefusal):
                     return outcome
-                if outcome.is_death:
-                    flight.poison_guard.add(member.name, flight.record.chunks)
-                    flight.poison_guard.check()
                 refusal = outcome.or_sooner(refusal)
-        finally:
-            self.budget.retrying -= retries
         if refusal is not None and refusal.cause == NO_MODEL:
             raise refusal.error
-        if refusal is None or fleet.eligible(flight.request.model).panic:
+        if refusal is None or self._selector.fleet.catalog.eligible(request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
         raise refusal.error
+
+    def _next(
+        self, request: Request, ranked: list[Member], tried: set[Member], refusal: AttemptRefusal | None
+    ) -> Member | None:
+        """The best that was not tried. When all were, the fleet is ranked anew into ``ranked``: the others failed meanwhile, or
+        were ejected, and are all that is left."""
+        if (member := _untried(ranked, tried)) is not None:
+            return member
+        if refusal is not None and refusal.cause == NO_MODEL and not self._selector.fleet.catalog.serves(request.model):
+            return None
+        ranked[:] = self._members(self._selector.rank(request)[1].order)
+        return _untried(ranked, tried)
 
     def _members(self, order: Sequence[int]) -> list[Member]:
         """As many as may be tried. Their positions can be others' when one of them has left."""
         return [self._selector.fleet.member(position) for position in order[: self._settings.max_attempts]]
 
-    async def _try_traced(
-        self, flight: _Flight, trace: Trace, facts: Facts, member: Member
-    ) -> AttemptRefusal | _Break | None:
-        """The same, noted; the worker is told the attempt's span as its parent."""
-        record = flight.record
-        attempt = trace.attempt(member.address, self._clock())
-        request = msgspec.structs.replace(flight.request, traceparent=trace.traceparent(attempt.span_id))
-        attempt.outcome = "cancelled"
-        try:
-            found = await self._try(flight, request, facts, member)
-            attempt.outcome = found.cause if isinstance(found, AttemptRefusal) else record.outcome
-            return found
-        except WorkerError:
-            attempt.outcome = ReplyTooLarge.cause
-            raise
-        except MemoryFull as full:
-            attempt.outcome = full.code
-            raise
-        finally:
-            attempt.ended_at = trace.phase_began_at = self._clock()
-            if record.stream and record.first_byte_at > attempt.began_at:
-                attempt.first_event_at = record.first_byte_at
-
-    async def _try(
-        self, flight: _Flight, request: Request, facts: Facts, member: Member
-    ) -> AttemptRefusal | _Break | None:
-        """One worker. None: the client has its answer, or is gone. Raises WorkerError for an answer that is too large, and
-        MemoryFull, which is nobody's failure and no other worker's affair."""
-        client, record = flight.client, flight.record
-        selector = self._selector
-        watch = record.tally = _watch(flight) if request.stream else None
-        record.begin_attempt(member.name)
-        had_one, record.was_sent = record.was_sent, True
-        lease, cached = selector.send_to(member, request, facts)
-        record.worker, record.predicted_cached_tokens = member.name, cached
-        with lease, self._upstream.exchange(member.address) as exchange:
-            refusal: AttemptRefusal | None
-            try:
-                # An answer that is held shows nothing before its end, however long that takes: it has a deadline of its own.
-                patience_s = selector.first_event_s(member, facts, cached) if request.stream else None
-                reply = await exchange.ask(request, watch, client.memory, patience_s)
-                refusal = selector.on_answered(member, reply, request.model)
-            except ReplyTooLarge:
-                record.fail_attempt(ReplyTooLarge.cause)
-                # Another worker's would be as large, and so would the same one's if it were asked again.
-                raise WorkerError("the answer is too large: ask for less at once", retryable=False) from None
-            except (WorkerDied, WorkerErred, WorkerSilent) as error:
-                record.was_sent = had_one or not isinstance(error, CannotConnect)
-                refusal = selector.on_failed(member, error)
-            except MemoryFull as full:
-                record.fail_attempt(full.code)
-                raise
-            else:
-                record.was_sent = had_one or reply.status < 400
-            if refusal is not None:
-                record.fail_attempt(refusal.cause)
-                client.memory.resize(REPLY, 0)
-                selector.on_unanswered(request, lease)
-                return refusal
-            record.first_byte_at, record.status = self._clock(), reply.status
-            if reply.is_stream and watch is not None:
-                lease.on_first_token(record.first_byte_at)
-                end = await exchange.relay(client, record)
-                record.outcome, usage = end.value, watch.usage
-                if end in CAUSES:
-                    record.fail_attempt(CAUSES[end], broke=True)
-                    return _Break(member, end, watch)
-            else:
-                if reply.status == 400:
-                    reply = msgspec.structs.replace(reply, content=with_known_code(reply.body))
-                end = StreamEnd.DONE
-                usage = None
-                if reply.status == 200:
-                    whole = reply.content
-                    usage = read_usage(whole) if isinstance(whole, bytes) else await self._read_large(request, whole)
-                    if request.max_answer_tokens != 0 and not (usage and usage.output_tokens):
-                        record.delivered_tokens = self._weigh(request, reply)
-                await client.answer(reply, record)
-                record.outcome = "ok" if reply.status < 400 else "client_error"
-        if end is StreamEnd.TOO_LARGE:
-            client.break_off(WorkerError("an event of the answer is larger than may be held"))
-        selector.learn(request, facts, lease, record, usage)
-        return None
-
-    async def _read_large(self, request: Request, pieces: Sequence[bytes]) -> Usage | None:
-        """As the worker counted."""
-        if sum(map(len, pieces)) <= MAX_READ_HERE_BYTES:
-            return read_usage(b"".join(pieces))
-        return await self._read(request.tenant, read_usage, *pieces)
-
-    def _weigh(self, request: Request, reply: Reply) -> float:
-        """Where the worker did not count an answer, its tokens by its bytes."""
-        return sum(map(len, reply.pieces)) / self._selector.fleet.bytes_per_token(request.model)
-
-    async def _mend(self, flight: _Flight, broken: _Break) -> None:
+    async def _mend(self, flight: Flight, broken: Break) -> None:
         """Another worker goes on with the stream, or the client is told that nobody can."""
         member, end, watch = broken.member, broken.end, broken.watch
         request, client, record = flight.request, flight.client, flight.record
@@ -399,6 +255,10 @@ class Dispatcher:
         client.break_off(error)
 
 
+def _untried(ranked: Sequence[Member], tried: set[Member]) -> Member | None:
+    return next((member for member in ranked if member not in tried and not member.removed), None)
+
+
 def _begin_trace(trace: Trace, record: Record, request: Request, now: float) -> Request:
     """What lies behind it; and the request with its place in the trace, of which a worker gets to know in any case."""
     trace.record = record
@@ -411,13 +271,3 @@ def _begin_trace(trace: Trace, record: Record, request: Request, now: float) -> 
 def _note_given_up(record: Record, error: PoisonRequest) -> None:
     record.given_up = True
     log.warning("request given up", extra={"request_id": record.request_id, "died": list(error.workers)})
-
-
-def _watch(flight: _Flight) -> StreamFilter:
-    """A stream's, for one attempt: what an earlier one began was never sent."""
-    request, transcript = flight.request, flight.transcript
-    if transcript is not None:
-        transcript.clear()
-    return StreamFilter(
-        DIALECTS[request.route], hides_usage=request.hides_usage, hides_ids=request.hides_ids, transcript=transcript
-    )

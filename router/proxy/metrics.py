@@ -24,8 +24,8 @@ from router.core.fleet.health import Cause, WorkerState
 from router.core.index.cache_use import CacheMisses, CacheUse
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
-from router.core.request.request import Route
 from router.core.request.retry import RetryBudget
+from router.core.request.routes import Route
 from router.core.tenants.keyring import AuthRefusal
 from router.core.tenants.memory import MemoryBudget
 from router.runtime.series import counter
@@ -176,7 +176,7 @@ class Metrics:
             for outcome in RESUMPTION_OUTCOMES:
                 self._resumptions.labels(cause, outcome)
         for route in (*Route, None):
-            self._begin_requests(route.value if route else OTHER, OTHER)
+            self._begin_requests(route.path if route else OTHER, OTHER)
 
     def _begin_requests(self, route: str, model: str) -> None:
         for status in FAILURES:
@@ -194,7 +194,7 @@ class Metrics:
             self._count(record)
 
     def _count(self, record: Record) -> None:
-        key = (record.route.value, record.model, record.status, record.policy, record.reason)
+        key = (record.route.path, record.model, record.status, record.policy, record.reason)
         children = self._children.get(key) or self._bind(key)
         children.requests.inc()
         children.duration.observe(record.ended_at - record.started_at)
@@ -332,16 +332,16 @@ class FleetCollector(Collector):
         self._budget = budget
         self._sizes = sizes
         self._figures: tuple[tuple[str, str, Callable[[int], float]], ...] = (
-            ("worker_in_flight", "Requests of this router on the worker.", lambda at: fleet.in_flight[at]),
+            ("worker_in_flight", "Requests of this router on the worker.", lambda at: fleet.figures.in_flight[at]),
             (
                 "worker_queued_prefill_tokens",
                 "Tokens sent there whose first token is not back.",
-                lambda at: max(fleet.queued_prefill_tokens[at], 0.0),
+                lambda at: max(fleet.figures.queued_prefill_tokens[at], 0.0),
             ),
             (
                 "worker_prefill_rate",
                 "Learnt prefill rate, tokens per second.",
-                lambda at: 1.0 / fleet.seconds_per_token[at],
+                lambda at: 1.0 / fleet.figures.seconds_per_token[at],
             ),
             ("prefix_index_blocks", "Blocks of the index that the worker is believed to hold.", index.blocks),
             ("prefix_index_max_blocks", "Blocks that the index will remember of the worker.", index.limit),

@@ -16,12 +16,13 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
 from router.core.errors import NoWorkerAvailable, Overloaded, PoisonRequest, RouterError, Unavailable
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Member
+from router.core.fleet.member import Member
 from router.core.request.attempt import (
     AttemptFailed,
     CannotConnect,
@@ -33,13 +34,15 @@ from router.core.request.attempt import (
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record, Resumption
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
-from router.core.request.request import Request, Route
+from router.core.request.request import Request
 from router.core.request.retry import RetryBudget
-from router.core.request.trace import Trace
+from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName
+from router.proxy.attempts import Attempts
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.wire.completion import BadAnswer
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -157,54 +160,25 @@ class Resumer:
 
     async def _go_on(self, stream: _Stream) -> bool:
         """Raises Unsafe, RouterError."""
-        retries, is_free = 0, True  # one resumption is outside any budget
-        try:
-            attempts = 0
-            while attempts < self._rules.max_attempts:
+        most, guard, record = self._rules.max_attempts, stream.poison_guard, stream.record
+        is_free = True  # one resumption is outside any budget
+        with Attempts(most, self._budget, guard, record, self._clock, is_resumption=True) as attempts:
+            while attempts.are_left:
                 member, facts = await self._next(stream)
-                attempts += 1
-                if not is_free:
-                    if not self._budget.take(self._clock()):
-                        raise Overloaded("too many retries are under way", retry_after_s=1)
-                    retries += 1
-                try:
-                    trace = stream.record.trace
-                    end = await (
-                        self._try(stream, stream.request, member, facts)
-                        if trace is None
-                        else self._try_traced(stream, trace, member, facts)
-                    )
-                except (WorkerDied, WorkerErred, WorkerSilent) as error:
-                    stream.record.fail_attempt(error.cause)
-                    is_free = self._heed(stream, member, self._selector.on_failed(member, error))
-                    attempts -= isinstance(error, CannotConnect)  # nobody was asked; the time for waiting is the bound
-                except ReplyTooLarge:
-                    stream.record.fail_attempt(ReplyTooLarge.cause)
-                    raise Unsafe("too_large") from None
-                except (Unsafe, MemoryFull) as error:
-                    stream.record.fail_attempt("unsafe" if isinstance(error, Unsafe) else error.code)
-                    raise
-                except _Refused as refused:
-                    stream.record.fail_attempt(refused.refusal.cause)
-                    is_free = self._heed(stream, member, refused.refusal)
+                if not attempts.begin(is_free=is_free):
+                    raise Overloaded("too many retries are under way", retry_after_s=1)
+                outcome = await attempts.run(member, stream.request, partial(self._try, stream, member, facts))
+                if isinstance(outcome, AttemptRefusal):
+                    is_free = outcome.is_free
+                    attempts.made -= outcome.cause == CannotConnect.cause  # the time for waiting is the bound
+                elif outcome not in CAUSES:
+                    return outcome is not StreamEnd.TOO_LARGE
                 else:
-                    stream.record.outcome = end.value
-                    if end not in CAUSES:
-                        return end is not StreamEnd.TOO_LARGE
-                    stream.cause, stream.broke_at = CAUSES[end], self._clock()
-                    stream.record.fail_attempt(CAUSES[end], broke=True)
-                    is_free = end is StreamEnd.DIED
-                stream.poison_guard.check()
+                    stream.cause, stream.broke_at = CAUSES[outcome], self._clock()
+                    is_free = outcome is StreamEnd.DIED
+                    guard.check()
                 stream.failed.add(member.name)
-        finally:
-            self._budget.retrying -= retries
         raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
-
-    def _heed(self, stream: _Stream, member: Member, refusal: AttemptRefusal) -> bool:
-        """True if the next attempt costs nothing of the budget."""
-        if refusal.is_death:
-            stream.poison_guard.add(member.name, stream.record.chunks)
-        return refusal.is_free
 
     async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
         """The next worker, in the order that the policy gives the fleet as it is now. Raises Unavailable, ModelNotFound."""
@@ -221,34 +195,32 @@ class Resumer:
             pause_s = min(2.0 * pause_s, MAX_LOOK_AGAIN_S)
             stream.failed.clear()  # whoever failed may be back: better than nobody
 
-    async def _try_traced(self, stream: _Stream, trace: Trace, member: Member, facts: Facts) -> StreamEnd:
-        """The same, noted; the worker is told the attempt's span as its parent."""
-        attempt = trace.attempt(member.address, self._clock(), is_resumption=True)
-        request = msgspec.structs.replace(stream.request, traceparent=trace.traceparent(attempt.span_id))
-        times_before = len(stream.record.resumptions)
-        attempt.outcome = "cancelled"
+    async def _try(self, stream: _Stream, member: Member, facts: Facts, given: Request) -> AttemptRefusal | StreamEnd:
+        """``given``: the stream's request, as this worker gets it. Raises Unsafe, MemoryFull."""
+        record = stream.record
+        record.begin_attempt(member.name)
         try:
-            end = await self._try(stream, request, member, facts)
-            attempt.outcome = end.value
-            return end
-        except AttemptFailed as error:
-            attempt.outcome = error.cause
-            raise
+            end = await self._continue(stream, given, member, facts)
+        except (WorkerDied, WorkerErred, WorkerSilent) as error:
+            refusal = self._selector.on_failed(member, error)
         except _Refused as refused:
-            attempt.outcome = refused.refusal.cause
+            refusal = refused.refusal
+        except ReplyTooLarge:
+            record.fail_attempt(ReplyTooLarge.cause)
+            raise Unsafe("too_large") from None
+        except (Unsafe, MemoryFull) as error:
+            record.fail_attempt("unsafe" if isinstance(error, Unsafe) else error.code)
             raise
-        except Unsafe:
-            attempt.outcome = "unsafe"
-            raise
-        finally:
-            attempt.ended_at = trace.phase_began_at = self._clock()
-            if len(stream.record.resumptions) > times_before:
-                attempt.first_event_at = stream.broke_at + stream.record.resumptions[times_before].gap_s
+        else:
+            record.outcome = end.value
+            if end in CAUSES:
+                record.fail_attempt(CAUSES[end], broke=True)
+            return end
+        record.fail_attempt(refusal.cause)
+        return refusal
 
-    async def _try(self, stream: _Stream, given: Request, member: Member, facts: Facts) -> StreamEnd:
-        """``given``: the stream's, as this worker shall have it. Raises AttemptFailed, _Refused, Unsafe: until the relay begins
-        the client has seen nothing of it."""
-        stream.record.begin_attempt(member.name)
+    async def _continue(self, stream: _Stream, given: Request, member: Member, facts: Facts) -> StreamEnd:
+        """Raises AttemptFailed, _Refused, Unsafe, MemoryFull: until the relay begins the client has seen nothing of it."""
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         if member.removed:  # while it was asked for the seam: its position may be another's
             raise _Refused(AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
@@ -286,7 +258,10 @@ class Resumer:
         """Raises Unsafe."""
         record = stream.record
         record.worker = member.name
-        record.resumptions.append(Resumption(stream.cause, outcome, self._clock() - stream.broke_at))
+        now = self._clock()
+        record.resumptions.append(Resumption(stream.cause, outcome, now - stream.broke_at))
+        if record.trace is not None:
+            record.trace.on_first_event(now)
         stream.delivered = watch.delivered
         end = await exchange.relay(stream.client, record)
         if watch.unsafe:
@@ -346,7 +321,7 @@ def _read(transcript: Transcript) -> Delivered:
     """Raises Unsafe."""
     try:
         return transcript.delivered()
-    except msgspec.DecodeError:
+    except BadAnswer:
         raise Unsafe("parsed") from None
 
 

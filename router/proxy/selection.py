@@ -13,10 +13,11 @@ from router.core.errors import ModelNotFound, RouterError, WorkerError, WorkersB
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.capacity import NEAR
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Fleet, Lease, Member
+from router.core.fleet.fleet import Fleet
+from router.core.fleet.member import Lease, Member
 from router.core.fleet.ring import Ring
 from router.core.index.cache_use import CacheMisses
-from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
+from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
 from router.core.request.record import Record
@@ -69,6 +70,10 @@ class AttemptRefusal(NamedTuple):
             return self
         return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
 
+    def for_good(self) -> AttemptRefusal:
+        """Clients that retried now would do what the router must not, so the error says that a retry cannot help."""
+        return self._replace(error=type(self.error)(self.error.message, retryable=False))
+
 
 class WorkerSelector:
     """One for the process."""
@@ -102,15 +107,15 @@ class WorkerSelector:
 
     def _facts(self, request: Request) -> Facts:
         fleet = self.fleet
-        eligible = fleet.eligible(request.model)
+        eligible = fleet.catalog.eligible(request.model)
         now = self._clock()
         fleet.refresh_slowdowns(now)
         fleet.drain_foreign(now)
-        bytes_per_token = fleet.bytes_per_token(request.model)
+        bytes_per_token = fleet.learning.bytes_per_token(request.model)
         prompt_tokens = request.fingerprint.prompt_bytes / bytes_per_token
         last = self._last_workers.get(request.session) if request.session is not None else None
         return Facts(
-            fleet=fleet.view,
+            fleet=fleet.figures,
             eligible=eligible.positions,
             prompt_tokens=prompt_tokens,
             earlier_tokens=request.earlier_bytes / bytes_per_token,
@@ -119,11 +124,6 @@ class WorkerSelector:
             matches=self.index.match(request.fingerprint, prompt_tokens),
             session_worker=None if last is None else fleet.position_of(last),
         )
-
-    def cached_tokens(self, model: str, prompt: Fingerprint) -> float:
-        """Of a prompt, what the worker that holds most of it is believed to have."""
-        tokens = prompt.prompt_bytes / self.fleet.bytes_per_token(model)
-        return max((held for _, held in self.index.match(prompt, tokens)), default=0.0)
 
     def send_to(self, member: Member, request: Request, facts: Facts) -> tuple[Lease, float]:
         """The request goes there: a lease, to be entered, and the tokens that are expected to be cached."""
@@ -215,7 +215,7 @@ class WorkerSelector:
         record.completion_tokens = usage.output_tokens
         fleet, index = self.fleet, self.index
         if usage.prompt_tokens > 0 and request.fingerprint.hashes:
-            fleet.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
+            fleet.learning.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
         # The share of the prompt that was predicted is compared, not the tokens: how many those are was an estimate, too.
         per_estimate = usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
         predicted = record.predicted_cached_tokens * per_estimate
@@ -223,14 +223,14 @@ class WorkerSelector:
         cached = predicted if told is None else told
         was_held = cached >= predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS
         if told is not None:
-            if predicted > MISJUDGED_TOKENS and fleet.learns_capacity(member):
+            if predicted > MISJUDGED_TOKENS and fleet.learning.learns_capacity(member):
                 held_share = min(told, predicted) / max(usage.prompt_tokens, 1)
                 self._learn_capacity(request, facts, lease, held_share, was_held=was_held)
             self._account(member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, told)
         if not was_held:
             index.forget_older(member.position, facts.matches.last_used(member.position))
         if request.stream:
-            fleet.learn_rate(lease, usage.prompt_tokens - cached)
+            fleet.learning.learn_rate(lease, usage.prompt_tokens - cached)
 
     def _learn_capacity(
         self, request: Request, facts: Facts, lease: Lease, held_share: float, *, was_held: bool
@@ -242,7 +242,7 @@ class WorkerSelector:
         rest = own - held_share * own
         floor = int(rest + NEAR * lease.member.cache_blocks) if was_held else 0  # what was held shows nothing below
         age = self.index.age(position, facts.matches.last_used(position), floor)
-        self.fleet.learn_capacity(lease.member, age - rest, was_held=was_held)
+        self.fleet.learning.learn_capacity(lease.member, age - rest, was_held=was_held)
 
     def _told_cached(self, member: Member, request: Request, usage: Usage, predicted: float) -> int | None:
         """What the worker told of the prompt's cached tokens. vLLM may leave a count of 0 out, so nothing means 0 once the
@@ -268,7 +268,7 @@ class WorkerSelector:
             return
         if output_tokens < FEW_TOKENS and self._clock() - record.decided_at < SOON_S:
             return
-        output_bytes = int(output_tokens * self.fleet.bytes_per_token(request.model))
+        output_bytes = int(output_tokens * self.fleet.learning.bytes_per_token(request.model))
         self.index.record(member.position, request.fingerprint, output_bytes if output_bytes >= BLOCK_BYTES else 0)
 
     def _account(self, member: Member, prompt: int, best: float, predicted: float, actual: int) -> None:
@@ -277,7 +277,7 @@ class WorkerSelector:
         reuse = member.reuse
         reuse.prompt_tokens += prompt
         reuse.cached_tokens += actual
-        reuse.saved_s += actual * self.fleet.seconds_per_token[member.position]
+        reuse.saved_s += actual * self.fleet.figures.seconds_per_token[member.position]
 
     def remember(self, request: Request, member: Member, record: Record, usage: Usage | None) -> None:
         """The session ended there on another's behalf. What was cached of its prompt, and how long it took, says nothing of

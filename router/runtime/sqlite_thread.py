@@ -7,17 +7,24 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_WAL_BYTES = 64 * 1024 * 1024
+IN_MEMORY = Path(":memory:")
+"""The database is in this process's memory, and each connection has one of its own."""
+
+MAX_WAL_BYTES = 64 << 20
 """A write-ahead log that has grown longer is cut to this."""
+WAL_TRIES, WAL_PAUSE_S = 50, 0.02
 
 
 class NotBegun(Exception):
@@ -79,17 +86,7 @@ class SqliteThread:
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A call that is cancelled is not begun, or runs to its end. Raises NotBegun, and what ``work`` raises."""
-        if self.pending >= self.max_pending:
-            raise NotBegun(f"{self.pending} calls wait for it already")
-        try:
-            done = self.submit(work, *args, **kwargs)
-        except RuntimeError:
-            raise NotBegun("closed") from None
-        self.pending += 1
-        try:
-            return await asyncio.wrap_future(done)
-        finally:
-            self.pending -= 1
+        return await self.run_within(inf, time.monotonic, partial(work, *args, **kwargs))
 
     async def run_within(self, timeout_s: float, clock: Callable[[], float], work: Callable[[], T]) -> T:
         """A call whose fate is known: one that has not begun after ``timeout_s`` never does, and one that has is waited for as
@@ -136,9 +133,7 @@ class SqliteThread:
     def transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
         """A transaction, whole or not at all. ``begin``: the statement. Raises NotBegun, sqlite3.Error, and what ``work``
         raises."""
-        connection = self.connection
-        if connection is None:
-            raise NotBegun("closed")
+        connection = self.require_connection()
         connection.execute(begin)
         try:
             answer = work(connection)
@@ -150,15 +145,53 @@ class SqliteThread:
             raise
         return answer
 
+    def require_connection(self) -> sqlite3.Connection:
+        """Raises NotBegun."""
+        if self.connection is None:
+            raise NotBegun("closed")
+        return self.connection
+
+    def truncate_wal(self) -> None:
+        """Brings the write-ahead log into the file and cuts it to nothing, with what was deleted. Raises NotBegun and
+        sqlite3.Error, also where another process reads the file."""
+        (is_busy, *_) = self.require_connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise sqlite3.OperationalError("others read it")
+
     def disconnect(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
 
 
+def begin_wal(connection: sqlite3.Connection, synchronous: str) -> bool:
+    """Sets up a connection that writes: with a write-ahead log, and so that what is deleted is overwritten. False: the file
+    system cannot hold such a log. Raises sqlite3.Error."""
+    mode = _wal_mode(connection)
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+    connection.execute("PRAGMA secure_delete = ON")
+    return mode in ("wal", "memory")
+
+
+def _wal_mode(connection: sqlite3.Connection) -> str:
+    """The journal's mode from now on. SQLite waits for no lock here, so several who open a new file at once would refuse each
+    other."""
+    for _ in range(WAL_TRIES):
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+        time.sleep(WAL_PAUSE_S)
+    return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+
+
 def create_private(path: Path) -> None:
     """For nobody else's eyes, whatever the umask. A file that is there is not opened: closing it would drop the locks that
-    this process may have on it."""
+    this process may have on it. ``IN_MEMORY`` needs no file."""
+    if path == IN_MEMORY:
+        return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

@@ -150,7 +150,7 @@ def _json(value: object) -> web.Response:
 def show_decision(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
-        "route": record.route.value,
+        "route": record.route.path,
         "model": redact(record.model),  # a client may write any text here
         "stream": record.stream,
         "worker": record.worker,

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractStreamWriter
 from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.server.errors import error_body
 from router.server.slow_client import SlowClientRule

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from enum import Enum
 from functools import partial
 
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -29,8 +30,9 @@ from router.core.errors import (
     RouterError,
     UnsupportedEncoding,
 )
-from router.core.fleet.fleet import Fleet
-from router.core.request.request import NO_TENANT, Route
+from router.core.fleet.catalog import Catalog
+from router.core.request.request import NO_TENANT
+from router.core.request.routes import Api, Route
 from router.core.request.trace import TRACE
 from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
 from router.core.tenants.tenant import Caller
@@ -41,7 +43,7 @@ from router.runtime.reference_cycles import untie_error
 from router.server.auth import Gate
 from router.server.bodies import answer_unread, body_limits, read_body, require_room
 from router.server.client import ClientConnection
-from router.server.errors import ANTHROPIC_ROUTES, SERVER, error_response
+from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
 from router.server.origins import Origins
 from router.server.page_routes import Call, Match, PageRoutes
@@ -54,7 +56,6 @@ from router.wire.requests import Parsed, parse_apart
 log = logging.getLogger("warmroute.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_INFERENCE = {route.value: route for route in Route}
 
 REQUEST_ID_BYTES = 9
 
@@ -75,7 +76,7 @@ class DataPort:
         server: ServerConfig,
         limits: LimitsConfig,
         dispatch: Dispatch,
-        fleet: Fleet,
+        catalog: Catalog,
         clock: Callable[[], float],
         observe_refusal: Callable[[str, int], None],
         gate: Gate,
@@ -96,6 +97,11 @@ class DataPort:
         self._gate = gate
         self._server = server
         self._limits = limits
+        self._routes = {route.path: route for route in Route}
+        self._limits_of = {
+            route: msgspec.structs.replace(limits, max_body_bytes=route.spec.max_body_bytes or limits.max_body_bytes)
+            for route in Route
+        }
         self._dispatch = dispatch
         self._clock = clock
         self._observe_refusal = observe_refusal
@@ -104,7 +110,7 @@ class DataPort:
         self.key_connections = gate.connections
         self._parse = partial(parse_apart, limits=body_limits(limits), resumes=resumes)
         description = describe(limits, state.describe if state is not None else None)
-        self._plain = PlainPages(gate, fleet, description, lambda: self.phase is Phase.OPEN)
+        self._plain = PlainPages(gate, catalog, description, lambda: self.phase is Phase.OPEN)
         self._origins = Origins(server)
         self.phase = Phase.OPEN
         self.live = 0
@@ -115,16 +121,16 @@ class DataPort:
         """Answer one request; called by aiohttp. Only this function catches unexpected exceptions."""
         started_at = self._clock()
         path = request.raw_path
-        route = _INFERENCE.get(path) or _INFERENCE.get(exact_path(path))
+        route = self._routes.get(path) or self._routes.get(exact_path(path))
         request_id = self._request_id(request)
         if (trace := TRACE.get()) is not None:
-            trace.request_id, trace.route = request_id, route.value if route else ""
+            trace.request_id, trace.route = request_id, route.path if route else ""
         ABOUT.set((request_id, trace.trace_id if trace is not None and trace.is_sampled else ""))
         memory = self.memory.hold(NO_TENANT)
         self.live += 1
         try:
             check_fields(request.raw_headers, request.version)
-            if path not in _INFERENCE:
+            if path not in self._routes:
                 check_target(request.method, path)
             if self._origins.any_listed and (early := self._origins.check(request)) is not None:
                 return early
@@ -144,7 +150,7 @@ class DataPort:
             if begun is not None and begun.has_started:
                 begun.abort()
                 return begun.sent()
-            self._observe_refusal(route.value if route else "other", 500)
+            self._observe_refusal(route.path if route else "other", 500)
             return error_response(RouterError("internal error"), route, request_id)
         finally:
             self.live -= 1
@@ -155,8 +161,10 @@ class DataPort:
         self, request: web.BaseRequest, route: Route, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
         """Answer a request by a worker."""
-        caller = self._admit(request, route.value, ("POST",), memory, takes_x_api_key=route in ANTHROPIC_ROUTES)
-        body = await read_body(request, self._limits, memory)
+        limits = self._limits_of[route]
+        takes_x_api_key = route.spec.errors is Api.ANTHROPIC
+        caller = self._admit(request, route.path, ("POST",), memory, limits, takes_x_api_key=takes_x_api_key)
+        body = await read_body(request, limits, memory)
         if len(body) < CHEAP_BYTES:
             parsed = self._parse(body, route, request.headers, caller, request_id).of(body)
         else:
@@ -174,7 +182,7 @@ class DataPort:
         """Answer a request of a stateful route. Its page returns JSON, or answers the client's connection itself."""
         if (trace := TRACE.get()) is not None:
             trace.route = match.template
-        caller = self._admit(request, match.template, match.by_method, memory)
+        caller = self._admit(request, match.template, match.by_method, memory, self._limits)
         with self._admission.visit(caller.rules):
             call = Call(
                 names=match.names,
@@ -245,6 +253,7 @@ class DataPort:
         path: str,
         methods: Collection[str],
         memory: Holding,
+        limits: LimitsConfig,
         *,
         takes_x_api_key: bool = False,
     ) -> Caller:
@@ -258,7 +267,7 @@ class DataPort:
             raise Draining("the router is shutting down", retry_after_s=1)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedEncoding("this Content-Encoding is not supported: send the body as it is")
-        require_room(request.content_length or 0, self._limits)
+        require_room(request.content_length or 0, limits)
         return caller
 
     def _request_id(self, request: web.BaseRequest) -> str:
@@ -281,7 +290,7 @@ class DataPort:
     ) -> web.StreamResponse:
         """Count the error, and answer it without waiting for the rest of the body."""
         if not error.is_counted:
-            self._observe_refusal(route.value if route else "other", error.status)
+            self._observe_refusal(route.path if route else "other", error.status)
         response = error_response(error, route, request_id)
         self._origins.add_to(request, response)
         if isinstance(error, MalformedRequest | ConnectionsLimited) or self.phase is not Phase.OPEN:

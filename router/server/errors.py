@@ -6,10 +6,8 @@ import msgspec
 from aiohttp import web
 
 from router.core.errors import RouterError
-from router.core.request.request import Route
+from router.core.request.routes import Api, Route
 
-ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
-"""Routes of Anthropic's API. Their clients read errors of another shape, and send ``x-api-key``."""
 SERVER = "warmroute"
 """Value of the Server header. It has no version, which would help attackers."""
 
@@ -29,7 +27,7 @@ _RETRIED = frozenset({408, 409, 429})
 
 
 def error_body(error: RouterError, route: Route | None) -> bytes:
-    if route in ANTHROPIC_ROUTES:
+    if route is not None and route.spec.errors is Api.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
     return msgspec.json.encode(

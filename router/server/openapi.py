@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from router.config.schema import LimitsConfig
-from router.core.request.request import Route
+from router.core.request.routes import Api, PromptForm, Route
 
 Schema = dict[str, Any]
 DescribePages = Callable[[LimitsConfig, Schema, Schema], Schema]
@@ -20,17 +20,6 @@ DescribePages = Callable[[LimitsConfig, Schema, Schema], Schema]
 _TEXT: Schema = {"type": "string"}
 _PARTS: Schema = {"type": "array", "items": {"type": "object"}}
 _MESSAGES: Schema = {"type": "array", "items": {"type": "object"}}
-_TITLES = {
-    Route.CHAT: "The next message of a conversation",
-    Route.COMPLETIONS: "The continuation of a text",
-    Route.EMBEDDINGS: "Vectors of texts",
-    Route.RERANK: "Documents ordered by how well they match a query",
-    Route.SCORE: "The similarity of texts",
-    Route.MESSAGES: "The next message of a conversation, in Anthropic's shape",
-    Route.COUNT_TOKENS: "The number of tokens of a conversation, in Anthropic's shape",
-}
-_ANTHROPIC = (Route.MESSAGES, Route.COUNT_TOKENS)
-_STREAMING = (Route.CHAT, Route.COMPLETIONS, Route.MESSAGES)
 _ERRORS = {
     400: "The router or the worker found the request invalid.",
     404: "No worker ever listed this model.",
@@ -59,7 +48,7 @@ API_VERSION = "1"
 
 def describe(limits: LimitsConfig, describe_pages: DescribePages | None = None) -> bytes:
     """The document in JSON. ``describe_pages`` adds routes that need no worker."""
-    paths: Schema = {route.value: {"post": _inference(route, limits)} for route in Route}
+    paths: Schema = {route.path: {"post": _inference(route, limits)} for route in Route}
     paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
     paths["/health"] = {"get": _plain("Whether the process lives", _plain_text())}
     paths["/ready"] = {"get": _plain("Whether some worker can serve", _plain_text(), 503)}
@@ -78,14 +67,14 @@ def describe(limits: LimitsConfig, describe_pages: DescribePages | None = None) 
 
 def _inference(route: Route, limits: LimitsConfig) -> Schema:
     answer = _json({})
-    if route in _STREAMING:
+    if route.spec.streams:
         answer["text/event-stream"] = {"schema": _TEXT}
     return {
-        "summary": _TITLES[route],
+        "summary": route.spec.title,
         "requestBody": {"required": True, "content": _json(_body(route, limits))},
         "responses": {
             "200": {"description": "The worker's answer.", "content": answer},
-            **_errors(_ERRORS, "AnthropicError" if route in _ANTHROPIC else "Error"),
+            **_errors(_ERRORS, "AnthropicError" if route.spec.errors is Api.ANTHROPIC else "Error"),
         },
     }
 
@@ -108,16 +97,16 @@ def _body(route: Route, limits: LimitsConfig) -> Schema:
         "max_tokens": _or_null({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}),
         "stop": _or_null(_TEXT, {"type": "array", "items": _TEXT, "maxItems": limits.max_stops}),
     }
-    required = ["model"]
-    if route in (Route.CHAT, *_ANTHROPIC):
+    required, prompt = ["model"], route.spec.prompt
+    if prompt in (PromptForm.MESSAGES, PromptForm.ANTHROPIC):
         properties["messages"] = {**_MESSAGES, "maxItems": limits.max_messages}
         properties["tools"] = _or_null(_PARTS)
         required.append("messages")
-    if route in _ANTHROPIC:
+    if prompt is PromptForm.ANTHROPIC:
         properties["system"] = _or_null(_TEXT, _PARTS)
-    if route is Route.COMPLETIONS:
+    if prompt is PromptForm.TEXT:
         properties["prompt"] = _or_null(_TEXT, {"type": "array", "items": _TEXT, "maxItems": limits.max_inputs})
-    if route in (Route.CHAT, Route.COMPLETIONS):
+    if route.spec.streams is Api.OPENAI:
         usage = {"include_usage": _or_null({"type": "boolean"})}
         properties["stream_options"] = _or_null({"type": "object", "properties": usage})
     return {"type": "object", "required": required, "properties": properties}

@@ -8,17 +8,17 @@ import msgspec
 from aiohttp import web
 
 from router.core.errors import MethodNotAllowed, RouteNotFound
-from router.core.fleet.fleet import Fleet
+from router.core.fleet.catalog import Catalog
 from router.server.auth import Gate
 from router.server.errors import SERVER
 from router.wire.client_head import exact_path
 
 
 class PlainPages:
-    def __init__(self, gate: Gate, fleet: Fleet, description: bytes, is_open: Callable[[], bool]) -> None:
+    def __init__(self, gate: Gate, catalog: Catalog, description: bytes, is_open: Callable[[], bool]) -> None:
         """``description``: of the API, in JSON. ``is_open``: False from the moment at which the router starts to leave."""
         self._gate = gate
-        self._fleet = fleet
+        self._catalog = catalog
         self._description = description
         self._is_open = is_open
         self._pages: dict[str, Callable[[web.BaseRequest], web.Response]] = {
@@ -43,7 +43,7 @@ class PlainPages:
     def _ready(self, _request: web.BaseRequest) -> web.Response:
         if not self._is_open():
             return web.Response(status=503, text="draining\n")
-        if not self._fleet.is_ready():
+        if not self._catalog.is_ready():
             return web.Response(status=503, text="no worker can serve yet\n")
         return web.Response(text="ready\n")
 
@@ -52,7 +52,7 @@ class PlainPages:
 
     def _models(self, request: web.BaseRequest) -> web.Response:
         rules = self._gate.admit(request, takes_x_api_key=True).rules
-        cards = [card for name, card in self._fleet.served_models().items() if rules.may_use(name)]
+        cards = [card for name, card in self._catalog.served_models().items() if rules.may_use(name)]
         return web.Response(
             body=msgspec.json.encode({"object": "list", "data": cards}), content_type="application/json"
         )

@@ -15,8 +15,8 @@ from router.core.request.reply import Reply, StreamEnd
 from router.core.tenants.memory import Holding
 from router.proxy.ports import Client
 from router.runtime.reference_cycles import untie_error
-from router.sessions.openai.chat_answers import BadAnswer
 from router.sessions.stores.contract import Sid
+from router.wire.completion import BadAnswer
 from router.wire.framing import frame
 
 MAX_ANSWER_BYTES = 64 << 20

@@ -11,13 +11,12 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from router.core.errors import RouterError
-from router.core.request.request import Tenant
-from router.core.tenants.tenant import TenantRules
 from router.sessions.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_notes
 from router.sessions.context.cut_points import Cut
 from router.sessions.context.history import History
@@ -27,14 +26,13 @@ from router.sessions.histories import Histories
 from router.sessions.planner import Ask
 from router.sessions.stores.contract import Sid
 from router.sessions.summaries import SummaryWriter, Written
+from router.sessions.summary_budget import SummaryBudget
 from router.sessions.views import ViewPlan, Views
 
 log = logging.getLogger("warmroute.sessions")
 
 ATTEMPTS = 4
 """To commit notes, while turns cut the history and others wish things of the session."""
-
-DAY_S = 86_400.0
 
 LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
 """Notes are asked to be a quarter of what they stand for, at the most: longer ones are refused, or spare little."""
@@ -64,32 +62,49 @@ class CompactionJob(NamedTuple):
     wanted_at: float
 
 
+class Result(StrEnum):
+    """What a job came to: labels of the compaction counter."""
+
+    CUT = "cut"
+    SUMMARIZED = "summarized"
+    """Cut, with a summary."""
+    PENDING = "pending"
+    """There is a summary, which the next cut shows."""
+    NOTHING = "nothing"
+    RACED = "raced"
+    STALE = "stale"
+    DROPPED = "dropped"
+    FAILED = "failed"
+    OVER_BUDGET = "over_budget"
+    REJECTED_EMPTY = "rejected_empty"
+    REJECTED_REFUSAL = "rejected_refusal"
+    REJECTED_LONGER = "rejected_longer"
+    REJECTED_UNFINISHED = "rejected_unfinished"
+
+
+COMMITTED = frozenset((Result.CUT, Result.SUMMARIZED, Result.PENDING))
+
+
+class SummaryPlan(NamedTuple):
+    """``cut``: the one to make; None: what is summarised was cut before. ``upto``: the last item of the cut. ``question``: the
+    item that the cut keeps. ``max_tokens``: of the summary."""
+
+    cut: Cut | None
+    upto: LogPosition
+    question: LogPosition
+    source: Source
+    max_tokens: int
+
+    @property
+    def price(self) -> int:
+        """Most tokens that it can cost, about."""
+        return self.source.tokens + self.max_tokens
+
+
 class Indexer(Protocol):
     async def catch_up(self, history: History) -> None:
         """With what left the prompt. Fails nothing."""
         ...
-
-
-class Budget:
-    """Tokens of a day, by tenant. Of this replica."""
-
-    def __init__(self, default: int, wall_clock: Callable[[], float]) -> None:
-        self._default = default
-        self._wall_clock = wall_clock
-        self._day = 0
-        self._spent: Counter[Tenant] = Counter()
-
-    def left(self, rules: TenantRules) -> int | None:
-        """None: any number."""
-        day = int(self._wall_clock() // DAY_S)
-        if day != self._day:
-            self._day = day
-            self._spent.clear()
-        bound = rules.summary_tokens_per_day or self._default
-        return bound - self._spent[rules.tenant] if bound else None
-
-    def spend(self, rules: TenantRules, tokens: int) -> None:
-        self._spent[rules.tenant] += tokens
 
 
 class Compactor:
@@ -118,9 +133,9 @@ class Compactor:
         self._waiting: dict[Sid, CompactionJob] = {}
         self._at_work: set[Sid] = set()
         self._news = asyncio.Event()
-        self.budget = Budget(settings.tokens_per_day, wall_clock)
-        self.results: Counter[str] = Counter(dict.fromkeys(RESULTS, 0))
-        self.tokens: Counter[str] = Counter({"prompt": 0, "notes": 0})
+        self.budget = SummaryBudget(settings.tokens_per_day, wall_clock)
+        self.results: Counter[str] = Counter(dict.fromkeys(Result, 0))
+        self.tokens: Counter[str] = Counter({"prompt": 0, "summary": 0})
 
     @property
     def waiting(self) -> int:
@@ -128,7 +143,7 @@ class Compactor:
 
     def submit(self, sid: Sid, ask: Ask, view_plan: ViewPlan) -> None:
         if sid not in self._waiting and len(self._waiting) >= self._settings.max_waiting:
-            self.results["dropped"] += 1
+            self.results[Result.DROPPED] += 1
             return
         self._waiting[sid] = CompactionJob(sid, ask, view_plan, self._clock())
         self._news.set()
@@ -153,85 +168,99 @@ class Compactor:
         return sid not in self._at_work and (writes or not self._waiting[sid].view_plan.writes)
 
     async def do(self, job: CompactionJob) -> None:
-        """One chore, wholly. What goes wrong is counted, and tried again behind another turn."""
+        """One job, to its end. A failure is counted, and the session is tried again after another turn."""
         try:
             result = await self._do(job)
         except RouterError as error:
-            result = "failed"
+            result = Result.FAILED
             log.warning("a history was not cut", extra={"why": error.message, "code": error.code})
         self.results[result] += 1
         if result in COMMITTED:
             self._observe_lag(self._clock() - job.wanted_at)
 
-    async def _do(self, job: CompactionJob) -> str:
+    async def _do(self, job: CompactionJob) -> Result:
         owner = job.ask.caller.rules.tenant
         history, _ = await self._histories.load(job.sid, owner)
         traits = self._views.traits(job.ask, history)
-        result = "nothing"
+        result = Result.NOTHING
         if traits.summarizes:
-            result = await self._tell(job, history)
+            result = await self._summarize(job, history)
         elif (cut := _due_cut(job.view_plan, history)) is not None:
-            result = "cut" if await self._histories.commit_view(history, cut_view(history, cut)) else "raced"
+            is_ours = await self._histories.commit_view(history, cut_view(history, cut))
+            result = Result.CUT if is_ours else Result.RACED
         if traits.recalls:
             await self._indexer.catch_up(history)
         return result
 
-    async def _tell(self, job: CompactionJob, history: History) -> str:
-        """Notes of what is to go; of what went without any, if nothing is to go."""
-        rules, view_plan, settings = job.ask.caller.rules, job.view_plan, self._settings
-        upto, question = history.view.cut, START
-        if (cut := _due_cut(view_plan, history)) is not None:
+    async def _summarize(self, job: CompactionJob, history: History) -> Result:
+        """Plan, reserve, write, commit."""
+        plan = self._plan(job, history)
+        if plan is None:
+            return Result.NOTHING
+        if plan.cut is not None and plan.source.upto < plan.upto:
+            # Too much for one request: the history is cut now, and summarised part by part.
+            if not await self._histories.commit_view(history, cut_view(history, plan.cut)):
+                return Result.RACED
+            plan = plan._replace(source=self._source(job, history, plan.source.upto, plan.max_tokens))
+        work = await self._reserve(job, history, plan)
+        if isinstance(work, Result):
+            return work
+        written = await self._write(job, history, plan)
+        if isinstance(written, Result):
+            await self._postpone(job, history, work)
+            return written
+        source = plan.source
+        segment = Segment(source.since, source.upto, written.text, written.tokens, source.head)
+        return await self._commit(history, segment, plan.question)
+
+    def _plan(self, job: CompactionJob, history: History) -> SummaryPlan | None:
+        """The items that a cut removes now, or those that were cut before without a summary. None: there are none."""
+        low, upto, question = job.view_plan.low, history.view.cut, START
+        if (cut := _due_cut(job.view_plan, history)) is not None:
             upto = place_of(history, cut)
             question = cut.question.place if cut.question is not None else START
         if upto <= history.view.told:
-            return "nothing"
-        summary_tokens = min(settings.summary_tokens, max(view_plan.low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
-        room = min(settings.source_tokens, self._writer.room(job.ask, history, summary_tokens))
-        source = source_of(history, upto, low_tokens=view_plan.low, max_tokens=room)
-        if cut is not None and source.upto < upto:  # too much for one request: it is cut now, and told of part by part
-            if not await self._histories.commit_view(history, cut_view(history, cut)):
-                return "raced"
-            source = source_of(history, source.upto, low_tokens=view_plan.low, max_tokens=room)
-        price = source.tokens + summary_tokens
-        left = self.budget.left(rules)
-        if left is not None and left < price:
-            return "over_budget"
-        work = await self._begin(history, source.upto)
-        if work is None:
-            return "raced"
-        self.budget.spend(rules, price)  # before anybody else looks
-        written = await self._write(job, history, source, summary_tokens)
-        self.budget.spend(rules, (0 if isinstance(written, str) else written.prompt_tokens + written.tokens) - price)
-        if isinstance(written, str):
-            await self._give_up(job, history, work)
-            return written
-        segment = Segment(source.since, source.upto, written.text, written.tokens, source.head)
-        return await self._commit(history, segment, question)
+            return None
+        max_tokens = min(self._settings.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
+        return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
-    async def _begin(self, history: History, upto: LogPosition) -> Work | None:
-        """Tell all replicas who writes. None: another does, or what came of it last time is too near."""
+    def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
+        room = min(self._settings.source_tokens, self._writer.room(job.ask, history, max_tokens))
+        return source_of(history, upto, low_tokens=job.view_plan.low, max_tokens=room)
+
+    async def _reserve(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Work | Result:
+        """The tenant's budget for it, and the work among replicas."""
+        left = self.budget.left(job.ask.caller.rules)
+        if left is not None and left < plan.price:
+            return Result.OVER_BUDGET
         now, before = self._wall_clock(), history.view.work
         if before is not None and now < before.until:
-            return None
+            return Result.RACED  # another replica writes, or the last attempt failed a short time ago
         failures = before.failures if before is not None else 0
-        work = Work(secrets.token_hex(8), upto, now + self._settings.work_s, failures)
-        return work if await self._histories.commit_view(history, replace(history.view, work=work)) else None
+        work = Work(secrets.token_hex(8), plan.source.upto, now + self._settings.work_s, failures)
+        if not await self._histories.commit_view(history, replace(history.view, work=work)):
+            return Result.RACED
+        self.budget.spend(job.ask.caller.rules, plan.price)  # before another job asks
+        return work
 
-    async def _write(self, job: CompactionJob, history: History, source: Source, summary_tokens: int) -> Written | str:
-        """Or why there are no notes."""
+    async def _write(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Written | Result:
+        """The budget is charged what it cost, in place of what was reserved."""
+        source, rules = plan.source, job.ask.caller.rules
+        max_tokens = min(plan.max_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         try:
             async with asyncio.timeout(self._settings.work_s):
-                max_tokens = min(summary_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
                 written = await self._writer.write(job.ask, history, source, max_tokens)
         except (RouterError, TimeoutError) as error:
-            log.warning("notes were not written", extra={"why": str(error) or "they took too long"})
-            return "failed"
+            log.warning("no summary was written", extra={"why": str(error) or "it took too long"})
+            self.budget.spend(rules, -plan.price)
+            return Result.FAILED
         self.tokens["prompt"] += written.prompt_tokens
-        self.tokens["notes"] += written.tokens
+        self.tokens["summary"] += written.tokens
         why = reject(written.text, written.tokens, source.tokens, is_whole=written.is_whole)
-        return f"rejected_{why}" if why else written
+        self.budget.spend(rules, (0 if why else written.prompt_tokens + written.tokens) - plan.price)
+        return Result(f"rejected_{why}") if why else written
 
-    async def _give_up(self, job: CompactionJob, history: History, work: Work) -> None:
+    async def _postpone(self, job: CompactionJob, history: History, work: Work) -> None:
         """Leave the view as it is, and say when to try again."""
         failures = work.failures + 1
         until = self._wall_clock() + self._settings.retry_s * 2.0 ** min(failures - 1, 10)
@@ -245,37 +274,18 @@ class Compactor:
                 return
             history, _ = await self._histories.load(job.sid, history.owner)
 
-    async def _commit(self, history: History, segment: Segment, question: LogPosition) -> str:
+    async def _commit(self, history: History, segment: Segment, question: LogPosition) -> Result:
         generation = history.generation
         for _ in range(ATTEMPTS):
             view: View | None = with_notes(history, segment, question)
             if view is None or history.generation != generation:
-                return "stale"
+                return Result.STALE
             if await self._histories.commit_view(history, view):
-                return "pending" if view.pending else "told"
+                return Result.PENDING if view.pending else Result.SUMMARIZED
             history, _ = await self._histories.load(Sid(history.sid), history.owner)
-        return "raced"
+        return Result.RACED
 
 
 def _due_cut(view_plan: ViewPlan, history: History) -> Cut | None:
-    """Another may have cut it since the turn behind which somebody looks."""
+    """None: the history is short, or another replica has cut it since the turn."""
     return find_cut(history, view_plan.low) if history.tokens >= view_plan.high else None
-
-
-COMMITTED = frozenset(("cut", "told", "pending"))
-RESULTS = (
-    "cut",
-    "told",
-    "pending",
-    "nothing",
-    "raced",
-    "stale",
-    "dropped",
-    "failed",
-    "over_budget",
-    "rejected_empty",
-    "rejected_refusal",
-    "rejected_longer",
-    "rejected_unfinished",
-)
-"""What comes of a chore: labels of the compaction counter."""

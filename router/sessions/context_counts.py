@@ -32,7 +32,7 @@ class ContextCounts:
         self.sent[strategy] += prompt.tokens
         self.raw[strategy] += prompt.tokens + history.cut_tokens - history.preface_tokens
         worker = record.worker if record is not None else ""
-        before, history.sent = history.sent, Sent(history.last_turn, ask.incoming.model, worker, prompt.shape)
+        before, history.sent = history.sent, Sent(history.log.last_turn, ask.incoming.model, worker, prompt.shape)
         if before is not None and record is not None and record.actual_cached_tokens is not None:
             self._count_break(before, history.sent, plan, record.prompt_tokens, record.actual_cached_tokens)
 

@@ -62,7 +62,7 @@ class ContextCollector(Collector):
         yield counter(
             "compactions",
             "Histories looked at by the janitor, by what came of it, and cut in a turn.",
-            {**compactor.results, **views.cuts},
+            {**compactor.results, "ceiling": views.cuts},
             "result",
         )
         yield CounterMetricFamily(
@@ -88,12 +88,6 @@ class ContextCollector(Collector):
             "Calls that came to nothing by which the index follows sessions.",
             self._context_window.recaller.index_failures,
         )
-        yield GaugeMetricFamily(
-            "warmroute_context_hit_ratio",
-            "Share of what earlier turns had that workers had cached, as the cost of carrying is reckoned.",
-            views.cache_costs.hits,
-        )
-        yield GaugeMetricFamily("warmroute_context_growth_tokens", "Tokens that a turn adds.", views.cache_costs.growth)
         left = GaugeMetricFamily(
             "warmroute_tenant_summary_tokens_left", "Of the day's budget for notes.", labels=("tenant",)
         )

@@ -69,17 +69,17 @@ class ContextWindow:
 
     def fits(self, ask: Ask, history: History, plan: Plan) -> bool:
         """False: cut it first, or refuse it."""
-        return self.views.wants_cut(ask, history, plan) is None and not self.views.is_too_long(ask, plan.prompt)
+        return self.views.needs_cut(ask, history, plan) is None and not self.views.is_too_long(ask, plan.prompt)
 
     async def fit(self, ask: Ask, history: History, plan: Plan) -> bool:
         """Cut it, if need be. True: it fits, or cannot be made to. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
-        due = self.views.wants_cut(ask, history, plan)
-        return due is None or not await self.views.cut(history, due)
+        low_tokens = self.views.needs_cut(ask, history, plan)
+        return low_tokens is None or not await self.views.cut(history, low_tokens)
 
     def fit_aside(self, ask: Ask, history: History, plan: Plan) -> History:
         """For a turn that leaves nothing behind, not even a cut: the history, or a copy that is cut."""
-        due = self.views.wants_cut(ask, history, plan)
-        return history if due is None else self.views.cut_aside(history, due)
+        low_tokens = self.views.needs_cut(ask, history, plan)
+        return history if low_tokens is None else self.views.cut_aside(history, low_tokens)
 
     def on_end(self, sid: Sid, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
         """The turn has ended."""

@@ -36,8 +36,8 @@ class TurnCounts:
         if ask.incoming.resends:
             self.resent_messages += len(split_system(ask.incoming.messages)[1]) - len(own)
         kinds = {draft.kind for draft in plan.drafts}
-        self.breaks["system_changed"] += Kind.SYSTEM in kinds and history.system.number > 0
-        self.breaks["tools_changed"] += Kind.TOOLS in kinds and history.tools.number > 0
+        self.breaks["system_changed"] += Kind.SYSTEM in kinds and history.log.system.number > 0
+        self.breaks["tools_changed"] += Kind.TOOLS in kinds and history.log.tools.number > 0
 
     def count_prefix(self, plan: Plan, record: Record | None) -> None:
         if record is None or not plan.prompt.earlier_bytes or not record.prompt_tokens:

@@ -28,7 +28,9 @@ from router.core.errors import (
 from router.core.request.request import Tenant
 from router.sessions.context.copies import TURN, Copy, copy_of
 from router.sessions.context.entry import BadEntry, Draft, Kind, encode_turn
-from router.sessions.context.history import ITEM_OVERHEAD_BYTES, History, Item
+from router.sessions.context.history import History
+from router.sessions.context.item import Item
+from router.sessions.context.log import ITEM_OVERHEAD_BYTES
 from router.sessions.context.view import WHOLE, BadView, ContextOverrides, NewerView, View, decode_view, encode_view
 from router.sessions.history_cache import HistoryCache
 from router.sessions.stores.contract import (
@@ -143,7 +145,7 @@ class Histories:
         """The history has the entries, too. Raises Fenced."""
         self.grow(history, append.entries, await self.ask(self.store.append(append)))
         if append.ends:
-            self.observe_size(len(history.items), history.item_bytes)
+            self.observe_size(len(history.items), history.log.item_bytes)
 
     def grow(self, history: History, entries: Sequence[bytes], head: int) -> None:
         """By what the store has appended for this replica; ``head``: the log's, then. Another reader of this replica may have
@@ -163,7 +165,7 @@ class Histories:
             owner=history.owner,
             turn=turn,
             at=self._wall_clock(),
-            link=history.link_of(turn),
+            link=history.log.link_of(turn),
             ends=ends,
         )[0]
 
@@ -173,7 +175,7 @@ class Histories:
         self._require_room(history, len(drafts), _size_of(drafts))
 
     def _require_room(self, history: History, added: int, added_bytes: int) -> None:
-        if history.head + added > self.bounds.max_entries or history.bytes + added_bytes > self.bounds.max_bytes:
+        if history.head + added > self.bounds.max_entries or history.log.bytes + added_bytes > self.bounds.max_bytes:
             self.full += 1
             raise SessionFull(
                 f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
@@ -358,7 +360,7 @@ class Histories:
     async def as_of(self, sid: Sid, owner: Tenant, after: TurnPosition) -> History:
         """As it stood behind that turn: to be read, not to be written. Raises SessionNotFound, NoSuchItem."""
         history, _ = await self.load(sid, owner)
-        if history.last_turn == after.turn:
+        if history.log.last_turn == after.turn:
             return history
         return self._aside(sid, owner, _copy_upto(history, after))
 
@@ -459,7 +461,8 @@ async def beside(items: int, work: Callable[P, T], *args: P.args, **kwargs: P.kw
 def _still(history: History) -> History:
     """To be read in a thread, while the other goes on."""
     still = copy(history)
-    still.items = history.items[:]
+    still.log = copy(history.log)
+    still.log.items = history.items[:]
     return still
 
 

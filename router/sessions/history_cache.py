@@ -40,8 +40,8 @@ class HistoryCache:
         other = self._histories.get(sid)
         if other is not None and other.generation == history.generation and other.head > history.head:
             return
-        self.bytes += history.bytes - self._sizes.get(sid, 0)
-        self._sizes[sid] = history.bytes
+        self.bytes += history.log.bytes - self._sizes.get(sid, 0)
+        self._sizes[sid] = history.log.bytes
         self._histories[sid] = history
         self._histories.move_to_end(sid)
         while self.bytes > self.max_bytes and len(self._histories) > 1:

@@ -12,7 +12,8 @@ from itertools import islice
 import msgspec
 
 from router.sessions.context.entry import Draft, Kind
-from router.sessions.context.history import History, Item
+from router.sessions.context.history import History
+from router.sessions.context.item import Item
 from router.sessions.context.messages import Message
 from router.sessions.context.provenance import recalled_numbers
 from router.sessions.context.recollection import Found, compose

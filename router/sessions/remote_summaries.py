@@ -9,12 +9,14 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from router.core.errors import WorkerError
+from router.runtime.bounded_body import read_body
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.summaries import ask_about
-from router.sessions.openai.chat_answers import BadAnswer, read_completion
+from router.sessions.openai.chat_answers import read_answer
 from router.sessions.planner import Ask
 from router.sessions.summaries import Written, note_params, read_notes
+from router.wire.completion import BadAnswer
 
 MAX_REPLY_BYTES = 1 << 20
 
@@ -40,7 +42,7 @@ class RemoteSummaryWriter:
             **note_params(max_tokens),
         }
         try:
-            answer = read_completion(await self._post(msgspec.json.encode(body)))
+            answer = read_answer(await self._post(msgspec.json.encode(body)))
         except (ClientError, TimeoutError, BadAnswer, _Unusable) as error:
             raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
         usage: dict[str, Any] = answer.usage or {}
@@ -65,9 +67,7 @@ class RemoteSummaryWriter:
         ):
             if reply.status != 200:
                 raise _Unusable(f"it answered {reply.status}")
-            answer = bytearray()
-            async for part in reply.content.iter_any():
-                answer += part
-                if len(answer) > MAX_REPLY_BYTES:
-                    raise _Unusable(f"it answered more than {MAX_REPLY_BYTES} bytes")
-            return bytes(answer)
+            answer = await read_body(reply, MAX_REPLY_BYTES)
+            if answer is None:
+                raise _Unusable(f"it answered more than {MAX_REPLY_BYTES} bytes")
+            return answer

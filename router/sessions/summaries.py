@@ -20,9 +20,10 @@ from router.sessions.context.prompt import Incoming
 from router.sessions.context.summaries import ask_about, ask_behind, without_thoughts, words_of
 from router.sessions.context.view import LogPosition
 from router.sessions.names import affinity_key
-from router.sessions.openai.chat_answers import BadAnswer, ChatAnswer, read_completion
+from router.sessions.openai.chat_answers import ChatAnswer, read_answer
 from router.sessions.planner import Ask, Planner, request_of
 from router.sessions.stores.contract import Sid
+from router.wire.completion import BadAnswer
 
 FRAME_TOKENS = 300
 """Of what is asked for, and of templates."""
@@ -56,23 +57,19 @@ class SummaryWriter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FleetSummaryWriter:
-    """``model``: empty for each session's own. ``price``: of one of its tokens, over one of the session's own model;
-    ``cached_price``: of one that is cached. ``window``: a model's, in tokens; 0: unknown."""
+    """``model``: empty for each session's own. ``window``: a model's, in tokens; 0: unknown."""
 
     planner: Planner
     dispatch: Dispatch
     clock: Callable[[], float]
     model: str
-    price: float
-    cached_price: float
     window: Callable[[str], int]
 
     async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
         model = self._model(ask)
-        price = self.price if model != ask.incoming.model else 1.0
         if not source.notes and self._may_go_behind(ask, history, source.since, max_tokens):
-            is_cheaper = self.cached_price * history.tokens < price * source.tokens
-            if is_cheaper or source.tokens > self._room_for_transcript(model, max_tokens):
+            is_cached = model == ask.incoming.model
+            if is_cached or source.tokens > self._room_for_transcript(model, max_tokens):
                 return await self._write_behind(ask, history, source, max_tokens)
         messages = ask_about(source.notes, source.items, max_tokens)
         incoming = Incoming(model=model, messages=messages, params=note_params(max_tokens))
@@ -97,7 +94,7 @@ class FleetSummaryWriter:
         if since < history.view.cut or last.get("role") != "assistant" or last.get("tool_calls"):
             return False
         window = self.window(ask.incoming.model)
-        size = history.tokens + history.system.tokens + history.tools.tokens + max_tokens + FRAME_TOKENS
+        size = history.tokens + history.log.system.tokens + history.log.tools.tokens + max_tokens + FRAME_TOKENS
         return not window or size <= window
 
     async def _write_behind(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
@@ -134,7 +131,7 @@ def _written(client: InternalClient) -> Written:
     if client.reply is None or client.reply.status != 200 or client.record is None:
         raise WorkerError("no model wrote notes")
     try:
-        return read_notes(read_completion(client.reply.body), client.record.prompt_tokens)
+        return read_notes(read_answer(client.reply.body), client.record.prompt_tokens)
     except BadAnswer:
         raise WorkerError("the notes cannot be understood") from None
 

@@ -11,12 +11,9 @@ A turn that fails anywhere leaves what was stored of it without an end, which no
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
-
-import msgspec
 
 from router.core.errors import (
     InvalidRequest,
@@ -25,50 +22,31 @@ from router.core.errors import (
     SessionCorrupt,
     SessionNotFound,
     StateUnavailable,
-    WorkerError,
 )
-from router.core.request.request import SessionKey, Tenant
+from router.core.request.request import SessionKey
 from router.core.request.trace import TRACE
 from router.core.tenants.tenant import Caller
 from router.core.worker import WorkerName
 from router.proxy.ports import Client, Dispatch
+from router.sessions.claimer import Claimed, Claimer, TurnSettings
 from router.sessions.claims import Claim, Claims
-from router.sessions.codec import AnswerCodec, CommitGate, StoredAnswer
-from router.sessions.context.entry import BadEntry, Draft, Kind, decode
+from router.sessions.codec import AnswerCodec, CommitGate
+from router.sessions.context.entry import BadEntry, Draft, decode
 from router.sessions.context.history import History
 from router.sessions.context.prompt import HistoryDiffers, NothingNew, Recipe, replay
 from router.sessions.context_window import ContextWindow
 from router.sessions.counts import TurnCounts
-from router.sessions.histories import Histories, NoSuchItem, NotAsked, TurnPosition, beside
+from router.sessions.histories import Histories, NoSuchItem, TurnPosition, beside
 from router.sessions.names import affinity_key
-from router.sessions.openai.chat_answers import BadAnswer
 from router.sessions.planner import Ask, Plan, Planner, TurnNote, read_note, request_of
-from router.sessions.stores.contract import Append, Begin, Begun, Busy, Cursor, Fenced, Repeated, Sid
+from router.sessions.saver import Saver, read_answer
+from router.sessions.stores.contract import Fenced, Repeated, Sid
 
 KEY_CHARS = 32
 """Of the digest that stands for a request and its id."""
 
 CUTS = 2
 """Of one turn's history: the second where the view was changed by another in between."""
-
-THOUGHTLESS = 2.0
-"""Times what an answer's bytes make, the most tokens that it can be."""
-
-SAVING_S = 0.5
-"""How long an answer that is whole may take to be kept when its client has left."""
-
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.004, 0.05
-"""Between two looks at a claim that another replica holds. One of this replica's own that ends is noticed at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnSettings:
-    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it."""
-
-    lease_s: float
-    max_wait_s: float
-    max_waiting: int
-    max_give_backs: int
 
 
 class Turns:
@@ -85,16 +63,18 @@ class Turns:
         clock: Callable[[], float],
         observe_overhead: Callable[[float], None],
     ) -> None:
-        self._settings = settings
         self.histories = histories
         self._dispatch = dispatch
-        self._remember_worker = remember_worker
         self._planner = planner
         self.context_window = context_window
         self._clock = clock
         self._observe_overhead = observe_overhead
         self.claims = Claims(histories.store, settings.lease_s, settings.max_give_backs, clock)
         self.counts = TurnCounts()
+        self._claimer = Claimer(
+            settings, histories, planner, context_window, self.claims, self.counts, remember_worker, clock
+        )
+        self._saver = Saver(histories, planner.bytes_per_token)
 
     async def run(self, ask: Ask, codec: AnswerCodec, client: Client) -> None:
         """Answer the client, or raise the RouterError that says why not."""
@@ -155,7 +135,7 @@ class Turns:
         if not await self._dispatch_turn(ask, session, plan, held):
             return "refused"
         try:
-            _read_answer(codec, held)
+            read_answer(codec, held)
         except RouterError as error:
             held.fail_or_raise(error)
             return "failed"
@@ -166,14 +146,12 @@ class Turns:
     async def _run(self, claim: Claim, ask: Ask, codec: AnswerCodec, client: Client) -> str:
         try:
             if ask.copies:
-                await self._branch(claim, ask)
-            elif (
-                ask.retried_in is not None and ask.fork is not None and await self._exists(ask.retried_in, claim.owner)
-            ):
-                claim.sid = ask.fork()
+                await self._claimer.branch(claim, ask)
+            else:
+                await self._claimer.find_retry(claim, ask)
             if (known := self.histories.cache.get(claim.sid)) is not None:
                 ask = await self.context_window.recall(ask, known)
-            begun = await self._claim_noted(claim, ask)
+            begun = await self._claim(claim, ask)
         except StateUnavailable:
             if ask.on_lost is None:
                 raise
@@ -181,10 +159,10 @@ class Turns:
         if isinstance(begun, Repeated):
             await codec.repeat(bytes(_require_same(ask, begun).note), client)
             return "repeated"
-        history, guess = begun
-        if guess is None:
+        history, plan = begun
+        if plan is None:
             ask = await self.context_window.recall(ask, history)
-        plan = guess or await self._plan_surely(claim, ask, history)
+            plan = await self._plan_surely(claim, ask, history)
         self.counts.count_news(ask, history, plan)
         number = history.head + 1
         codec.begin(claim.sid, claim.turn, number)
@@ -199,7 +177,7 @@ class Turns:
         if not await self._dispatch_turn(ask, affinity_key(claim.sid), plan, held):
             return "refused"
         try:
-            await self._save(claim, ask, history, plan, codec, held)
+            await self._saver.save_answer(claim, ask, history, plan, codec, held)
         except (RouterError, Fenced) as error:
             held.fail_or_raise(self._fenced(ask) if isinstance(error, Fenced) else error)
             return "failed"
@@ -249,18 +227,18 @@ class Turns:
     async def _append_turn(self, ask: Ask, drafts_for: Callable[[History], Sequence[Draft]]) -> tuple[History, int]:
         try:
             with self.claims.wanted(ask.sid, ask.caller.rules.tenant) as claim:
-                begun = await self._claim(claim, ask, may_guess=False)
+                begun = await self._claimer.claim(claim, ask, may_guess=False)
                 if isinstance(begun, Repeated):
                     _require_same(ask, begun)
                     return (await self.histories.load(claim.sid, claim.owner))[0], begun.turn
-                history, _ = begun
+                history = begun.history
                 try:
                     drafts = drafts_for(history)
                 except NothingNew:
                     raise InvalidRequest("there is no message among the items", param="items") from None
                 self.histories.require_room(history, drafts)
                 entries = self.histories.encode(history, drafts, claim.turn, ends=True)
-                await self._append(claim, ask, history, entries, ask.first_note(), ends=True)
+                await self._saver.end(claim, ask, history, entries, ask.first_note())
                 return history, claim.turn
         except SessionNotFound:
             raise ask.absent() from None
@@ -279,116 +257,11 @@ class Turns:
         except (KeyError, BadEntry):
             raise SessionCorrupt("what is stored of this session cannot be read") from None
 
-    # 1  Claim
-
-    async def _claim_noted(self, claim: Claim, ask: Ask) -> tuple[History, Plan | None] | Repeated:
+    async def _claim(self, claim: Claim, ask: Ask) -> Claimed | Repeated:
         try:
-            return await self._claim(claim, ask, may_guess=True)
+            return await self._claimer.claim(claim, ask, may_guess=True)
         finally:
             self._reach("claim")
-
-    async def _claim(self, claim: Claim, ask: Ask, *, may_guess: bool) -> tuple[History, Plan | None] | Repeated:
-        """The history, and what the turn is to do if that is in the log already. Whoever waited for another replica's turn,
-        or behind others, cannot guess what the log will have. Raises SessionNotFound, SessionBusy, InvalidRequest."""
-        deadline = self._clock() + self._settings.max_wait_s
-        pause_s = FIRST_PAUSE_S
-        place = 1
-        while True:
-            known = self.histories.cache.known(claim.sid)
-            guess = self._guess(claim, ask) if may_guess and place == 1 else None
-            was_asked, claim.is_asked = claim.is_asked, True
-            try:
-                answer = await self.histories.begin(self._begin(claim, ask, known, guess))
-            except NotAsked:
-                claim.is_asked = was_asked
-                raise
-            if isinstance(answer, Begun):
-                history, came_true = await self._follow(claim, known, answer, guess)
-                if ask.after is None or claim.sid != ask.sid or history.last_turn == ask.after.turn:
-                    return history, came_true
-                self.claims.drop(claim)
-                await self._branch(claim, ask)
-                continue
-            if answer is None:
-                raise ask.absent()
-            if isinstance(answer, Repeated) and answer.has_ended:
-                return answer
-            self.counts.conflicts[ask.on_busy] += pause_s == FIRST_PAUSE_S
-            place = await self._wait(claim, ask, answer, deadline, pause_s)
-            pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
-
-    async def _wait(self, claim: Claim, ask: Ask, answer: Busy | Repeated, deadline: float, pause_s: float) -> int:
-        """For another turn of the session; or go on in a copy of it. Returns the place in the line; 0: no turn that this
-        replica knows of has ended. Raises SessionBusy."""
-        if isinstance(answer, Busy) and ask.fork is not None and ask.on_busy == "fork" and claim.sid == ask.sid:
-            await self._branch(claim, ask)
-            return 1
-        place = answer.place if isinstance(answer, Busy) else 1
-        if not place or self._clock() >= deadline:
-            raise ask.busy("another turn of this session has not ended", retry_after_s=1)
-        return place if await self.claims.pause(claim.sid, pause_s) else 0
-
-    async def _branch(self, claim: Claim, ask: Ask) -> None:
-        """Go on in a copy. Raises SessionNotFound, SessionBusy, NoSuchItem."""
-        if ask.fork is None:
-            raise ask.busy("another turn has ended in this session", retry_after_s=1)
-        fork = ask.fork()
-        await self.histories.copy(claim.sid, fork, claim.owner, ask.lifetime_s, upto=ask.after)
-        claim.sid = fork
-
-    async def _exists(self, sid: Sid, owner: Tenant) -> bool:
-        try:
-            await self.histories.load(sid, owner)
-        except SessionNotFound:
-            return False
-        return True
-
-    def _guess(self, claim: Claim, ask: Ask) -> Plan | None:
-        """The turn, if the log is what this replica knows of it: then it begins with one question to the store."""
-        history = self.histories.cache.get(claim.sid) or History(claim.sid, claim.owner, "")
-        try:
-            plan = self._planner.plan(ask, history, history.turns + 1)
-            self.histories.require_room(history, plan.drafts)
-        except (HistoryDiffers, NothingNew):
-            return None  # what is known may be old
-        return plan if self.context_window.fits(ask, history, plan) else None
-
-    def _begin(self, claim: Claim, ask: Ask, cursor: Cursor, guess: Plan | None) -> Begin:
-        settings = self._settings
-        return Begin(
-            sid=claim.sid,
-            owner=claim.owner,
-            token=claim.token,
-            cursor=cursor,
-            creates=ask.creates,
-            waits=ask.on_busy == "queue",
-            max_waiting=settings.max_waiting,
-            lease_s=settings.lease_s,
-            lifetime_s=ask.lifetime_s,
-            idempotency_key=ask.idempotency_key,
-            turn=guess.turn if guess else 0,
-            entries=guess.entries if guess else (),
-            record=msgspec.json.encode(guess.note if guess else ask.first_note()),
-        )
-
-    async def _follow(
-        self, claim: Claim, cursor: Cursor, begun: Begun, guess: Plan | None
-    ) -> tuple[History, Plan | None]:
-        """The claim is held: read what this replica did not know of the log. The guess, if it came true. Raises Fenced,
-        SessionNotFound, SessionCorrupt, StateUnavailable."""
-        self.claims.hold(claim, begun)
-        if begun.worker:
-            self._remember_worker(affinity_key(claim.sid), WorkerName(begun.worker))
-        history = await self.histories.follow(claim.sid, claim.owner, cursor, begun)
-        if history.generation != begun.generation:
-            raise Fenced
-        history.turns = begun.turn
-        if guess is None or not begun.appended:
-            return history, None
-        self.histories.grow(history, guess.entries, begun.head)
-        return history, guess
-
-    # 2  Prompt
 
     async def _plan_surely(self, claim: Claim, ask: Ask, history: History) -> Plan:
         """Cut to fit, if need be; and store what the turn adds. Raises InvalidRequest, StateUnavailable, Fenced."""
@@ -401,9 +274,9 @@ class Turns:
             self.context_window.views.require_window(ask, plan.prompt)
             self.histories.require_room(history, plan.drafts)
         except InvalidRequest:  # what was guessed is in the turn's record, and was never sent
-            await self._append(claim, ask, history, [], ask.first_note())
+            await self._saver.append(claim, ask, history, [], ask.first_note())
             raise
-        await self._append(claim, ask, history, plan.entries, plan.note)
+        await self._saver.append(claim, ask, history, plan.entries, plan.note)
         return plan
 
     def _plan_anew(self, ask: Ask, history: History, turn: int) -> Plan:
@@ -420,61 +293,6 @@ class Turns:
                 "there is no message that the session does not have already", param="messages"
             ) from None
 
-    # 4  Save
-
-    async def _save(
-        self, claim: Claim, ask: Ask, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
-    ) -> None:
-        """Raises Fenced, StateUnavailable, WorkerError."""
-        kept = _read_answer(codec, held)
-        bytes_per_token = self._planner.bytes_per_token(ask.incoming.model)
-        drafts = [
-            Draft(Kind.MESSAGE, message, _tokens_of(message, kept.tokens, bytes_per_token)) for message in kept.messages
-        ]
-        entries = self.histories.encode(history, drafts, claim.turn, ends=True)
-        note = msgspec.structs.replace(plan.note, note=msgspec.Raw(codec.note()))
-        worker = held.record.worker if held.record is not None else ""
-        await self._append(claim, ask, history, entries, note, worker=worker, ends=True)
-
-    async def _append(
-        self,
-        claim: Claim,
-        ask: Ask,
-        history: History,
-        entries: list[bytes],
-        note: TurnNote,
-        *,
-        worker: str = "",
-        ends: bool = False,
-    ) -> None:
-        """Where the turn ``ends``, the claim does. Raises Fenced, StateUnavailable."""
-        append = Append(
-            sid=claim.sid,
-            owner=claim.owner,
-            generation=claim.generation,
-            fence=claim.fence,
-            turn=claim.turn,
-            entries=entries,
-            ends=ends,
-            record=msgspec.json.encode(note),
-            worker=worker,
-            lifetime_s=ask.lifetime_s,
-        )
-        if not ends:
-            await self.histories.append(history, append)
-            return
-        # What is whole is kept, also where its client leaves in this moment: the claim is not given back before it is.
-        saving = asyncio.create_task(self.histories.append(history, append))
-        try:
-            await asyncio.shield(saving)
-        except asyncio.CancelledError:
-            try:
-                await asyncio.wait((saving,), timeout=SAVING_S)
-            finally:
-                saving.cancel()
-            raise
-        claim.fence = 0
-
     def _fenced(self, ask: Ask) -> SessionBusy:
         self.counts.fence_rejections += 1
         return ask.busy("the turn lost its session to another, or the session was deleted", retry_after_s=1)
@@ -483,23 +301,6 @@ class Turns:
 def _replay(recipe: Recipe, entries: Sequence[bytes]) -> bytes:
     """Raises KeyError, BadEntry."""
     return replay(recipe, {at: decode(data) for at, data in enumerate(entries, 1)})
-
-
-def _read_answer(codec: AnswerCodec, held: CommitGate) -> StoredAnswer:
-    """Raises RouterError, for whatever kept it from being whole."""
-    if held.error is not None:
-        raise held.error
-    try:
-        held.translate()
-        return codec.kept()
-    except BadAnswer:
-        raise WorkerError("the worker's answer cannot be understood") from None
-
-
-def _tokens_of(message: bytes, told: int, bytes_per_token: float) -> int:
-    """``told``: by its worker; 0: it did not. Far more than its bytes make are thoughts, which no later prompt has."""
-    estimate = len(message) / bytes_per_token
-    return told if 0 < told <= THOUGHTLESS * estimate else round(estimate)
 
 
 def _require_same(ask: Ask, repeated: Repeated) -> TurnNote:

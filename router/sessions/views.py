@@ -1,24 +1,19 @@
-"""When a session's view changes: in a turn whose prompt does not fit, or whose prefix is in no cache anyway; and behind turns,
-where the janitor does it.
-"""
+"""Decides when a session's view changes: before a turn whose prompt does not fit, and after turns, by the compactor."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from router.core.errors import ContextTooLong
-from router.core.index.fingerprint import Fingerprint
 from router.core.request.record import Record
-from router.sessions.context.cache_costs import CacheCosts
 from router.sessions.context.compaction import cut_view, find_cut
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Prompt
 from router.sessions.context.strategies import STRATEGIES, Traits
 from router.sessions.context.view import ContextOverrides
-from router.sessions.context.watermarks import Watermarks, history_ceiling, is_worth_it, set_watermarks
+from router.sessions.context.watermarks import Watermarks, history_ceiling, set_watermarks
 from router.sessions.context_counts import ContextCounts
 from router.sessions.histories import Histories
 from router.sessions.planner import Ask, Plan
@@ -29,18 +24,6 @@ ANSWER_SHARE = 0.25
 CLEARLY, CLEARLY_BY_ESTIMATE = 1.5, 3.0
 """By how much a prompt passes its window before no worker is asked. What is near it a worker judges, whose count is right: a
 picture's tokens are a guess, and an estimate's error is that of bytes per token."""
-
-COLD_SHARE = 0.2
-"""Of what earlier turns had: with less of it cached, the rest is not worth sparing."""
-
-Why = Literal["ceiling", "cold"]
-
-
-class Due(NamedTuple):
-    """A cut that must be made, or may be for nothing. ``low``: what it is to leave."""
-
-    why: Why
-    low: int
 
 
 class ViewPlan(NamedTuple):
@@ -54,63 +37,45 @@ class ViewPlan(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ContextRules:
     """``overrides``: where neither request, session nor tenant has any. ``answer_tokens``: left free for an answer that its
-    request does not bound; ``summary_tokens``: most of one cut's notes, and ``summary_price`` of one of them."""
+    request does not bound."""
 
     overrides: ContextOverrides
     answer_tokens: int
-    idle_s: float
-    """Seconds without a turn, from which on it is worth asking whether the prefix is still cached."""
-    summary_tokens: int
-    summary_price: float
 
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
     """What is known elsewhere. ``window``: a model's, in tokens, 0: unknown. ``total``: of a prompt of that model, from the
-    tokens counted of so many messages; ``is_exact``: those were counted. ``cached``: tokens of a prompt that some worker is
-    believed to have."""
+    tokens counted of so many messages; ``is_exact``: those were counted."""
 
     window: Callable[[str], int]
     total: Callable[[str, int, int], int]
     is_exact: Callable[[str], bool]
-    cached: Callable[[str, Fingerprint], float]
 
 
 class Views:
     """One for the process."""
 
-    def __init__(
-        self,
-        rules: ContextRules,
-        histories: Histories,
-        lookups: Lookups,
-        cache_costs: CacheCosts,
-        wall_clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, rules: ContextRules, histories: Histories, lookups: Lookups) -> None:
         self.rules = rules
-        self.cache_costs = cache_costs
         self._histories = histories
         self._lookups = lookups
-        self._wall_clock = wall_clock
-        self.cuts: Counter[str] = Counter({"ceiling": 0, "cold": 0})
+        self.cuts = 0
+        """Histories that were cut in a turn that did not fit."""
         self.counts = ContextCounts()
 
     def traits(self, ask: Ask, history: History) -> Traits:
         return STRATEGIES[self._overrides(ask, history).strategy or "none"]
 
-    def wants_cut(self, ask: Ask, history: History, plan: Plan) -> Due | None:
-        """Must the history be cut before this turn is sent, or may it be for nothing? O(1) for short histories."""
+    def needs_cut(self, ask: Ask, history: History, plan: Plan) -> int | None:
+        """Must the history be cut before this turn is sent? The tokens that the cut leaves; None: no, or no cut helps."""
         overrides = self._overrides(ask, history)
         if not STRATEGIES[overrides.strategy or "none"].cuts or not history.bodies:
             return None
         watermarks = self._watermarks(overrides, ask, history, plan.prompt)
-        if history.tokens > watermarks.ceiling:
-            return Due("ceiling", watermarks.low) if self._can_fit(ask, history, plan.prompt) else None
-        freed = history.tokens - watermarks.low
-        prices, further = self.cache_costs.prices(), self.cache_costs.further_turns
-        is_cold = freed > 0 and self._is_cold(ask, history, plan.prompt)
-        is_worth = is_cold and is_worth_it(freed, watermarks.low, prices, further, is_warm=False)
-        return Due("cold", watermarks.low) if is_worth else None
+        if history.tokens <= watermarks.ceiling or not self._can_fit(ask, history, plan.prompt):
+            return None
+        return watermarks.low
 
     def require_window(self, ask: Ask, prompt: Prompt) -> None:
         """Of what no cut made fit, or of which none was wished. Raises ContextTooLong."""
@@ -127,31 +92,28 @@ class Views:
         bound = self._lookups.window(ask.incoming.model) * (CLEARLY if is_exact else CLEARLY_BY_ESTIMATE)
         return 0 < bound < self._total(ask, prompt)
 
-    async def cut(self, history: History, due: Due) -> bool:
-        """To the low mark, with word of how much is left out; or as another wished who came before. False: there is nowhere to
-        cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
-        cut = find_cut(history, due.low)
+    async def cut(self, history: History, low_tokens: int) -> bool:
+        """Leave so many tokens, and say how many messages are left out. Where another cut it first, that cut holds.
+        False: there is nowhere to cut. Raises StateUnavailable, SessionNotFound, SessionCorrupt."""
+        cut = find_cut(history, low_tokens)
         if cut is None:
             return False
         is_ours = await self._histories.commit_view(history, cut_view(history, cut))
-        self.cuts[due.why] += is_ours  # not in one statement with the wait: others count meanwhile
+        self.cuts += is_ours  # not in one statement with the wait: others count meanwhile
         return True
 
-    def cut_aside(self, history: History, due: Due) -> History:
-        """The same of a copy: the session stays as it is. The history itself, where there is nowhere to cut."""
-        cut = find_cut(history, due.low)
+    def cut_aside(self, history: History, low_tokens: int) -> History:
+        """A copy that is cut, while the session stays as it is; the history itself where there is nowhere to cut."""
+        cut = find_cut(history, low_tokens)
         if cut is None:
             return history
-        self.cuts[due.why] += 1
+        self.cuts += 1
         aside = self._histories.aside(history)
         aside.use_view(cut_view(aside, cut), aside.epoch + 1)
         return aside
 
     def on_end(self, ask: Ask, history: History, plan: Plan, record: Record | None) -> ViewPlan | None:
-        """A turn has ended: learn from it. None: the janitor has nothing to do here."""
-        self.cache_costs.on_turn(history.tokens_of(history.last_turn), is_first=plan.prompt.earlier_bytes == 0)
-        if record is not None and record.actual_cached_tokens is not None and plan.prompt.earlier_bytes:
-            self.cache_costs.on_prefix(plan.prompt.earlier_tokens(record.prompt_tokens), record.actual_cached_tokens)
+        """A turn has ended. None: there is nothing to compact."""
         overrides = self._overrides(ask, history)
         strategy = overrides.strategy or "none"
         self.counts.on_end(strategy, ask, history, plan, record)
@@ -181,18 +143,7 @@ class Views:
         beside = self._total(ask, prompt) - history.tokens
         window = self._lookups.window(model)
         ceiling = history_ceiling(window, overrides.max_tokens, beside, self._answer_tokens(ask, window))
-        notes = (
-            self.rules.summary_tokens * self.rules.summary_price
-            if STRATEGIES[overrides.strategy or "none"].summarizes
-            else 0.0
-        )
-        return set_watermarks(
-            overrides.low_tokens,
-            overrides.high_tokens,
-            ceiling,
-            self.cache_costs.growth,
-            self.cache_costs.prices(notes),
-        )
+        return set_watermarks(overrides.low_tokens, overrides.high_tokens, ceiling)
 
     def _total(self, ask: Ask, prompt: Prompt) -> int:
         """Its tokens, the template's among them."""
@@ -211,12 +162,3 @@ class Views:
         if isinstance(asked, int) and asked > 0:
             return asked
         return min(self.rules.answer_tokens, round(window * ANSWER_SHARE)) if window else self.rules.answer_tokens
-
-    def _is_cold(self, ask: Ask, history: History, prompt: Prompt) -> bool:
-        """Only whoever sent the turn before knows what it did to caches."""
-        if history.sent is None or history.sent.turn != history.last_turn:
-            return False
-        if self._wall_clock() - history.items[-1].at < self.rules.idle_s:
-            return False
-        cached = self._lookups.cached(ask.incoming.model, prompt.fingerprint)
-        return cached < COLD_SHARE * history.tokens

@@ -16,21 +16,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from router.core.request.record import Record
-from router.core.request.request import Route
 from router.core.request.trace import Trace, TracedAttempt
 
 Value = str | int | float | bool | Sequence[str]
-
-OPERATIONS: Mapping[Route, str] = {
-    Route.CHAT: "chat",
-    Route.COMPLETIONS: "text_completion",
-    Route.MESSAGES: "chat",
-    Route.COUNT_TOKENS: "count_tokens",
-    Route.EMBEDDINGS: "embeddings",
-    Route.RERANK: "rerank",
-    Route.SCORE: "score",
-}
-"""``gen_ai.operation.name``."""
 
 PROVIDER = "vllm"
 """``gen_ai.provider.name``."""
@@ -90,7 +78,7 @@ def _request(trace: Trace, model: str) -> Span:
 
 def _decision(record: Record, model: str) -> Mapping[str, Value]:
     attributes: dict[str, Value] = {
-        "gen_ai.operation.name": OPERATIONS[record.route],
+        "gen_ai.operation.name": record.route.spec.operation,
         "warmroute.stream": record.stream,
         "warmroute.policy": record.policy,
         "warmroute.outcome": record.outcome,
@@ -132,7 +120,7 @@ def _attempts(trace: Trace, model: str) -> Iterator[Span]:
 
 def _attempt(trace: Trace, record: Record, attempt: TracedAttempt, model: str, *, has_answered: bool) -> Span:
     """An attempt's span. The attempt that ended the answer has the tokens, as its worker counted them."""
-    operation = OPERATIONS[record.route]
+    operation = record.route.spec.operation
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": PROVIDER,

@@ -21,6 +21,7 @@ from router.core.request.attempt import (
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
+from router.core.request.routes import BodyCodec
 from router.core.tenants.memory import Holding, MemoryFull
 from router.core.worker import WorkerAddress
 from router.proxy.ports import Client
@@ -56,6 +57,9 @@ class Upstream:
         self._pool.abort_unresponsive(worker)
 
 
+_JSON_HEADER = f"Content-Type: {BodyCodec.JSON.value}\r\n"
+
+
 class Exchange:
     """A context manager. Its end gives the connection back, or aborts it if it is not clean."""
 
@@ -79,13 +83,14 @@ class Exchange:
     ) -> Reply:
         """Send the request. Returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held
         of the reply. Raises AttemptFailed, MemoryFull."""
-        headers = f"X-Request-Id: {request.request_id}-{self._name}\r\n"
+        route = request.route
+        headers = f"Content-Type: {route.spec.codec.value}\r\nX-Request-Id: {request.request_id}-{self._name}\r\n"
         if request.traceparent:
             headers += f"traceparent: {request.traceparent}\r\n"
             if request.tracestate:
                 headers += f"tracestate: {request.tracestate}\r\n"
         return await self._send(
-            "POST", request.route.value, request.body, headers, stream_filter, first_event_s, memory, may_wait=True
+            "POST", route.path, request.body, headers, stream_filter, first_event_s, memory, may_wait=True
         )
 
     async def get(self, path: str, max_reply_bytes: int) -> Reply:
@@ -95,7 +100,7 @@ class Exchange:
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
         """Send a POST request of the router itself, with a JSON body. ``answer_s`` limits the wait for the reply. Raises
         AttemptFailed."""
-        return await self._send("POST", path, body, "", None, answer_s, max_reply_bytes=MAX_POST_BYTES)
+        return await self._send("POST", path, body, _JSON_HEADER, None, answer_s, max_reply_bytes=MAX_POST_BYTES)
 
     async def _send(
         self,

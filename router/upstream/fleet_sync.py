@@ -8,7 +8,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from router.core.fleet.fleet import Fleet, Member
+from router.core.fleet.fleet import Fleet
+from router.core.fleet.member import Member
 from router.core.fleet.ring import Ring
 from router.core.worker import WorkerAddress
 from router.runtime.background import Background

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from router.core.fleet.fleet import Fleet, Member
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import WorkerState
 from router.core.fleet.load import LoadReport
+from router.core.fleet.member import Member
 from router.core.printable import printable
 from router.core.request.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied
 from router.core.request.reply import Reply

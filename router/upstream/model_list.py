@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from router.core.fleet.fleet import ModelCard
+from router.core.fleet.member import ModelCard
 
 MAX_MODELS = 1000
 """Models and adapters that one worker may list."""

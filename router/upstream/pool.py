@@ -51,7 +51,7 @@ class WorkerPort:
         return f"<WorkerPort {self.address.url} idle={len(self.idle)}>"
 
     def head(self, method: str, path: str, body_bytes: int, headers: str) -> bytes:
-        content = f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n" if body_bytes else ""
+        content = f"Content-Length: {body_bytes}\r\n" if body_bytes else ""
         return f"{method} {path}{self._common}{headers}{content}\r\n".encode("latin-1")
 
     def take_idle(self) -> WorkerConnection | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from router.core.request.request import Route
+from router.core.request.routes import PromptForm, Route
 from router.wire.transcript import REPLACEMENT, Delivered
 
 MAX_STEPS_BACK = 32
@@ -133,10 +133,10 @@ def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool)
     stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
     if stops and given.get("min_tokens"):
         raise Unsafe("parameters")  # which of the held text was searched for them depends on the worker
-    limit = given.get("max_tokens") if route is Route.COMPLETIONS else given.get("max_completion_tokens")
-    if limit is None and route is Route.CHAT:
-        limit = given.get("max_tokens")
-    elif route is Route.COMPLETIONS and "max_tokens" not in members:
+    limit = given.get("max_tokens")
+    if route.spec.prompt is PromptForm.MESSAGES:
+        limit = given.get("max_completion_tokens", limit)
+    elif "max_tokens" not in members:
         limit = COMPLETIONS_MAX_TOKENS
     return Asked(
         route=route,
@@ -248,7 +248,7 @@ def text_body(asked: Asked, delivered: Delivered) -> bytes:
         if asked.max_tokens <= delivered.chunks:
             raise Unsafe("length")
         body["max_tokens"] = asked.max_tokens - delivered.chunks
-    if text and asked.route is Route.COMPLETIONS:
+    if text and asked.route.spec.prompt is PromptForm.TEXT:
         if not isinstance(members.get("prompt"), str):
             raise Unsafe("parameters")
         body["prompt"] = members["prompt"] + text

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from router.core.request.request import Route
+from router.core.request.routes import PromptForm, Route
+from router.wire.completion import BadAnswer, Choice, read_chunks
 from router.wire.continuation import Asked, Seam
 from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, Usage, each_event, is_costly, read_event_usage
-from router.wire.transcript import REPLACEMENT, Choice, Chunk, Delivered, read_chunks
+from router.wire.transcript import REPLACEMENT, Delivered
 
 _encode = msgspec.json.encode
 
@@ -137,19 +138,18 @@ class ContinuedFilter:
             return self.rest()
         try:
             chunks = read_chunks(event)
-        except msgspec.DecodeError:
+        except BadAnswer:
             return self._give_up("parsed")
         out = b""
         for chunk in chunks:
             self.delivered.fingerprint = chunk.system_fingerprint or self.delivered.fingerprint
             if chunk.choices:
-                out += self._take_chunk(chunk)
+                out += self._take_choice(chunk.choices[0])
             elif (usage := read_event_usage(event)) is not None:
                 self.usage = usage
         return out
 
-    def _take_chunk(self, chunk: Chunk) -> bytes:
-        choice = chunk.choices[0]
+    def _take_choice(self, choice: Choice) -> bytes:
         if not choice.is_plain or (self._is_exact and choice.content and not choice.token_ids):
             return self._give_up("parsed")  # without ids nobody could say how far this goes
         text = self._past_the_seam(choice)
@@ -224,7 +224,7 @@ class ContinuedFilter:
 
     def _choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0}
-        if self._asked.route is Route.CHAT:
+        if self._asked.route.spec.prompt is PromptForm.MESSAGES:
             choice["delta"] = {"content": text}
         else:
             choice["text"] = text
@@ -262,7 +262,7 @@ def _envelope(route: Route, delivered: Delivered) -> dict[str, Any]:
     """What all chunks of one answer have in common."""
     return {
         "id": delivered.id,
-        "object": "chat.completion.chunk" if route is Route.CHAT else "text_completion",
+        "object": "chat.completion.chunk" if route.spec.prompt is PromptForm.MESSAGES else "text_completion",
         "created": delivered.created,
         "model": delivered.model,
     }

@@ -14,13 +14,13 @@ from msgspec import Meta, Struct
 from router.core.errors import InvalidRequest
 from router.core.index.fingerprint import Fingerprint, anchor, fingerprint
 from router.core.request.canonical import message_segments, text_bytes, tools_segments
-from router.core.request.request import Request, Route, SessionKey
+from router.core.request.request import Request, SessionKey
+from router.core.request.routes import PromptForm, Route
 from router.core.tenants.tenant import Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.continuation import COMPLETIONS_MAX_TOKENS, may_resume
 from router.wire.media import check_everywhere, forbid_names
 from router.wire.session import session_key
-from router.wire.sse import DIALECTS
 from router.wire.strict_json import Edit, apply_edits, decode_object, edits_of, member_names, set_members
 from router.wire.trace_context import passed_on
 
@@ -30,8 +30,6 @@ Shape = TypeVar("Shape", bound="Body")
 _ENGINES_OWN = {"priority": b"0", "stream_interval": b"1"}
 """Knobs of the engine that one client would turn for all: whose request goes first is the router's to say, and several tokens
 in an event could not be counted one by one. What a client sets is set to the engine's own default."""
-
-_POOLING = frozenset({Route.EMBEDDINGS, Route.RERANK, Route.SCORE})
 
 
 class StreamOptions(Struct):
@@ -113,11 +111,13 @@ def parse_apart(
     members = decode_object(body)
     if limits is not None:
         check_body(members, body, limits)
-        if route in _POOLING and (b"_url" in body or b"\\u" in body):  # a key may be written by its numbers
+        if route.spec.prompt is PromptForm.NONE and (
+            b"_url" in body or b"\\u" in body
+        ):  # a key may be written by its numbers
             check_everywhere(members, limits.media)
     if caller.salt_key and (b'"uuid"' in body or b"\\u" in body):
         forbid_names(members)
-    shape, read_prompt = _ROUTES[route]
+    shape, read_prompt = _PROMPTS[route.spec.prompt]
     typed = convert(members, shape)
     try:
         prompt = read_prompt(typed)
@@ -146,7 +146,7 @@ def parse_apart(
         request_id=request_id,
         traceparent=traceparent,
         tracestate=tracestate,
-        hidden_salt=upstream.salt if caller.salt_key else "",
+        hidden_salt=upstream.salt if "cache_salt" in upstream.ours else "",
     )
     return Parsed(request, edits_of(body, members, upstream.ours) if upstream.ours else [])
 
@@ -154,7 +154,10 @@ def parse_apart(
 def with_shorter_answers(request: Request, most: int) -> Request:
     """The request, with at most ``most`` tokens for each answer. O(body), without reading it."""
     given = member_names(request.body)
-    is_newer = request.route is Route.CHAT and bytes(given.get("max_completion_tokens", b"null")) != b"null"
+    is_newer = (
+        request.route.spec.prompt is PromptForm.MESSAGES
+        and bytes(given.get("max_completion_tokens", b"null")) != b"null"
+    )
     limit = b"%d" % most
     values = {"max_completion_tokens" if is_newer else "max_tokens": limit}
     if (least := bytes(given.get("min_tokens", b"0"))).isdigit() and int(least) > most:
@@ -216,22 +219,22 @@ def turn_request(
         request_id=request_id,
         traceparent=traceparent,
         tracestate=tracestate,
-        hidden_salt=upstream.salt if caller.salt_key else "",
+        hidden_salt=upstream.salt if "cache_salt" in upstream.ours else "",
     )
 
 
 def _upstream_params(
     route: Route, typed: Body, members: Mapping[str, Any], caller: Caller, *, resumes: bool
 ) -> UpstreamParams:
-    stream = bool(typed.stream) and route in DIALECTS  # what does not stream ignores the wish
+    stream = bool(typed.stream) and route.spec.streams is not None
     salt = caller.salt_for(typed.cache_salt or "")
     usage = _usage_request(typed, members) if stream else None
-    is_resumable = resumes and stream and route is not Route.MESSAGES and may_resume(members)
+    is_resumable = resumes and stream and route.spec.is_resumable and may_resume(members)
     hides_ids = is_resumable and not members.get("return_token_ids")
     ours = {"stream_options": usage} if usage else {}
     if hides_ids:
         ours["return_token_ids"] = b"true"
-    if caller.salt_key:
+    if caller.salt_key and route.spec.is_salted:
         ours["cache_salt"] = b'"%b"' % salt.encode()
     if not _ENGINES_OWN.keys().isdisjoint(members):
         ours |= {name: value for name, value in _ENGINES_OWN.items() if name in members}
@@ -240,12 +243,12 @@ def _upstream_params(
 
 def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
     """How many answers, and the most tokens of each, as vLLM reads it: the newer name counts before the older."""
-    if route not in DIALECTS:
+    if not route.spec.generates:
         return 1, 0
     limit, answers = members.get("max_tokens"), _count(members.get("n"))
-    if route is Route.CHAT:
+    if route.spec.prompt is PromptForm.MESSAGES:
         limit = members.get("max_completion_tokens") or limit
-    elif route is Route.COMPLETIONS:
+    elif route.spec.prompt is PromptForm.TEXT:
         if "max_tokens" not in members:  # a null asks for all that the window leaves
             limit = COMPLETIONS_MAX_TOKENS
         answers = max(answers, _count(members.get("best_of")))
@@ -275,7 +278,7 @@ def convert(members: Mapping[str, Any], shape: type[Shape]) -> Shape:
 
 
 def _usage_request(body: Body, members: Mapping[str, Any]) -> bytes | None:
-    """``stream_options`` that ask for the usage chunk; None where the client has asked, or the dialect has no such wish."""
+    """``stream_options`` that ask for the usage chunk; None if the client's own do, or the API has no such option."""
     if not isinstance(body, ChatBody | CompletionBody) or (body.stream_options and body.stream_options.include_usage):
         return None
     return msgspec.json.encode({**(members.get("stream_options") or {}), "include_usage": True})
@@ -321,12 +324,9 @@ def _no_prompt(_: Body) -> Prompt:
     return Prompt()
 
 
-_ROUTES: dict[Route, tuple[type[Body], Callable[[Any], Prompt]]] = {
-    Route.CHAT: (ChatBody, _chat),
-    Route.COMPLETIONS: (CompletionBody, _completion),
-    Route.MESSAGES: (MessagesBody, _chat),
-    Route.COUNT_TOKENS: (MessagesBody, _chat),
-    Route.EMBEDDINGS: (Body, _no_prompt),
-    Route.RERANK: (Body, _no_prompt),
-    Route.SCORE: (Body, _no_prompt),
+_PROMPTS: dict[PromptForm, tuple[type[Body], Callable[[Any], Prompt]]] = {
+    PromptForm.MESSAGES: (ChatBody, _chat),
+    PromptForm.ANTHROPIC: (MessagesBody, _chat),
+    PromptForm.TEXT: (CompletionBody, _completion),
+    PromptForm.NONE: (Body, _no_prompt),
 }

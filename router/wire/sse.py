@@ -15,7 +15,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from router.core.request.request import Route
+from router.core.request.routes import Api, Route
 from router.wire.framing import frame
 from router.wire.transcript import PROMPT_IDS, Transcript
 
@@ -85,7 +85,8 @@ _ANTHROPIC = Dialect(
     closing_event=b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     error_event=b"event: error\ndata: %b\n\n",
 )
-DIALECTS = {Route.CHAT: _OPENAI, Route.COMPLETIONS: _OPENAI, Route.MESSAGES: _ANTHROPIC}
+_DIALECTS = {Api.OPENAI: _OPENAI, Api.ANTHROPIC: _ANTHROPIC}
+DIALECTS = {route: _DIALECTS[route.spec.streams] for route in Route if route.spec.streams}
 
 MAX_EMPTY_EVENTS = 10_000
 """Comments and other events without data that may follow one another. A keep-alive comes once in seconds."""

@@ -6,12 +6,12 @@ parsed when the stream breaks; a long one is folded now and then into what parsi
 
 from __future__ import annotations
 
-import re
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import msgspec
+
+from router.wire.completion import BadAnswer, Completion, read_chunks
 
 FOLD_BYTES = 64 << 10
 """Raw events beyond these are folded: about 250 tokens, in half a millisecond."""
@@ -23,59 +23,8 @@ REPLACEMENT = "\ufffd"
 """What decoding puts where a character is not whole."""
 
 
-class Delta(msgspec.Struct):
-    content: str | None = None
-    tool_calls: Any = None
-    function_call: Any = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-
-
-class Choice(msgspec.Struct):
-    """A choice of chat's chunks, which has ``delta``, or of completions', which has ``text``."""
-
-    index: int = 0
-    delta: Delta = msgspec.field(default_factory=Delta)
-    text: str | None = None
-    logprobs: Any = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-
-    @property
-    def content(self) -> str:
-        return self.delta.content or self.text or ""
-
-    @property
-    def is_plain(self) -> bool:
-        """Nothing but text, of the only choice."""
-        delta = self.delta
-        odd = (delta.tool_calls, delta.function_call, delta.reasoning, delta.reasoning_content, delta.refusal)
-        return not (any(odd) or self.logprobs or self.index)
-
-
-class Chunk(msgspec.Struct):
-    """One event of a stream."""
-
-    id: str = ""
-    created: int = 0
-    model: str = ""
-    choices: list[Choice] = []
-    prompt_token_ids: list[int] | None = None
-    system_fingerprint: str | None = None
-
-
-_decoder = msgspec.json.Decoder(Chunk)
-_DATA = re.compile(rb"(?m)^data:(?! ?\[DONE\])(.*)")
 PROMPT_IDS = b',"prompt_token_ids":['
 """What stands before them, as workers write compact JSON; the next bracket ends them."""
-
-
-def read_chunks(events: bytes) -> list[Chunk]:
-    """The chunks of whole events, also with the chunked coding's size lines between them. Raises msgspec.DecodeError."""
-    return _decoder.decode_lines(b"\n".join(_DATA.findall(events)))
 
 
 @dataclass(slots=True)
@@ -130,14 +79,12 @@ class Delivered:
         """One that may grow while this one stays; the prompt's ids are shared."""
         return replace(self, ids=self.ids[:], texts=self.texts[:])
 
-    def add(self, chunk: Chunk) -> None:
-        self.id, self.created, self.model = (
-            self.id or chunk.id,
-            self.created or chunk.created,
-            self.model or chunk.model,
-        )
+    def add(self, chunk: Completion) -> None:
+        self.id = self.id or chunk.id or ""
+        self.created = self.created or chunk.created or 0
+        self.model = self.model or chunk.model or ""
         self.fingerprint = self.fingerprint or chunk.system_fingerprint
-        for choice in chunk.choices:
+        for choice in chunk.choices or ():
             prompt_ids = chunk.prompt_token_ids or choice.prompt_token_ids
             if prompt_ids is not None:
                 self.prompt_ids = prompt_ids
@@ -189,7 +136,7 @@ class Transcript:
             self._fold()
 
     def delivered(self) -> Delivered:
-        """Raises msgspec.DecodeError for events that are no JSON."""
+        """Raises BadAnswer for events that are no chunks."""
         self._read()
         if self._prompt_ids:
             self._delivered.prompt_ids = msgspec.json.decode(self._prompt_ids, type=list[int])
@@ -200,7 +147,7 @@ class Transcript:
         """Tokens of the answer so far; 0 where nobody knows."""
         try:
             delivered = self.delivered()
-        except msgspec.DecodeError:
+        except BadAnswer:
             return 0
         return len(delivered.ids) if not (self.is_lost or delivered.lacks_ids) else 0
 
@@ -226,7 +173,7 @@ class Transcript:
             return self._max_bytes + 1
         try:
             self._read()
-        except (msgspec.DecodeError, RecursionError):
+        except BadAnswer:
             return self._max_bytes + 1
         return self._delivered.bytes
 

@@ -6,13 +6,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from random import Random
 from typing import Any
 
 import pytest
 
-from router.app.serve import make_policy, running
+from router.app.serve import running
 from router.config.schema import Config, ConfigError, load_config, settings
-from router.policies import POLICIES
+from router.policies import POLICIES, make_policy
 from tests.e2e.routed import get, get_admin, until
 from tests.upstream.scripted import scripted, unused_url
 
@@ -40,7 +41,7 @@ async def nothing_left() -> AsyncIterator[None]:
 async def test_a_router_leaves_no_task_behind() -> None:
     async with nothing_left(), scripted() as worker:
         async with running(config(worker.url, await unused_url(), probes__timeout_s=1)) as router:
-            assert router.fleet.is_ready()
+            assert router.fleet.catalog.is_ready()
             assert (await get(router, "/health")).status == 200
         # What is left here is the worker's own.
         assert not [
@@ -96,7 +97,7 @@ async def test_two_routers_in_one_process_share_nothing() -> None:
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_every_policy_can_be_configured(name: str) -> None:
     policy = load_config(None, {}, {"policy.name": name}).policy
-    assert make_policy(policy).name == name
+    assert make_policy(name, policy, Random(1)).name == name
 
 
 def test_configuration_knows_just_the_policies_that_there_are() -> None:

@@ -59,7 +59,7 @@ class Serving(threading.Thread):
         async with await start_fleet(settings) as fleet, routed(*fleet.urls, **quiet, timeout_s=120) as router:
             self.fleet, self.router = fleet, router
             admin = urlsplit(router.admin_url)
-            await until(lambda: len(router.fleet.eligible("sim").positions) == WORKERS, 30)
+            await until(lambda: len(router.fleet.catalog.eligible("sim").positions) == WORKERS, 30)
             for number in range(30):
                 await post(router, "/v1/chat/completions", chat(f"{number % 3} " + "words " * 400))
             async with relaying(str(admin.hostname), int(admin.port or 0)) as self.relay:

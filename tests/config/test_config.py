@@ -13,13 +13,12 @@ from router.config.schema import (
     Config,
     ConfigError,
     ModelConfig,
-    PolicyConfig,
     Setting,
     load_config,
     read_salt_secret,
     settings,
 )
-from router.policies import PolicySettings
+from router.policies.cache_aware import CacheAwareParameters
 
 
 def load_text(tmp_path: Path, text: str) -> Config:
@@ -225,8 +224,10 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
 def test_environment_takes_lists_by_comma_and_refuses_what_it_does_not_know() -> None:
     config = load_config(None, {"WARMROUTE_FLEET__WORKERS": "http://a:1, http://b:2,", "HOME": "/"}, {})
     assert config.fleet.workers == ["http://a:1", "http://b:2"]
-    assert load_config(None, {"WARMROUTE_POLICY__PRIOR": "0.5,0.1"}, {}).policy.prior == (0.5, 0.1)
-    assert load_config(None, {"WARMROUTE_POLICY__ALONE": "true"}, {}).policy.alone
+    policy = load_config(None, {"WARMROUTE_POLICY__PRIOR": "0.5,0.1", "WARMROUTE_POLICY__ALONE": "true"}, {}).policy
+    assert msgspec.convert(policy, CacheAwareParameters, from_attributes=True) == CacheAwareParameters(
+        prior=(0.5, 0.1), alone=True
+    )
     with pytest.raises(ConfigError, match="WARMROUTE_FLEET__WORKER: no such setting"):
         load_config(None, {"WARMROUTE_FLEET__WORKER": "x"}, {})
 
@@ -240,17 +241,6 @@ def test_every_setting_has_a_description_and_a_default_within_its_bound() -> Non
         tree.setdefault(section, {})[name] = setting.default
     assert msgspec.convert(tree.pop("models.NAME"), ModelConfig) == ModelConfig()
     assert msgspec.convert(tree, Config) == Config()
-
-
-def test_the_policies_defaults_are_the_configurations() -> None:
-    ours, theirs = PolicyConfig(), PolicySettings()
-    assert (ours.ring_bound, ours.miss_weight, ours.prior, ours.leave_weight, ours.alone) == (
-        theirs.ring_bound,
-        theirs.miss_weight,
-        theirs.prior,
-        theirs.leave_weight,
-        theirs.alone,
-    )
 
 
 ENTRY = "acme:" + "0a" * 32

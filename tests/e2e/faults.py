@@ -35,7 +35,7 @@ async def faulted(*workers: str, **settings: Any) -> AsyncIterator[Running]:
 
 
 async def _require_no_trace(router: Running) -> None:
-    assert not sum(abs(tokens) for tokens in router.fleet.view.queued_prefill_tokens)
+    assert not sum(abs(tokens) for tokens in router.fleet.figures.queued_prefill_tokens)
     for name in ("resumption_kept_bytes", "live_requests", "retries_in_flight"):
         assert await metric(router, f"warmroute_{name}") == 0, name
     decisions = await decisions_of(router)
@@ -72,7 +72,10 @@ def number_of(router: Running, fleet: SimulatedFleet, name: str) -> int:
 
 
 def all_up(router: Running, workers: int) -> bool:
-    return len(router.fleet.eligible("sim").positions) == workers and not router.fleet.eligible("sim").panic
+    return (
+        len(router.fleet.catalog.eligible("sim").positions) == workers
+        and not router.fleet.catalog.eligible("sim").panic
+    )
 
 
 @dataclass(slots=True)

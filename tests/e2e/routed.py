@@ -47,7 +47,7 @@ async def routed(*workers: str, **settings: Any) -> AsyncIterator[Running]:
 
 def is_quiet(router: Running) -> bool:
     """No lease is left, and no request."""
-    return not any(router.fleet.in_flight) and not router.data.live
+    return not any(router.fleet.figures.in_flight) and not router.data.live
 
 
 async def until(is_so: Callable[[], object], timeout_s: float = 10.0) -> None:

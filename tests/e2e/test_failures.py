@@ -78,7 +78,7 @@ async def test_a_worker_that_is_killed_is_invisible_to_those_that_have_nothing_f
     async with await start_fleet(SIM) as fleet, routed(*fleet.urls, policy__name="round_robin") as router:
         fleet.set_fault(0, Fault.HANG)
         asking = [asyncio.create_task(post(router, PATH, SIM_CHAT)) for _ in range(12)]
-        await until(lambda: sum(router.fleet.in_flight) == router.fleet.in_flight[0] == 4)
+        await until(lambda: sum(router.fleet.figures.in_flight) == router.fleet.figures.in_flight[0] == 4)
         await fleet.kill(0)
         assert {found.status for found in await asyncio.gather(*asking)} == {200}
 
@@ -105,12 +105,12 @@ async def test_with_all_workers_gone_requests_are_told_to_come_back_and_are_serv
             found = await post(router, PATH, SIM_CHAT)
             assert (found.status, found.error["code"]) == (503, "no_worker_available")
             assert int(found.headers["retry-after"]) >= 1
-        await until(lambda: not router.fleet.is_ready())
+        await until(lambda: not router.fleet.catalog.is_ready())
         await fleet.restart(1)
         assert (await post(router, PATH, SIM_CHAT)).status == 200, (
             "panic: an ejected worker is tried when no other is left"
         )
-        await until(router.fleet.is_ready)
+        await until(router.fleet.catalog.is_ready)
 
 
 async def test_a_worker_that_left_the_fleet_is_not_tried_again_by_a_request_under_way(tmp_path: Any) -> None:
@@ -324,7 +324,7 @@ async def test_a_request_that_waits_for_a_seat_is_answered_there_and_the_full_wo
         await start_fleet(full) as fleet,
         routed(*fleet.urls, timeouts__min_first_event_s=0.5) as router,
     ):
-        await until(router.fleet.is_ready)
+        await until(router.fleet.catalog.is_ready)
         long = {**SIM_CHAT, "max_tokens": 100, "ignore_eos": True, "stream": True}
         seated = asyncio.create_task(post(router, PATH, long))
         await until(lambda: any(each.state.name == "RELAY" for each in router.pool._open))
@@ -370,9 +370,9 @@ async def test_a_worker_killed_in_its_stream_breaks_the_stream_and_is_out_until_
         await fleet.kill(0)
         with pytest.raises(Broken):
             await client.read_on()
-        assert not router.fleet.is_ready()
+        assert not router.fleet.catalog.is_ready()
         await fleet.restart(0)
-        await until(router.fleet.is_ready)
+        await until(router.fleet.catalog.is_ready)
         assert (await post(router, PATH, SIM_CHAT)).status == 200
 
 
@@ -444,7 +444,7 @@ async def test_a_client_that_stops_reading_is_cut_and_its_worker_freed() -> None
     ):
         await client.post(PATH, STREAMED)
         await client.head()
-        await until(lambda: sum(router.fleet.in_flight) == 1)
+        await until(lambda: sum(router.fleet.figures.in_flight) == 1)
         await until(lambda: is_quiet(router))
         await until(lambda: worker.asked[0].connection in ended_of(worker))
         with pytest.raises((Broken, ConnectionError)):
@@ -461,7 +461,7 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_holds_no_worker_a
     ):
         await client.post(PATH, CHAT)
         await client.head()
-        assert sum(router.fleet.in_flight) == 0
+        assert sum(router.fleet.figures.in_flight) == 0
         assert router.data.live == 1
         await until(lambda: router.data.live == 0)
         with pytest.raises((Broken, ConnectionError, asyncio.IncompleteReadError)):

@@ -80,7 +80,7 @@ async def test_clients_that_leave_say_nothing_of_their_worker() -> None:
             await until_metric(worker, "vllm:num_requests_running", 0.0)
         await until(lambda: is_quiet(router))
         assert await ejections_of(router) == 0
-        assert router.fleet.is_ready()
+        assert router.fleet.catalog.is_ready()
 
 
 async def test_ten_thousand_names_of_models_that_nobody_serves_leave_no_trace_but_a_count() -> None:

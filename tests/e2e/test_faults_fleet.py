@@ -51,7 +51,7 @@ async def test_when_all_are_ejected_whoever_answers_is_asked_all_the_same() -> N
         await until(lambda: all_up(router, 3))
         for worker in range(3):
             await fleet.kill(worker)
-        while router.fleet.is_ready():
+        while router.fleet.catalog.is_ready():
             assert (await post(router, CHAT_PATH, body_of(0))).status == 503
         await fleet.restart(1)
         assert await ask_at_once(router, iter(range(30)), 6) == {200: 30}
@@ -114,7 +114,7 @@ async def by_name(*models: str) -> AsyncIterator[ScriptedWorker]:
 
 async def test_an_adapter_is_served_as_soon_as_it_is_loaded_and_wherever_it_still_is() -> None:
     async with by_name("m") as one, by_name("m") as two, faulted(one.url, two.url, **SELDOM) as router:
-        await until(lambda: router.fleet.eligible("m").positions == [0, 1])
+        await until(lambda: router.fleet.catalog.eligible("m").positions == [0, 1])
         one.models = two.models = ("m", "sql")
         assert (await post(router, CHAT_PATH, chat("sql"))).status == 200
         one.models = ("m",)
@@ -149,7 +149,7 @@ async def test_a_worker_that_sleeps_takes_no_request_and_returns_when_it_wakes(s
         assert {(await post(router, CHAT_PATH, chat("m"))).status for _ in range(8)} == {200}
         assert not one.asked
         two.probed["/metrics"] = sleeping(state)
-        await until(lambda: not router.fleet.is_ready())
+        await until(lambda: not router.fleet.catalog.is_ready())
         found = await post(router, CHAT_PATH, chat("m"))
         assert (found.status, found.error["code"]) == (503, "model_unavailable")
         one.probed["/metrics"] = sleeping("awake")
@@ -183,7 +183,7 @@ async def test_however_nervous_ejection_is_killed_workers_cost_no_request(ejecti
         await until(lambda: all_up(router, 3))
         asking = asyncio.create_task(ask_at_once(router, iter(range(300)), 8))
         for kill in range(3):
-            await until(lambda: router.fleet.in_flight[kill % 3] or asking.done())  # noqa: B023  # called before the next
+            await until(lambda: router.fleet.figures.in_flight[kill % 3] or asking.done())  # noqa: B023  # called before the next
             await fleet.kill(kill % 3)
             await fleet.restart(kill % 3)
             await until(lambda: all_up(router, 3) or asking.done())

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from router.app.serve import Running
-from router.core.fleet.fleet import Member
 from router.core.fleet.health import WorkerState
+from router.core.fleet.member import Member
 from router.wire.framing import LAST_CHUNK, frame
 from tests.e2e.faults import CHAT_PATH, Told, all_up, decisions_of, faulted, listen, metric, told
 from tests.e2e.processes import WorkerProcess, until_running, worker_processes
@@ -105,7 +105,7 @@ async def test_a_stream_whose_worker_is_stopped_goes_on_within_the_deadline_and_
         whole = await listen(router, CHAT_PATH, body_of(1, 100))
         async with connected(router) as client:
             events = await begin(client, body_of(1, 100))
-            silent = next(each for each in workers if router.fleet.in_flight[member_of(router, each).position])
+            silent = next(each for each in workers if router.fleet.figures.in_flight[member_of(router, each).position])
             silent.send(signal.SIGSTOP)
             started = time.monotonic()
             found = await read_stream(client, events)

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from router.app.serve import Running
-from router.core.fleet.fleet import Member
+from router.core.fleet.member import Member
 from router.core.request.reply import Reply
 from router.core.worker import WorkerAddress
 from router.simulator import SimulatorSettings
@@ -154,7 +154,7 @@ async def fleet_of_pods(folder: Path) -> AsyncIterator[tuple[Cluster, Running]]:
             }
             async with routed(**settings, timeout_s=100.0) as router:
                 cluster.watch(router)
-                await until(lambda: len(router.fleet.eligible("sim").positions) == AT_FIRST)
+                await until(lambda: len(router.fleet.catalog.eligible("sim").positions) == AT_FIRST)
                 yield cluster, router
         finally:
             await cluster.aclose()

@@ -283,7 +283,7 @@ async def limited(limit: str, directory: Path) -> AsyncIterator[tuple[Meter, Run
         }
         settings |= {"probes__ill_interval_s": 0.005, "admission__no_worker_wait_s": 5.0, "timeout_s": 110.0}
         async with routed(one.url, other.url, **settings) as router:
-            await until(lambda: router.fleet.window("m") == WINDOW)
+            await until(lambda: router.fleet.catalog.window("m") == WINDOW)
             yield meter, router
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from router.core.errors import ClientError, InvalidJson, MalformedRequest
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, Caller
 from router.sessions.openai.input import read_create
 from router.sessions.openai.items import items_of

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 
 WORDS = "the fleet keeps what it has seen and routes what it has not "
 KEYS = (
-    "[tenants.acme]\nprompt_tokens_per_day = 100_000_000\nnotes_tokens_per_day = 1_000_000\n"
+    "[tenants.acme]\nprompt_tokens_per_day = 100_000_000\nsummary_tokens_per_day = 1_000_000\n"
     "[tenants.beta]\nprompt_tokens_per_day = 1\n" + entry("a", "acme", ACME) + entry("b", "beta", BETA)
 )
 RATED_OVER, SHOWN = "5s", "1m"
@@ -94,7 +94,7 @@ class Traffic:
         await asyncio.gather(*(self.ask(chat(f"{number}")) for number in range(12)))
         for worker in range(4):
             self.fleet.set_fault(worker, Fault.NONE)
-        await until(lambda: len(self.router.fleet.eligible("sim").positions) == 4)
+        await until(lambda: len(self.router.fleet.catalog.eligible("sim").positions) == 4)
         for worker in range(4):
             self.fleet.set_fault(worker, Fault.CUT, after_events=3)
         for number in range(4):
@@ -107,7 +107,7 @@ class Traffic:
         assert await self.ask(chat("nobody")) >= 500
         for worker in range(4):
             self.fleet.set_fault(worker, Fault.NONE)
-        await until(lambda: len(self.router.fleet.eligible("sim").positions) == 4)
+        await until(lambda: len(self.router.fleet.catalog.eligible("sim").positions) == 4)
 
 
 @asynccontextmanager
@@ -124,7 +124,7 @@ async def at_work(directory: Path) -> AsyncIterator[Traffic]:
             "context__low_tokens": 300,
         }
         async with await start_fleet(settings) as fleet, routed(*fleet.urls, **more) as router:
-            await until(lambda: len(router.fleet.eligible("sim").positions) == 4)
+            await until(lambda: len(router.fleet.catalog.eligible("sim").positions) == 4)
             yield Traffic(router, fleet)
 
 

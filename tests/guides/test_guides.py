@@ -18,7 +18,7 @@ from tests.guides.page import Block, blocks, is_as_shown, outputs, script, with_
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GUIDES = ("migration.md", "openai-clients.md", "operations.md", "sessions.md", "tenants.md", "tuning.md")
+GUIDES = ("how-to.md", "migration.md", "openai-clients.md", "operations.md", "sessions.md", "tenants.md", "tuning.md")
 """Pages that run in seconds, in an empty directory, with this environment's commands."""
 ROUTER_PORTS = ("8080", "8081", "8082", "8083", "9090")
 WORKER_PORTS = ("9500", "9501", "9502", "9503")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from router.core.fleet.facts import Facts, FleetView
+from router import policies
+from router.core.fleet.facts import Facts
+from router.core.fleet.figures import Figures
 from router.core.fleet.ring import Ring
 from router.core.index.prefix_index import Matches
 from router.core.worker import WorkerName
-from router.policies import POLICIES, PolicySettings
 from router.policies.base import Policy
 
 
@@ -32,7 +33,7 @@ def make_facts(
 ) -> Facts:
     positions = range(workers)
     names = [WorkerName(f"w-{position}") for position in positions]
-    view = FleetView(
+    view = Figures(
         names,
         [(in_flight or {}).get(position, 0) for position in positions],
         [(foreign or {}).get(position, 0) for position in positions],
@@ -53,8 +54,8 @@ def make_facts(
     )
 
 
-def make_policy(name: str, settings: PolicySettings | None = None) -> Policy:
-    return POLICIES[name](settings or PolicySettings(), Random(1))
+def make_policy(name: str, seed: int = 1, **parameters: object) -> Policy:
+    return policies.make_policy(name, parameters, Random(seed))
 
 
 def walk(facts: Facts) -> list[int]:

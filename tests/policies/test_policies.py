@@ -6,7 +6,6 @@ from random import Random
 
 import pytest
 
-from router.policies import PolicySettings
 from tests.policies.fleets import make_facts, make_policy, walk
 
 # --- round_robin, random
@@ -95,7 +94,7 @@ def test_prefix_ring_passes_over_who_is_above_the_bound_and_keeps_them_last() ->
 def test_prefix_ring_without_a_bound_never_leaves_the_ring() -> None:
     order = walk(make_facts(4, anchor=9))
     facts = make_facts(4, anchor=9, in_flight={order[0]: 1000})
-    assert list(make_policy("prefix_ring", PolicySettings(ring_bound=0)).rank(facts).order) == order
+    assert list(make_policy("prefix_ring", ring_bound=0).rank(facts).order) == order
 
 
 def test_the_bound_counts_only_eligible_workers() -> None:
@@ -108,7 +107,7 @@ def test_the_bound_counts_only_eligible_workers() -> None:
 
 
 def rank(facts_of: dict[str, object], **settings: object) -> tuple[list[int], str]:
-    ranking = make_policy("cache_aware", PolicySettings(**settings)).rank(make_facts(**facts_of))  # type: ignore[arg-type]
+    ranking = make_policy("cache_aware", **settings).rank(make_facts(**facts_of))  # type: ignore[arg-type]
     return list(ranking.order), ranking.reason
 
 

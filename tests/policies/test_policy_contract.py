@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.fleet.facts import Facts
-from router.policies import POLICIES, PolicySettings
+from router.policies import POLICIES
 from tests.policies.fleets import make_facts, make_policy
 
 DETERMINISTIC = ["cache_aware", "prefix_ring", "session_affinity"]
@@ -68,7 +68,7 @@ def test_same_facts_give_the_same_ranking(name: str, facts: Facts) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - set(DETERMINISTIC)))
 def test_same_seed_gives_the_same_rankings(name: str) -> None:
-    one, two = (POLICIES[name](PolicySettings(), Random(5)) for _ in range(2))
+    one, two = (make_policy(name, seed=5) for _ in range(2))
     facts = make_facts(6)
     assert [list(one.rank(facts).order) for _ in range(20)] == [list(two.rank(facts).order) for _ in range(20)]
 

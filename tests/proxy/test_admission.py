@@ -10,10 +10,11 @@ import pytest
 
 from router.core.errors import BudgetExceeded, ModelUnavailable, NoWorkerAvailable, Overloaded, RateLimited
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Lease, Member
+from router.core.fleet.member import Lease, Member
 from router.core.fleet.ring import Ring
 from router.core.fleet.seats import Seats, warm_wait_s
-from router.core.request.request import Request, Route, Tenant
+from router.core.request.request import Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.admission import Admission, AdmissionSettings
 from tests.core.fleet.test_fleet import addresses, bring_up, make_fleet, of, poll, report
@@ -55,7 +56,7 @@ class Door:
         if not self.admission.has_room(request.model):
             await self.admission.wait_for_room(request, rules, make_record())
         self.order.append(name)
-        positions = self.fleet.eligible(request.model).positions
+        positions = self.fleet.catalog.eligible(request.model).positions
         position = self.admission.seated_first(positions)[0]
         assert self.admission.has_seat(position)
         return self.fleet.lease(position, 1.0, self.now, shows_first_token=True)
@@ -88,7 +89,7 @@ async def test_where_there_is_room_nobody_waits_and_nothing_is_listened_to() -> 
     door = Door()
     await door.come()
     await door.come()
-    assert door.fleet.in_flight == [1, 1]
+    assert door.fleet.figures.in_flight == [1, 1]
     assert door.fleet.on_capacity is None
     await door.leave()
 
@@ -172,7 +173,7 @@ async def test_a_seat_that_was_not_taken_after_all_goes_to_the_next() -> None:
     end(of_a)
     await door.settle()
     assert sorted(door.order) == ["first", "second"]
-    assert door.fleet.in_flight == [1, 1]
+    assert door.fleet.figures.in_flight == [1, 1]
     await door.leave()
 
 
@@ -357,10 +358,10 @@ async def test_an_ejected_worker_is_not_tried_while_another_that_is_up_only_lack
 
 
 def make_facts(door: Door, request: Request, seconds_per_token: float = 0.001) -> Facts:
-    for position in range(len(door.fleet.names)):
-        door.fleet.seconds_per_token[position] = seconds_per_token
+    for position in range(len(door.fleet.figures.names)):
+        door.fleet.figures.seconds_per_token[position] = seconds_per_token
     return Facts(
-        fleet=door.fleet.view,
+        fleet=door.fleet.figures,
         eligible=[0, 1],
         prompt_tokens=2000.0,
         earlier_tokens=0.0,
@@ -523,7 +524,7 @@ async def test_an_answer_with_a_limit_of_its_own_is_made_shorter_however_small_t
 
 def test_a_worker_has_as_many_seats_as_its_limit_exceeds_what_it_has() -> None:
     door = Door("ab")
-    seats = Seats(door.fleet.view, 4)
+    seats = Seats(door.fleet.figures, 4)
     door.lease("a")
     poll(door.fleet, of(door.fleet, "a"), 1.0, report(running=2))
     assert (seats.is_free(0), seats.is_free(1)) == (True, True)
@@ -537,12 +538,12 @@ def test_a_worker_has_as_many_seats_as_its_limit_exceeds_what_it_has() -> None:
 def test_without_a_limit_there_is_always_a_seat() -> None:
     door = Door("a")
     poll(door.fleet, of(door.fleet, "a"), 1.0, report(running=10**9))
-    assert Seats(door.fleet.view, 0).is_free(0)
+    assert Seats(door.fleet.figures, 0).is_free(0)
 
 
 def test_a_worker_that_prefills_enough_has_no_room_until_a_first_token_is_there() -> None:
     door = Door("a")
-    seats = Seats(door.fleet.view, 0, max_prefill_tokens=10)
+    seats = Seats(door.fleet.figures, 0, max_prefill_tokens=10)
     lease = door.fleet.lease(0, 10.0, door.now, shows_first_token=True)
     assert not seats.is_free(0)
     lease.on_first_token(door.now)

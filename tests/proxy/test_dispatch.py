@@ -23,8 +23,10 @@ from router.core.errors import (
 )
 from router.core.fleet.affinity import LastWorkers
 from router.core.fleet.facts import Facts
-from router.core.fleet.fleet import Fleet, FleetRules, Member
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
+from router.core.fleet.member import Member
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import (
@@ -38,7 +40,8 @@ from router.core.request.attempt import (
 )
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import NO_TENANT, Request, Route, SessionKey
+from router.core.request.request import NO_TENANT, Request, SessionKey
+from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryFull
 from router.core.worker import WorkerAddress
 from router.policies.base import Ranking
@@ -264,8 +267,8 @@ class House:
         return [member.health.state.value for member in self.fleet.members()]
 
     def assert_nothing_is_held(self) -> None:
-        assert sum(self.fleet.in_flight) == 0
-        assert sum(self.fleet.queued_prefill_tokens) == 0
+        assert sum(self.fleet.figures.in_flight) == 0
+        assert sum(self.fleet.figures.queued_prefill_tokens) == 0
         assert not any(member.leases for member in self.fleet.members())
         assert self.dispatcher.budget.retrying == 0
         assert self.upstream.asked == self.upstream.closed
@@ -367,7 +370,7 @@ async def test_a_worker_that_left_while_another_was_tried_is_passed_over() -> No
     while not house.upstream.asked:
         await asyncio.sleep(0)
     house.fleet.set_members([WorkerAddress("http", host, 80) for host in "acx"])
-    assert house.fleet.names[1] == house.member("x").name
+    assert house.fleet.figures.names[1] == house.member("x").name
     answer.set_exception(WorkerDied("x"))
     record = await task
     assert house.upstream.asked == ["a", "c"]
@@ -567,7 +570,7 @@ async def test_a_client_that_leaves_leaves_no_lease(hold: Callable[[House, async
     house = House()
     hold(house, asyncio.Event())
     task = asyncio.create_task(house.send(make_request(stream=hold is not hold_answer)))
-    while sum(house.fleet.in_flight) == 0:
+    while sum(house.fleet.figures.in_flight) == 0:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -616,10 +619,10 @@ async def test_the_policy_is_told_where_the_sessions_last_turn_went() -> None:
 
 async def test_bytes_per_token_follow_the_workers_counts() -> None:
     house = House()
-    before = house.fleet.bytes_per_token("m")
+    before = house.fleet.learning.bytes_per_token("m")
     house.upstream.answers["a"] = Reply(200, {}, b'{"usage":{"prompt_tokens":8192}}', is_stream=False)
     await house.send()
-    assert 1.0 < house.fleet.bytes_per_token("m") < before
+    assert 1.0 < house.fleet.learning.bytes_per_token("m") < before
 
 
 async def test_a_stream_counts_until_its_end_and_its_prefill_until_its_first_event() -> None:
@@ -629,8 +632,8 @@ async def test_a_stream_counts_until_its_end_and_its_prefill_until_its_first_eve
     task = asyncio.create_task(house.send(make_request(stream=True)))
     while not any(lease.answered for lease in house.member("a").leases):
         await asyncio.sleep(0)
-    assert house.fleet.in_flight == [1]
-    assert house.fleet.queued_prefill_tokens == [0.0]
+    assert house.fleet.figures.in_flight == [1]
+    assert house.fleet.figures.queued_prefill_tokens == [0.0]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     house.assert_nothing_is_held()
@@ -642,7 +645,7 @@ async def test_a_reply_that_is_not_streamed_counts_until_the_client_has_it() -> 
     task = asyncio.create_task(house.send())
     while not house.client.has_been_asked:
         await asyncio.sleep(0)
-    assert house.fleet.in_flight == [1]
+    assert house.fleet.figures.in_flight == [1]
     house.client.hold.set()
     await task
     house.assert_nothing_is_held()
@@ -653,13 +656,13 @@ async def test_how_a_stream_ended_is_recorded_and_only_a_whole_one_teaches(end: 
     house = House("a")
     house.upstream.answers["a"], house.upstream.end = STREAM, end
     house.upstream.usage = Usage(8192, 1024, 600)
-    before = house.fleet.bytes_per_token("m")
+    before = house.fleet.learning.bytes_per_token("m")
     record = await house.send(make_request(stream=True))
     assert record.outcome == end.value
     assert record.status == 200
     has_learnt = end is StreamEnd.DONE
     assert (record.actual_cached_tokens == 1024) is has_learnt
-    assert (house.fleet.bytes_per_token("m") < before) is has_learnt
+    assert (house.fleet.learning.bytes_per_token("m") < before) is has_learnt
     house.assert_nothing_is_held()
 
 
@@ -675,7 +678,7 @@ async def test_a_client_that_leaves_is_nobodys_failure() -> None:
 async def test_a_streams_first_token_teaches_the_workers_rate() -> None:
     house = House("a")
     house.upstream.usage = Usage(2048, 0, 5)
-    before = house.fleet.seconds_per_token[0]
+    before = house.fleet.figures.seconds_per_token[0]
     for _ in range(50):
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         house.upstream.answers["a"] = answer
@@ -686,14 +689,14 @@ async def test_a_streams_first_token_teaches_the_workers_rate() -> None:
         answer.set_result(STREAM)
         await task
     assert before == pytest.approx(1e-4)
-    assert house.fleet.seconds_per_token[0] == pytest.approx(1e-3, rel=0.1)
+    assert house.fleet.figures.seconds_per_token[0] == pytest.approx(1e-3, rel=0.1)
 
 
 async def test_an_unstreamed_reply_teaches_no_rate_since_its_first_token_was_not_seen() -> None:
     house = House("a")
-    before = house.fleet.seconds_per_token[0]
+    before = house.fleet.figures.seconds_per_token[0]
     await house.send()
-    assert house.fleet.seconds_per_token[0] == before
+    assert house.fleet.figures.seconds_per_token[0] == before
 
 
 async def test_a_reply_takes_room_in_the_workers_cache() -> None:
@@ -742,7 +745,7 @@ async def test_a_wrong_guess_of_a_prompts_tokens_is_not_taken_for_an_eviction() 
     house = House("a")
     old = fingerprint([b"o" * 4096], model="m")
     house.index.record(0, old)
-    house.fleet.learn_bytes_per_token = lambda *_seen: None  # type: ignore[method-assign]
+    house.fleet.learning.learn_bytes_per_token = lambda *_seen: None  # type: ignore[method-assign]
     usage = b'{"usage":{"prompt_tokens":256,"prompt_tokens_details":{"cached_tokens":%d}}}'
     for tokens in (0, 240):
         house.upstream.answers["a"] = Reply(200, {}, usage % tokens, is_stream=False)

@@ -7,13 +7,14 @@ import asyncio
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
+from router.core.fleet.rules import FleetRules
 from router.core.index.cache_use import CacheMisses
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
-from router.core.request.request import Route
 from router.core.request.retry import RetryBudget
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress
 from router.proxy.metrics import BATCH, GAP_BUCKETS, MAX_LABEL_VALUES, TTFT_BUCKETS, FleetCollector, Metrics
 
@@ -168,7 +169,7 @@ def test_a_request_that_nobody_was_chosen_for_is_no_decision() -> None:
     record.status = 404
     metrics.observe(record)
     found = samples(metrics)
-    assert found["warmroute_requests_total", labelled(model="other", route=Route.CHAT.value, status="404")] == 1
+    assert found["warmroute_requests_total", labelled(model="other", route=Route.CHAT.path, status="404")] == 1
     assert found["warmroute_routing_decisions_total", labelled(policy="cache_aware", reason="none")] == 0
     assert found["warmroute_router_overhead_seconds_count", labelled(phase="decide")] == 0
     assert found["warmroute_time_to_first_token_seconds_count", labelled(model="other", policy="cache_aware")] == 0

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
+from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import (
     AttemptFailed,
@@ -27,7 +28,8 @@ from router.core.request.attempt import (
 from router.core.request.poison_guard import PROGRESS_CHUNKS
 from router.core.request.record import Record, Resumption
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import Request, Route
+from router.core.request.request import Request
+from router.core.request.routes import Route
 from router.core.tenants.memory import Holding
 from router.core.tenants.tenant import EVERYBODY, Caller
 from router.core.worker import WorkerAddress
@@ -256,7 +258,7 @@ class House:
         self.assert_nothing_is_held()
 
     def assert_nothing_is_held(self) -> None:
-        assert sum(self.fleet.in_flight) == sum(self.fleet.queued_prefill_tokens) == 0
+        assert sum(self.fleet.figures.in_flight) == sum(self.fleet.figures.queued_prefill_tokens) == 0
         assert not any(member.leases for member in self.fleet.members())
         assert self.dispatcher.budget.retrying == 0
         assert self.dispatcher.kept.bytes == self.workers.open == 0
@@ -438,7 +440,7 @@ async def test_a_worker_that_leaves_while_it_is_asked_for_the_seam_is_passed_ove
     await house.send(stop="no")
     house.assert_whole()
     assert house.workers.hosts == ["a", "c"]
-    assert not any(house.fleet.in_flight)
+    assert not any(house.fleet.figures.in_flight)
 
 
 async def test_a_worker_that_never_answered_does_not_count_as_holding_the_prompt() -> None:

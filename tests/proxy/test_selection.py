@@ -9,15 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from router.core.fleet.affinity import LastWorkers
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
 from router.core.fleet.load import LoadReport
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.request.record import Record
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress
-from router.policies import POLICIES, PolicySettings
+from router.policies import make_policy
 from router.proxy.selection import UNTOLD_HITS, WorkerSelector
 from router.wire.sse import Usage
 
@@ -61,7 +63,7 @@ class House:
         self.fleet.set_models(self.member, {"m": {"id": "m"}})
         self.member.health.on_probe_answered(0.0)
         self.fleet.on_health_changed(self.member)
-        policy = POLICIES["least_loaded"](PolicySettings(), random.Random(1))
+        policy = make_policy("least_loaded", {}, random.Random(1))
         self.selector = WorkerSelector(self.fleet, self.index, LastWorkers(10), policy, lambda: 100.0, 30.0)
 
     def send(self, prompt: Fingerprint) -> Record:

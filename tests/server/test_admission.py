@@ -136,7 +136,7 @@ async def test_with_nobody_up_requests_wait_and_are_served_soon_after_a_worker_i
                 await fleet.kill(0)
             asking = [asyncio.create_task(post(router, PATH, body)) for _ in range(10)]
             await until(lambda: router.data.live == 10)
-            await until(lambda: not router.fleet.is_ready())
+            await until(lambda: not router.fleet.catalog.is_ready())
             await fleet.restart(0)
             found = await asyncio.wait_for(asyncio.gather(*asking), 10)
             assert {each.status for each in found} == {200}

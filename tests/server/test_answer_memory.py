@@ -28,7 +28,7 @@ async def test_a_whole_answer_is_counted_until_its_client_has_read_it() -> None:
         async with connected(router, receive_bytes=4096) as client:
             await client.post(PATH, CHAT)
             await client.reader.readuntil(b"\r\n\r\n")
-            await until(lambda: not any(router.fleet.in_flight))
+            await until(lambda: not any(router.fleet.figures.in_flight))
             assert held(router)[REPLY] == len(LARGE)
             assert await client.reader.readexactly(len(LARGE)) == LARGE
             await until(lambda: not router.data.memory.bytes)

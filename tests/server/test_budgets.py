@@ -50,7 +50,7 @@ async def test_an_answer_whose_client_left_gives_its_connection_back(tmp_path: P
     async with scripted(hang) as worker, routed(worker.url, **settings) as router:
         async with connected(router) as client:
             await client.post(PATH, CHAT, bearer(ACME))
-            await until(lambda: any(router.fleet.in_flight))
+            await until(lambda: any(router.fleet.figures.in_flight))
             assert len(router.data.key_connections) == 1
         await until(lambda: not router.data.key_connections)
 
@@ -84,7 +84,7 @@ async def test_bodies_that_are_too_much_together_are_refused_until_some_have_end
     body = {**CHAT, "messages": [{"role": "user", "content": "x" * 40_000}]}
     async with scripted(wait) as worker, routed(worker.url, limits__max_held_bytes=60_000) as router:
         first = asyncio.create_task(post(router, PATH, body))
-        await until(lambda: any(router.fleet.in_flight))
+        await until(lambda: any(router.fleet.figures.in_flight))
         answer = await post(router, PATH, body)
         assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
         assert (await get_admin(router, "/metrics")).body.count(b'warmroute_held_bytes{kind="body"} 40') == 1

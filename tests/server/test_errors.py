@@ -106,11 +106,11 @@ async def test_a_model_that_nobody_serves_any_more_is_unavailable_and_one_that_n
 ) -> None:
     async with scripted(models=("m", "n")) as worker, routed(worker.url) as router:
         worker.models = ("n",)
-        await until(lambda: "m" not in router.fleet.served_models())
+        await until(lambda: "m" not in router.fleet.catalog.served_models())
         check(await post(router, path, MESSAGES), path, 503, "model_unavailable")
         check(await post(router, path, {**MESSAGES, "model": "o"}), path, 404, "model_not_found", "model")
         worker.models = ("m",)
-        await until(lambda: "m" in router.fleet.served_models())
+        await until(lambda: "m" in router.fleet.catalog.served_models())
         assert (await post(router, path, MESSAGES)).status == 200
 
 

@@ -219,10 +219,10 @@ async def test_ready_means_that_a_worker_can_serve_and_health_that_the_process_l
         assert (await get(router, "/health")).status == 200
         assert (await get(router, "/ready")).status == 503
         worker.models = ("m",)
-        await until(router.fleet.is_ready)
+        await until(router.fleet.catalog.is_ready)
         assert (await get(router, "/ready")).status == 200
         worker.is_ill = True
-        await until(lambda: not router.fleet.is_ready())
+        await until(lambda: not router.fleet.catalog.is_ready())
         assert (await get(router, "/ready")).status == 503
         assert (await get(router, "/health")).status == 200
 

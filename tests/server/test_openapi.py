@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 
 from router.app.serve import running
 from router.config.schema import LimitsConfig, load_config
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.server.openapi import describe
 from router.sessions.api.conversations import ConversationPages
 from router.sessions.api.openapi import describe_state
@@ -107,7 +107,7 @@ def test_every_request_of_the_description_and_its_opposite_gets_a_described_answ
 
 def test_every_route_is_described() -> None:
     plain = {"/v1/models", "/health", "/ready", "/openapi.json"}
-    stateless = {route.value for route in Route} | plain
+    stateless = {route.path for route in Route} | plain
     assert set(json.loads(describe(LimitsConfig()))["paths"]) == stateless
     turns: Any = SimpleNamespace(histories=None)
     unused: Any = None

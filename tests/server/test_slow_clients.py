@@ -223,7 +223,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(body: dict[str, obj
         await client.post(PATH, body)
         await client.reader.readexactly(12)
         await until(lambda: router.open_connections() == 0)
-        assert not any(router.fleet.in_flight)
+        assert not any(router.fleet.figures.in_flight)
 
 
 async def test_a_client_that_does_not_read_the_routers_own_answers_is_cut_too() -> None:
@@ -247,7 +247,7 @@ async def test_a_router_that_stops_adds_nothing_to_an_answer_that_is_whole_and_u
     ):
         await client.post(PATH, CHAT)
         status, headers = await client.head()
-        await until(lambda: not any(router.fleet.in_flight))
+        await until(lambda: not any(router.fleet.figures.in_flight))
         router.data.cut_short()
         assert await client.reader.readexactly(int(headers["content-length"])) == body
         await client.send(HEALTH)

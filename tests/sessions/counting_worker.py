@@ -17,7 +17,6 @@ from router.proxy.ports import Client
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
 from router.sessions.planner import Ask
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.summaries import Written
 from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counts import CountLimits, TokenCounts
@@ -25,6 +24,7 @@ from router.sessions.tokens.local import LocalCounter
 from router.sessions.tokens.texts import own_text
 from tests.sessions.desk import ACME, SID, FakeClient, FakeDispatch, Points, Replica
 from tests.sessions.kept_histories import FakeWriter, WordIndex
+from tests.sessions.stores.memory import MemoryStore
 from tests.sessions.tokens.desk import Notes
 
 Message = dict[str, Any]

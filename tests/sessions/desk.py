@@ -15,12 +15,14 @@ import msgspec
 from router.core.errors import RouterError, WorkerError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import NO_TENANT, Request, Route, Tenant
+from router.core.request.request import NO_TENANT, Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.proxy.ports import Client
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
+from router.sessions.claimer import TurnSettings
 from router.sessions.context.history import History
 from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
 from router.sessions.histories import Histories, TurnPosition
@@ -39,11 +41,11 @@ from router.sessions.stores.contract import (
     Store,
     StoreUnavailable,
 )
-from router.sessions.stores.memory import MemoryStore
-from router.sessions.turns import Turns, TurnSettings
+from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
 from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.stores.memory import MemoryStore
 
 T = TypeVar("T")
 SID = Sid("a" * 32)

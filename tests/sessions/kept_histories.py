@@ -8,7 +8,6 @@ from typing import Any
 
 from router.core.request.request import Tenant
 from router.sessions.compactor import Compactor, CompactorSettings
-from router.sessions.context.cache_costs import CacheCosts
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
 from router.sessions.context.view import ContextOverrides
@@ -103,23 +102,13 @@ def upkeep_of(
     total: Callable[[str, int, int], int] = lambda _model, counted, _messages: counted,
     bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
     window: int = 0,
-    cached: float = 1e9,
-    idle_s: float = 60.0,
     max_waiting: int = 100,
     source_tokens: int = 1 << 40,
     **overrides: Any,
 ) -> ContextWindow:
     """``overrides``: everybody's; without any, histories are sent whole."""
-    rules = ContextRules(
-        ContextOverrides(**overrides), answer_tokens=0, idle_s=idle_s, summary_tokens=20, summary_price=0.5
-    )
-    lookups = Lookups(
-        window=lambda _model: window,
-        total=total,
-        is_exact=lambda _model: True,
-        cached=lambda _model, _prompt: cached,
-    )
-    views = Views(rules, histories, lookups, CacheCosts(0.1), clock)
+    rules = ContextRules(ContextOverrides(**overrides), answer_tokens=0)
+    views = Views(rules, histories, Lookups(lambda _model: window, total, lambda _model: True))
     recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
     recaller = Recaller(recall, index or NullIndex(), bytes_per_token, clock, lambda _seconds: None)
     histories.on_deleted = recaller.forget

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, cast
 
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.compactor import CompactionJob
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
@@ -18,13 +19,13 @@ from router.sessions.history_cache import HistoryCache
 from router.sessions.planner import Ask
 from router.sessions.stores.contract import Sid, Store
 from router.sessions.stores.encrypted import EncryptedStore
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
 from router.sessions.summaries import Written
 from tests.sessions.desk import ACME, FakeDispatch, Points, Replica, contents, user
 from tests.sessions.kept_histories import FakeWriter
 from tests.sessions.stores.contract import Clocks
+from tests.sessions.stores.memory import MemoryStore
 
 LONG = "x" * 400
 """About 100 tokens; so is its answer."""
@@ -43,9 +44,12 @@ async def two_ways(name: str, directory: Path, redis_url: str) -> tuple[Store, S
         path = directory / "sessions.db"
         first = await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
         return first, await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this")
-    memory = MemoryStore(clocks.monotonic, clocks.unix_time)
+    if name == "memory":
+        store = await SqliteStore.open(IN_MEMORY, clocks.monotonic, clocks.unix_time, boot="this")
+        return store, store
+    model = MemoryStore(clocks.monotonic, clocks.unix_time)
     secret = b"a secret of the tests"
-    return (EncryptedStore(memory, secret), EncryptedStore(memory, secret)) if name == "sealed" else (memory, memory)
+    return (EncryptedStore(model, secret), EncryptedStore(model, secret)) if name == "sealed" else (model, model)
 
 
 class PointedCalls:

@@ -64,7 +64,7 @@ async def test_a_claim_is_renewed_when_it_is_due_and_not_before() -> None:
 
 def history(generation: str, head: int) -> History:
     made = History(SID, OWNER, generation)
-    made.head = head
+    made.log.head = head
     return made
 
 

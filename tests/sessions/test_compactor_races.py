@@ -46,7 +46,7 @@ async def test_no_turn_of_any_replica_waits_for_a_janitor_that_is_slow(site: Sit
     assert not working.done()
     writer.go.set()
     await working
-    assert results(one) == {"told": 1}
+    assert results(one) == {"summarized": 1}
     history = await site.require_whole(106)
     assert [segment.upto.number for segment in history.view.segments] == [8]
     assert len(history.bodies) == 204
@@ -97,7 +97,7 @@ async def test_two_janitors_that_begin_at_once_write_notes_once(site: Site) -> N
         writer.go.set()
         await asyncio.gather(*working)
     assert len(writer.sources) == 1
-    assert sorted([*results(one), *results(two)]) == ["raced", "told"]
+    assert sorted([*results(one), *results(two)]) == ["raced", "summarized"]
     assert len((await site.require_whole(6)).view.segments) == 1
 
 
@@ -152,7 +152,7 @@ async def test_a_janitor_that_was_slow_and_is_followed_counts_no_more(site: Site
     assert results(two) == {"raced": 1}, "not while there is time"
     site.now += WORK_S + 1.0
     await two.turns.context_window.compactor.do(job)
-    assert results(two) == {"raced": 1, "told": 1}
+    assert results(two) == {"raced": 1, "summarized": 1}
     writer.go.set()
     await slow
     assert results(one) == {"stale": 1}

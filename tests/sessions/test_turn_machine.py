@@ -474,8 +474,8 @@ def run_machine(opens: Callable[[Path], AbstractAsyncContextManager[Trial]], *, 
 
 
 @pytest.mark.parametrize("is_journaled", [False, True], ids=["alone", "journaled"])
-def test_turns_over_the_store_in_memory_are_kept_once_whole_and_in_order(is_journaled: bool) -> None:
-    run_machine(STORES["memory"], is_journaled=is_journaled)
+def test_turns_over_the_model_are_kept_once_whole_and_in_order(is_journaled: bool) -> None:
+    run_machine(STORES["model"], is_journaled=is_journaled)
 
 
 def test_turns_over_sqlite_are_kept_once_whole_and_in_order() -> None:

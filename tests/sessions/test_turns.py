@@ -946,7 +946,7 @@ async def test_what_agents_add_leaves_no_gaps_for_each_turns_record_to_list() ->
     for number in range(20):
         await add(desk, user(f"{number}"))
     history, _ = await desk.histories.load(SID, ACME.rules.tenant)
-    assert history.runs() == [(1, 20)]
+    assert history.runs == [(1, 20)]
 
 
 async def test_adding_is_repeated_once_and_refused_under_a_key_of_another_request() -> None:
@@ -1131,7 +1131,7 @@ async def test_histories_in_memory_are_bounded_by_bytes_and_the_oldest_goes() ->
     assert cache.bytes <= cache.max_bytes
     assert cache.get(Sid(f"{9:032}")) is not None
     assert cache.get(Sid(f"{0:032}")) is None
-    assert cache.bytes == sum(cache._sizes.values()) == sum(each.bytes for each in cache._histories.values())
+    assert cache.bytes == sum(cache._sizes.values()) == sum(each.log.bytes for each in cache._histories.values())
 
 
 async def test_models_that_are_not_there_and_others_errors_are_told_as_they_are() -> None:

@@ -281,4 +281,4 @@ def require_same(one: History, other: History, caller: Caller) -> None:
         for history in (one, other)
     ]
     assert prompts[0] == prompts[1]
-    assert (one.head, one.last_turn, one.digests) == (other.head, other.last_turn, other.digests)
+    assert (one.head, one.log.last_turn, one.log.digests) == (other.head, other.log.last_turn, other.log.digests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.core.request.record import Record
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.request.trace import Trace
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.core.fleet.patience import Signs
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied, WorkerHungUp, WorkerSilent, WorkerSlow
 from router.core.request.reply import Reply
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.upstream.connection import TAIL_S
 from router.upstream.relay import RelayEvent
 from router.wire.framing import LAST_CHUNK, frame

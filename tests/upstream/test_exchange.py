@@ -18,7 +18,8 @@ from router.core.index.fingerprint import NO_PROMPT
 from router.core.request.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
-from router.core.request.request import NO_TENANT, Request, Route
+from router.core.request.request import NO_TENANT, Request
+from router.core.request.routes import Route
 from router.core.worker import WorkerAddress, parse_address
 from router.proxy import ports
 from router.upstream.connection import Limits

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.ring import Ring
+from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress, parse_address
 from router.runtime.background import Background
@@ -107,9 +108,9 @@ async def test_the_first_look_is_over_when_start_returns() -> None:
         scripted() as two,
         kept(FakeSource(one.url, two.url)) as fixture,
     ):
-        assert fixture.fleet.is_ready()
-        assert list(fixture.fleet.served_models()) == ["adapter", "m"]
-        assert fixture.fleet.eligible("m").positions == [0, 1]
+        assert fixture.fleet.catalog.is_ready()
+        assert list(fixture.fleet.catalog.served_models()) == ["adapter", "m"]
+        assert fixture.fleet.catalog.eligible("m").positions == [0, 1]
         assert all(member.load is not None for member in fixture.fleet.members())
 
 
@@ -120,7 +121,7 @@ async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_f
         before = one.probes["/v1/models"]
         await asyncio.gather(*[fixture.fleet_sync.refresh_models() for _ in range(50)])
         assert one.probes["/v1/models"] == before + 1
-        assert fixture.fleet.serves("adapter")
+        assert fixture.fleet.catalog.serves("adapter")
         await fixture.fleet_sync.refresh_models()
         assert one.probes["/v1/models"] == before + 1
         fixture.now += FRESH_S
@@ -150,7 +151,7 @@ async def test_a_worker_that_failed_a_probe_or_refused_a_model_is_asked_for_its_
 
 async def test_a_worker_that_does_not_answer_holds_nobody_up_and_serves_nothing() -> None:
     async with scripted() as one, kept(FakeSource(one.url, await unused_url())) as fixture:
-        assert fixture.fleet.eligible("m").positions == [0]
+        assert fixture.fleet.catalog.eligible("m").positions == [0]
         assert [member.health.state for member in fixture.fleet.members()] == [WorkerState.UP, WorkerState.STARTING]
 
 
@@ -231,7 +232,7 @@ async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monk
     monkeypatch.setattr(WorkerMonitor, "poll", poll_with_a_mistake)
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
         assert fixture.background.failures["health_check"] == 1
-        assert fixture.fleet.is_ready()
+        assert fixture.fleet.catalog.is_ready()
         assert all(member.load is not None for member in fixture.fleet.members())
         assert len(watches()) == 1
 
@@ -270,17 +271,17 @@ async def test_probes_eject_an_ill_worker_and_bring_a_well_one_back_when_its_tim
 
 async def test_a_worker_comes_up_with_its_models_and_not_before() -> None:
     async with scripted(models=()) as worker, kept(FakeSource(worker.url)) as fixture:
-        assert not fixture.fleet.is_ready()
+        assert not fixture.fleet.catalog.is_ready()
         worker.models = ("m",)
         assert await look(worker, fixture) is WorkerState.UP
-        assert fixture.fleet.eligible("m").positions == [0]
+        assert fixture.fleet.catalog.eligible("m").positions == [0]
 
 
 async def test_models_that_a_worker_loads_or_drops_are_noticed() -> None:
     async with scripted() as worker, kept(FakeSource(worker.url)) as fixture:
         worker.models = ("n",)
         await look(worker, fixture)
-        assert list(fixture.fleet.served_models()) == ["n"]
+        assert list(fixture.fleet.catalog.served_models()) == ["n"]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"data":5}', b'{"data":[{"id":7}]}', b"\xff"])
@@ -293,5 +294,5 @@ async def test_a_model_list_that_makes_no_sense_is_no_models_and_no_crash(body: 
     worker = Odd()
     server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
     async with server, kept(FakeSource(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")) as fixture:
-        assert not fixture.fleet.is_ready()
-        assert fixture.fleet.served_models() == {}
+        assert not fixture.fleet.catalog.is_ready()
+        assert fixture.fleet.catalog.served_models() == {}

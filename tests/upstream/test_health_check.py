@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.patience import Signs
+from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
 from router.upstream.connection import Limits

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
-from router.core.request.request import NO_TENANT, Route
+from router.core.request.request import NO_TENANT
+from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
 from router.upstream.connection import EAGER_BYTES, Limits
 from router.upstream.connection_state import State

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.wire.continuation import Asked, Seam, SeamFinder, exact_body, read_asked
 from router.wire.continued import ContinuedFilter
 from router.wire.sse import DIALECTS, StreamFilter

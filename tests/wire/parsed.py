@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from router.core.request.request import Request, Route
+from router.core.request.request import Request
+from router.core.request.routes import Route
 from router.core.tenants.tenant import Caller
 from router.wire.requests import parse_apart
 

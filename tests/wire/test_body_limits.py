@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router.core.errors import InvalidJson, InvalidRequest
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, Caller
 from router.wire.body_limits import BodyLimits, check_body
 from router.wire.media import MediaRule

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.wire.continuation import (
     MAX_STEPS_BACK,
     Asked,

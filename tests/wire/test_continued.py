@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
+from router.wire.completion import Completion
 from router.wire.continuation import Seam, read_asked
 from router.wire.continued import ContinuedFilter, StopSearch, leaks, usage_event
 from router.wire.sse import Usage
-from router.wire.transcript import Chunk, Delivered
+from router.wire.transcript import Delivered
 from tests.wire.cuts import cut, cuts
 from tests.wire.engine import EOS, FIRST, PROMPT_IDS, Engine, Relay, event, events_of
 
@@ -347,7 +348,7 @@ def test_a_worker_that_began_inside_a_character_is_caught() -> None:
 def test_the_answer_is_read_as_json_by_any_client() -> None:
     asked = read_asked(Route.COMPLETIONS, json.dumps({"prompt": "x"}).encode(), wants_usage=False, hides_ids=True)
     delivered = Delivered(prompt_ids=[1], id="i", created=1, model="m")
-    delivered.add(Chunk())
+    delivered.add(Completion())
     watch = ContinuedFilter(asked, delivered, Seam(0))
     assert json.loads(watch.take(chunk('"\\\n\u2028', [5]))[6:])["choices"][0]["text"] == '"\\\n\u2028'
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from router.core.errors import InvalidJson, InvalidRequest
-from router.core.request.request import Request, Route, Tenant
+from router.core.request.request import Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, Caller, TenantRules, make_caller
 from tests.wire.parsed import parse_request
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.wire.framing import CHUNK_SIZE, frame
 from router.wire.sse import DIALECTS, StreamFilter, Usage, cut_ids, each_event, read_usage, take_events
 from router.wire.transcript import Transcript, TranscriptBudget

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.wire import transcript as module
+from router.wire.completion import BadAnswer, read_chunks
 from router.wire.framing import frame
-from router.wire.transcript import Delivered, Transcript, TranscriptBudget, read_chunks
+from router.wire.transcript import Delivered, Transcript, TranscriptBudget
 from tests.wire.engine import event
 
 PROMPT_IDS = [1, 2, 3]
@@ -167,7 +167,7 @@ def test_a_cleared_transcript_begins_anew() -> None:
 
 def test_events_that_are_no_json_are_noticed_at_once_or_when_they_are_folded() -> None:
     bad = b"data: {nonsense}\n\n"
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(BadAnswer):
         keep([first("a", [4]), bad]).delivered()
     kept = TranscriptBudget(1 << 30)
     assert keep([bad, *[chunk("a", [4])] * 2_000], kept=kept).is_lost
@@ -175,4 +175,4 @@ def test_events_that_are_no_json_are_noticed_at_once_or_when_they_are_folded() -
 
 
 def test_an_error_event_holds_no_text() -> None:
-    assert read_chunks(event({"error": {"message": "x", "code": 500}}))[0].choices == []
+    assert read_chunks(event({"error": {"message": "x", "code": 500}}))[0].choices is None

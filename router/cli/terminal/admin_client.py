@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from router.cli.terminal.answers import Snapshot
 from router.config.schema import AdminConfig
 from router.core.printable import printable
+from router.runtime.bounded_body import read_body
 from router.runtime.logs import redact
 
 CONNECT_S, SILENT_S, ANSWER_S = 3.0, 10.0, 30.0
@@ -87,12 +88,10 @@ class AdminClient:
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     """Raises ValueError."""
-    body = bytearray()
-    async for piece in answer.content.iter_any():
-        body += piece
-        if len(body) > MAX_ANSWER_BYTES:
-            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(body)
+    body = await read_body(answer, MAX_ANSWER_BYTES)
+    if body is None:
+        raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+    return body
 
 
 async def _next_data(content: aiohttp.StreamReader) -> bytes:

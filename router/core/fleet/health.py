@@ -1,15 +1,9 @@
-"""When a worker is taken out for failing, for how long, and how it comes back.
-
-              probe answers            a death, or `failures` bad answers or probes in a row
-    STARTING ───────────────► UP ──────────────────────────────────────────────► EJECTED
-                              ▲                                                     │
-                              └── its time is over and a probe answers, or ─────────┘
-                                  a request succeeds there all the same
+"""When a worker is taken out for failing, for how long, and how it comes back. ``NEXT`` has every transition.
 
 Probes and requests are counted apart: a worker that drains answers its probes and fails its requests. An ejection lasts
-``ejection_s``, and twice as long as the last if the worker had not been well for four times that. Being slow is load,
-not illness, and never ejects; nor do 429 and 503, which say "busy". Whether an ejected worker is tried all the same,
-because no other is left, is the fleet's question (panic mode), not decided here.
+``ejection_s``, and twice as long as the last one if the worker has not been well for four times that. Being slow is load, not
+illness, and never ejects; nor do 429 and 503, which mean "busy". Whether an ejected worker is tried all the same, because no
+other is left (panic mode), is decided in the catalog.
 """
 
 from __future__ import annotations
@@ -19,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 STEADY = 4.0
-"""A worker that was well for so many ejections' length has done with whatever took it out."""
+"""A worker that was well for this many times its last ejection's length is ejected for the shortest time again."""
 
 
 class WorkerState(Enum):
@@ -27,14 +21,35 @@ class WorkerState(Enum):
     UP = "up"
     EJECTED = "ejected"
     ASLEEP = "asleep"
-    """Its engine sleeps, as its metrics say: the fleet's to know, and no state of ``Health``."""
+    """Its engine sleeps, as its metrics say. ``Member`` knows it; ``Health`` is never in this state."""
+
+    __hash__ = object.__hash__
+
+
+class Event(Enum):
+    PROBE_ANSWERED = 0
+    """For an ejected worker, once the ejection's time is over."""
+    REQUEST_ANSWERED = 1
+    FAILED = 2
+    """A death, or as many failures in a row as the rules allow."""
+
+    __hash__ = object.__hash__
+
+
+NEXT = {
+    (WorkerState.STARTING, Event.PROBE_ANSWERED): WorkerState.UP,
+    (WorkerState.UP, Event.FAILED): WorkerState.EJECTED,
+    (WorkerState.EJECTED, Event.PROBE_ANSWERED): WorkerState.UP,
+    (WorkerState.EJECTED, Event.REQUEST_ANSWERED): WorkerState.UP,
+}
+"""Any other event leaves the state as it is."""
 
 
 class Cause(Enum):
     """Why a worker was ejected: a label of the ejection counter."""
 
     DIED = "died"
-    """It refused, reset or closed a connection, or spoke something that is not HTTP."""
+    """It refused, reset or closed a connection, or sent bytes that are not HTTP."""
     ERRORS = "errors"
     """It answered 500, 502 or 504 several times in a row. It may be draining: its probes can be fine."""
     TIMEOUT = "timeout"
@@ -53,48 +68,47 @@ class HealthRules:
 
 @dataclass(slots=True)
 class Health:
-    """One worker's. Every method takes the monotonic time; those named ``on_…`` return True if the state changed."""
+    """One worker's health. Every method takes the monotonic time; those named ``on_…`` return True if the state changed."""
 
     rules: HealthRules
     state: WorkerState = WorkerState.STARTING
     failed_requests: int = 0
-    """In a row, as are the next two."""
+    """In a row."""
     failed_probes: int = 0
+    """In a row."""
     doublings: int = 0
-    """Of the next ejection's length; no more than it takes to reach the longest."""
+    """How often the next ejection's length is doubled."""
     length_s: float = 0.0
-    """Of the last ejection."""
+    """Length of the last ejection."""
     ejected_until: float = 0.0
     returned_at: float | None = None
     since: float | None = None
-    """When the state began; None until that was seen."""
+    """When the state began; None until it was first probed."""
     ejections: Counter[Cause] = field(default_factory=Counter)
 
     def on_probe_answered(self, now: float) -> bool:
         self.failed_probes = 0
-        if self.state is WorkerState.STARTING:
-            self.state, self.since = WorkerState.UP, now
-            return True
-        return self._return(now) if self.state is WorkerState.EJECTED and now >= self.ejected_until else False
+        is_due = self.state is not WorkerState.EJECTED or now >= self.ejected_until
+        return is_due and self._apply(Event.PROBE_ANSWERED, now)
 
     def on_probe_failed(self, now: float) -> bool:
         self.failed_probes += 1
-        return self.failed_probes >= self.rules.failures and self._eject(Cause.PROBE, now)
+        return self.failed_probes >= self.rules.failures and self._fail(Cause.PROBE, now)
 
     def on_success(self, now: float) -> bool:
         self.failed_requests = 0
-        return self._return(now) if self.state is WorkerState.EJECTED else False
+        return self._apply(Event.REQUEST_ANSWERED, now)
 
     def on_error_answer(self, now: float) -> bool:
         return self._on_failed_request(Cause.ERRORS, now, self.rules.failures)
 
     def on_timeout(self, now: float) -> bool:
-        """Two are enough: each has cost a client all its patience."""
+        """Two are enough: each made a client wait as long as it may."""
         return self._on_failed_request(Cause.TIMEOUT, now, min(2, self.rules.failures))
 
     def on_death(self, now: float) -> bool:
-        """One is enough: a process that is gone fails every request, and as fast as it can."""
-        return self._eject(Cause.DIED, now)
+        """One is enough: a dead process fails every request, and fast."""
+        return self._fail(Cause.DIED, now)
 
     def slowdown(self, now: float) -> float:
         """≥ 1: falls from 10 to 1 within ``slow_start_s`` of the return, so that a cold worker is not flooded."""
@@ -108,10 +122,10 @@ class Health:
 
     def _on_failed_request(self, cause: Cause, now: float, most: int) -> bool:
         self.failed_requests += 1
-        return self.failed_requests >= most and self._eject(cause, now)
+        return self.failed_requests >= most and self._fail(cause, now)
 
-    def _eject(self, cause: Cause, now: float) -> bool:
-        if self.state is not WorkerState.UP:
+    def _fail(self, cause: Cause, now: float) -> bool:
+        if not self._apply(Event.FAILED, now):
             return False
         if now - self.ejected_until > STEADY * self.length_s:
             self.doublings = 0
@@ -122,12 +136,16 @@ class Health:
             length = self.rules.max_ejection_s
         self.length_s = length
         self.ejections[cause] += 1
-        self.state, self.since = WorkerState.EJECTED, now
         self.ejected_until = now + length
         return True
 
-    def _return(self, now: float) -> bool:
-        self.state, self.since = WorkerState.UP, now
-        self.failed_requests = self.failed_probes = 0
-        self.returned_at = now
+    def _apply(self, event: Event, now: float) -> bool:
+        """True if the state changed."""
+        before, after = self.state, NEXT.get((self.state, event))
+        if after is None:
+            return False
+        self.state, self.since = after, now
+        if before is WorkerState.EJECTED:
+            self.failed_requests = self.failed_probes = 0
+            self.returned_at = now
         return True

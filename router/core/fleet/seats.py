@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from router.core.fleet.facts import Facts, FleetView
+from router.core.fleet.facts import Facts
+from router.core.fleet.figures import Figures
 
 
 class Seats:
@@ -16,7 +17,7 @@ class Seats:
 
     __slots__ = ("_kept", "_max_prefill_tokens", "_max_requests", "_view")
 
-    def __init__(self, view: FleetView, max_requests: int, max_prefill_tokens: int = 0) -> None:
+    def __init__(self, view: Figures, max_requests: int, max_prefill_tokens: int = 0) -> None:
         self._view = view
         self._max_requests = max_requests or sys.maxsize
         self._max_prefill_tokens = max_prefill_tokens

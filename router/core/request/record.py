@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.request.trace import Trace
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import NewType
 
 import msgspec
 
 from router.core.index.fingerprint import Fingerprint
+from router.core.request.routes import Route
 
 Tenant = NewType("Tenant", str)
 NO_TENANT = Tenant("")
@@ -17,21 +17,6 @@ Sid = NewType("Sid", str)
 
 SessionKey = NewType("SessionKey", int)
 """64-bit digest of tenant, the source that named the session, and its name: equal names from two sources differ."""
-
-
-class Route(Enum):
-    """The inference routes; the value is the path on both sides and the metric label."""
-
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    MESSAGES = "/v1/messages"
-    COUNT_TOKENS = "/v1/messages/count_tokens"
-    EMBEDDINGS = "/v1/embeddings"
-    RERANK = "/v1/rerank"
-    SCORE = "/v1/score"
-
-    # Identity, not Enum's own hash of the name in Python code: routes key dictionaries on every request.
-    __hash__ = object.__hash__
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

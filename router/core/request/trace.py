@@ -78,6 +78,10 @@ class Trace:
         self.attempts.append(made)
         return made
 
+    def on_first_event(self, now: float) -> None:
+        """The stream of the newest attempt begins."""
+        self.attempts[-1].first_event_at = now
+
 
 TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)
 """Of the request that this task serves. What its way down passes through many rooms that have no need of it."""

@@ -7,19 +7,19 @@ import msgspec
 from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.proxy.ports import Client
 from router.sessions.codec import StoredAnswer
 from router.sessions.context.messages import message_bytes
 from router.sessions.openai.chat_answers import (
     AnswerReader,
-    BadAnswer,
     ChatAnswer,
-    read_completion,
+    read_answer,
     write_completion,
     write_events,
 )
 from router.sessions.stores.contract import Sid
+from router.wire.completion import BadAnswer
 from router.wire.sse import DIALECTS, each_event
 
 _CHAT = DIALECTS[Route.CHAT]
@@ -60,7 +60,7 @@ class ChatCodec:
         return b""
 
     def whole(self, body: bytes) -> bytes:
-        self._answer = read_completion(body)
+        self._answer = read_answer(body)
         return body
 
     def begin(self, _sid: Sid, _turn: int, _number: int) -> None:

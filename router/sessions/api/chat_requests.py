@@ -8,7 +8,6 @@ from router.core.errors import InvalidRequest
 from router.core.request.canonical import message_segments
 from router.core.tenants.tenant import Caller
 from router.sessions.context.prompt import Incoming
-from router.sessions.openai.chat_answers import are_calls
 from router.wire.body_limits import BodyLimits, check_body, check_kept
 from router.wire.media import forbid_names
 from router.wire.requests import ChatBody, convert
@@ -51,8 +50,16 @@ def require_shapes(messages: list[dict[str, Any]]) -> None:
     for at, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             raise InvalidRequest("a message's role must be a string", param=f"messages[{at}].role")
-        if not are_calls(message.get("tool_calls")):
+        if not _are_calls(message.get("tool_calls")):
             raise InvalidRequest("tool_calls must be a list of calls", param=f"messages[{at}].tool_calls")
+
+
+def _are_calls(value: object) -> bool:
+    """Whether a message's ``tool_calls`` can be sent again: None, or objects whose function, if any, is one."""
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(call, dict) and isinstance(call.get("function") or {}, dict) for call in value)
+    )
 
 
 def require_text(messages: list[dict[str, Any]]) -> None:

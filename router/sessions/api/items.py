@@ -9,7 +9,8 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
-from router.sessions.context.history import History, Item
+from router.sessions.context.history import History
+from router.sessions.context.item import Item
 from router.sessions.context.view import LogPosition
 from router.sessions.openai.items import items_of
 from router.sessions.openai.shapes import MESSAGE, REASONING
@@ -88,7 +89,7 @@ def plain_items(items: Sequence[Item]) -> Sequence[Marked]:
 
 def marked_items(history: History) -> Sequence[Marked]:
     """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
-    unfinished = {item.number: item for item in history.unfinished()}
+    unfinished = {item.number: item for item in history.log.unfinished()}
     items = history.items
     if len(unfinished) > MANY:
         items = sorted([*items, *unfinished.values()], key=_place)

@@ -211,7 +211,7 @@ class ResponsePages:
         except SessionNotFound:
             raise _absent(call) from None
         items = [item for item in history.items if item.turn == place.turn and item.number < place.number]
-        items = items or [item for item in history.unfinished(place.turn) if item.number < place.number]
+        items = items or [item for item in history.log.unfinished(place.turn) if item.number < place.number]
         return list_page(place.sid, [Marked(item) for item in items], paging)
 
     async def _response(self, call: Call) -> dict[str, Any]:

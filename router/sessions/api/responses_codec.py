@@ -14,11 +14,11 @@ from router.sessions.api.chat_codec import tell_again
 from router.sessions.api.items import item_id
 from router.sessions.codec import StoredAnswer
 from router.sessions.openai.answer import Outcome
-from router.sessions.openai.chat_answers import BadAnswer
 from router.sessions.openai.output import translate
 from router.sessions.openai.shapes import Head, failure, response
 from router.sessions.openai.stream import ResponseEvents, event_bytes
 from router.sessions.stores.contract import Sid
+from router.wire.completion import BadAnswer
 
 
 class ResponsesCodec:

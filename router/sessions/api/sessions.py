@@ -103,7 +103,7 @@ class SessionPages:
                 "turns": loaded.turns,
                 "items": len(history.items),
                 "tokens": sum(item.tokens for item in history.items),
-                "bytes": history.item_bytes,
+                "bytes": history.log.item_bytes,
                 "is_busy": loaded.is_claimed,
             }
         )

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from router.sessions.context.cut_points import Cut, choose_cut
-from router.sessions.context.history import History, Item
+from router.sessions.context.history import History
+from router.sessions.context.item import Item
 from router.sessions.context.view import START, LogPosition, Segment, View, summary_tokens
 
 MAX_SEGMENTS, MAX_NOTES_SHARE = 8, 0.34

@@ -22,7 +22,7 @@ class Copy(NamedTuple):
 
 def copy_of(history: History, end: int) -> Copy:
     """Of the first ``end`` items, with the system messages and tools that hold now."""
-    system, tools, items = history.system, history.tools, history.items[:end]
+    system, tools, items = history.log.system, history.log.tools, history.items[:end]
     drafts = [Draft(Kind.SYSTEM, system.body, system.tokens)] if system.number else []
     if tools.number:
         drafts.append(Draft(Kind.TOOLS, tools.body, tools.tokens))

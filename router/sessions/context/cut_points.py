@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from router.sessions.context.history import Item
+from router.sessions.context.item import Item
 
 TOOL_ROLES = frozenset(("tool", "function"))
 

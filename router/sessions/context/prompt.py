@@ -13,7 +13,9 @@ import msgspec
 from router.core.index.fingerprint import Fingerprint, anchor
 from router.core.request.canonical import message_segments, tools_segments
 from router.sessions.context.entry import Draft, Entry, Kind
-from router.sessions.context.history import History, Setting, keep_parts, segments_of, with_recalled
+from router.sessions.context.history import History
+from router.sessions.context.item import keep_parts, segments_of, with_recalled
+from router.sessions.context.log import Setting
 from router.sessions.context.messages import Message, digest, find_overlap, message_bytes, split_system
 
 
@@ -59,13 +61,13 @@ def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> l
     """What the turn adds to the log: nothing, where what others added is to be answered. Raises HistoryDiffers, NothingNew."""
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
-    if system and list(map(digest, system)) != list(map(digest, history.system.values)):
+    if system and list(map(digest, system)) != list(map(digest, history.log.system.values)):
         counted = sum(incoming.counts[: len(system)])
         drafts.append(_draft(Kind.SYSTEM, _array(map(message_bytes, system)), bytes_per_token, counted))
-    if incoming.tools is not None and incoming.tools != history.tools.values:
+    if incoming.tools is not None and incoming.tools != history.log.tools.values:
         drafts.append(_draft(Kind.TOOLS, msgspec.json.encode(incoming.tools), bytes_per_token, incoming.tools_tokens))
     new = messages[_known(history, messages) if incoming.resends else 0 :]
-    if not new and (incoming.resends or history.is_empty):
+    if not new and (incoming.resends or history.log.is_empty):
         raise NothingNew
     own = [_draft(Kind.MESSAGE, message_bytes(message), bytes_per_token) for message in new]
     if incoming.counts and new:
@@ -75,11 +77,11 @@ def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> l
 
 
 def _known(history: History, messages: Sequence[Message]) -> int:
-    if history.is_empty or not messages:
+    if history.log.is_empty or not messages:
         return 0
     sends_answers = any(message.get("role") == "assistant" for message in messages)
     overlap = find_overlap(
-        history.digests, history.last_answer, list(map(digest, messages)), sends_answers=sends_answers
+        history.log.digests, history.log.last_answer, list(map(digest, messages)), sends_answers=sends_answers
     )
     if overlap.differs:
         raise HistoryDiffers
@@ -158,7 +160,7 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
     tools_body = tools.body if incoming.turn_tools is None else msgspec.json.encode(incoming.turn_tools)
     first_segments = [*tools_segments(msgspec.json.decode(tools_body)), *_segments(before)]
     grown = history.chain(model=incoming.model, salt=scope.salt, scope=scope.name, before=first_segments)
-    earlier_bytes = grown.prompt_bytes if history.last_answer >= 0 else 0
+    earlier_bytes = grown.prompt_bytes if history.log.last_answer >= 0 else 0
     grown.extend(segment for message in messages for segment in message_segments(message))
     return Prompt(
         messages=[*before, *history.preface, *history.bodies, *own],
@@ -174,8 +176,8 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
             system=system.number,
             tools=tools.number,
             preface=msgspec.Raw(_array(history.preface)),
-            items=history.runs(),
-            cut=history.cut(),
+            items=history.runs[:],
+            cut=history.log.parts_left.copy(),
             turn_system=msgspec.Raw(_array(turn_system)),
             turn_tools=msgspec.Raw(msgspec.json.encode(incoming.turn_tools)),
         ),
@@ -224,8 +226,8 @@ def join_body(messages: Sequence[bytes], tools: bytes, params: bytes) -> bytes:
 
 def _stable(history: History, new: Sequence[Message]) -> list[bytes]:
     """Segments of all messages up to the first of a user; of all, which takes O(history), where there is none."""
-    if history.first_user >= 0:
-        return _segments(item.body for item in history.items[: history.first_user + 1])
+    if history.log.first_user >= 0:
+        return _segments(item.body for item in history.items[: history.log.first_user + 1])
     end = next((at for at, message in enumerate(new, 1) if message.get("role") == "user"), len(new))
     own = [segment for message in new[:end] for segment in message_segments(message)]
     return [*_segments(item.body for item in history.items), *own]
@@ -249,7 +251,7 @@ def _own_tokens(drafts: Iterable[Draft]) -> Iterator[int]:
 
 
 def _settings(history: History, drafts: Sequence[Draft]) -> tuple[Setting, Setting]:
-    system, tools = history.system, history.tools
+    system, tools = history.log.system, history.log.tools
     for draft in drafts:
         if draft.kind is Kind.SYSTEM:
             system = Setting(0, draft.body, draft.tokens)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.sessions.context.history import Item
+from router.sessions.context.item import Item
 from router.sessions.context.messages import Message
 from router.sessions.context.provenance import defuse
 from router.sessions.context.view import Segment

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from router.sessions.openai.chat import BadAnswer, Call, Choice, Said, public_logprobs
+import msgspec
+
 from router.sessions.openai.messages import assistant_message, tool_call
 from router.sessions.openai.output_items import CallItem, TextItem, Write, tell_nobody
 from router.sessions.openai.shapes import MESSAGE, REASONING, Head, ending, response, usage_of
 from router.sessions.openai.values import JsonObject
+from router.wire.completion import BadAnswer, Call, Choice, Message
 
 
 class Outcome(NamedTuple):
@@ -20,6 +22,17 @@ class Outcome(NamedTuple):
 
     response: JsonObject
     messages: list[bytes]
+
+
+class _Logprob(msgspec.Struct):
+    token: str = ""
+    logprob: float = -9999.0
+    bytes: list[int] | None = None
+    top_logprobs: list[_Logprob] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Logprob] | None = None
 
 
 class ResponseAnswer:
@@ -36,7 +49,7 @@ class ResponseAnswer:
         self._calls: dict[int, CallItem] = {}
         """By chat's index."""
 
-    def take(self, choice: Choice, said: Said) -> None:
+    def take(self, choice: Choice, said: Message) -> None:
         """Raises BadAnswer."""
         if reasoning := said.reasoning or said.reasoning_content:
             self._speak("reasoning").add("reasoning_text", reasoning)
@@ -119,4 +132,21 @@ class ResponseAnswer:
         calls = [
             tool_call(item.call_id, item.name, item.arguments) for item in self._items if isinstance(item, CallItem)
         ]
-        return assistant_message(text, calls, reasoning=reasoning, refusal=refusal)
+        return msgspec.json.encode(assistant_message(text, calls, reasoning=reasoning, refusal=refusal))
+
+
+def public_logprobs(logprobs: object) -> list[JsonObject]:
+    """The worker's log probabilities as the Responses API has them. Raises BadAnswer."""
+    try:
+        read = msgspec.convert(logprobs, _Logprobs | None)
+    except msgspec.ValidationError:
+        raise BadAnswer("the worker's log probabilities are none") from None
+    return [
+        {**_logprob(each), "top_logprobs": [_logprob(other) for other in each.top_logprobs or ()]}
+        for each in (read and read.content) or ()
+    ]
+
+
+def _logprob(each: _Logprob) -> JsonObject:
+    spelled = list(each.token.encode()) if each.bytes is None else each.bytes
+    return {"token": each.token, "bytes": spelled, "logprob": each.logprob}

@@ -44,18 +44,16 @@ def user_message(text: str) -> bytes:
     return _encoder.encode({"role": "user", "content": text})
 
 
-def assistant_message(text: str, calls: Sequence[JsonObject], *, reasoning: str = "", refusal: str = "") -> bytes:
-    """``calls``: as chat has them. Beside them, a content that is empty is left out."""
-    message: JsonObject = {"role": "assistant"}
-    if text or not calls:
-        message["content"] = text
+def assistant_message(text: str, calls: Sequence[JsonObject], *, reasoning: str = "", refusal: str = "") -> JsonObject:
+    """An answer as logs keep it. ``calls``: as chat has them; beside them an empty text is null."""
+    message: JsonObject = {"role": "assistant", "content": text or (None if calls else "")}
     if refusal:
         message["refusal"] = refusal
     if calls:
         message["tool_calls"] = calls
         if reasoning:
             message["reasoning"] = reasoning
-    return _encoder.encode(message)
+    return message
 
 
 def tool_call(call_id: str, name: str, arguments: str) -> JsonObject:
@@ -75,8 +73,8 @@ class _Messages:
     def end_assistant(self) -> None:
         if self._said is not None or self._calls:
             text, refusal = self._said or ("", "")
-            reasoning = "".join(self._reasoning)
-            self.done.append(assistant_message(text, self._calls, reasoning=reasoning, refusal=refusal))
+            message = assistant_message(text, self._calls, reasoning="".join(self._reasoning), refusal=refusal)
+            self.done.append(_encoder.encode(message))
         self._reasoning, self._said, self._calls = [], None, []
 
     def add(self, message: JsonObject) -> None:

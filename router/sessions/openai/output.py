@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.sessions.openai.answer import Outcome, ResponseAnswer
-from router.sessions.openai.chat import BadAnswer, read_chat, whole_message
 from router.sessions.openai.shapes import Head, response
+from router.wire.completion import BadAnswer, read_whole
 
 
 def translate(body: bytes, head: Head, completed_at: int) -> Outcome:
     """``body``: the worker's, whatever it is; what is no completion gives a response that failed. Linear."""
     answer = ResponseAnswer(head)
     try:
-        chat = read_chat(body)
-        choice, message = whole_message(chat)
-        for index, call in enumerate(message.tool_calls or ()):
-            call.index = index
-        answer.usage = chat.usage
+        completion, choice, message = read_whole(body)
+        answer.usage = completion.usage
         answer.take(choice, message)
         return answer.finish(completed_at)
     except BadAnswer as error:

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from router.sessions.openai.answer import Outcome, ResponseAnswer
-from router.sessions.openai.chat import BadAnswer, Said, read_chat
 from router.sessions.openai.shapes import Head, failure, response
 from router.sessions.openai.values import JsonObject
+from router.wire.completion import BadAnswer, Completion, Message, read_chunks
 from router.wire.sse import each_event, read_error
 
 _encoder = msgspec.json.Encoder()
@@ -59,9 +59,7 @@ class ResponseEvents:
         for event in each_event(events):
             if self.outcome is not None:
                 break
-            data = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")).strip()
-            if data and data != b"[DONE]":
-                self._take(data, event)
+            self._take_event(event)
         return self._told.take()
 
     def finish(self, completed_at: int) -> bytes:
@@ -79,17 +77,20 @@ class ResponseEvents:
             self._fail(error)
         return self._told.take()
 
-    def _take(self, data: bytes, event: bytes) -> None:
+    def _take_event(self, event: bytes) -> None:
         try:
-            chat = read_chat(data)
-            if chat.error is not None:
-                self._fail(_worker_error(event, chat.error))
-                return
-            self._answer.usage = chat.usage or self._answer.usage
-            if (choice := chat.choice) is not None:
-                self._answer.take(choice, choice.delta or Said())
+            for chunk in read_chunks(event):
+                if chunk.error is not None:
+                    self._fail(_worker_error(event, chunk.error))
+                    return
+                self._take(chunk)
         except BadAnswer as error:
             self._fail({"code": "server_error", "message": str(error)})
+
+    def _take(self, chunk: Completion) -> None:
+        self._answer.usage = chunk.usage or self._answer.usage
+        if (choice := chunk.choice) is not None:
+            self._answer.take(choice, choice.delta or Message())
 
     def _fail(self, error: JsonObject) -> None:
         self._end(Outcome(response(self._head, "failed", self._answer.output, error=error), []))
@@ -102,11 +103,6 @@ class ResponseEvents:
 def event_bytes(kind: str, number: int, members: JsonObject) -> bytes:
     data = {"type": kind, "sequence_number": number, **members}
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encoder.encode(data))
-
-
-def error_event(code: str, message: str, *, param: str | None = None, number: int = 0) -> bytes:
-    """The event that says that there is no response to speak of, such as one that could not begin."""
-    return event_bytes("error", number, {"code": code, "message": message, "param": param})
 
 
 def _worker_error(event: bytes, error: object) -> JsonObject:

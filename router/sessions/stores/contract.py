@@ -1,28 +1,29 @@
-"""What a store of sessions promises, whichever it is. All of them pass one suite of tests.
+"""The contract of session stores. One suite of tests holds every store against it.
 
-A session is a log of entries that is only ever appended to, and a little state beside it. A store keeps bytes: what is in an
-entry, a view, a turn's record or a document it never reads. Every call is one round trip, and atomic: it happens wholly or
-not at all.
+A session is an append-only log of entries, with a little state beside it. A store keeps bytes, and never reads what is in an
+entry, a view, the record of a turn or a document. Every call is one round trip, and atomic: it happens wholly or not at all.
 
-    begin         take the claim, be told what one does not have of the log, append what the turn brings
-    append        more of the turn, by whoever holds the claim; its last call ends the turn
-    renew         the claim, of a turn that takes long
-    release       the claim, of a turn that came to nothing
-    leave         the line of those who wait for the claim, or the claim of a ``begin`` whose answer never came
+    begin         takes the claim, returns the part of the log that the caller lacks, appends the first entries of the turn
+    append        adds entries to the turn whose claim the caller holds; the last call ends the turn
+    renew         prolongs the claim of a turn that takes long
+    release       gives the claim of a turn back that came to nothing
+    leave         leaves the line, or gives the claim back of a ``begin`` whose answer never came
 
-*Claim.* One turn at a time may write. A claim has a fence, a number that grows with every claim and that no session of the
-same name had before, and a lease: who lets it run out may lose it to the next, and then can write no more. *Line.* Who begins
-while another holds the claim is put in the session's line, and asks again with the same token until it is first; who has not
-asked for ``LINE_PATIENCE_S`` loses its place.
-*Turns* are numbered from 1. A turn has ended when an ``append`` said so; one that never did is for the readers to leave out.
-*Owner.* Every session and document belongs to a tenant; to any other it is absent, and can be neither created nor replaced.
-*Room.* An owner has a bounded number of sessions, of documents, and of bytes. Counted with what the store needs besides, and
-roughly; the end of a turn that has begun always fits.
-*Tails.* What a call returns of a log has about ``MAX_TAIL_BYTES`` at most: whoever needs the rest asks ``load`` for it.
-*Time.* Leases and lifetimes are measured by the store's own clock. All that belongs to a session lives as long as the session.
+*Claim.* One turn at a time may write. A claim has a fence: a number that grows with every claim, also over sessions of the
+same name. It has a lease, after which another turn may take the claim; the first can then write no more.
+*Line.* A turn that begins while another holds the claim waits in the line of the session. It asks again with the same token
+until it is first, and loses its place when it has not asked for ``LINE_PATIENCE_S``.
+*Turns* are numbered from 1. An ``append`` ends a turn. Readers leave out a turn that never ended.
+*Owner.* Every session and document belongs to a tenant. To any other tenant it is absent, and can be neither created nor
+replaced.
+*Room.* An owner has a bounded number of sessions, of documents and of bytes, counted roughly and with the overhead of the
+store. The end of a turn that has begun always fits.
+*Tails.* A call returns about ``MAX_TAIL_BYTES`` of a log at most. ``load`` returns the rest.
+*Time.* Leases and lifetimes go by the clock of the store. All parts of a session live as long as the session.
 
-Raises StoreUnavailable (it cannot be told what the store holds; Full, where it is out of room; Crowded, where the owner's own
-calls are in the way), OwnerFull (the owner has no room left) or Corrupt (it holds what nobody wrote); nothing else.
+Calls raise StoreUnavailable (the state of the store is unknown; Full: it is out of room; Crowded: other calls of the owner are
+in the way), OwnerFull (the owner has no room left) or Corrupt (the store holds something that no router wrote), and nothing
+else.
 """
 
 from __future__ import annotations
@@ -38,34 +39,34 @@ from router.core.request.request import Tenant
 LINE_PATIENCE_S = 3.0
 
 MAX_TAIL_BYTES = 4 << 20
-"""A few milliseconds' reading, for which others wait. One entry is always among it."""
+"""Others wait for a few milliseconds while so much is read. A tail has at least one entry."""
 
 
 class StoreUnavailable(Exception):
-    """Unreachable, too slow, or refusing writes. What it holds is unknown, which is not the same as nothing."""
+    """The store is unreachable, too slow, or refuses writes. Its state is unknown, which is not the same as empty."""
 
     was_asked = True
-    """False: it was spared the call, so nothing of it can have happened."""
+    """False: the store was not asked, so nothing of the call has happened."""
 
 
 class Full(StoreUnavailable):
-    """There is no room to write, in its memory or on its disk. Nothing of the call has happened."""
+    """The store has no room to write, in memory or on disk. Nothing of the call has happened."""
 
     was_asked = False
 
 
 class Crowded(StoreUnavailable):
-    """The owner has so many calls under way that this one found no turn in time."""
+    """The owner has so many calls under way that this one did not begin in time."""
 
     was_asked = False
 
 
 class OwnerFull(Exception):
-    """The owner has as much as it may. The message says of what, and how much that is."""
+    """The owner has as much as it may have. The message says of what, and how much."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an owner has."""
+    """What an owner has stored."""
 
     sessions: int = 0
     documents: int = 0
@@ -73,13 +74,13 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class OwnerLimits(msgspec.Struct, frozen=True):
-    """What one owner may have of a store. ``max_sessions`` bounds sessions and documents, each."""
+    """What one owner may store. ``max_sessions`` bounds the sessions, and also the documents."""
 
     max_sessions: int = 1_000_000
     max_bytes: int = 4 << 30
 
     def within(self, max_bytes: int) -> OwnerLimits:
-        """The lower of both bounds of bytes."""
+        """With ``max_bytes`` where that is lower."""
         return self if max_bytes >= self.max_bytes else OwnerLimits(self.max_sessions, max_bytes)
 
     def used_ratio(self, usage: Usage) -> float:
@@ -87,23 +88,21 @@ class OwnerLimits(msgspec.Struct, frozen=True):
         return max(counts / self.max_sessions, usage.bytes / self.max_bytes)
 
     def require_room(self, usage: Usage, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> None:
-        """For so much more. Raises OwnerFull."""
+        """Raises OwnerFull where so much more does not fit."""
         if sessions and usage.sessions + sessions > self.max_sessions:
             raise OwnerFull(
-                f"{usage.sessions} sessions, conversations and chains of responses, which is the most there may be"
+                f"{usage.sessions} sessions, conversations and chains of responses, and the limit is {self.max_sessions}"
             )
         if documents and usage.documents + documents > self.max_sessions:
-            raise OwnerFull(f"{usage.documents} responses, which is the most there may be")
+            raise OwnerFull(f"{usage.documents} responses, and the limit is {self.max_sessions}")
         if usage.bytes + added_bytes > self.max_bytes:
-            raise OwnerFull(
-                f"{usage.bytes} bytes, and this needs {added_bytes} more than {self.max_bytes} has room for"
-            )
+            raise OwnerFull(f"{usage.bytes} bytes, this needs {added_bytes} more, and the limit is {self.max_bytes}")
 
 
 DEFAULT_LIMITS = OwnerLimits()
 
 ENTRY_OVERHEAD_BYTES, SESSION_OVERHEAD_BYTES, DOCUMENT_OVERHEAD_BYTES = 64, 512, 256
-"""What a store needs beside the bytes that it was given, roughly."""
+"""What a store needs besides the bytes that it is given, roughly."""
 
 
 def size_of(entries: Sequence[bytes]) -> int:
@@ -111,21 +110,21 @@ def size_of(entries: Sequence[bytes]) -> int:
 
 
 class Corrupt(Exception):
-    """What the store holds of this session cannot be read; others are well."""
+    """The store holds something of this session that cannot be read. Other sessions are unaffected."""
 
 
 class Fenced(Exception):
-    """The claim was lost: another may have begun since, or the session was deleted."""
+    """The claim is lost: another turn may have begun since, or the session was deleted."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """What a replica holds of a session already. ``generation`` tells a session from one of the same name before it."""
+    """What a replica has of a session already. ``generation`` tells a session from an earlier one of the same name."""
 
     generation: str = ""
     head: int = 0
-    """How many entries: they are numbered from 1 without a gap, so this is also the newest's number."""
+    """Number of entries. They are numbered from 1 without a gap, so this is also the number of the newest."""
     epoch: int = 0
-    """Of the view."""
+    """Version of the view."""
 
 
 EMPTY = Cursor()
@@ -135,55 +134,55 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     sid: Sid
     owner: Tenant
     token: str
-    """Who asks: one for each turn, of 128 random bits; asking again with it is no second turn."""
+    """Names the turn: 128 random bits. Asking again with the same token begins no second turn."""
     cursor: Cursor = EMPTY
     creates: bool = True
-    """A session that is absent is created; otherwise that is the answer."""
+    """Creates the session where it is absent. If False, the answer is None."""
     waits: bool = True
-    """Where another holds the claim, take a place in the line."""
+    """Takes a place in the line where another turn holds the claim."""
     max_waiting: int = 64
     lease_s: float
     lifetime_s: float
-    """Of the session from now on; 0: for ever."""
+    """The session expires so long after this call; 0: never."""
     idempotency_key: str = ""
-    """A turn that was begun with the same one, and has ended or still holds the claim, is this turn."""
+    """A turn that began with the same key, and has ended or still holds the claim, is this turn."""
     turn: int = 0
-    """The number that ``entries`` were made for."""
+    """The number of the turn that ``entries`` were made for."""
     entries: Sequence[bytes] = ()
-    """Appended only where nothing but ``known`` is in the log, and this is that turn: else it must be read first."""
+    """Appended only where the log ends at the cursor and this is that turn. Else the caller must read the log first."""
     record: bytes = b""
-    """Of the turn, which ``append`` may replace."""
+    """Record of the turn. ``append`` may replace it."""
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """The claim is held. The log, without what was appended now, is what the replica had and ``tail`` behind it; all of the
-    log is in ``tail`` where ``starts_over``, since another generation was known, or more of this one than there is: a store
-    that was set back to an older state."""
+    """The caller holds the claim. The log, without the entries appended now, is what the replica had with ``tail`` after it.
+    If ``starts_over``, the replica must drop what it had and ``tail`` is the log from its beginning: the replica knew another
+    generation, or more entries than the store has, which was then set back to an older state."""
 
     generation: str
     fence: int
     turn: int
     head: int
-    """With what was appended now."""
+    """Includes the entries appended now."""
     epoch: int
     view: bytes | None
-    """None where the known one holds, and where there never was one."""
+    """None: the view that the replica knows is current, or there never was one."""
     starts_over: bool
     tail: Sequence[bytes]
-    """From where the known log ends; not always up to the head."""
+    """From the end of the known log; not always up to the head."""
     appended: bool
     worker: str
-    """Its last turn's; empty where there was none."""
+    """Worker of the last turn; empty where there was none."""
 
 
 class Busy(msgspec.Struct, frozen=True):
-    """Another holds the claim. ``place``: in the line, from 1; 0: in none, for it is full or was not wanted."""
+    """Another turn holds the claim. ``place``: in the line, from 1; 0: not in the line, which is full or was not wanted."""
 
     place: int
 
 
 class Repeated(msgspec.Struct, frozen=True):
-    """The idempotency key's turn is there already."""
+    """A turn with this idempotency key exists."""
 
     turn: int
     has_ended: bool
@@ -198,17 +197,17 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     turn: int
     entries: Sequence[bytes]
     ends: bool
-    """The turn has ended, and the claim with it. Doing that again changes nothing, whoever holds the claim by then."""
+    """Ends the turn and its claim. Ending it again changes nothing, whoever holds the claim by then."""
     is_late: bool = False
-    """The claim may be lost by now: what was acknowledged to a client while the store was away. Only where it ``ends``."""
+    """Accepted also without the claim: a client was told of this end while the store was away. Only with ``ends``."""
     record: bytes | None = None
     worker: str = ""
-    """Kept for the next turn, unless empty."""
+    """Remembered for the next turn, unless empty."""
     lifetime_s: float
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """As ``Begun``, without a claim."""
+    """A session as a reader gets it, without a claim. Fields that ``Begun`` has mean what they mean there."""
 
     generation: str
     head: int
@@ -218,7 +217,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     tail: Sequence[bytes]
     attributes: bytes
     turns: int
-    """Begun so far."""
+    """Number of turns begun so far."""
     is_claimed: bool
     created_at: float
     """Unix time."""
@@ -231,11 +230,11 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
 class Store(Protocol):
     async def ping(self) -> None:
-        """Would it take a write now?"""
+        """Raises StoreUnavailable where the store takes no write now."""
         ...
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
-        """None: there is no such session, and none was to be created."""
+        """None: there is no such session, and the call may not create it."""
         ...
 
     async def append(self, append: Append) -> int:
@@ -247,7 +246,7 @@ class Store(Protocol):
         ...
 
     async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
-        """Nothing where the claim is lost already."""
+        """Does nothing where the claim is lost already."""
         ...
 
     async def leave(self, sid: Sid, owner: Tenant, token: str) -> None: ...
@@ -257,26 +256,26 @@ class Store(Protocol):
     async def create(
         self, sid: Sid, owner: Tenant, *, entries: Sequence[bytes], attributes: bytes, turns: int, lifetime_s: float
     ) -> bool:
-        """A session that begins with these entries, of so many turns that have ended. False: there is one."""
+        """Creates a session with these entries and so many ended turns. False: it exists already."""
         ...
 
     async def set_attributes(self, sid: Sid, owner: Tenant, attributes: bytes) -> bool:
-        """False: there is no such session."""
+        """False: the session does not exist."""
         ...
 
     async def commit_view(self, sid: Sid, owner: Tenant, generation: str, epoch: int, view: bytes) -> bool:
-        """Replace the view of that epoch by one of the next. False: another did, or the session is not that one any more.
-        Turns may go on meanwhile."""
+        """Replaces the view of that epoch by one of the next. False: another call did, or the generation is another. Turns may
+        go on meanwhile."""
         ...
 
     async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None: ...
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
-        """All of it, whoever holds the claim. False: there was none."""
+        """Deletes all of the session, whoever holds the claim. False: it did not exist."""
         ...
 
     async def put_document(self, key: Sid, owner: Tenant, body: bytes, lifetime_s: float) -> None:
-        """Replaces; 0 s: for ever."""
+        """Replaces a document of that key. 0 s: it never expires."""
         ...
 
     async def get_document(self, key: Sid, owner: Tenant) -> bytes | None: ...

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from router.core.request.request import Tenant
 from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import DEFAULT_LIMITS, OwnerLimits, Store, Usage
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisStore
 from router.sessions.stores.sqlite import SqliteStore
 from router.sessions.stores.write_behind import JournaledStore
@@ -25,7 +24,6 @@ class OpenedStore:
     journaled: JournaledStore | None = None
     redis: RedisStore | None = None
     sqlite: SqliteStore | None = None
-    memory: MemoryStore | None = None
     limits: OwnerLimits = DEFAULT_LIMITS
     """Of each tenant."""
 
@@ -51,7 +49,7 @@ class OpenedStore:
     @property
     def count(self) -> Callable[[], Awaitable[Mapping[Tenant, Usage]]] | None:
         """What each tenant has."""
-        known = self.sqlite or self.redis or self.memory
+        known = self.sqlite or self.redis
         return known.usage if known is not None else None
 
     @property
@@ -64,5 +62,4 @@ class OpenedStore:
     @property
     def sweep(self) -> Callable[[int], Awaitable[int]] | None:
         """Deletes what has expired; None where the store does that itself."""
-        known = self.sqlite or self.memory
-        return known.sweep if known is not None else None
+        return self.sqlite.sweep if self.sqlite is not None else None

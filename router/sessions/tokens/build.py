@@ -40,7 +40,7 @@ async def open_counts(
     return TokenCounts(
         CountLimits(tokens.max_exact_bytes, tokens.media_tokens),
         lambda model: counters.get(config.tokenizer_of(model)),
-        fleet,
+        fleet.learning,
         CountCache(tokens.max_known_counts),
         observer,
         clock,

@@ -60,12 +60,14 @@ class WorkerCounter:
         """The one with the fewest requests. Raises CannotCount."""
         fleet = self._fleet
         try:
-            eligible = fleet.eligible(model)
+            eligible = fleet.catalog.eligible(model)
         except RouterError:
             raise CannotCount("no_worker", "no worker serves the model") from None
         if eligible.panic:
             raise CannotCount("no_worker", "all workers of the model are ejected")
-        least = min(eligible.positions, key=lambda at: fleet.in_flight[at] + fleet.foreign_in_flight[at])
+        least = min(
+            eligible.positions, key=lambda at: fleet.figures.in_flight[at] + fleet.figures.foreign_in_flight[at]
+        )
         return fleet.member(least).address
 
     async def _count(self, worker: WorkerAddress, model: str, text: str) -> int | str:

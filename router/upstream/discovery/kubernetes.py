@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from kubernetes_asyncio.client import ApiClient, ApiException, Configuration, Di
 from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
 
 from router.core.worker import WorkerAddress
+from router.runtime.bounded_body import read_body
 from router.upstream.discovery import Unreadable
 from router.upstream.discovery.endpoint_slices import BadSlices, EndpointSlices, Gone, Slice, read_list
 
@@ -147,7 +148,10 @@ class KubernetesSource:
         async with asyncio.timeout(self._settings.timeout_s):
             while True:
                 reply = await self._ask(api, limit=PAGE, **({"_continue": page} if page else {}))
-                data = await _read(reply, left)
+                with closing(reply):
+                    data = await read_body(reply, left)
+                if data is None:
+                    raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
                 left -= len(data)
                 listed = read_list(data)
                 found += listed.items or ()
@@ -216,15 +220,3 @@ class KubernetesSource:
         reason = getattr(error, "reason", None)
         self._error = str(reason or error) or type(error).__name__
         log.info("a watch of the Service failed", extra={"service": self._settings.service, "error": self._error})
-
-
-async def _read(reply: ClientResponse, max_bytes: int) -> bytes:
-    body = bytearray()
-    try:
-        async for part in reply.content.iter_any():
-            body += part
-            if len(body) > max_bytes:
-                raise BadSlices(f"the API answered more than {MAX_LIST_BYTES} bytes")
-    finally:
-        reply.close()
-    return bytes(body)

@@ -33,7 +33,7 @@ async def run(router: Running | None, *words: str, **environment: str) -> Result
 
 async def test_top_prints_once_where_nobody_looks_at_a_terminal() -> None:
     async with await start_fleet(SIM) as fleet, routed(*fleet.urls) as router:
-        await until(lambda: len(router.fleet.eligible("sim").positions) == 2)
+        await until(lambda: len(router.fleet.catalog.eligible("sim").positions) == 2)
         await post(router, "/v1/chat/completions", ASKED, "X-Request-Id: r-77")
         for words in (("top",), ("top", "--once")):
             result = await run(router, *words)

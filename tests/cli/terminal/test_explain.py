@@ -7,7 +7,7 @@ import pytest
 from router.cli.terminal.explain import BREAKS, FAILURES, REASONS, explain
 from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.tenants.memory import MemoryFull
-from router.policies import POLICIES, PolicySettings
+from router.policies import POLICIES, make_policy
 from router.proxy.resumption import CAUSES
 from router.proxy.selection import BUSY, NO_MODEL
 from tests.cli.terminal.shown import a_decision, an_attempt
@@ -108,7 +108,7 @@ def test_a_whole_answer_is_not_called_a_first_token() -> None:
 def test_every_reason_of_every_policy_has_words(name: str) -> None:
     from random import Random
 
-    assert POLICIES[name](PolicySettings(), Random(1)).reasons <= REASONS.keys()
+    assert make_policy(name, {}, Random(1)).reasons <= REASONS.keys()
 
 
 def test_what_clients_write_does_not_rule_the_terminal() -> None:

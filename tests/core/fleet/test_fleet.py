@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from router.core.errors import ModelNotFound, ModelUnavailable, NoWorkerAvailable
-from router.core.fleet.fleet import MAX_KNOWN_MODELS, Fleet, FleetRules, Lease, Member
+from router.core.fleet.catalog import MAX_KNOWN_MODELS
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules, WorkerState
 from router.core.fleet.load import LoadReport
+from router.core.fleet.member import Lease, Member
+from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import fingerprint
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress
@@ -66,47 +69,47 @@ def poll(fleet: Fleet, member: Member, now: float, given: LoadReport) -> bool:
 def test_three_kinds_of_nobody() -> None:
     fleet = Fleet(RULES, PrefixIndex(10_000, 1_000))
     with pytest.raises(NoWorkerAvailable):
-        fleet.eligible("m")
+        fleet.catalog.eligible("m")
     fleet.set_members(addresses("a"))
     bring_up(fleet, of(fleet, "a"))
     with pytest.raises(ModelNotFound):
-        fleet.eligible("other")
+        fleet.catalog.eligible("other")
     fleet.set_models(of(fleet, "a"), {})
     with pytest.raises(ModelUnavailable):
-        fleet.eligible("m")
+        fleet.catalog.eligible("m")
 
 
 def test_a_model_is_unavailable_and_not_absent_while_a_worker_has_not_told_its_models() -> None:
     fleet, _ = make_fleet("a")
     fleet.set_members(addresses("ab"))
     with pytest.raises(ModelUnavailable) as error:
-        fleet.eligible("large")
+        fleet.catalog.eligible("large")
     assert error.value.retry_after_s
     bring_up(fleet, of(fleet, "b"), "larger")
     with pytest.raises(ModelNotFound):
-        fleet.eligible("large")
+        fleet.catalog.eligible("large")
 
 
 def test_a_model_that_is_declared_is_unavailable_and_not_absent() -> None:
     fleet = Fleet(dataclasses.replace(RULES, declared_models=frozenset({"large"})), PrefixIndex(10_000, 1_000))
     with pytest.raises(ModelUnavailable):
-        fleet.eligible("large")
+        fleet.catalog.eligible("large")
     fleet.set_members(addresses("a"))
     bring_up(fleet, of(fleet, "a"))
     with pytest.raises(ModelUnavailable):
-        fleet.eligible("large")
+        fleet.catalog.eligible("large")
     with pytest.raises(ModelNotFound):
-        fleet.eligible("small")
-    assert fleet.knows("large")
+        fleet.catalog.eligible("small")
+    assert fleet.catalog.knows("large")
 
 
 def test_a_worker_that_disowns_a_model_is_not_tried_for_it_until_it_lists_it_again() -> None:
     fleet, _ = make_fleet("ab")
     fleet.disown(of(fleet, "a"), "m")
-    assert fleet.eligible("m").positions == [1]
+    assert fleet.catalog.eligible("m").positions == [1]
     assert of(fleet, "a").is_list_old
     bring_up(fleet, of(fleet, "a"))
-    assert fleet.eligible("m").positions == [0, 1]
+    assert fleet.catalog.eligible("m").positions == [0, 1]
     assert not of(fleet, "a").is_list_old
 
 
@@ -114,8 +117,8 @@ def test_models_that_nobody_serves_leave_nothing_behind() -> None:
     fleet, _ = make_fleet()
     for number in range(50):
         with pytest.raises(ModelNotFound):
-            fleet.eligible(f"made-up-{number}")
-    assert not fleet._eligible
+            fleet.catalog.eligible(f"made-up-{number}")
+    assert not fleet.catalog._eligible
 
 
 def test_an_unchanged_fleet_is_not_a_new_one() -> None:
@@ -126,9 +129,9 @@ def test_an_unchanged_fleet_is_not_a_new_one() -> None:
 def test_requests_go_only_where_the_model_is() -> None:
     fleet, _ = make_fleet("abc")
     fleet.set_models(of(fleet, "b"), {"m": {"id": "m"}, "lora": {"id": "lora"}})
-    assert fleet.eligible("lora").positions == [of(fleet, "b").position]
-    assert len(fleet.eligible("m").positions) == 3
-    assert list(fleet.served_models()) == ["lora", "m"]
+    assert fleet.catalog.eligible("lora").positions == [of(fleet, "b").position]
+    assert len(fleet.catalog.eligible("m").positions) == 3
+    assert list(fleet.catalog.served_models()) == ["lora", "m"]
 
 
 def test_an_ejected_worker_is_left_out_until_nobody_else_is_there() -> None:
@@ -137,10 +140,10 @@ def test_an_ejected_worker_is_left_out_until_nobody_else_is_there() -> None:
         member = of(fleet, host)
         member.health.on_death(1.0)
         fleet.on_health_changed(member)
-        eligible = fleet.eligible("m")
+        eligible = fleet.catalog.eligible("m")
         assert eligible.panic is (host == "b")
     assert len(eligible.positions) == 2
-    assert not fleet.is_ready()
+    assert not fleet.catalog.is_ready()
 
 
 def test_a_returned_worker_is_slowed_down_and_then_no_more() -> None:
@@ -150,9 +153,9 @@ def test_a_returned_worker_is_slowed_down_and_then_no_more() -> None:
         assert changed
         fleet.on_health_changed(member)
     fleet.refresh_slowdowns(2.0)
-    assert fleet.slowdown[member.position] == 10.0
+    assert fleet.figures.slowdown[member.position] == 10.0
     fleet.refresh_slowdowns(11.5)
-    assert fleet.slowdown[member.position] == 1.0
+    assert fleet.figures.slowdown[member.position] == 1.0
 
 
 # Leases and positions
@@ -162,11 +165,11 @@ def test_a_lease_counts_until_its_last_byte_and_its_tokens_until_the_first() -> 
     fleet, _ = make_fleet()
     position = of(fleet, "a").position
     with fleet.lease(position, 500.0, 1.0, shows_first_token=True) as lease:
-        assert (fleet.in_flight[position], fleet.queued_prefill_tokens[position]) == (1, 500.0)
+        assert (fleet.figures.in_flight[position], fleet.figures.queued_prefill_tokens[position]) == (1, 500.0)
         lease.on_first_token(2.0)
         lease.on_first_token(3.0)
-        assert (fleet.in_flight[position], fleet.queued_prefill_tokens[position]) == (1, 0.0)
-    assert fleet.in_flight[position] == 0
+        assert (fleet.figures.in_flight[position], fleet.figures.queued_prefill_tokens[position]) == (1, 0.0)
+    assert fleet.figures.in_flight[position] == 0
 
 
 def test_a_position_is_not_given_away_before_its_last_lease_has_ended() -> None:
@@ -177,7 +180,7 @@ def test_a_position_is_not_given_away_before_its_last_lease_has_ended() -> None:
     fleet.set_members(addresses("b"))
     assert of(fleet, "b").position != first.position
     with lease:
-        assert fleet.in_flight[first.position] == 1
+        assert fleet.figures.in_flight[first.position] == 1
     fleet.set_members(addresses("bc"))
     assert of(fleet, "c").position == first.position
     assert index.blocks(first.position) == 0
@@ -213,9 +216,9 @@ def test_workers_that_showed_nothing_follow_those_that_did() -> None:
         with fleet.lease(seen, tokens, now, shows_first_token=True) as lease:
             now += tokens / 100_000.0
             lease.on_first_token(now)
-        fleet.learn_rate(lease, tokens)
-    assert fleet.seconds_per_token[seen] == pytest.approx(1e-5, rel=0.05)
-    assert fleet.seconds_per_token[unseen] == pytest.approx(1e-5, rel=0.05)
+        fleet.learning.learn_rate(lease, tokens)
+    assert fleet.figures.seconds_per_token[seen] == pytest.approx(1e-5, rel=0.05)
+    assert fleet.figures.seconds_per_token[unseen] == pytest.approx(1e-5, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_a_worker_that_lies_about_its_window_changes_nothing_where_others_say_mo
     fleet, _ = make_fleet(hosts)
     for host, length in zip(hosts, lengths, strict=True):
         fleet.set_models(of(fleet, host), {"m": {"max_model_len": length}})
-    assert (fleet.window("m"), fleet.window("made up")) == (window, 0)
+    assert (fleet.catalog.window("m"), fleet.catalog.window("made up")) == (window, 0)
 
 
 def test_a_window_is_that_of_the_workers_that_may_be_tried() -> None:
@@ -251,39 +254,39 @@ def test_a_window_is_that_of_the_workers_that_may_be_tried() -> None:
     for _ in range(RULES.health.failures):
         if of(fleet, "a").health.on_death(1.0):
             fleet.on_health_changed(of(fleet, "a"))
-    assert fleet.window("m") == 4_096
+    assert fleet.catalog.window("m") == 4_096
     fleet.set_models(of(fleet, "a"), {"m": {"max_model_len": 2_048}})
     fleet.set_models(of(fleet, "b"), {"n": {}})
-    assert fleet.window("m") == 2_048, "an ejected worker is better than none"
+    assert fleet.catalog.window("m") == 2_048, "an ejected worker is better than none"
     fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 4_096}})
     fleet.set_members(addresses("b"))
-    assert fleet.window("m") == 4_096
+    assert fleet.catalog.window("m") == 4_096
     fleet.set_models(of(fleet, "b"), {"m": {"max_model_len": 2_048}})
-    assert fleet.window("m") == 2_048
+    assert fleet.catalog.window("m") == 2_048
 
 
 def test_names_that_a_worker_makes_up_at_each_look_push_out_nobodys_that_are_served() -> None:
     fleet, _ = make_fleet("abc")
     fleet.set_models(of(fleet, "b"), {"gone": {}})
     fleet.set_members(addresses("ac"))
-    fleet.learn_bytes_per_token("gone", 3000, 1000)
+    fleet.learning.learn_bytes_per_token("gone", 3000, 1000)
     for look in range(30):
         fleet.set_models(of(fleet, "c"), {f"{look}-{number}": {} for number in range(1000)})
-    assert fleet.known_models == MAX_KNOWN_MODELS
-    assert fleet.knows("m")
-    assert fleet.knows("29-999")
-    assert not fleet.knows("gone")
-    assert not fleet.knows("0-0")
-    assert fleet.bytes_per_token("gone") == 4.0
-    assert len(fleet.served_models()) == 1001
+    assert len(fleet.catalog) == MAX_KNOWN_MODELS
+    assert fleet.catalog.knows("m")
+    assert fleet.catalog.knows("29-999")
+    assert not fleet.catalog.knows("gone")
+    assert not fleet.catalog.knows("0-0")
+    assert fleet.learning.bytes_per_token("gone") == 4.0
+    assert len(fleet.catalog.served_models()) == 1001
 
 
 def test_what_is_served_follows_the_fleet() -> None:
     fleet, _ = make_fleet("ab")
     fleet.set_models(of(fleet, "b"), {"m": {"id": "other"}, "n": {}})
-    assert list(fleet.served_models()) == ["m", "n"]
+    assert list(fleet.catalog.served_models()) == ["m", "n"]
     fleet.set_members(addresses("a"))
-    assert fleet.served_models() == {"m": {"id": "m"}}
+    assert fleet.catalog.served_models() == {"m": {"id": "m"}}
 
 
 def test_an_adapter_has_its_base_models_window() -> None:
@@ -293,23 +296,23 @@ def test_an_adapter_has_its_base_models_window() -> None:
         "tuned": {"max_model_len": None, "parent": "base"},
     }
     fleet.set_models(of(fleet, "a"), cards)
-    assert fleet.window("tuned") == 8_192
+    assert fleet.catalog.window("tuned") == 8_192
 
 
 def test_bytes_per_token_are_learnt_for_known_models_only() -> None:
     fleet, _ = make_fleet()
     for _ in range(100):
-        fleet.learn_bytes_per_token("m", 3000, 1000)
-        fleet.learn_bytes_per_token("nobody", 3000, 1000)
-    assert fleet.bytes_per_token("m") == pytest.approx(3.0, rel=0.02)
-    assert fleet.bytes_per_token("nobody") == 4.0
+        fleet.learning.learn_bytes_per_token("m", 3000, 1000)
+        fleet.learning.learn_bytes_per_token("nobody", 3000, 1000)
+    assert fleet.learning.bytes_per_token("m") == pytest.approx(3.0, rel=0.02)
+    assert fleet.learning.bytes_per_token("nobody") == 4.0
 
 
 @pytest.mark.parametrize(("prompt_bytes", "tokens"), [(1024, 999_999_999), (4_000_000, 1000), (1024, 0)])
 def test_what_is_no_text_does_not_teach_how_text_is_cut(prompt_bytes: int, tokens: int) -> None:
     fleet, _ = make_fleet()
-    fleet.learn_bytes_per_token("m", prompt_bytes, tokens)
-    assert fleet.bytes_per_token("m") == 4.0
+    fleet.learning.learn_bytes_per_token("m", prompt_bytes, tokens)
+    assert fleet.learning.bytes_per_token("m") == 4.0
 
 
 @pytest.mark.parametrize(("tokens", "seconds"), [(1e9, 1e-9), (1.0, 1e9)])
@@ -320,19 +323,19 @@ def test_no_sample_makes_a_worker_look_free_or_dead(tokens: float, seconds: floa
         with fleet.lease(position, tokens, 0.0, shows_first_token=True) as lease:
             lease.on_first_token(seconds)
         lease.service_s = seconds
-        fleet.learn_rate(lease, tokens)
-    assert 1e-7 <= fleet.seconds_per_token[position] <= 0.1
+        fleet.learning.learn_rate(lease, tokens)
+    assert 1e-7 <= fleet.figures.seconds_per_token[position] <= 0.1
 
 
 def test_a_prompt_that_was_cached_whole_teaches_no_rate() -> None:
     fleet, _ = make_fleet("a")
     position = of(fleet, "a").position
-    before = fleet.seconds_per_token[position]
+    before = fleet.figures.seconds_per_token[position]
     for uncached in (0.0, -500.0):
         with fleet.lease(position, 100.0, 0.0, shows_first_token=True) as lease:
             lease.on_first_token(9.0)
-        fleet.learn_rate(lease, uncached)
-    assert fleet.seconds_per_token[position] == before
+        fleet.learning.learn_rate(lease, uncached)
+    assert fleet.figures.seconds_per_token[position] == before
 
 
 def test_more_cached_than_there_was_never_makes_others_queues_negative() -> None:
@@ -341,9 +344,9 @@ def test_more_cached_than_there_was_never_makes_others_queues_negative() -> None
     with fleet.lease(member.position, 0.0, 0.0, shows_first_token=True) as lease:
         pass
     for _ in range(200):
-        fleet.learn_rate(lease, -10_000.0)
+        fleet.learning.learn_rate(lease, -10_000.0)
     poll(fleet, member, 1.0, report(waiting=4, prefilling=100.0))
-    assert fleet.foreign_prefill_tokens[member.position] == pytest.approx(100.0, rel=0.01)
+    assert fleet.figures.foreign_prefill_tokens[member.position] == pytest.approx(100.0, rel=0.01)
 
 
 # Polled load
@@ -376,14 +379,14 @@ def test_a_worker_that_sleeps_is_tried_for_nothing_and_comes_back_with_an_empty_
     assert index.blocks(member.position) == 4
     poll(fleet, member, 6.0, dataclasses.replace(report(), is_asleep=True))
     assert (member.state, member.since) == (WorkerState.ASLEEP, 6.0)
-    assert fleet.eligible("m").positions == [1]
+    assert fleet.catalog.eligible("m").positions == [1]
     assert index.blocks(member.position) == 0
     index.record(member.position, PROMPT)  # a request that was under way ends
     poll(fleet, member, 7.0, dataclasses.replace(report(), is_asleep=True))
     assert member.since == 6.0
     poll(fleet, member, 8.0, report())
     assert member.state is WorkerState.UP
-    assert fleet.eligible("m").positions == [0, 1]
+    assert fleet.catalog.eligible("m").positions == [0, 1]
     assert index.blocks(member.position) == 0
 
 
@@ -391,16 +394,16 @@ def test_a_model_whose_workers_all_sleep_is_unavailable_and_nobody_is_tried_in_a
     fleet, _ = make_fleet("a")
     member = of(fleet, "a")
     poll(fleet, member, 1.0, dataclasses.replace(report(), is_asleep=True))
-    assert not fleet.is_ready()
+    assert not fleet.catalog.is_ready()
     with pytest.raises(ModelUnavailable):
-        fleet.eligible("m")
+        fleet.catalog.eligible("m")
     member.health.on_death(2.0)
     fleet.on_health_changed(member)
     with pytest.raises(ModelUnavailable):
-        fleet.eligible("m")
+        fleet.catalog.eligible("m")
     assert member.state is WorkerState.ASLEEP
     poll(fleet, member, 3.0, report())
-    assert (member.state, fleet.eligible("m").panic) == (WorkerState.UP, False)
+    assert (member.state, fleet.catalog.eligible("m").panic) == (WorkerState.UP, False)
 
 
 def test_room_is_told_of_when_a_worker_wakes_and_not_while_it_sleeps() -> None:
@@ -474,8 +477,10 @@ def test_what_is_not_ours_is_others() -> None:
     member = of(fleet, "a")
     with fleet.lease(member.position, 800.0, 1.0, shows_first_token=True):
         poll(fleet, member, 2.0, report(running=2, waiting=2, prefilling=3000.0))
-        assert fleet.foreign_in_flight[member.position] == 3
-        assert fleet.foreign_prefill_tokens[member.position] == pytest.approx(3000.0 + 2 * 1000.0 - 800.0, rel=0.01)
+        assert fleet.figures.foreign_in_flight[member.position] == 3
+        assert fleet.figures.foreign_prefill_tokens[member.position] == pytest.approx(
+            3000.0 + 2 * 1000.0 - 800.0, rel=0.01
+        )
 
 
 def test_a_request_that_ended_while_the_worker_was_asked_is_not_taken_for_anothers() -> None:
@@ -484,8 +489,8 @@ def test_a_request_that_ended_while_the_worker_was_asked_is_not_taken_for_anothe
     with fleet.lease(member.position, 800.0, 1.0, shows_first_token=True):
         asked = fleet.own_load(member)
     fleet.on_load(member, report(running=1, prefilling=800.0), asked, 2.0)
-    assert fleet.foreign_in_flight[member.position] == 0
-    assert fleet.foreign_prefill_tokens[member.position] == 0
+    assert fleet.figures.foreign_in_flight[member.position] == 0
+    assert fleet.figures.foreign_prefill_tokens[member.position] == 0
 
 
 def test_others_queues_drain_between_polls_and_never_below_nothing() -> None:
@@ -493,11 +498,11 @@ def test_others_queues_drain_between_polls_and_never_below_nothing() -> None:
     member = of(fleet, "a")
     poll(fleet, member, 1.0, report(running=3, prefilling=5000.0))
     fleet.drain_foreign(1.0)
-    before = fleet.foreign_prefill_tokens[member.position]
+    before = fleet.figures.foreign_prefill_tokens[member.position]
     fleet.drain_foreign(1.1)
-    assert fleet.foreign_prefill_tokens[member.position] == pytest.approx(before - 0.1 * 10_000.0)
+    assert fleet.figures.foreign_prefill_tokens[member.position] == pytest.approx(before - 0.1 * 10_000.0)
     fleet.drain_foreign(100.0)
-    assert fleet.foreign_prefill_tokens[member.position] == 0
+    assert fleet.figures.foreign_prefill_tokens[member.position] == 0
 
 
 def test_what_aborted_requests_leave_in_the_workers_sums_is_forgotten() -> None:
@@ -505,7 +510,7 @@ def test_what_aborted_requests_leave_in_the_workers_sums_is_forgotten() -> None:
     member = of(fleet, "a")
     for now in range(3000):
         poll(fleet, member, float(now), report(running=1, prefilling=9000.0))
-    assert fleet.foreign_prefill_tokens[member.position] < 100.0
+    assert fleet.figures.foreign_prefill_tokens[member.position] < 100.0
 
 
 def test_stale_load_is_not_believed() -> None:
@@ -513,9 +518,9 @@ def test_stale_load_is_not_believed() -> None:
     member = of(fleet, "a")
     poll(fleet, member, 1.0, report(running=9, waiting=9))
     fleet.expire_load(member, 5.9)
-    assert fleet.foreign_in_flight[member.position] == 18
+    assert fleet.figures.foreign_in_flight[member.position] == 18
     fleet.expire_load(member, 6.1)
-    assert fleet.foreign_in_flight[member.position] == 0
+    assert fleet.figures.foreign_in_flight[member.position] == 0
 
 
 def test_a_reply_that_is_not_streamed_stops_queueing_when_its_time_has_passed_and_nothing_waits() -> None:
@@ -523,11 +528,11 @@ def test_a_reply_that_is_not_streamed_stops_queueing_when_its_time_has_passed_an
     member = of(fleet, "a")
     with fleet.lease(member.position, 10_000.0, 0.0, shows_first_token=False):
         poll(fleet, member, 0.5, report(running=1))
-        assert fleet.queued_prefill_tokens[member.position] == 10_000.0
+        assert fleet.figures.queued_prefill_tokens[member.position] == 10_000.0
         poll(fleet, member, 1.5, report(running=1, waiting=1))
-        assert fleet.queued_prefill_tokens[member.position] == 10_000.0
+        assert fleet.figures.queued_prefill_tokens[member.position] == 10_000.0
         poll(fleet, member, 1.6, report(running=1))
-        assert fleet.queued_prefill_tokens[member.position] == 0.0
+        assert fleet.figures.queued_prefill_tokens[member.position] == 0.0
 
 
 class FakeHoldings:
@@ -594,11 +599,11 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def figures_are_what_the_leases_say(self) -> None:
-        for position in range(len(self.fleet.names)):
+        for position in range(len(self.fleet.figures.names)):
             here = [lease for lease in self.live if lease.member.position == position]
-            assert self.fleet.in_flight[position] == len(here)
+            assert self.fleet.figures.in_flight[position] == len(here)
             queued = sum(lease.tokens for lease in here if not lease.answered)
-            assert self.fleet.queued_prefill_tokens[position] == pytest.approx(queued, abs=1e-3)
+            assert self.fleet.figures.queued_prefill_tokens[position] == pytest.approx(queued, abs=1e-3)
 
     @invariant()
     def each_member_has_a_place_of_its_own(self) -> None:
@@ -607,14 +612,14 @@ class FleetMachine(RuleBasedStateMachine):
         assert len(set(places)) == len(places)
         for member in self.fleet.members():
             assert self.fleet.member(member.position) is member
-            assert self.fleet.names[member.position] == member.name
+            assert self.fleet.figures.names[member.position] == member.name
 
     def teardown(self) -> None:
         for lease in self.live:
             with lease:
                 pass
-        assert not any(self.fleet.in_flight)
-        assert not any(self.fleet.queued_prefill_tokens)
+        assert not any(self.fleet.figures.in_flight)
+        assert not any(self.fleet.figures.queued_prefill_tokens)
 
 
 TestFleetMachine = FleetMachine.TestCase

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from router.core.errors import BudgetExceeded, RateLimited
 from router.core.request.record import Record
-from router.core.request.request import Route, Tenant
+from router.core.request.request import Tenant
+from router.core.request.routes import Route
 from router.core.tenants.quota import (
     DAY_S,
     FASTEST_TOKENS_S,

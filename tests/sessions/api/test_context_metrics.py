@@ -75,7 +75,7 @@ def stored_in(directory: Path) -> Mapping[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "result"), [("window", "cut"), ("summary", "told"), ("recall", "cut"), ("hybrid", "told")]
+    ("strategy", "result"), [("window", "cut"), ("summary", "summarized"), ("recall", "cut"), ("hybrid", "summarized")]
 )
 async def test_what_a_cut_spares_is_what_whole_logs_would_have_over_what_was_sent(strategy: str, result: str) -> None:
     async with serving(Notes(), **ALWAYS, context__strategy=strategy) as (_, router):
@@ -168,7 +168,7 @@ async def busy(_asked: Asked, peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("result", "notes"),
     [
-        ("told", completion("They spoke.", 400, 7)),
+        ("summarized", completion("They spoke.", 400, 7)),
         ("rejected_empty", completion("", 400, 7)),
         ("rejected_refusal", completion("I'm sorry, I can't do that.", 400, 7)),
         ("rejected_longer", completion("They spoke.", 400, 7_000)),
@@ -179,8 +179,8 @@ async def test_notes_are_counted_by_what_came_of_them_and_by_what_they_cost(resu
         await say(router, **user(LONG))
         await compacted(router, result)
         assert await metric(router, "warmroute_compactions_total") == 1
-        cost = {"prompt": 400, "notes": json.loads(notes)["usage"]["completion_tokens"]}
-        assert await by_label(router, "janitor_tokens_total", "kind", "prompt", "notes") == cost
+        cost = {"prompt": 400, "summary": json.loads(notes)["usage"]["completion_tokens"]}
+        assert await by_label(router, "janitor_tokens_total", "kind", "prompt", "summary") == cost
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == (result in COMMITTED)
 
 
@@ -224,17 +224,6 @@ async def test_a_prompt_that_did_not_fit_is_counted_as_cut_in_its_turn_and_its_n
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 1
 
 
-async def test_a_prefix_that_no_worker_has_any_more_is_counted_as_cut_cold() -> None:
-    little_stays = {"index__default_worker_tokens": 1, "context__idle_s": 0}
-    async with serving(**SELDOM, **little_stays, context__strategy="window") as (_, router):
-        await say(router, **user(LONG))
-        await say(router, "other", **user("x" * 5000))
-        assert await metric(router, "warmroute_compactions_total") == 0
-        await say(router)
-        assert await metric(router, "warmroute_compactions_total", result="cold") == 1
-        assert await metric(router, "warmroute_compactions_total") == 1
-
-
 async def test_sessions_that_wait_for_the_janitor_are_counted_and_bounded() -> None:
     notes = Notes().held()
     settings = {**ALWAYS, "context__strategy": "summary", "context__janitors": 1, "context__max_waiting": 1}
@@ -248,7 +237,7 @@ async def test_sessions_that_wait_for_the_janitor_are_counted_and_bounded() -> N
         await say(router, "c", **user(LONG))
         assert await metric(router, "warmroute_compactions_total", result="dropped") == 1
         notes.may_write.set()
-        await compacted(router, "told", 2)
+        await compacted(router, "summarized", 2)
         assert await metric(router, "warmroute_janitor_waiting") == 0
 
 
@@ -261,7 +250,7 @@ async def test_the_lag_of_a_cut_has_its_notes_in_it() -> None:
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 0
         waited_s = monotonic() - asked_at
         notes.may_write.set()
-        await compacted(router, "told")
+        await compacted(router, "summarized")
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 1
         assert await metric(router, "warmroute_compaction_lag_seconds_sum") >= waited_s
 
@@ -279,7 +268,7 @@ async def test_a_replica_that_finds_another_at_the_notes_counts_a_race(tmp_path:
         await say(other, **user(LONG))
         await compacted(other, "raced")
         notes.may_write.set()
-        await compacted(one, "told")
+        await compacted(one, "summarized")
         assert notes.asked == 1
 
 
@@ -295,14 +284,14 @@ async def test_notes_on_a_session_that_began_anew_meanwhile_are_counted_as_stale
 
 
 async def test_what_is_left_of_a_tenants_day_shrinks_by_what_its_notes_cost(tmp_path: Path) -> None:
-    listed = "[tenants.acme]\nnotes_tokens_per_day = 5000\n[tenants.beta]\n"
+    listed = "[tenants.acme]\nsummary_tokens_per_day = 5000\n[tenants.beta]\n"
     listed += entry("acme-1", "acme", ACME) + entry("beta-1", "beta", BETA)
     keys = keyed(tmp_path / "keys.toml", listed)
     async with serving(Notes(), **ALWAYS, **keys, context__strategy="summary") as (_, router):
         assert await metric(router, "warmroute_tenant_summary_tokens_left", tenant="acme") == 5000
         for times, key in enumerate((BETA, ACME), 1):
             await say(router, "s", bearer(key), **user(LONG))
-            await compacted(router, "told", times)
+            await compacted(router, "summarized", times)
         assert await metric(router, "warmroute_tenant_summary_tokens_left", tenant="acme") == 5000 - 407
         assert await metric(router, "warmroute_tenant_summary_tokens_left") == 5000 - 407, (
             "who has no bound has no series"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.core.errors import InvalidRequest
 from router.sessions.api.items import Marked, item_id, show
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.context.history import Item
+from router.sessions.context.item import Item
 from router.sessions.stores.contract import Sid
 
 SID = Sid("a" * 32)

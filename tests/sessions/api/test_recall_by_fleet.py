@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from tests.e2e.faults import metric
 from tests.e2e.routed import post, routed, until
 from tests.server.keys import ACME, bearer, entry, keyed
@@ -28,7 +28,7 @@ def vector(text: str) -> list[float]:
 
 
 async def embed(asked: Asked, peer: Peer) -> None:
-    if asked.path != Route.EMBEDDINGS.value:
+    if asked.path != Route.EMBEDDINGS.path:
         await saying()(asked, peer)
         return
     body = json.loads(asked.body)
@@ -37,7 +37,7 @@ async def embed(asked: Asked, peer: Peer) -> None:
 
 
 def prompts(worker: ScriptedWorker) -> list[str]:
-    return [asked.body.decode() for asked in worker.asked if asked.path == Route.CHAT.value]
+    return [asked.body.decode() for asked in worker.asked if asked.path == Route.CHAT.path]
 
 
 async def test_what_was_said_in_other_words_is_found_by_a_model_of_the_fleet() -> None:
@@ -53,7 +53,7 @@ async def test_what_was_said_in_other_words_is_found_by_a_model_of_the_fleet() -
             router,
             "requests_total",
             lambda counted: counted == len(worker.asked) - len(prompts(worker)) >= 2,
-            route=Route.EMBEDDINGS.value,
+            route=Route.EMBEDDINGS.path,
             status="200",
         )
 
@@ -73,7 +73,7 @@ async def test_what_could_not_be_embedded_is_embedded_behind_the_next_cut() -> N
         await say(router, **user(SAID))
         await compacted(router, "cut")
         worker.models = ("m", "bge")
-        await until(lambda: router.fleet.knows("bge"))
+        await until(lambda: router.fleet.catalog.knows("bge"))
         await say(router, **user(f"something new {LONG}"))
         await compacted(router, "cut", 2)
         await say(router, **user(ASKED))
@@ -93,5 +93,5 @@ async def test_no_tenants_limits_count_what_is_embedded_for_it(tmp_path: Path) -
         assert (await say(router, "s", bearer(ACME), **user(ASKED))).status == 200
         assert "Mimi" in prompts(worker)[-1]
         assert await metric(router, "warmroute_tenant_requests_total", tenant="acme") == 2
-        own = await post(router, Route.EMBEDDINGS.value, {"model": "bge", "input": "x"}, bearer(ACME))
+        own = await post(router, Route.EMBEDDINGS.path, {"model": "bge", "input": "x"}, bearer(ACME))
         assert own.status == 404, "what the router may use, the tenant may not"

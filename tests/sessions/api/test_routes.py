@@ -752,7 +752,7 @@ async def test_the_openai_client_becomes_stateful_by_its_base_url() -> None:
 
 async def test_a_stream_that_another_worker_went_on_with_is_kept_whole() -> None:
     async with simulated() as (fleet, router):
-        await until(lambda: len(router.fleet.eligible("sim").positions) == 2)
+        await until(lambda: len(router.fleet.catalog.eligible("sim").positions) == 2)
         body = {"model": "sim", "max_tokens": 40, "temperature": 0, "stream": True, "messages": says("hi")["messages"]}
         whole = await listen(router, path("whole", CHAT), body)
         for member in router.fleet.members():

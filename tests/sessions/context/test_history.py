@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from router.sessions.context.copies import copy_of
 from router.sessions.context.entry import Draft, Kind, decode
-from router.sessions.context.history import History, Setting
+from router.sessions.context.history import History
+from router.sessions.context.log import Setting
 from router.sessions.context.messages import message_bytes
 from tests.sessions.context.logs import deletion, history, history_of, message, said, texts, turn, user
 
@@ -39,7 +40,16 @@ def interleaved(lives: list[Life], data: st.DataObject) -> list[bytes]:
 
 
 def seen(read: History) -> tuple[Any, ...]:
-    return read.items, read.bodies, read.digests, read.last_answer, read.runs(), read.system, read.tools, read.head
+    return (
+        read.items,
+        read.bodies,
+        read.log.digests,
+        read.log.last_answer,
+        read.runs,
+        read.log.system,
+        read.log.tools,
+        read.head,
+    )
 
 
 @given(LIVES, st.data())
@@ -49,10 +59,10 @@ def test_turns_that_ended_count_in_the_order_of_turns_however_they_wrote(
     read = history(interleaved(lives, data))
     wanted = [f"{number}.{at}" for number, life in enumerate(lives, 1) if life.ends for at in range(life.messages)]
     assert texts(read) == wanted
-    assert len(read.digests) == len(set(read.digests)) == len(wanted)
-    assert read.item_bytes == sum(map(len, read.bodies))
-    assert sum(last - first + 1 for first, last in read.runs()) == len(wanted)
-    assert len(read.unfinished()) == sum(life.messages for life in lives if not life.ends)
+    assert len(read.log.digests) == len(set(read.log.digests)) == len(wanted)
+    assert read.log.item_bytes == sum(map(len, read.bodies))
+    assert sum(last - first + 1 for first, last in read.runs) == len(wanted)
+    assert len(read.log.unfinished()) == sum(life.messages for life in lives if not life.ends)
 
 
 @given(LIVES, st.lists(st.integers(0, 30), max_size=5), st.data())
@@ -65,7 +75,7 @@ def test_reading_a_log_in_pieces_is_reading_it_at_once(lives: list[Life], cuts: 
         read.chain(model="m", salt="", scope="", before=[])
     at_once = history(log)
     assert seen(read) == seen(at_once)
-    assert read.bytes == at_once.bytes
+    assert read.log.bytes == at_once.log.bytes
     chains = [each.chain(model="m", salt="", scope="", before=[]).fingerprint() for each in (read, at_once)]
     assert chains[0] == chains[1]
 
@@ -80,10 +90,10 @@ def test_entries_that_are_known_already_are_passed_over(lives: list[Life], again
 
 
 def test_the_last_answer_is_the_last_of_those_that_count() -> None:
-    assert history_of().last_answer == -1
-    assert history_of([user("a")]).last_answer == -1
-    assert history_of([user("a"), said("b")], [user("c")]).last_answer == 1
-    assert history(turn(1, user("a"), said("b")) + turn(2, user("c"), said("d"), ends=False)).last_answer == 1
+    assert history_of().log.last_answer == -1
+    assert history_of([user("a")]).log.last_answer == -1
+    assert history_of([user("a"), said("b")], [user("c")]).log.last_answer == 1
+    assert history(turn(1, user("a"), said("b")) + turn(2, user("c"), said("d"), ends=False)).log.last_answer == 1
 
 
 def test_a_late_turn_takes_its_place_and_its_answer_is_not_the_last() -> None:
@@ -91,8 +101,8 @@ def test_a_late_turn_takes_its_place_and_its_answer_is_not_the_last() -> None:
     log = first[:1] + turn(2, user("2"), said("two"), user("more")) + first[1:]
     read = history(log)
     assert texts(read) == ["1", "one", "2", "two", "more"]
-    assert read.last_answer == 3
-    assert read.runs() == [(1, 1), (5, 5), (2, 4)]
+    assert read.log.last_answer == 3
+    assert read.runs == [(1, 1), (5, 5), (2, 4)]
 
 
 def system(text: str) -> Draft:
@@ -102,34 +112,34 @@ def system(text: str) -> Draft:
 def test_what_stands_before_all_is_the_newest_turns_whenever_that_was_written() -> None:
     first = turn(1, system("old"), user("1"))
     read = history(first[:1] + turn(2, system("new"), user("2")) + first[1:])
-    assert read.system.values == [{"role": "system", "content": "new"}]
-    assert read.system.number == 2
+    assert read.log.system.values == [{"role": "system", "content": "new"}]
+    assert read.log.system.number == 2
 
 
 def test_a_setting_of_a_turn_that_never_ended_does_not_hold() -> None:
     read = history(turn(1, system("held"), user("a")) + turn(2, system("lost"), user("b"), ends=False))
-    assert read.system.values == [{"role": "system", "content": "held"}]
+    assert read.log.system.values == [{"role": "system", "content": "held"}]
 
 
 def test_tools_can_be_taken_back() -> None:
     tools = Draft(Kind.TOOLS, b'[{"type":"function"}]')
-    assert history_of([tools, user("a")]).tools == Setting(1, b'[{"type":"function"}]')
-    assert history_of([tools, user("a")], [Draft(Kind.TOOLS, b"[]"), user("b")]).tools.values == []
+    assert history_of([tools, user("a")]).log.tools == Setting(1, b'[{"type":"function"}]')
+    assert history_of([tools, user("a")], [Draft(Kind.TOOLS, b"[]"), user("b")]).log.tools.values == []
 
 
 def test_a_deleted_message_is_left_out_and_others_stay() -> None:
     read = history_of([user("a"), said("b")], [user("c"), said("d")], [deletion(2)])
     assert texts(read) == ["a", "c", "d"]
-    assert read.last_answer == 2
-    assert read.runs() == [(1, 1), (3, 4)]
-    assert len(read.digests) == 3
-    assert read.item_bytes == sum(map(len, read.bodies))
+    assert read.log.last_answer == 2
+    assert read.runs == [(1, 1), (3, 4)]
+    assert len(read.log.digests) == 3
+    assert read.log.item_bytes == sum(map(len, read.bodies))
 
 
 def test_a_deletion_of_what_is_not_there_changes_nothing() -> None:
     read = history_of([user("a")], [deletion(1)], [deletion(1)], [deletion(99)])
-    assert read.is_empty
-    assert read.last_answer == -1
+    assert read.log.is_empty
+    assert read.log.last_answer == -1
 
 
 def calling(*names: str, content: str | None = None) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def test_a_deleted_text_leaves_the_tool_calls_and_reasoning_alone_is_no_message(
     assert read.items[1].parts == (-1, 1)
     assert calls(read) == [[], ["x"]]
     assert texts(history_of(asked, [deletion(2, 0)], [deletion(2, 1)])) == ["a"]
-    assert read.last_answer == 1
+    assert read.log.last_answer == 1
 
 
 def test_a_deleted_tool_call_that_never_was_takes_nothing_with_it() -> None:
@@ -175,15 +185,15 @@ def test_a_deleted_tool_call_that_never_was_takes_nothing_with_it() -> None:
 
 def test_what_is_counted_of_memory_grows_with_what_is_held() -> None:
     small, large = history_of([user("a")]), history_of([user("a" * 10_000)])
-    assert large.bytes - small.bytes == 9_999
+    assert large.log.bytes - small.log.bytes == 9_999
 
 
 def test_a_copy_has_what_counts_and_what_stands_before_it() -> None:
     read = history_of([system("be brief"), user("a"), said("b")], [user("c"), said("d")], [deletion(2)])
     copied = history_of(copy_of(read, 4).drafts)
     assert [item.body for item in copied.items] == [item.body for item in read.items]
-    assert copied.system.body == read.system.body
-    assert copied.tools == read.tools == Setting()
+    assert copied.log.system.body == read.log.system.body
+    assert copied.log.tools == read.log.tools == Setting()
 
 
 def test_nulls_are_left_out_of_what_is_kept_but_an_empty_content_is_not() -> None:
@@ -194,7 +204,7 @@ def test_nulls_are_left_out_of_what_is_kept_but_an_empty_content_is_not() -> Non
 def test_a_turns_next_entry_follows_those_that_it_wrote_before() -> None:
     begun = turn(3, user("a"), ends=False)
     read = history(begun)
-    read.add(turn(3, said("b"), link=read.link_of(3)), 2)
+    read.add(turn(3, said("b"), link=read.log.link_of(3)), 2)
     assert texts(read) == ["a", "b"]
-    assert read.link_of(3) is None
-    assert decode(begun[0]).link == history(begun).link_of(3)
+    assert read.log.link_of(3) is None
+    assert decode(begun[0]).link == history(begun).log.link_of(3)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.index.fingerprint import BLOCK_BYTES, Chain, fingerprint
-from router.core.request.request import Request, Route, Tenant
+from router.core.request.request import Request, Tenant
+from router.core.request.routes import Route
 from router.core.tenants.tenant import Caller, TenantRules, make_caller
 from router.sessions.context.entry import decode
 from router.sessions.context.history import History

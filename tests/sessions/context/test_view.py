@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from router.sessions.context.compaction import cut_view, source_of
 from router.sessions.context.cut_points import TOOL_ROLES, Cut, balanced_cuts, choose_cut
 from router.sessions.context.entry import Draft, Kind, decode
-from router.sessions.context.history import History, Item
+from router.sessions.context.history import History
+from router.sessions.context.item import Item
 from router.sessions.context.messages import message_bytes
 from router.sessions.context.prompt import Incoming, Recipe, Scope, find_news, join_body, make_prompt, replay
 from router.sessions.context.provenance import (
@@ -250,11 +251,11 @@ def test_a_history_read_behind_its_view_sends_the_same(turns: int, data: st.Data
     cold = History(read.sid, read.owner, "g")
     cold.use_view(view, 1)
     cold.add([entry for number, drafts in enumerate(talk(turns), 1) for entry in turn(number, *drafts)], 1)
-    assert (cold.preface, cold.bodies, cold.tokens, cold.runs()) == (
+    assert (cold.preface, cold.bodies, cold.tokens, cold.runs) == (
         read.preface,
         read.bodies,
         read.tokens,
-        read.runs(),
+        read.runs,
     )
     assert (
         cold.chain(model="m", salt="", scope="", before=[]).fingerprint()
@@ -283,8 +284,8 @@ def test_a_turn_that_ends_late_takes_its_place_before_the_cut_unseen() -> None:
     log = [*turn(1, user("a"), said("b")), *turn(2, user("late"), ends=False), *turn(3, user("c"), said("d"))]
     read = history(log)
     read.use_view(View(cut=read.items[-1].place, omitted=4), 1)
-    (unfinished,) = read.unfinished()
-    link = read.link_of(2)
+    (unfinished,) = read.log.unfinished()
+    link = read.log.link_of(2)
     read.add(turn(2, said("at last"), link=link), read.head + 1)
     assert unfinished.number in [item.number for item in read.items]
     assert read.bodies == []

@@ -63,13 +63,13 @@ def test_what_was_said_in_one_breath_is_one_message() -> None:
     ]
 
 
-def test_calls_alone_have_no_content() -> None:
-    assert read(call(1)) == [{"role": "assistant", "tool_calls": [chat_call(1)]}]
+def test_content_beside_calls_alone_is_null() -> None:
+    assert read(call(1)) == [{"role": "assistant", "content": None, "tool_calls": [chat_call(1)]}]
 
 
 def test_text_behind_calls_begins_a_message() -> None:
     assert read(call(1), said("a"), said("b")) == [
-        {"role": "assistant", "tool_calls": [chat_call(1)]},
+        {"role": "assistant", "content": None, "tool_calls": [chat_call(1)]},
         {"role": "assistant", "content": "a"},
         {"role": "assistant", "content": "b"},
     ]

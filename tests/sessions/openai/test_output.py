@@ -101,11 +101,11 @@ def test_what_was_cut_off_is_incomplete_and_says_why(reason: str, told: str) -> 
     assert whole["completed_at"] is None
 
 
-def test_what_is_kept_has_no_nulls_and_reasoning_beside_calls_only() -> None:
+def test_what_is_kept_has_no_nulls_but_content_beside_calls_and_reasoning_beside_calls_only() -> None:
     nulls = dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
     assert kept({**nulls, "content": "hi", "reasoning": "hm"}) == [{"role": "assistant", "content": "hi"}]
     assert kept({**nulls, "content": None, "reasoning": "hm", "tool_calls": [call(1, "{}")]}) == [
-        {"role": "assistant", "tool_calls": [call(1, "{}")], "reasoning": "hm"}
+        {"role": "assistant", "content": None, "tool_calls": [call(1, "{}")], "reasoning": "hm"}
     ]
 
 

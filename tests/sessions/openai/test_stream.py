@@ -13,9 +13,9 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 
 from router.sessions.openai.output import translate
 from router.sessions.openai.shapes import failure
-from router.sessions.openai.stream import ResponseEvents, error_event
+from router.sessions.openai.stream import ResponseEvents
 from tests.sessions.openai.answers import chunks, completion, event, last_events, messages
-from tests.sessions.openai.official import EVENTS, check, make_head, read_events
+from tests.sessions.openai.official import EVENTS, make_head, read_events
 from tests.wire.cuts import cuts
 
 
@@ -323,14 +323,6 @@ def test_whole_stream_of_the_official_client_ends_with_its_response() -> None:
         last = state.handle_event(EVENTS[each["type"]].model_validate(each))
     assert last[0].response.output_text == "a"
     assert last[0].response.output[1].name == "look"
-
-
-def test_the_error_event_has_its_own_form() -> None:
-    told = error_event("server_error", "gone", number=3)
-    assert told.startswith(b"event: error\n")
-    data = json.loads(told.partition(b"data: ")[2])
-    check(EVENTS["error"], data)
-    assert data == {"type": "error", "sequence_number": 3, "code": "server_error", "message": "gone", "param": None}
 
 
 def test_the_official_client_reads_a_stream_to_its_end() -> None:

@@ -15,7 +15,8 @@ from aiohttp import web
 from router.core.errors import ModelNotFound, NoWorkerAvailable, RouterError, WorkerError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import Request, Route
+from router.core.request.request import Request
+from router.core.request.routes import Route
 from router.core.tenants.tenant import TenantRules
 from router.proxy.ports import Client
 from router.sessions.recall.embedders.fleet import FleetEmbedder

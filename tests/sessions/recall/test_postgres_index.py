@@ -15,6 +15,7 @@ from router.app.recall_index import open_index
 from router.config.schema import load_config
 from router.core.request.request import Sid, Tenant
 from router.sessions.recall import rarity
+from router.sessions.recall.chunks import last_place
 from router.sessions.recall.index import Embedder, IndexUnavailable, Passage
 from router.sessions.recall.postgres import PostgresIndex, PostgresLimits, rows
 from router.sessions.recall.postgres import pool as pools
@@ -195,7 +196,7 @@ async def test_words_weigh_what_they_weigh_in_the_other_indexes(url: str) -> Non
         await index.add(SID, ANN, [Passage(n, " ".join(each)) for n, each in said.items()])
         for asked in (words[:3], words[4:9], [*words[:2], "absent"]):
             key = (ANN.encode(), SID.encode())
-            found = await ask(url, rows.BY_WORDS, *key, asked, rows.last_place(100), rows.MAX_POSTINGS, 50)
+            found = await ask(url, rows.BY_WORDS, *key, asked, last_place(100), rows.MAX_POSTINGS, 50)
             postings = [[n for n, each in said.items() if word in each] for word in asked]
             expected = rarity.rank(postings, len(said))[:50]
             assert [number for number, _ in found] == [number for number, _ in expected]
@@ -240,7 +241,7 @@ async def test_a_server_that_went_away_is_unavailable_and_found_again_when_it_is
     async with opened(server.url) as index:
         await index.add(SID, ANN, [Passage(1, "quince")])
         server.end()
-        for _ in range(pools.MAX_FAILURES):
+        for _ in range(pools.PATIENCE.max_failures):
             with pytest.raises(IndexUnavailable):
                 await find(index, "quince")
         with pytest.raises(IndexUnavailable, match="lately"):
@@ -255,11 +256,11 @@ async def test_a_server_that_hangs_is_unavailable_within_the_deadline_and_found_
         await index.add(SID, ANN, [Passage(1, "quince")])
         server.stop()
         began_at = asyncio.get_running_loop().time()
-        for _ in range(pools.MAX_FAILURES):
+        for _ in range(pools.PATIENCE.max_failures):
             with pytest.raises(IndexUnavailable, match="no answer in time"):
                 await find(index, "quince")
         took_s = asyncio.get_running_loop().time() - began_at
-        assert 0.2 * pools.MAX_FAILURES <= took_s < 5
+        assert 0.2 * pools.PATIENCE.max_failures <= took_s < 5
         assert index.pending == 0
         server.go_on()
         assert await recovered(index) == [1]

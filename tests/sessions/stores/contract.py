@@ -18,12 +18,13 @@ from typing import Any, Protocol
 import msgspec
 
 from router.core.request.request import Tenant
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import Append, Begin, Begun, OwnerLimits, Sid, Store, Usage
 from router.sessions.stores.encrypted import EncryptedStore
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
 from router.sessions.stores.sqlite import SqliteStore
 from tests.sessions.stores import redis_clock
+from tests.sessions.stores.memory import MemoryStore
 from tests.sessions.stores.redis_servers import RedisProcess, running
 
 OWNER, STRANGER = Tenant("ann"), Tenant("bob")
@@ -76,7 +77,7 @@ class Clocks:
 
 
 @asynccontextmanager
-async def memory_trial(directory: Path) -> AsyncIterator[Trial]:
+async def model_trial(directory: Path) -> AsyncIterator[Trial]:
     del directory
     clocks = Clocks()
     store = MemoryStore(clocks.monotonic, clocks.unix_time, LIMITS)
@@ -111,8 +112,20 @@ async def redis_trial_on(server: RedisProcess) -> AsyncIterator[Trial]:
 
 @asynccontextmanager
 async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
+    async with sqlite_trial_at(directory / "sessions" / "of.db") as trial:
+        yield trial
+
+
+@asynccontextmanager
+async def memory_trial(directory: Path) -> AsyncIterator[Trial]:
+    del directory
+    async with sqlite_trial_at(IN_MEMORY) as trial:
+        yield trial
+
+
+@asynccontextmanager
+async def sqlite_trial_at(path: Path) -> AsyncIterator[Trial]:
     clocks = Clocks()
-    path = directory / "sessions" / "of.db"
     store = await SqliteStore.open(path, clocks.monotonic, clocks.unix_time, boot="this", limits=LIMITS)
     yield Trial(store, clocks.advance, clocks.unix_time, partial(swept, store))
     await store.close()
@@ -120,11 +133,12 @@ async def sqlite_trial(directory: Path) -> AsyncIterator[Trial]:
 
 @asynccontextmanager
 async def sealed_trial(directory: Path) -> AsyncIterator[Trial]:
-    async with memory_trial(directory) as trial:
+    async with model_trial(directory) as trial:
         yield replace(trial, store=EncryptedStore(trial.store, b"a secret of the tests"))
 
 
 STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[Trial]]] = {
+    "model": model_trial,
     "memory": memory_trial,
     "redis": redis_trial,
     "sqlite": sqlite_trial,

@@ -10,8 +10,8 @@ import pytest
 from router.core.request.request import Tenant
 from router.sessions.stores.contract import EMPTY, Begun, Corrupt, Sid
 from router.sessions.stores.encrypted import EncryptedStore
-from router.sessions.stores.memory import MemoryStore
 from tests.sessions.stores.contract import OWNER, STRANGER, asks, more
+from tests.sessions.stores.memory import MemoryStore
 
 SID, OTHER = Sid("a" * 32), Sid("b" * 32)
 TEXT = b"the quick brown fox jumps over the lazy dog"

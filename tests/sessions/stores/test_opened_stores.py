@@ -11,9 +11,10 @@ import pytest
 
 from router.app.session_store import open_store
 from router.config.schema import SessionsConfig
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import Sid
-from router.sessions.stores.memory import MemoryStore
 from router.sessions.stores.opened import OpenedStore
+from router.sessions.stores.sqlite import SqliteStore
 from tests.sessions.stores.contract import OWNER, Clocks
 
 
@@ -55,17 +56,26 @@ async def test_a_secret_that_others_can_read_is_told_of(
 
 async def test_what_has_expired_in_memory_is_swept_though_nobody_asks_for_it() -> None:
     clocks = Clocks()
-    store = MemoryStore(clocks.monotonic, clocks.unix_time)
+    store = await SqliteStore.open(IN_MEMORY, clocks.monotonic, clocks.unix_time)
     for number, lifetime_s in enumerate((5.0, 5.0, 50.0, 0.0)):
         sid = Sid(f"{number}")
         assert await store.create(sid, OWNER, entries=(b"1",), attributes=b"", turns=1, lifetime_s=lifetime_s)
         await store.put_document(sid, OWNER, b"d", lifetime_s)
     await clocks.advance(10)
-    assert [await store.sweep(3) for _ in range(3)] == [3, 1, 0]
-    assert (len(store._sessions), len(store._documents)) == (2, 2)
+    assert [await store.sweep(1) for _ in range(3)] == [2, 2, 0], "a session and a document at a time"
+    usage = (await store.usage())[OWNER]
+    assert (usage.sessions, usage.documents) == (2, 2)
+    await store.close()
 
 
 async def test_a_configured_store_in_memory_is_swept() -> None:
     store = await open_store(SessionsConfig(store="memory://"), time.monotonic, time.time)
+    assert (store.kind, store.pending) == ("memory", 0)
     assert store.sweep is not None
     assert await store.sweep(10) == 0
+    for tidy in store.tidy:
+        await tidy()
+    await keep(store)
+    assert store.count is not None
+    assert (await store.count())[OWNER].sessions == 1
+    await store.store.close()

@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import pytest
 
 from router.core.request.request import Tenant
+from router.runtime.breaker import BreakerState, Patience
 from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Corrupt, Fenced, Sid
 from router.sessions.stores.redis import Reason, RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.stores.redis import store as redis_store
-from router.sessions.stores.redis.breaker import BreakerState, Patience
 from router.sessions.stores.redis.eviction import Evictions
 from tests.sessions.stores.redis_fakes import HELLO, ScriptedRedis, delaying_proxy
 from tests.sessions.stores.redis_servers import RedisProcess, running
@@ -342,27 +342,6 @@ async def test_a_loop_that_is_held_up_is_no_time_out_of_redis(redis_server: Redi
 
 
 # Nobody reads what another asked for
-
-
-async def test_a_reply_of_another_call_is_refused_and_its_connection_dropped() -> None:
-    anothers = b"*4\r\n$5\r\nother\r\n$8\r\ndocument\r\n$3\r\nann\r\n$4\r\nbody\r\n"
-    scripted = ScriptedRedis({b"EVALSHA": anothers})
-    async with scripted.serving() as url, store_at(url) as store:
-        for expected_connections in (1, 2):
-            with pytest.raises(RedisUnavailable) as caught:
-                await store.get_document(new_sid(), OWNER)
-            assert caught.value.reason is Reason.CROSSED
-            assert scripted.connections == expected_connections
-
-
-async def test_a_document_whose_owner_is_another_than_who_asked_is_refused() -> None:
-    key = new_sid()
-    name = f"wr1:{{{key}}}:d".encode()
-    reply = b"*4\r\n$%d\r\n%s\r\n$8\r\ndocument\r\n$3\r\nbob\r\n$4\r\nbody\r\n" % (len(name), name)
-    async with ScriptedRedis({b"EVALSHA": reply}).serving() as url, store_at(url) as store:
-        with pytest.raises(RedisUnavailable) as caught:
-            await store.get_document(key, OWNER)
-    assert caught.value.reason is Reason.CROSSED
 
 
 async def cancel_everywhere(server: RedisProcess, cancellations: int) -> None:

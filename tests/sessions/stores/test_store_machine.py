@@ -1,4 +1,4 @@
-"""Random calls, to the store in memory and to another: both must answer the same.
+"""Random calls to the reference model and to a store: both must answer alike.
 
 Generations and fences may differ, so each store is asked with what it gave itself. Leases, lifetimes and the patience of the
 line are odd seconds and time passes by even ones, so that no store has to be exact.
@@ -33,7 +33,7 @@ from router.sessions.stores.contract import (
     Sid,
     Store,
 )
-from tests.sessions.stores.contract import OWNER, STORES, STRANGER, Trial, memory_trial
+from tests.sessions.stores.contract import OWNER, STORES, STRANGER, Trial, model_trial
 
 PLACES = st.sampled_from([0, 0, 0, 1])
 OWNERS = st.sampled_from([OWNER] * 9 + [STRANGER])
@@ -73,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
         """The model's → the tested store's."""
         self.directory = TemporaryDirectory()
         self.runner = asyncio.Runner()
-        self.trials = (memory_trial(Path(self.directory.name)), STORES[self.name](Path(self.directory.name)))
+        self.trials = (model_trial(Path(self.directory.name)), STORES[self.name](Path(self.directory.name)))
         self.model: Trial = self.runner.run(self.trials[0].__aenter__())
         self.tested: Trial = self.runner.run(self.trials[1].__aenter__())
 
@@ -243,8 +243,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.runner.run(trial.advance(seconds))
 
 
-@pytest.mark.parametrize("name", sorted(STORES.keys() - {"memory"}))
-def test_it_answers_as_the_store_in_memory_does(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(STORES.keys() - {"model"}))
+def test_it_answers_as_the_model_does(name: str) -> None:
     run_state_machine_as_test(
         type("Machine", (StoreMachine,), {"name": name}),
         settings=settings(

@@ -108,7 +108,7 @@ async def test_what_could_not_be_counted_is_estimated_and_told_why(
 async def test_where_no_worker_is_up_that_is_why_tokens_were_estimated() -> None:
     async with serving(Tokenizing(), tokens__tokenizer="worker") as (worker, router):
         worker.is_ill = True
-        await until(lambda: router.fleet.eligible("m").panic)
+        await until(lambda: router.fleet.catalog.eligible("m").panic)
         await say(router)
         assert await fallbacks(router) == {"no_worker": 1}
 

@@ -11,8 +11,9 @@ from random import Random
 import msgspec
 import pytest
 
-from router.core.fleet.fleet import Fleet, FleetRules
+from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import HealthRules
+from router.core.fleet.rules import FleetRules
 from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
 from router.sessions.tokens.counter import CannotCount

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from router.core.errors import RouterError
-from router.core.request.request import Route
+from router.core.request.routes import Route
 from router.core.tenants.tenant import EVERYBODY, Caller, TenantRules
 from router.proxy.internal_client import LOW_PRIORITY, InternalClient
 from router.proxy.ports import Dispatch

@@ -10,10 +10,11 @@ from typing import Self
 import aiohttp
 import msgspec
 
+from router.runtime.bounded_body import read_body
 from router.sessions.recall.embedders.replies import read_vectors
 from router.sessions.recall.index import IndexUnavailable
 
-MAX_REPLY_BYTES = 32 * 1024 * 1024
+MAX_REPLY_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +69,11 @@ class RemoteEmbedder:
             ):
                 if reply.status != 200:
                     raise IndexUnavailable(f"the embeddings service answered {reply.status}")
-                return await _read(reply)
+                body = await read_body(reply, MAX_REPLY_BYTES)
         except TimeoutError:
             raise IndexUnavailable(f"the embeddings service did not answer within {service.timeout_s} s") from None
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise IndexUnavailable(f"the embeddings service cannot be asked: {type(error).__name__}") from error
-
-
-async def _read(reply: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for part in reply.content.iter_any():
-        body += part
-        if len(body) > MAX_REPLY_BYTES:
+        if body is None:
             raise IndexUnavailable(f"the embeddings service answered more than {MAX_REPLY_BYTES} bytes")
-    return bytes(body)
+        return body

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import asyncpg
 
+from router.runtime.breaker import Breaker, Patience
 from router.sessions.recall.index import IndexUnavailable
 
 P = ParamSpec("P")
@@ -19,8 +20,7 @@ T = TypeVar("T")
 Connection = Any
 """An ``asyncpg.Connection``, which has no types."""
 
-MAX_FAILURES, PAUSE_S = 3, 1.0
-"""After so many calls in a row that got no answer, others are refused for a while: they need not wait in vain, too."""
+PATIENCE = Patience(max_failures=3, min_pause_s=1.0, max_pause_s=1.0)
 AWAY = (
     OSError,  # and so TimeoutError
     asyncpg.PostgresConnectionError,
@@ -52,8 +52,7 @@ class Pool:
         self._is_closed = False
         self._seats = asyncio.Semaphore(max_connections)
         self._idle: list[Connection] = []
-        self._failures = 0
-        self._resumes_at = 0.0
+        self._breaker = Breaker(PATIENCE)
         self.pending = 0
         self.max_pending = max_pending
 
@@ -70,17 +69,21 @@ class Pool:
         try:
             async with asyncio.timeout_at(deadline), self._seats:
                 done = await self._transact(lambda connection: work(connection, *args, **kwargs))
-        except NO_SCHEMA as error:
-            self._is_prepared = False
-            raise _unavailable(error) from error
         except AWAY as error:
-            self._failed()
+            # A failure that closed one connection, or stopped its server, has met the others as well.
+            self._drop_idle()
+            self._breaker.failed(asyncio.get_running_loop().time())
             raise _unavailable(error) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            self._is_prepared = self._is_prepared and not isinstance(error, NO_SCHEMA)
+            self._breaker.succeeded()
             raise _unavailable(error) from error
+        except BaseException:
+            self._breaker.abandoned()
+            raise
         finally:
             self.pending -= 1
-        self._failures = 0
+        self._breaker.succeeded()
         return done
 
     def close(self) -> None:
@@ -93,7 +96,7 @@ class Pool:
             raise IndexUnavailable("PostgreSQL: the index is closed")
         if self.pending >= self.max_pending:
             raise IndexUnavailable(f"PostgreSQL: {self.pending} calls wait already")
-        if asyncio.get_running_loop().time() < self._resumes_at:
+        if not self._breaker.admits(asyncio.get_running_loop().time()):
             raise IndexUnavailable("PostgreSQL: it did not answer lately")
 
     async def _transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -128,13 +131,6 @@ class Pool:
             connection.terminate()
         else:
             self._idle.append(connection)
-
-    def _failed(self) -> None:
-        """What has one connection closed, or asleep, has the others, too."""
-        self._drop_idle()
-        self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            self._resumes_at = asyncio.get_running_loop().time() + PAUSE_S
 
     def _drop_idle(self) -> None:
         while self._idle:

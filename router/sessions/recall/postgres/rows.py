@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from router.core.request.request import Sid, Tenant
-from router.sessions.recall.chunks import pieces
+from router.sessions.recall.chunks import MAX_NUMBER, PIECE_BITS, last_place, pieces
 from router.sessions.recall.index import Passage
 from router.sessions.recall.postgres.schema import SCHEMA
 from router.sessions.recall.words import MAX_QUERY_WORDS, plain_words
 
-PIECE_BITS = 7
-MAX_NUMBER = (1 << 31 - PIECE_BITS) - 1
 MAX_POSTINGS = 2000
 """A word that more of a session's pieces have says little; the newest of them are read only if all words are such."""
 TRIM_SHARE = 16
@@ -114,11 +112,6 @@ def split(passages: Sequence[Passage]) -> Split:
 
 def query_words(query: str) -> list[str]:
     return plain_words(query)[:MAX_QUERY_WORDS]
-
-
-def last_place(number: int) -> int:
-    """Where the pieces of the item ``number`` end."""
-    return (max(min(number, MAX_NUMBER), 0) << PIECE_BITS) + (1 << PIECE_BITS) - 1
 
 
 async def newest(connection: Any, sid: Sid, owner: Tenant) -> int:

@@ -11,13 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from router.runtime.sqlite_thread import MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
+from router.runtime.sqlite_thread import NotBegun, SqliteThread, begin_wal, create_private
 from router.sessions.recall.index import IndexUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MEMORY = ":memory:"
 APPLICATION_ID = 0x77617278
 """Tells the file from other programs' databases: the letters "warx"."""
 VERSION = 2
@@ -100,7 +99,7 @@ class IndexFile:
     async def overwrite(self) -> None:
         """What was deleted, in the write-ahead log as well: it is brought into the file, and cut to nothing. Raises
         IndexUnavailable, also where another process is at it."""
-        await self._run(self._truncate)
+        await self._run(self._thread.truncate_wal)
 
     async def close(self) -> None:
         """What was asked before is done first. Closing again does nothing."""
@@ -120,27 +119,13 @@ class IndexFile:
     # From here on in the thread.
 
     def _connect(self) -> None:
-        if self.path != MEMORY:
-            create_private(Path(self.path))
+        create_private(Path(self.path))
         connection = self._thread.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         _check(connection)
-        # SQLite refuses this at once where another process is at it, which then does it for both.
-        with suppress(sqlite3.OperationalError):
-            connection.execute("PRAGMA journal_mode = WAL")
-        # What a power failure takes away is indexed anew.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
-        # What is deleted is overwritten. Of FTS5's words only from SQLite 3.42 on; before, they go when their segments merge.
-        connection.execute("PRAGMA secure_delete = ON")
+        # NORMAL: what a power failure takes away is indexed anew. Deleted words of FTS5 are overwritten from SQLite 3.42 on;
+        # older releases keep them until their segments merge.
+        begin_wal(connection, "NORMAL")
         self._thread.transact("BEGIN IMMEDIATE", _migrate)
-
-    def _truncate(self) -> None:
-        connection = self._thread.connection
-        if connection is None:
-            raise NotBegun("closed")
-        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise IndexUnavailable(f"{self.path}: others read it")
 
 
 def _check(connection: sqlite3.Connection) -> None:

@@ -1,8 +1,4 @@
-"""An index in one SQLite file: words by FTS5, and vectors of meaning where there is an embedder.
-
-Passages are found by words as soon as they are added. Their vectors follow, and may be behind: what an embedder could not do
-is done when something is added to the session again. A search whose query could not be embedded goes by words alone.
-"""
+"""An index in one SQLite file: words by FTS5, and vectors of meaning where there is an embedder."""
 
 from __future__ import annotations
 
@@ -16,8 +12,10 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.core.request.request import Sid, Tenant
 from router.sessions.recall import rarity
-from router.sessions.recall.fusion import DEFAULT_WEIGHTS, Weights, fuse
+from router.sessions.recall.chunks import last_place, number_of
+from router.sessions.recall.fusion import DEFAULT_WEIGHTS, Weights
 from router.sessions.recall.index import Embedder, IndexUnavailable, Passage
+from router.sessions.recall.search import FUSED, FUSED_PIECES, Search, SearchLimits
 from router.sessions.recall.sqlite import rows
 from router.sessions.recall.sqlite.file import IndexFile
 from router.sessions.recall.words import query_words
@@ -27,23 +25,10 @@ T = TypeVar("T")
 
 ADDED_AT_ONCE, EMBEDDED_AT_ONCE = 50, 32
 """Items and pieces, that searches need not wait long for the thread."""
-FUSED = 50
-"""Items of each ranking that are fused."""
-FUSED_PIECES = 500
-"""Pieces that are read for them by meaning: an item may have many that are near."""
 
 
 @dataclass(frozen=True, slots=True)
-class IndexLimits:
-    max_pending: int = 256
-    """Calls that wait for the thread."""
-    lifetime_s: float = 0.0
-    """Of a session to which nothing more is added; 0: for ever."""
-    search_timeout_s: float = 0.25
-    embed_timeout_s: float = 0.15
-    """Of a query. After it, words alone decide."""
-    max_session_pieces: int = 50_000
-    """Of some 300 characters. The oldest of a session's go first."""
+class IndexLimits(SearchLimits):
     max_bytes: int = 1 << 30
     """Texts and vectors; the file takes up to twice that. The sessions that were not added to for longest go first, and the one
     that is added to stays in any case."""
@@ -66,10 +51,8 @@ class SqliteIndex:
         self._file = file
         self._embedder = embedder
         self._limits = limits
-        self._weights = weights
+        self._search = Search(embedder, limits, weights)
         self._wall_clock = wall_clock
-        self.searches_without_meaning = 0
-        """Whose query the embedder could not embed, or not in time. They went by words alone."""
         self.bytes = 0
         """Of texts and vectors, when this process changed something last."""
         self._is_untidy = False
@@ -110,6 +93,10 @@ class SqliteIndex:
         return self._file.max_pending
 
     @property
+    def searches_without_meaning(self) -> int:
+        return self._search.without_meaning
+
+    @property
     def max_bytes(self) -> int:
         return self._limits.max_bytes
 
@@ -131,14 +118,19 @@ class SqliteIndex:
         words = query_words(query)
         if not words:
             return []
+        deadline = asyncio.get_running_loop().time() + self._limits.search_timeout_s
         try:
-            async with asyncio.timeout(self._limits.search_timeout_s):
-                by_words = await self._search_words(sid, owner, words, upto)
-                by_meaning = await self._search_vectors(sid, owner, query, upto)
+            async with asyncio.timeout_at(deadline):
+                return await self._search.run(
+                    query,
+                    limit,
+                    deadline,
+                    lambda: self._file.read(_by_words, sid, owner, words, upto),
+                    lambda vector: self._file.read(_by_meaning, sid, owner, vector, upto),
+                )
         except TimeoutError as error:
             told = f"{self._file.path}: no answer within {self._limits.search_timeout_s} s"
             raise IndexUnavailable(told) from error
-        return fuse((by_words, by_meaning), limit)
 
     async def forget(self, sid: Sid, owner: Tenant) -> None:
         await self._change(rows.forget, sid, owner)
@@ -185,25 +177,6 @@ class SqliteIndex:
             block = pack([rows.place_of(piece.id) for piece in found], vectors)
             await self._change(rows.add_vectors, sid, owner, found, block)
 
-    async def _search_words(self, sid: Sid, owner: Tenant, words: Sequence[str], upto: int) -> list[tuple[int, float]]:
-        """``(number, weight)``, best first; so below."""
-        if not self._weights.words:
-            return []
-        found = await self._file.read(_by_words, sid, owner, words, upto)
-        return [(number, self._weights.words * share**2) for number, share in found]
-
-    async def _search_vectors(self, sid: Sid, owner: Tenant, query: str, upto: int) -> list[tuple[int, float]]:
-        if self._embedder is None or not self._weights.meaning:
-            return []
-        try:
-            async with asyncio.timeout(self._limits.embed_timeout_s):
-                (vector,) = await self._embedder.embed([query])
-        except (IndexUnavailable, TimeoutError):
-            self.searches_without_meaning += 1
-            return []
-        found = await self._file.read(_by_meaning, sid, owner, vector, upto)
-        return [(number, self._weights.meaning) for number in found]
-
 
 def _by_words(
     connection: Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int
@@ -213,7 +186,7 @@ def _by_words(
     if session is None:
         return []
     ranked = rarity.rank(rows.postings(connection, sid, owner, words, upto), session.pieces)
-    best = {rows.number_of(place): share for place, share in reversed(ranked)}
+    best = {number_of(place): share for place, share in reversed(ranked)}
     return [(number, best[number]) for number in _items([place for place, _ in ranked])]
 
 
@@ -222,8 +195,8 @@ def _by_meaning(connection: Connection, sid: Sid, owner: Tenant, vector: Sequenc
     from router.sessions.recall.vectors import nearest
 
     oldest, blocks = rows.vectors(connection, sid, owner, upto)
-    return _items(nearest(blocks, vector, oldest, rows.last_place(upto), FUSED_PIECES))
+    return _items(nearest(blocks, vector, oldest, last_place(upto), FUSED_PIECES))
 
 
 def _items(places: Sequence[int]) -> list[int]:
-    return list(dict.fromkeys(map(rows.number_of, places)))[:FUSED]
+    return list(dict.fromkeys(map(number_of, places)))[:FUSED]

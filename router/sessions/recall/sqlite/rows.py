@@ -1,8 +1,7 @@
 """What sessions' items say, in pieces, in the tables of ``file.py``: added, found and deleted, inside a transaction. Whatever
 is found, the query itself asks for it by ``sid`` and ``owner``.
 
-A piece's id is ``session << 32 | item's number << 7 | place in the item``. So one range of ids is a session, whole or up to an
-item.
+A piece's id is ``session << 32 | its place in the session``.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from router.core.request.request import Sid, Tenant
-from router.sessions.recall.chunks import pieces
+from router.sessions.recall.chunks import MAX_NUMBER, PIECE_BITS, last_place, pieces
 from router.sessions.recall.index import Passage
 from router.sessions.recall.words import spaced
 
-SESSION_BITS, PIECE_BITS = 32, 7
-MAX_NUMBER = (1 << SESSION_BITS - PIECE_BITS) - 1
+SESSION_BITS = 32
 MAX_POSTINGS = 2000
 """A word that more of a session's pieces have says little; the newest of them are read only if all words are such."""
 MAX_BLOCK_BYTES = 32 * 1024
@@ -42,19 +40,9 @@ class Piece(NamedTuple):
     text: str
 
 
-def number_of(place: int) -> int:
-    """The item's number, from a place within a session: an id without the session's."""
-    return place >> PIECE_BITS
-
-
 def place_of(id_: int) -> int:
     """Within its session."""
     return id_ & ((1 << SESSION_BITS) - 1)
-
-
-def last_place(number: int) -> int:
-    """Where the pieces of the item ``number`` end, within a session."""
-    return (max(min(number, MAX_NUMBER), 0) << PIECE_BITS) + (1 << PIECE_BITS) - 1
 
 
 def find(connection: sqlite3.Connection, sid: Sid, owner: Tenant) -> Session | None:

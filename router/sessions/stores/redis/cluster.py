@@ -1,7 +1,11 @@
-"""A Redis Cluster: a pool for each primary, and a map of who has which slot.
+"""A Redis Cluster: a pool for each primary, and a map from slots to primaries.
 
-The map is asked of any node at first and after a failure; a server that is asked in vain tells besides who has the slot, and
-since it has not carried the command out, that may be sent on.
+Any node is asked for the map at the start and after a failure. A node that does not have a slot answers with the one that has
+it. It has not carried the command out, so the command may be sent there.
+
+It stands in for ``RedisCluster`` of redis-py. That one sends WAIT to every primary instead of behind the script on the same
+connection, sends commands again by itself, has neither deadline nor circuit breaker for each node, and needs the right to run
+COMMAND.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
-from router.sessions.stores.redis.breaker import Breaker, BreakerState, Patience
+from router.runtime.breaker import Breaker, BreakerState, Patience
 from router.sessions.stores.redis.errors import Reason, RedisUnavailable, translate
 from router.sessions.stores.redis.pool import Command, Pool, Reply
 from router.sessions.stores.redis.servers import connect
@@ -21,7 +25,7 @@ from router.sessions.stores.redis.url import Address, Target
 
 MAX_REDIRECTIONS = 3
 MAX_ASKED = 3
-"""Nodes that one call asks for the map; the next call goes on with others."""
+"""Nodes that one call asks for the map. The next call goes on with others."""
 
 SlotMap = list[Address | None]
 
@@ -37,7 +41,7 @@ class Cluster:
         node_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
-        """``node_timeout_s``: to ask one node for the map, so that one which hangs leaves time for the next."""
+        """``node_timeout_s``: for asking one node for the map, so that a node which hangs leaves time for the next."""
         self._target = target
         self._make_pool = make_pool
         self._node_timeout_s = node_timeout_s
@@ -51,6 +55,7 @@ class Cluster:
 
     @property
     def state(self) -> BreakerState:
+        """The worst of all nodes."""
         return max([self._asks_map.state(self._clock()), *(pool.state for pool in self._pools.values())])
 
     @property
@@ -63,7 +68,7 @@ class Cluster:
             await self._renew_map(deadline)
         address = self._owners[slot]
         if address is None:
-            raise RedisUnavailable(Reason.CLUSTER, "nobody serves that slot")
+            raise RedisUnavailable(Reason.CLUSTER, "no node serves this slot")
         replies = await self._ask(address, commands, deadline)
         for _ in range(MAX_REDIRECTIONS):
             redirection = next((reply for reply in replies if isinstance(reply, AskError)), None)
@@ -78,10 +83,6 @@ class Cluster:
                 replies = (await self._ask(address, [("ASKING",), *commands], deadline))[1:]
         return replies
 
-    async def distrust(self) -> None:
-        for pool in self._pools.values():
-            await pool.forget()
-
     async def close(self) -> None:
         for pool in self._pools.values():
             await pool.close()
@@ -91,14 +92,14 @@ class Cluster:
         if pool is None:
             pool = self._pools[address] = self._make_pool(address)
         try:
-            return await pool.exchange(commands, deadline)
+            return await pool.exchange(b"", commands, deadline)
         except RedisUnavailable as error:
             if error.reason is not Reason.PAUSED:
                 self._is_stale = True
             raise
 
     async def _renew_map(self, deadline: float) -> None:
-        """One call asks for all that wait. Where nobody tells, the old map is used on; without one, RedisUnavailable."""
+        """One call asks for all that wait. The old map stays where no node answers; without one, raises RedisUnavailable."""
         try:
             async with asyncio.timeout_at(deadline), self._asking:
                 if self._is_stale:
@@ -123,7 +124,7 @@ class Cluster:
 
     async def _ask_nodes(self) -> SlotMap:
         nodes = list(dict.fromkeys([*self._pools, *self._target.addresses]))
-        failure = RedisUnavailable(Reason.CLUSTER, "nobody was asked")
+        failure = RedisUnavailable(Reason.CLUSTER, "no node was asked")
         for _ in range(min(MAX_ASKED, len(nodes))):
             node = nodes[self._failed_asks % len(nodes)]
             try:
@@ -152,8 +153,8 @@ async def _ask_node(target: Target, node: Address) -> SlotMap:
 
 
 def _slot_map(ranges: Iterable[Any], told_by: Address) -> SlotMap:
-    """``ranges``: first slot, last slot, the primary as host, port, …, then its replicas. Without a host it is the node that
-    was asked."""
+    """``ranges``: first slot, last slot, the primary as host, port, …, then its replicas. An empty host is that of the node
+    that was asked."""
     owners: SlotMap = [None] * REDIS_CLUSTER_HASH_SLOTS
     for first, last, primary, *_ in ranges:
         host = primary[0].decode() if primary[0] else told_by[0]

@@ -1,4 +1,8 @@
-"""A deadline that a loop which was held up does not bring forward."""
+"""A deadline that a blocked event loop does not bring forward.
+
+It stands in for ``asyncio.timeout_at`` and for the timeouts of redis-py. Their timers fire as soon as a blocked loop runs
+again, before the reply is read that came meanwhile, and so take a pause of the router for a failure of Redis.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,16 @@ import asyncio
 from types import TracebackType
 
 TICK_S = 0.025
-"""Between two looks at whether the loop is held up."""
+"""Between two checks of whether the loop was blocked."""
 HELD_UP_S = 0.01
-"""A timer that fires later than that tells of it."""
+"""A check that comes later than this shows that the loop was blocked."""
 READING_S = 0.05
-"""What came while the loop was held up is still to be read: so long it may take."""
+"""Time to read what came while the loop was blocked."""
 MAX_EXTENSION_S = 5.0
 
 
 class Deadline:
-    """As ``asyncio.timeout_at``, by the time in which the loop ran: what it was held up is added, up to
+    """Raises TimeoutError at ``when``, by the loop's clock. The time for which the loop was blocked is added, up to
     ``MAX_EXTENSION_S``."""
 
     def __init__(self, when: float) -> None:

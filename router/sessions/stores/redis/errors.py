@@ -1,4 +1,4 @@
-"""What went wrong with a call to Redis, in the two words of the store's contract. Never a key, a value or a password."""
+"""Maps errors of redis-py, sockets and scripts to those of the store's contract. Messages have no key, value or password."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from router.sessions.stores.contract import Corrupt, StoreUnavailable
 
 
 class Reason(StrEnum):
-    """Why Redis was unavailable: a closed set, for the log and for a metric's label."""
+    """Why Redis was unavailable: a closed set."""
 
     TIMEOUT = "timeout"
     CONNECTION = "connection"
     PAUSED = "paused"
-    """It did not answer lately, and is not asked for a while."""
+    """Redis did not answer lately, and is not asked for a while."""
     NO_PRIMARY = "no_primary"
     READONLY = "readonly"
     LOADING = "loading"
     FULL = "full"
     NO_REPLICAS = "no_replicas"
     UNCONFIRMED = "unconfirmed"
-    """Written, but not by as many replicas as it takes: it may be lost, or not."""
+    """Fewer replicas than required confirmed the write: it may be lost, or not."""
     CLUSTER = "cluster"
     AUTH = "auth"
     TOO_OLD = "too_old"
-    CROSSED = "crossed"
-    """A reply that belongs to another call. It was dropped."""
     REFUSED = "refused"
 
 
@@ -64,11 +62,11 @@ _BY_WORD = {
     "MISCONF": Reason.FULL,
     "MASTERDOWN": Reason.READONLY,
 }
-"""An error inside a script is told in words, which differ between versions. None: what is stored is not what we wrote."""
+"""Errors inside a script come as text that differs between releases. None: Redis holds something that no router wrote."""
 
 
 def translate(error: BaseException) -> StoreUnavailable | Corrupt:
-    """``error``: what redis-py or a socket raised, or a reply that is an error."""
+    """``error``: raised by redis-py or a socket, or an error reply."""
     if isinstance(error, RedisUnavailable):
         return error
     for kind, reason in _BY_CLASS:
@@ -77,12 +75,12 @@ def translate(error: BaseException) -> StoreUnavailable | Corrupt:
     text = str(error)
     for word, found in _BY_WORD.items():
         if word in text:
-            return RedisUnavailable(found) if found else Corrupt("what Redis holds there was not written by a router")
+            return RedisUnavailable(found) if found else Corrupt("Redis holds something there that no router wrote")
     return RedisUnavailable(Reason.REFUSED, text.partition(" script:")[0][:80])
 
 
 def ends_connection(reply: object) -> bool:
-    """Does this reply say that the server is none to write to?"""
+    """True: the reply says that the server takes no writes, so its connections are of no use."""
     return isinstance(reply, (redis_errors.ReadOnlyError, redis_errors.MasterDownError)) or (
         isinstance(reply, redis_errors.ResponseError) and "READONLY" in str(reply)
     )

@@ -1,4 +1,4 @@
-"""Whether Redis may throw sessions away, and whether it does: it says nothing of that itself."""
+"""Asks whether Redis may evict sessions, and whether it does: Redis does not report that to clients."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _FIELD = re.compile(rb"^(maxmemory|maxmemory_policy|evicted_keys):(\S+)", re.MUL
 
 
 class Evictions:
-    """Of the server that is asked; in a Cluster of one of them."""
+    """Of the server that is asked; in a Cluster, of one node."""
 
     def __init__(self) -> None:
         self.may_evict = False
-        """It has a bound on its memory, and a policy that deletes keys at it."""
+        """The memory of Redis is bounded, and its policy deletes keys at the bound."""
         self.evicted_keys = 0
-        """Since the server began, of all its databases."""
+        """Since the server started, in all its databases."""
         self._policy = ""
         self._was_asked = False
 
     def learn(self, replies: Sequence[Reply]) -> None:
-        """The answers to QUESTIONS. What is wrong is logged when it begins, and with each look at which more was evicted."""
+        """``replies``: to QUESTIONS. Logs a wrong policy when it begins, and each time that more keys were evicted."""
         told = dict(_FIELD.findall(b"\n".join(reply for reply in replies if isinstance(reply, bytes))))
         policy = told.get(b"maxmemory_policy", b"").decode("ascii", "replace")
         if not policy:
             if not self._was_asked:
-                log.warning("Redis does not say whether it evicts: allow its user the command INFO")
+                log.warning("Redis does not say whether it evicts sessions: allow its user the command INFO")
             self._was_asked = True
             return
         evicted_keys = int(told.get(b"evicted_keys", b"0"))

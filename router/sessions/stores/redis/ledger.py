@@ -1,6 +1,6 @@
-"""What owners have in Redis: noted here with each write, and brought to the store's own count now and then, since the count of
-an owner and its sessions may be on two nodes. So it is rough: it is late by a moment, and what a dying router did not bring is
-counted when the session is used next.
+"""Counts what owners have in Redis. Each write is noted here, and the notes are brought to Redis now and then, since the count
+of an owner and its sessions may be on two nodes. The count is rough: it is late by a moment, and what a dying router did not
+bring is counted when the session is used next.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from router.core.request.request import Tenant
 from router.sessions.stores.contract import OwnerLimits, Usage
 
 MAX_NOTED = 50_000
-"""Sessions and documents; those beyond are counted when they are used next."""
+"""Sessions and documents. More are counted when they are used next."""
 NOTES_AT_ONCE = 200
-"""That one call brings."""
+"""Notes of one call."""
 LOOKED_UP = 20
-"""Owners of which nothing is noted, and what has expired is to be found out, each time."""
+"""Owners without a note whose count is read each time, to learn what has expired."""
 
 Note = tuple[int, int]
-"""Bytes (0: it is gone), and in how many milliseconds it expires (0: never)."""
+"""Bytes (0: it is deleted), and milliseconds until it expires (0: never)."""
 Bring = Callable[[Tenant, Sequence[str | int]], Awaitable[Usage]]
 
 
@@ -50,7 +50,7 @@ class Ledger:
         documents: int = 0,
         added_bytes: int = 0,
     ) -> None:
-        """A session or document has so many bytes now. What was added is believed until the store's count is known."""
+        """A session or document has so many bytes now. The additions count until the count in Redis is known."""
         notes = self._notes.setdefault(owner, {})
         if member not in notes:
             if self.noted >= MAX_NOTED:
@@ -63,7 +63,7 @@ class Ledger:
         )
 
     async def bring(self, bring: Bring) -> None:
-        """All that is noted, by as many calls as it takes. What cannot be brought stays noted."""
+        """Brings all notes to Redis, in as many calls as it takes. Notes that cannot be brought stay."""
         for owner in [*self._notes]:
             while some := list(islice(self._notes[owner].items(), NOTES_AT_ONCE)):
                 told = [part for member, note in some for part in (member, *note)]
@@ -76,6 +76,6 @@ class Ledger:
             del self._notes[owner]
         for owner in list(islice(self._usage, LOOKED_UP)):
             usage = await bring(owner, ())
-            del self._usage[owner]  # and put last
+            del self._usage[owner]  # the next look-up begins with others
             if usage != Usage():
                 self._usage[owner] = usage

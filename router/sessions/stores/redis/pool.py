@@ -1,8 +1,12 @@
-"""Connections to one server, so many at most; and what is said over them.
+"""A bounded number of redis-py's connections to one server, and the calls that go over them.
 
-A connection is used again only if every reply was read that was asked for: whoever leaves before that, by a deadline or by
-being cancelled, takes the connection along. So nobody reads what another asked for. Nothing is ever sent twice here: what
-was sent and not answered may have happened.
+A connection is used again only after all replies of a call were read. A call that fails, is cancelled or runs out of time
+closes its connection, so no call reads the reply of another. Nothing is sent twice here: a command without a reply may have
+been carried out.
+
+It stands in for the pool of redis-py, which waits for the other side when it closes a connection: for half a minute where a
+server with TLS hangs, which no deadline allows. Under Sentinels that pool also keeps its idle connections after a failure,
+and asks a Sentinel for each new one.
 """
 
 from __future__ import annotations
@@ -10,43 +14,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
-from router.sessions.stores.redis.breaker import Breaker, BreakerState, Patience
+from router.runtime.breaker import Breaker, BreakerState, Patience
 from router.sessions.stores.redis.deadline import Deadline
 from router.sessions.stores.redis.errors import Reason, RedisUnavailable, ends_connection, translate
+from router.sessions.stores.redis.servers import Primary
 
 Command = tuple[bytes | str | int, ...]
-Reply = object
-"""What Redis answered; an error reply is a ResponseError, as a value."""
-
+Reply = Any
+"""An answer of Redis. An error reply is a ResponseError, returned and not raised."""
 
 LARGE_CALL_BYTES = 64 << 10
-"""A call of so much, or a reply of which some has come, may be slow where others are not: that it timed out closes the way to
-nobody."""
-
-
-class Server(Protocol):
-    async def connect(self) -> AbstractConnection:
-        """A connection on which commands may be sent. Raises what redis-py raises, or RedisUnavailable."""
-        ...
-
-    def forget(self) -> None:
-        """It failed: where it is has to be found out anew."""
-        ...
+"""A call of this size, or a reply that has come in part, may be slow where others are not. Its timeout does not count as a
+failure of the server."""
 
 
 @dataclass(slots=True)
 class _Call:
     packed: bytes
     count: int
-    """Of its commands."""
+    """Number of commands."""
     is_arriving: bool = False
-    """It was left when some of a reply was there, and not all."""
+    """Part of a reply had come when the call was given up."""
 
     @property
     def is_large(self) -> bool:
@@ -56,24 +50,23 @@ class _Call:
 class Pool:
     """``clock``: monotonic. ``pending``: calls that wait for a connection or for their replies."""
 
-    def __init__(self, server: Server, max_connections: int, patience: Patience, clock: Callable[[], float]) -> None:
+    def __init__(self, server: Primary, max_connections: int, patience: Patience, clock: Callable[[], float]) -> None:
         self._server = server
         self._clock = clock
         self._breaker = Breaker(patience)
         self._room = asyncio.Semaphore(max_connections)
         self._idle: list[AbstractConnection] = []
         self._era = 0
-        """Connections of an earlier one are not used again."""
+        """Grows with each failure. Connections of an earlier era are not used again."""
         self.pending = 0
 
     @property
     def state(self) -> BreakerState:
         return self._breaker.state(self._clock())
 
-    async def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
-        """Send them in one write on one connection, and read their replies. ``deadline``: by the loop's clock.
-
-        Raises RedisUnavailable, where they may have been carried out or not.
+    async def exchange(self, _key: bytes, commands: Sequence[Command], deadline: float) -> list[Reply]:
+        """Sends the commands in one write on one connection, and reads their replies. ``deadline``: by the loop's clock. The
+        key does not matter: this server has them all. Raises RedisUnavailable; the commands may have been carried out or not.
         """
         if not self._breaker.admits(self._clock()):
             raise RedisUnavailable(Reason.PAUSED)
@@ -86,7 +79,7 @@ class Pool:
             self._breaker.abandoned()
             raise
         except TimeoutError as error:
-            if call.is_large:  # it tells of its size, and of nobody's health
+            if call.is_large:
                 self._breaker.abandoned()
             else:
                 self._breaker.failed(self._clock())
@@ -128,14 +121,14 @@ class Pool:
     async def _take(self) -> AbstractConnection:
         while self._idle:
             connection = self._idle.pop()
-            # There is something to read: its end, or what nobody asked for.
+            # Data or the end of the stream before a command was sent: the connection is of no use.
             if not await connection.can_read():
                 return connection
             await connection.disconnect(nowait=True)
         return await self._server.connect()
 
     async def forget(self) -> None:
-        """Who answered until now may not be whom to ask: no connection is used again."""
+        """The server may have failed or been replaced: no connection is used again."""
         self._era += 1
         self._server.forget()
         while self._idle:
@@ -145,16 +138,17 @@ class Pool:
         self._era += 1
         while self._idle:
             await self._idle.pop().disconnect()
+        await self._server.close()
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
-    # Its stub says a tuple of one.
+    # The stub takes a tuple of one element only.
     return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
 
 
 async def _read(connection: AbstractConnection) -> Reply:
     try:
-        # It is looked at before it is given up, and whoever took it does that.
+        # The caller looks at the connection before it closes it.
         return await connection.read_response(disconnect_on_error=False)
     except InvalidResponse:
         raise

@@ -1,4 +1,4 @@
-"""The store's calls as Lua scripts: one for each, which Redis runs as a whole or not at all."""
+"""The Lua scripts: one for each call of the store. Redis runs a script as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from importlib.resources import files
 class Script:
     text: bytes
     sha: bytes
-    """What Redis knows it by, once it has seen the text."""
+    """Name of the script for Redis, once it has seen the text."""
     writes: bool
 
 
 def _read(name: str, *, writes: bool) -> Script:
     folder = files("router.sessions.stores.redis") / "lua"
     text = b"\n".join((folder / f"{part}.lua").read_bytes() for part in ("session", name))
-    # The name that Redis gives it, nothing that has to be secret.
+    # The name that Redis gives the script. It protects nothing.
     return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode(), writes)
 
 

@@ -1,4 +1,4 @@
-"""Where the primary is, and a connection to it: one server alone, or whichever the Sentinels name."""
+"""Finds the primary and connects to it: a server at an address, or the one that the Sentinels name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from router.sessions.stores.redis.errors import Reason, RedisUnavailable
 from router.sessions.stores.redis.url import Address, Target
 
 MIN_VERSION = (6, 2)
-"""What scripts read of the clock is not replicated as a command; list and expiry commands are as the scripts use them."""
+"""The scripts read the clock before they write, so Redis must replicate their effects and not their text. This release does,
+and has the commands in the form that the scripts use."""
 
 ONCE: dict[str, Any] = {
     "retry": Retry(NoBackoff(), 0),
@@ -26,54 +27,45 @@ ONCE: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
 }
-"""Nothing is done twice, since it may have been done the first time; and there is one deadline, the call's."""
+"""No retries, since the first try may have been carried out; and no timeouts, since each call has one deadline."""
 
 
-class AloneServer:
-    def __init__(self, target: Target, address: Address | None) -> None:
-        """``address``: None for a socket in the file system."""
+class Primary:
+    """The Sentinels are asked again after each failure, once for all calls that wait."""
+
+    def __init__(self, target: Target, address: Address | None, sentinel_timeout_s: float) -> None:
+        """``address``: None for a socket in the file system, and where Sentinels name the primary. ``sentinel_timeout_s``: for
+        each step of asking one Sentinel, so that a Sentinel which hangs leaves time for the next."""
         self._target = target
         self._address = address
-
-    async def connect(self) -> AbstractConnection:
-        return await connect(self._target, self._address)
-
-    def forget(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-
-class SentinelServer:
-    """The primary of a service; it is asked for again after each failure, and by one call for all that wait."""
-
-    def __init__(self, target: Target, sentinel_timeout_s: float) -> None:
-        """``sentinel_timeout_s``: for each step of asking one Sentinel, so that one which hangs leaves time for the next."""
-        self._target = target
-        options = ONCE | target.sentinel_options
-        options |= {"socket_timeout": sentinel_timeout_s, "socket_connect_timeout": sentinel_timeout_s}
-        self._sentinels = Sentinel(list(target.addresses), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-        self._primary: Address | None = None
+        self._sentinels: Sentinel | None = None
+        if target.kind == "sentinel":
+            timeouts = {"socket_timeout": sentinel_timeout_s, "socket_connect_timeout": sentinel_timeout_s}
+            options = ONCE | target.sentinel_options | timeouts
+            self._sentinels = Sentinel(list(target.addresses), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         self._asking = asyncio.Lock()
 
     async def connect(self) -> AbstractConnection:
+        """Raises what redis-py raises, or RedisUnavailable."""
         async with self._asking:
-            if self._primary is None:
+            if self._sentinels is not None and self._address is None:
                 host, port = await self._sentinels.discover_master(self._target.service)
-                self._primary = (str(host), int(port))
-            primary = self._primary
-        return await connect(self._target, primary)
+                self._address = (str(host), int(port))
+            address = self._address
+        return await connect(self._target, address)
 
     def forget(self) -> None:
-        self._primary = None
+        """After a failure: the Sentinels may name another by now."""
+        if self._sentinels is not None:
+            self._address = None
 
     async def close(self) -> None:
-        await self._sentinels.aclose()
+        if self._sentinels is not None:
+            await self._sentinels.aclose()
 
 
 async def connect(target: Target, address: Address | None, *, needs_primary: bool = True) -> AbstractConnection:
-    """Raises what redis-py raises, or RedisUnavailable where the server is too old or no primary."""
+    """Raises what redis-py raises, and RedisUnavailable where the server is too old."""
     connection = make_connection(target, address)
     is_good = False
     try:
@@ -109,4 +101,4 @@ async def _greet(connection: AbstractConnection, needs_primary: bool) -> None:
 
 
 def _needs(version: str) -> str:
-    return f"it is {version}, and {'.'.join(map(str, MIN_VERSION))} is the oldest that will do"
+    return f"it is {version}, and {'.'.join(map(str, MIN_VERSION))} is the oldest that works"

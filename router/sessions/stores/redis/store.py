@@ -1,20 +1,19 @@
 """Sessions in Redis, shared by all replicas: every call of the contract is one script on one key.
 
-Keys are ``wr1:{SID}:s`` and ``wr1:{KEY}:d``, and of what an owner has ``wr1:{u:OWNER}:u`` and ``…:ux``. How Redis has to be
-set up:
+Keys are ``wr1:{SID}:s`` for sessions, ``wr1:{KEY}:d`` for documents, and ``wr1:{u:OWNER}:u`` and ``…:ux`` for what an owner
+has. Redis must be set up so:
 
-- ``maxmemory-policy noeviction``: else a full Redis throws sessions away, each as a whole, and nobody is told.
-- Where a primary may be replaced (Sentinel, Cluster): ``wait_replicas`` of at least 1, and at least that many in
-  ``min-replicas-to-write``, with three data nodes in all, so that one may be lost. A write is then acknowledged only when a
-  replica has it as well. Without, what a primary acknowledged in its last moments is lost when it dies, and what one
-  acknowledges that was replaced without knowing is lost in any case.
-- Where it has a user of its own, that needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
+- ``maxmemory-policy noeviction``: with another policy a full Redis deletes whole sessions, and no client is told.
+- Where a primary may be replaced (Sentinel, Cluster): ``wait_replicas`` of at least 1, at least that many in
+  ``min-replicas-to-write``, and three data nodes, so that one may be lost. A write is then acknowledged only when a replica has
+  it as well. Otherwise the last writes that a primary acknowledged are lost when it dies, and so are those that a primary
+  acknowledges after it was replaced without knowing.
+- A user of its own needs ``+hello +select +ping +evalsha +eval +wait +time +exists +hget +hmget +hset
   +hdel +hstrlen +pexpireat +persist +unlink +zadd +zrem +zrangebyscore +info ~wr1:*``, and in a Cluster ``+asking`` and
   ``+cluster|slots`` besides.
-- Leases and lifetimes go by the primary's wall clock, so the clocks of data nodes have to be kept together.
-- A read may be answered by a primary that was replaced a moment ago and does not know; with ``wait_replicas`` no write is
-  acknowledged by one.
-- Redis copies asynchronously, and ``WAIT`` is no consensus: two failures within moments can still lose a write.
+- Leases and lifetimes go by the wall clock of the primary, so the clocks of the data nodes must agree.
+- A primary that was replaced a moment ago may still answer a read. With ``wait_replicas`` it acknowledges no write.
+- Redis replicates asynchronously, and ``WAIT`` is no consensus: two failures within moments can still lose a write.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from typing import Any, Self
 from redis.exceptions import NoScriptError
 
 from router.core.request.request import NO_TENANT, Tenant
+from router.runtime.breaker import BreakerState, Patience
 from router.runtime.fair_turns import FairTurns
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
@@ -52,14 +52,12 @@ from router.sessions.stores.contract import (
     size_of,
 )
 from router.sessions.stores.redis import scripts
-from router.sessions.stores.redis.breaker import BreakerState, Patience
 from router.sessions.stores.redis.cluster import Cluster
 from router.sessions.stores.redis.errors import Reason, RedisUnavailable, translate
 from router.sessions.stores.redis.eviction import QUESTIONS, Evictions
 from router.sessions.stores.redis.ledger import Ledger
 from router.sessions.stores.redis.pool import Command, Pool
-from router.sessions.stores.redis.servers import AloneServer, SentinelServer
-from router.sessions.stores.redis.topology import OnePrimary, Topology
+from router.sessions.stores.redis.servers import Primary
 from router.sessions.stores.redis.url import Address, Target, parse
 
 _PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
@@ -68,31 +66,32 @@ _PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
 @dataclass(frozen=True, slots=True)
 class RedisLimits:
     deadline_s: float = 0.2
-    """Of a call as a whole, from waiting for a connection to the last reply."""
+    """Of a whole call: from the wait for a connection to the last reply."""
     max_connections: int = 64
-    """To each server. Calls beyond wait for one, within their deadlines."""
+    """To each server. More calls wait for a connection, within their deadlines."""
     max_waiting: int = 256
-    """Calls of one owner that wait for their turn."""
+    """Calls of one owner that may wait."""
     wait_replicas: int = 0
-    """Replicas that must have a write before it is acknowledged."""
+    """Replicas that must confirm a write before it is acknowledged."""
     wait_s: float = 0.1
-    """How long they may take; less than ``deadline_s``."""
+    """Time for replicas to confirm; less than ``deadline_s``."""
     patience: Patience = field(default_factory=Patience)
     owner: OwnerLimits = DEFAULT_LIMITS
 
 
 PULSE, PULSE_LIFETIME_S = Sid("pulse"), 60.0
-"""A document that is written to learn whether anything can be."""
+"""A document that is written to learn whether Redis takes writes."""
 
 MAX_OWNER_CALLS = 16
-"""Of one owner at once, from this replica: Redis does one after another, and others' wait for no more than these."""
+"""Calls of one owner that this replica sends at once. Redis runs one script after another, so the calls of others wait for
+no more than these."""
 MAX_TURN_WAIT_S = 2.0
-"""For the owner's own calls."""
+"""For other calls of the same owner."""
 
 
 class RedisStore:
-    def __init__(self, place: Topology, limits: RedisLimits) -> None:
-        self._place = place
+    def __init__(self, servers: Pool | Cluster, limits: RedisLimits) -> None:
+        self._servers = servers
         self.max_connections = limits.max_connections
         self._deadline_s = limits.deadline_s
         self._replicas = limits.wait_replicas
@@ -109,20 +108,20 @@ class RedisStore:
 
     @classmethod
     def from_url(cls, url: str, limits: RedisLimits, clock: Callable[[], float]) -> Self:
-        """Connects to nothing yet. ``clock``: monotonic. Raises ValueError, which shows no secret."""
-        return cls(_place(parse(url), limits, clock), limits)
+        """Connects with the first call. ``clock``: monotonic. Raises ValueError, whose message shows no secret."""
+        return cls(_servers(parse(url), limits, clock), limits)
 
     @property
     def breaker_state(self) -> BreakerState:
-        return self._place.state
+        return self._servers.state
 
     @property
     def pending(self) -> int:
-        """Calls that wait for their turn, for a connection or for their replies."""
-        return self._place.pending + self.calls.waiting
+        """Calls that wait for other calls of their owner, for a connection or for their replies."""
+        return self._servers.pending + self.calls.waiting
 
     async def ping(self) -> None:
-        """By a write, which a server that is full, or a replica, refuses."""
+        """Writes, since a full server and a replica refuse only writes."""
         await self._run_now(scripts.PUT_DOCUMENT, _document(PULSE), NO_TENANT, b"", _ms(PULSE_LIFETIME_S), 1)
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
@@ -149,17 +148,16 @@ class RedisStore:
             begin.turn,
             *begin.entries,
         )
-        match reply[1]:
-            case b"absent":
+        match reply:
+            case [b"absent"]:
                 if begin.creates and not may_create:
                     self._ledger.require_room(begin.owner, sessions=1)
                 return None
-            case b"busy":
-                return Busy(reply[2])
-        _check_owner(reply[2], begin.owner)
-        if reply[1] == b"repeated":
-            return Repeated(reply[3], bool(reply[4]), reply[5])
-        generation, fence, turn, head, epoch, view, starts_over, appended, worker, tail, total_bytes = reply[3:]
+            case [b"busy", place]:
+                return Busy(place)
+            case [b"repeated", turn, has_ended, record]:
+                return Repeated(turn, bool(has_ended), record)
+        generation, fence, turn, head, epoch, view, starts_over, appended, worker, tail, total_bytes = reply[1:]
         self._ledger.note(
             begin.owner,
             f"{begin.sid}s",
@@ -200,16 +198,16 @@ class RedisStore:
             _ms(append.lifetime_s),
             *append.entries,
         )
-        if reply[1] == b"fenced":
+        if reply[0] == b"fenced":
             raise Fenced
-        head: int = reply[2]
-        if len(reply) > 3:  # else it was there already
-            self._ledger.note(append.owner, f"{append.sid}s", reply[3], _ms(append.lifetime_s), added_bytes=added_bytes)
+        head: int = reply[1]
+        if len(reply) > 2:  # else the turn had ended already
+            self._ledger.note(append.owner, f"{append.sid}s", reply[2], _ms(append.lifetime_s), added_bytes=added_bytes)
         return head
 
     async def renew(self, sid: Sid, owner: Tenant, fence: int, lease_s: float) -> None:
         reply = await self._run(scripts.RENEW, _session(sid), owner, fence, _ms(lease_s))
-        if reply[1] == b"fenced":
+        if reply[0] == b"fenced":
             raise Fenced
 
     async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
@@ -220,10 +218,9 @@ class RedisStore:
 
     async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
         reply = await self._run(scripts.LOAD, _session(sid), owner, cursor.generation, cursor.head, cursor.epoch)
-        if reply[1] == b"absent":
+        if reply[0] == b"absent":
             return None
-        _check_owner(reply[2], owner)
-        generation, head, epoch, view, starts_over, attributes, turns, is_claimed, created_us, tail = reply[3:]
+        generation, head, epoch, view, starts_over, attributes, turns, is_claimed, created_us, tail = reply[1:]
         return Loaded(
             generation=generation.decode(),
             head=head,
@@ -256,10 +253,9 @@ class RedisStore:
 
     async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None:
         reply = await self._run(scripts.READ_TURN, _session(sid), owner, turn)
-        if reply[1] == b"absent":
+        if reply[0] == b"absent":
             return None
-        _check_owner(reply[2], owner)
-        return TurnRecord(bool(reply[3]), reply[4])
+        return TurnRecord(bool(reply[1]), reply[2])
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
         is_gone = await self._does(b"deleted", scripts.DELETE, _session(sid), owner)
@@ -271,10 +267,10 @@ class RedisStore:
         added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
         may_add = not self._is_full(owner, documents=1, added_bytes=added_bytes)
         reply = await self._run(scripts.PUT_DOCUMENT, _document(key), owner, body, _ms(lifetime_s), int(may_add))
-        if reply[1] == b"full":
+        if reply[0] == b"full":
             self._ledger.require_room(owner, documents=1, added_bytes=added_bytes)
-        elif reply[1] != b"anothers":
-            is_new = reply[1] == b"put"
+        elif reply[0] != b"anothers":
+            is_new = reply[0] == b"put"
             more_bytes = added_bytes if is_new else 0
             self._ledger.note(
                 owner, f"{key}d", added_bytes, _ms(lifetime_s), documents=int(is_new), added_bytes=more_bytes
@@ -282,10 +278,9 @@ class RedisStore:
 
     async def get_document(self, key: Sid, owner: Tenant) -> bytes | None:
         reply = await self._run(scripts.GET_DOCUMENT, _document(key), owner)
-        if reply[1] == b"absent":
+        if reply[0] == b"absent":
             return None
-        _check_owner(reply[2], owner)
-        body: bytes = reply[3]
+        body: bytes = reply[1]
         return body
 
     async def delete_document(self, key: Sid, owner: Tenant) -> bool:
@@ -295,19 +290,19 @@ class RedisStore:
         return is_gone
 
     async def tidy(self) -> None:
-        """To be called now and then: what owners have is counted, and whether Redis throws anything away is looked at."""
-        self.evictions.learn(await self._place.exchange(b"", QUESTIONS, self._deadline()))
+        """To be called now and then: counts what owners have, and looks whether Redis evicts keys."""
+        self.evictions.learn(await self._servers.exchange(b"", QUESTIONS, self._deadline()))
         await self._ledger.bring(self._count)
 
     async def usage(self) -> Mapping[Tenant, Usage]:
-        """Of each owner that wrote through this process, as it was counted last."""
+        """Last count of each owner that wrote through this process."""
         return dict(self._ledger.usage)
 
     async def close(self) -> None:
-        await self._place.close()
+        await self._servers.close()
 
     async def _count(self, owner: Tenant, notes: Sequence[str | int]) -> Usage:
-        sessions, documents, total_bytes = (await self._run_now(scripts.USAGE, _usage(owner), owner, *notes))[2:]
+        sessions, documents, total_bytes = (await self._run_now(scripts.USAGE, _usage(owner), owner, *notes))[1:]
         return Usage(sessions, documents, total_bytes)
 
     def _is_full(self, owner: Tenant, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> bool:
@@ -320,11 +315,11 @@ class RedisStore:
     async def _does(
         self, done: bytes, script: scripts.Script, key: bytes, owner: Tenant, *arguments: bytes | str | int
     ) -> bool:
-        word: bytes = (await self._run(script, key, owner, *arguments))[1]
+        word: bytes = (await self._run(script, key, owner, *arguments))[0]
         return word == done
 
     async def _run(self, script: scripts.Script, key: bytes, owner: Tenant, *arguments: bytes | str | int) -> list[Any]:
-        """The script's reply: the key, a word, and what that brings. Raises RedisUnavailable, Crowded or Corrupt."""
+        """The script's reply: a word, and what belongs to it. Raises RedisUnavailable, Crowded or Corrupt."""
         async with self.calls.of(owner):
             return await self._run_now(script, key, owner, *arguments)
 
@@ -332,39 +327,31 @@ class RedisStore:
         deadline = self._deadline()
         confirms = script.writes and self._replicas > 0
         after: list[Command] = [self._wait] if confirms else []
-        replies = await self._place.exchange(key, [(b"EVALSHA", script.sha, 1, key, *arguments), *after], deadline)
+        replies = await self._servers.exchange(key, [(b"EVALSHA", script.sha, 1, key, *arguments), *after], deadline)
         if isinstance(replies[0], NoScriptError):
-            # It did nothing. A server that was restarted, took over or was flushed has to be told the text again.
-            replies = await self._place.exchange(key, [(b"EVAL", script.text, 1, key, *arguments), *after], deadline)
+            # Nothing was run. A server that was restarted, took over or was flushed needs the text again.
+            replies = await self._servers.exchange(key, [(b"EVAL", script.text, 1, key, *arguments), *after], deadline)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise translate(reply)
-        found = replies[0]
-        if not isinstance(found, list) or found[0] != key:
-            await self._place.distrust()
-            raise RedisUnavailable(Reason.CROSSED)
         if confirms and not (isinstance(replies[1], int) and replies[1] >= self._replicas):
             raise RedisUnavailable(Reason.UNCONFIRMED)
+        found: list[Any] = replies[0]
         return found
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._deadline_s
 
 
-def _place(target: Target, limits: RedisLimits, clock: Callable[[], float]) -> Topology:
+def _servers(target: Target, limits: RedisLimits, clock: Callable[[], float]) -> Pool | Cluster:
     step_s = limits.deadline_s / 4
+
+    def pool_at(address: Address | None) -> Pool:
+        return Pool(Primary(target, address, step_s), limits.max_connections, limits.patience, clock)
+
     if target.kind == "cluster":
-
-        def pool_at(address: Address) -> Pool:
-            return Pool(AloneServer(target, address), limits.max_connections, limits.patience, clock)
-
         return Cluster(target, pool_at, limits.patience, step_s, clock)
-    server: AloneServer | SentinelServer
-    if target.kind == "sentinel":
-        server = SentinelServer(target, step_s)
-    else:
-        server = AloneServer(target, target.addresses[0] if target.addresses else None)
-    return OnePrimary(server, Pool(server, limits.max_connections, limits.patience, clock))
+    return pool_at(target.addresses[0] if target.kind == "alone" and target.addresses else None)
 
 
 def _session(sid: Sid) -> bytes:
@@ -380,10 +367,5 @@ def _usage(owner: Tenant) -> bytes:
 
 
 def _ms(seconds: float) -> int:
-    """Whole ones, and none only for none."""
+    """Rounded up: 0 only for 0."""
     return ceil(seconds * 1000)
-
-
-def _check_owner(found: bytes, owner: Tenant) -> None:
-    if found != owner.encode():
-        raise RedisUnavailable(Reason.CROSSED)

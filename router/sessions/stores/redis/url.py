@@ -1,11 +1,13 @@
-"""A session store's URL → where Redis is. Errors say what is wrong with it, and never show what may be a secret.
+"""Reads the URL of a session store in Redis. Errors say what is wrong with it, and never show what may be a secret.
 
     redis://  rediss://  unix://                          one server, as redis-py writes it
     redis+sentinel://[user:password@]h:p,h:p/service/db   the primary that Sentinels name; also rediss+sentinel
     redis+cluster://[user:password@]h:p,h:p               Redis Cluster; also rediss+cluster
 
-A user and a password are the data servers'; the Sentinels' own are ``?sentinel_username=…&sentinel_password=…``. What else
-may stand behind the question mark: redis-py's options of TLS (``ssl_ca_certs=…``) and ``client_name``.
+User and password are those of the data servers; those of Sentinels are ``?sentinel_username=…&sentinel_password=…``. Other
+options are ``client_name`` and those of redis-py for TLS (``ssl_ca_certs=…``).
+
+redis-py reads the part that it knows. It knows neither Sentinels nor clusters in a URL, and its messages may quote a password.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_.-]+))(?:
 class Target:
     kind: Literal["alone", "sentinel", "cluster"]
     addresses: tuple[Address, ...]
-    """The server's, the Sentinels', or some of the cluster's; none for a socket in the file system."""
+    """Of the server, of the Sentinels, or of some nodes of the cluster; empty for a socket in the file system."""
     service: str
-    """What Sentinels call it."""
+    """Name of the primary for the Sentinels."""
     connection_class: type[Connection | UnixDomainSocketConnection]
     options: dict[str, Any]
-    """Of every connection to a data server, without host and port; may hold a password."""
+    """Options of every connection to a data server, without host and port. They may hold a password."""
     sentinel_options: dict[str, Any]
 
     def __repr__(self) -> str:
@@ -52,7 +54,9 @@ def parse(url: str) -> Target:
     if transport == "unix" and not kind:
         return _parse_alone(url)
     if transport not in ("redis", "rediss") or kind not in ("", "sentinel", "cluster"):
-        raise ValueError(f"{scheme!r} is no scheme of a Redis: redis, rediss, unix, redis+sentinel, redis+cluster")
+        raise ValueError(
+            f"{scheme!r} is no scheme of a Redis: use redis, rediss, unix, redis+sentinel or redis+cluster"
+        )
     if not kind:
         return _parse_alone(url)
     return _parse_many(transport, "sentinel" if kind == "sentinel" else "cluster", rest)
@@ -67,7 +71,7 @@ def _parse_alone(url: str) -> Target:
         return Target("alone", (), "", connection_class, options, {})
     path = urlsplit(url).path.strip("/")
     if path and not path.isdigit():
-        raise ValueError("what stands behind the host in redis://host:port/N is the number of a database")
+        raise ValueError("the part after the host in redis://host:port/N must be the number of a database")
     address = (options.pop("host", "localhost"), options.pop("port", DEFAULT_PORT))
     return Target("alone", (address,), "", connection_class, options, {})
 
@@ -80,11 +84,13 @@ def _parse_many(transport: str, kind: Literal["sentinel", "cluster"], rest: str)
     addresses = tuple(_parse_host(host, port) for host in hosts.split(","))
     service, _, database = path.strip("/").partition("/")
     if kind == "sentinel" and not service:
-        raise ValueError("redis+sentinel://host:port,…/SERVICE: the name that the Sentinels watch it by is missing")
+        raise ValueError(
+            "redis+sentinel://host:port,…/SERVICE: the name of the service that the Sentinels watch is missing"
+        )
     if kind == "cluster" and service not in ("", "0"):
-        raise ValueError("a Redis Cluster has no databases: nothing may stand behind its hosts")
+        raise ValueError("a Redis Cluster has no databases: nothing may follow its hosts")
     if database and not database.isdigit():
-        raise ValueError("what stands behind the service in redis+sentinel://…/service/N is the number of a database")
+        raise ValueError("the part after the service in redis+sentinel://…/service/N must be the number of a database")
     options = _redis_options(f"{transport}://{credentials}{at}host/{database}?{query}")
     options.pop("host")
     connection_class = options.pop("connection_class", Connection)
@@ -103,10 +109,10 @@ def _parse_many(transport: str, kind: Literal["sentinel", "cluster"], rest: str)
 def _parse_host(text: str, default_port: int) -> Address:
     found = _HOST.match(text)
     if found is None:
-        raise ValueError("hosts are written host:port,host:port (and [::1]:port): one of them is not")
+        raise ValueError("write hosts as host:port,host:port (or [::1]:port): one of them is not")
     port = int(found["port"] or default_port)
     if not 0 < port < 65536:
-        raise ValueError(f"{port} is no port")
+        raise ValueError(f"{port} is not a port: use 1 to 65535")
     return found["v6"] or found["name"], port
 
 
@@ -114,14 +120,16 @@ def _check_options(url: str) -> None:
     for name in parse_qs(url.partition("?")[2], keep_blank_values=True):
         if not _OPTION.fullmatch(name):
             shown = name if re.fullmatch(r"\w{1,40}", name) else "that"
-            raise ValueError(f"{shown} is no option of a session store's URL; deadlines and bounds are settings")
+            raise ValueError(
+                f"{shown} is no option of a session store's URL: set deadlines and bounds in the section sessions"
+            )
 
 
 def _redis_options(url: str) -> dict[str, Any]:
     try:
         return dict(parse_url(url))
     except ValueError as error:
-        # Its words may quote the URL, and with it the password.
-        raise ValueError("not a URL that redis-py understands: is a port or an option of TLS no number?") from (
-            None if "@" in url else error
-        )
+        # The message of redis-py may quote the URL, and with it the password.
+        raise ValueError(
+            "not a URL that redis-py understands: check that ports and numbers of TLS options are numbers"
+        ) from (None if "@" in url else error)

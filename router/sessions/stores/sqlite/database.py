@@ -1,10 +1,9 @@
-"""A connection to a SQLite file and the thread that it lives in: every call is a transaction, whole or not at all.
+"""A connection to a SQLite file in a thread of its own: every call is a transaction, whole or not at all.
 
-The thread never holds the event loop. One connection writes, and another in a second thread reads, so that who reads a long
-session holds up nobody. A call that is cancelled is not begun or runs to its end; half of it is never there. One that has not
-begun after ``timeout_s`` never does, and one that has is waited for as long again: so what is refused has not happened, unless
-the disk hangs. Other processes may use the same file: a transaction that writes takes the file's lock first,
-and only then reads the clocks. The file must be on a local disk.
+One connection writes, and another in a second thread reads, so that reading a long session delays no write. A cancelled call
+is not begun, or runs to its end. A call that has not begun after ``timeout_s`` never begins, and a call that has begun gets as
+long again: so a refused call has not happened, unless the disk hangs. Several processes may use one file: a transaction that
+writes takes the lock of the file first, and then reads the clocks. The file must be on a local disk.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import errno
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from router.runtime.sqlite_thread import MAX_WAL_BYTES, NotBegun, SqliteThread, create_private
+from router.runtime.sqlite_thread import IN_MEMORY, NotBegun, SqliteThread, begin_wal, create_private
 from router.sessions.stores.contract import Corrupt, Full, StoreUnavailable
 from router.sessions.stores.sqlite.schema import check_version, migrate
 
@@ -32,27 +30,26 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Synchronous = Literal["NORMAL", "FULL"]
-"""FULL: what was acknowledged outlives a power failure. NORMAL: it outlives the process, and a power failure leaves the file
-sound but may take the last moments."""
+"""FULL: acknowledged writes outlive a power failure. NORMAL: they outlive the process; a power failure leaves the file sound,
+but may take the writes of the last moments."""
 
-WAL_TRIES, WAL_PAUSE_S = 50, 0.02
 OPENING_S = 10.0
-"""How long a file may take to be opened, whatever a call may: one whose last process was killed is recovered first, and
-others may be at it."""
+"""Time to open a file, also where a call has less: after the kill of a process the file is recovered first, and other
+processes may be doing that."""
 
 PAGE_BYTES = 4096
 MAX_WAL_PAGES = 8192
-"""From this length of the write-ahead log on (32 MiB) the writer itself brings it into the file, which costs a call the
-time of the disk. Before that the reader does, while writing goes on."""
+"""A write-ahead log of this length (32 MiB) is brought into the file by the writer, which delays a call. A shorter one is
+brought by the reader, while writing goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
     monotonic: Callable[[], float]
-    """Of this boot, and so the same for all processes of the machine."""
+    """Counts from the boot, so it is the same for all processes of the machine."""
     unix_time: Callable[[], float]
     boot: str
-    """Times of another boot mean nothing."""
+    """Id of the boot: times of another boot mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +63,17 @@ class Transaction:
     path: Path
 
     def disk(self) -> tuple[int, int]:
-        """Bytes that may still be written, with what is free in the file; and of the whole disk."""
+        """Bytes that may still be written, on the disk and in free pages of the file; and bytes of the whole disk. Memory has
+        no bound."""
+        if self.path == IN_MEMORY:
+            return UNBOUNDED_BYTES, UNBOUNDED_BYTES
         free_pages, page_bytes = (self.connection.execute(f"PRAGMA {of}").fetchone()[0] for of in FREE_PAGES)
         disk = os.statvfs(self.path.parent)
         return disk.f_bavail * disk.f_frsize + free_pages * page_bytes, disk.f_blocks * disk.f_frsize
 
 
 FREE_PAGES = ("freelist_count", "page_size")
-
-
-def _begin_wal(connection: sqlite3.Connection) -> str:
-    """The journal's mode from now on. SQLite waits for no lock here, so that several who open a new file at once would refuse
-    each other. Raises sqlite3.Error."""
-    for _ in range(WAL_TRIES):
-        try:
-            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise
-        time.sleep(WAL_PAUSE_S)
-    return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+UNBOUNDED_BYTES = 1 << 62
 
 
 class _Spared(StoreUnavailable):
@@ -94,18 +82,18 @@ class _Spared(StoreUnavailable):
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 RESERVE_BYTES = 40 << 20
-"""Kept beside the file for deletions: on a full disk they, too, must first write what they change, behind all that the
-write-ahead log has. Of a small disk it is a part."""
+"""A file beside the database, given up for deletions on a full disk: a deletion writes to the write-ahead log before it frees
+anything. On a small disk it is smaller."""
 RESERVE_SHARE, WAL_SHARE = 8, 16
-"""Of what is free of the disk, at most an eighth is reserve, and a sixteenth is in the write-ahead log, so that the log can be
-brought into the file at any time."""
+"""At most an eighth of the free disk is reserve, and a sixteenth is write-ahead log, so that the log can be brought into the
+file at any time."""
 MIN_RESERVE_BYTES = 256 << 10
 MIN_ROOM_BYTES = 128 << 10
-"""Of a disk that has less, an error of reading or writing means that it is full."""
+"""On a disk with less room, an error of reading or writing means that the disk is full."""
 
 
 class Database:
-    """``synchronous``: of a connection that writes; None for one that only reads, for which the file must be there."""
+    """``synchronous``: None for a connection that only reads; the file must then exist."""
 
     def __init__(
         self, path: Path, clock: Clock, synchronous: Synchronous | None, max_pending: int, timeout_s: float
@@ -123,7 +111,7 @@ class Database:
 
     @property
     def pending(self) -> int:
-        """Calls that wait for the thread, and the one that it is at."""
+        """Calls that wait for the thread, and the one that it runs."""
         return self._thread.pending
 
     @property
@@ -134,12 +122,14 @@ class Database:
     async def open(
         cls, path: Path, clock: Clock, synchronous: Synchronous | None, *, max_pending: int, timeout_s: float
     ) -> Self:
-        """A disk without room is no reason not to open it: each call tries to, until there is."""
+        """Succeeds on a disk without room: then each call tries to open the file, until there is room."""
         database = cls(path, clock, synchronous, max_pending, timeout_s)
         try:
             await database._run(database._require_connection)
         except Full as error:
-            log.warning("the session store has no room, and opens when there is", extra={"why": str(error)})
+            log.warning(
+                "the disk of the session store is full: free some of it, and the store opens", extra={"why": str(error)}
+            )
         except BaseException:
             await database.close()
             raise
@@ -148,31 +138,31 @@ class Database:
         return database
 
     async def do(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Raises StoreUnavailable, Corrupt, and what ``work`` raises, which then has changed nothing."""
+        """Raises StoreUnavailable, Corrupt, and what ``work`` raises. A call that raises has changed nothing."""
         return await self._run(self._transact, lambda at: work(at, *args, **kwargs))
 
     async def overwrite(self) -> None:
-        """What was deleted, in the write-ahead log as well: it is brought into the file, and cut to nothing. Raises as
-        ``do``."""
+        """Removes deleted data from the write-ahead log, by bringing the log into the file and cutting it to nothing. Raises
+        StoreUnavailable and Corrupt."""
         await self._run(self._truncate)
 
     async def fit_to_disk(self) -> None:
-        """The reserve and the bound of the write-ahead log, as the disk has room for them now. Raises as ``do``."""
+        """Sizes the reserve and the write-ahead log by the free disk. Raises StoreUnavailable and Corrupt."""
         await self._run(self._fit_to_disk)
 
     async def spend_reserve(self) -> None:
-        """For a deletion on a full disk."""
+        """Frees the reserve for a deletion on a full disk."""
         await self._run(self._spend_reserve)
 
     def checkpoint(self) -> None:
-        """Soon, and in this thread, bring what the write-ahead log has gathered into the file. What fails is tried again by
-        the next, and by the writer once the log is long."""
+        """Brings the write-ahead log into the file soon, in this thread. A failure is left to the next checkpoint, and to the
+        writer once the log is long."""
         if self._checkpointing.done():
             with suppress(RuntimeError):
                 self._checkpointing = self._thread.submit(self._checkpoint)
 
     async def close(self) -> None:
-        """What was asked before is done first. Closing again does nothing."""
+        """Earlier calls are done first. Closing again does nothing."""
         await self._thread.close()
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -193,20 +183,20 @@ class Database:
         told = f"{self.path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}"
         if code == sqlite3.SQLITE_CORRUPT:
             return Corrupt(told)
-        # A disk without room is told in several ways: where the log of writes grows, where the file does, where they begin.
+        # A full disk shows in several ways: when the write-ahead log grows, when the file grows, when either is created.
         is_full = code == sqlite3.SQLITE_FULL or (
             code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self._free_bytes() < MIN_ROOM_BYTES
         )
         return Full(told) if is_full else StoreUnavailable(told)
 
     def _free_bytes(self) -> int:
-        """Of the disk."""
+        """Free bytes of the disk."""
         with suppress(OSError):
             disk = os.statvfs(self.path.parent)
             return disk.f_bavail * disk.f_frsize
-        return 1 << 62
+        return UNBOUNDED_BYTES
 
-    # From here on in the thread.
+    # The methods below run in the thread.
 
     def _require_connection(self) -> None:
         if self._thread.connection is not None:
@@ -216,34 +206,24 @@ class Database:
                 self._connect_writer(self._synchronous)
             else:
                 self._connect().execute("PRAGMA query_only = ON")
-            self._connection().execute(f"PRAGMA busy_timeout = {round(self._call_timeout_s * 500)}")
+            self._thread.require_connection().execute(f"PRAGMA busy_timeout = {round(self._call_timeout_s * 500)}")
         except BaseException:
             self._thread.disconnect()
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        if not self.path.exists():  # else it would be made, for all to read
+        if self.path != IN_MEMORY and not self.path.exists():  # SQLite would create it, readable for everybody
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._thread.connection = sqlite3.connect(self.path, timeout=self._timeout_s / 2, isolation_level=None)
         return self._thread.connection
-
-    def _connection(self) -> sqlite3.Connection:
-        connection = self._thread.connection
-        if connection is None:
-            raise NotBegun("closed")
-        return connection
 
     def _connect_writer(self, synchronous: Synchronous) -> None:
         create_private(self.path)
         connection = self._connect()
         check_version(connection)
-        mode = _begin_wal(connection)
-        if mode != "wal":
+        if not begin_wal(connection, synchronous):
             raise StoreUnavailable(f"{self.path}: its file system cannot hold a write-ahead log")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
         self._bound_wal(connection)
-        connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
-        connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         migrate(connection)
         self._begin = "BEGIN IMMEDIATE"
 
@@ -253,9 +233,7 @@ class Database:
 
     def _truncate(self) -> None:
         self._require_connection()
-        (is_busy, *_) = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise StoreUnavailable(f"{self.path}: others read it")
+        self._thread.truncate_wal()
 
     def _bound_wal(self, connection: sqlite3.Connection) -> None:
         pages = max(1, min(MAX_WAL_PAGES, self._free_bytes() // WAL_SHARE // PAGE_BYTES))
@@ -263,7 +241,9 @@ class Database:
 
     def _fit_to_disk(self) -> None:
         self._require_connection()
-        self._bound_wal(self._connection())
+        if self.path == IN_MEMORY:
+            return
+        self._bound_wal(self._thread.require_connection())
         create_private(self._reserve)
         file = os.open(self._reserve, os.O_WRONLY)
         try:

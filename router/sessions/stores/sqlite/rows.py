@@ -1,4 +1,4 @@
-"""A session's rows: found, read, written and deleted, inside a transaction."""
+"""Finds, reads, writes and deletes the rows of a session, inside a transaction."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from router.sessions.stores.sqlite.database import Transaction
 from router.sessions.stores.sqlite.schema import PARTS
 
 DISK_SHARE, MUCH = 4, 8
-"""A tenant may have that many times what is still free, so alone it gets four fifths of the disk; and an eighth of it in any
-case: then it is not the one who filled it."""
+"""A tenant may have four times the free disk, so one tenant alone gets four fifths of the disk. It may have an eighth of the
+disk in any case: with less it is not the tenant that filled it."""
 
 
 @dataclass(slots=True)
 class Session:
-    """Its row of the table, column by column."""
+    """A row of the table, column by column."""
 
     sid: Sid
     owner: Tenant
@@ -40,17 +40,17 @@ class Session:
     head: int = 0
     turns: int = 0
     given_turns: int = 0
-    """Those that it was created with. They have ended, and have no rows."""
+    """Turns that the session was created with. They have ended, and have no rows."""
     fence: int = 0
     holder: str = ""
-    """The token of who began the last turn; empty once that gave the claim back."""
+    """Token of the turn that holds the claim; empty where none does."""
     claimed_turn: int = 0
     claimed_until: float = 0.0
     boot: str = ""
     epoch: int = 0
     worker: str = ""
     bytes: int = SESSION_OVERHEAD_BYTES
-    """Of all that belongs to it, roughly: what its owner is charged with."""
+    """All parts of the session, roughly: its owner is charged with them."""
 
     def is_claimed(self, at: Transaction) -> bool:
         return self.claimed_until > at.now and self.boot == at.boot
@@ -60,13 +60,13 @@ class Session:
 
 
 MAX_ERASED_BYTES = 1 << 20
-"""By one transaction, but for a row that is longer."""
+"""Erased by one transaction, except for a row that is longer."""
 
 _KINDS = (str, str, str, float, float, int, int, int, int, str, int, float, str, int, str, int)
-"""Of its columns: SQLite keeps whatever it is given, and what it reads from a damaged file."""
+"""Types of the columns. SQLite does not check them, and a damaged file may hold others."""
 _columns = attrgetter(*(field.name for field in fields(Session)))
 _NAMES = [field.name for field in fields(Session)]
-# No REPLACE, which would be a deletion to no trigger.
+# Not REPLACE: triggers do not see it delete the old row.
 _SAVE = (
     f"INSERT INTO session VALUES ({', '.join('?' * len(_NAMES))}) ON CONFLICT (sid) DO UPDATE SET "  # noqa: S608
     + ", ".join(f"{name} = excluded.{name}" for name in _NAMES[1:])
@@ -83,7 +83,7 @@ def find(at: Transaction, sid: Sid, owner: Tenant) -> Session | None:
 
 
 def is_owned(at: Transaction, sid: Sid, owner: Tenant) -> bool:
-    """Whether there is one to be deleted, also where it cannot be read."""
+    """True also for a session that cannot be read."""
     found = at.connection.execute(
         "SELECT 1 FROM session WHERE sid = ? AND owner = ? AND expires_at > ?", (sid, owner, at.unix_time)
     )
@@ -91,7 +91,7 @@ def is_owned(at: Transaction, sid: Sid, owner: Tenant) -> bool:
 
 
 def add(at: Transaction, sid: Sid, owner: Tenant, generation: str) -> Session | None:
-    """A new session, not yet saved. None: there is one, be it another owner's."""
+    """A new session, not yet saved. None: one exists, perhaps of another owner."""
     row = at.connection.execute("SELECT expires_at FROM session WHERE sid = ?", (sid,)).fetchone()
     if row is not None:
         if row[0] > at.unix_time:
@@ -106,7 +106,7 @@ def save(at: Transaction, session: Session) -> None:
 
 
 def remove(at: Transaction, sid: Sid) -> None:
-    """All of it. The next session of that name goes on with the fences behind this one's."""
+    """Deletes the session whole. The fences of the next session of that name are greater."""
     at.connection.execute(
         "UPDATE last_fence SET fence = max(fence, (SELECT CAST(fence AS INTEGER) FROM session WHERE sid = ?))", (sid,)
     )
@@ -128,7 +128,7 @@ def end_of(at: Transaction, lifetime_s: float) -> float:
 
 
 def unknown(at: Transaction, session: Session, cursor: Cursor) -> tuple[bool, list[bytes], bytes | None]:
-    """Must all be read anew; what of the log is not known; the view, where another is known."""
+    """Whether the caller must drop its copy; the entries that it lacks; the view, if the caller has another."""
     is_same = cursor.generation == session.generation and cursor.head <= session.head
     tail = _entries_behind(at, session, cursor.head if is_same else 0)
     view = None
@@ -138,7 +138,7 @@ def unknown(at: Transaction, session: Session, cursor: Cursor) -> tuple[bool, li
 
 
 def _entries_behind(at: Transaction, session: Session, head: int) -> list[bytes]:
-    """As many as one tail has at most."""
+    """As many as one tail may have."""
     tail: list[bytes] = []
     if head == session.head:
         return tail
@@ -165,7 +165,7 @@ def read_body(at: Transaction, table: str, sid: Sid) -> bytes | None:
 
 
 def write_body(at: Transaction, table: str, session: Session, body: bytes) -> None:
-    """Of a session that is saved behind it."""
+    """The caller saves the session afterwards."""
     session.bytes += len(body) - len(read_body(at, table, session.sid) or b"")
     at.connection.execute(f"REPLACE INTO {table} VALUES (?, ?)", (session.sid, body))  # noqa: S608
 
@@ -201,7 +201,7 @@ def load(at: Transaction, session: Session, cursor: Cursor) -> Loaded:
 
 
 def hide(at: Transaction, sid: Sid, owner: Tenant) -> bool:
-    """From now on there is none. False: there was none."""
+    """From now on the session is absent. False: it was absent already."""
     if not is_owned(at, sid, owner):
         return False
     at.connection.execute("UPDATE session SET expires_at = 0 WHERE sid = ?", (sid,))
@@ -209,7 +209,7 @@ def hide(at: Transaction, sid: Sid, owner: Tenant) -> bool:
 
 
 def remove_part(at: Transaction, sid: Sid, max_rows: int) -> bool:
-    """Of a session that nobody sees any more, the oldest rows, so that no transaction is long. True: it is gone."""
+    """Deletes the oldest rows of a hidden session, few enough for a short transaction. True: the session is gone."""
     for table in ("entry", "turn"):
         if (first_left := _first_left(at, table, sid, max_rows)) is not None:
             at.connection.execute(f"DELETE FROM {table} WHERE sid = ? AND seq < ?", (sid, first_left))  # noqa: S608
@@ -219,7 +219,7 @@ def remove_part(at: Transaction, sid: Sid, max_rows: int) -> bool:
 
 
 def _first_left(at: Transaction, table: str, sid: Sid, max_rows: int) -> int | None:
-    """None: all of it is one part."""
+    """The first row that stays; None: all rows go."""
     column = "body" if table == "entry" else "record"
     found = at.connection.execute(
         f"SELECT seq, length({column}) FROM {table} WHERE sid = ? ORDER BY seq LIMIT ?",  # noqa: S608
@@ -234,11 +234,11 @@ def _first_left(at: Transaction, table: str, sid: Sid, max_rows: int) -> int | N
 
 
 def sweep_session(at: Transaction, max_rows: int) -> bool | None:
-    """Deletes one that has expired, or its oldest rows only where there are more. None: no session has expired."""
+    """Deletes an expired session, or only its oldest rows where it has many. None: no session has expired."""
     row = at.connection.execute("SELECT sid FROM session WHERE expires_at <= ? LIMIT 1", (at.unix_time,)).fetchone()
     if row is None:
         return None
-    # A wall clock that is put back must not bring back half a session.
+    # If the wall clock is set back, half a session must not come back.
     at.connection.execute("UPDATE session SET expires_at = 0 WHERE sid = ?", (row[0],))
     return remove_part(at, row[0], max_rows)
 
@@ -257,7 +257,7 @@ def require_room(
     documents: int = 0,
     added_bytes: int = 0,
 ) -> None:
-    """As configured; and who has much of the disk gets no more than leaves room for the others. Raises OwnerFull."""
+    """Keeps the configured limits, and leaves room on the disk for other tenants. Raises OwnerFull."""
     if owner != NO_TENANT:
         free_bytes, disk_bytes = at.disk()
         limits = limits.within(max(DISK_SHARE * free_bytes, disk_bytes // MUCH))

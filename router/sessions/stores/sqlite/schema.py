@@ -1,4 +1,4 @@
-"""What the tables are, and how an older file becomes one of today. Never touches a file that is newer or another program's."""
+"""The tables, and the migrations of older files. A file of a newer release or of another program is never touched."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sqlite3
 from router.sessions.stores.contract import StoreUnavailable
 
 APPLICATION_ID = 0x77617272
-"""Tells the file from other programs' databases: the letters "warr"."""
+"""Marks the file as ours: the letters "warr"."""
 
-# Rows that belong to a session begin with its sid, so that all of it is read and deleted by one range of each table. What
-# may be large stands apart from the session's row, which each turn writes twice, and in tables with rowids: without these a
-# row is its own key, and whoever looks for another would read a large one whole to compare the two. A time is NULL for
-# nobody: what lives for ever has an infinite one. "boot" says which boot's monotonic clock a time was read from.
+# Keys of rows that belong to a session begin with its sid, so that a session is one range of each table. Large values stand
+# apart from the row of the session, which each turn writes twice, and in tables with rowids: without a rowid the row is the
+# key, and a look-up reads large rows whole to compare them. No time is NULL: a session that never expires has an infinite
+# one. "boot" names the boot whose monotonic clock a time was read from.
 _SESSIONS = """
 CREATE TABLE session (
     sid TEXT PRIMARY KEY,
@@ -48,8 +48,8 @@ CREATE TABLE last_fence (fence INTEGER NOT NULL);
 INSERT INTO last_fence VALUES (0);
 """
 
-# "usage" is what each owner has, kept by the triggers; a session's bytes are counted by whoever writes them. "pulse" is
-# written to learn whether anything can be.
+# "usage" is what each owner has; triggers keep it. The code that writes a session counts its bytes. "pulse" is written to
+# learn whether the disk takes writes.
 _USAGE = (
     "ALTER TABLE session ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0",
     """CREATE TABLE usage (
@@ -79,15 +79,16 @@ _USAGE = (
 )
 
 MIGRATIONS = (tuple(_SESSIONS.split(";")), _USAGE)
-"""The n-th, statement by statement, makes a file of version n - 1 one of version n. They are never changed, only added to."""
+"""The n-th brings a file from version n - 1 to version n, statement by statement. Migrations are added and never changed."""
 
 PARTS = ("entry", "turn", "idempotency_key", "line", "view", "attributes")
-"""The tables that hold what belongs to a session."""
+"""The tables with the parts of a session."""
 
 
 def check_version(connection: sqlite3.Connection) -> int:
-    """The file's version; 0 for an empty one. Only reads. Raises StoreUnavailable where it is not ours to write to."""
-    # In this order: another process may make the file ours in between, and then what is read last says so.
+    """The version of the file; 0 for an empty file. Only reads. Raises StoreUnavailable where the file is not ours, or
+    newer."""
+    # In this order: another process may set up the file in between, and then the id, which is read last, is ours.
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
@@ -101,7 +102,7 @@ def check_version(connection: sqlite3.Connection) -> int:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """As a whole or not at all; of several processes that open a file at once, one does it."""
+    """All of it or nothing. If several processes open a file at once, one migrates it."""
     connection.execute("BEGIN IMMEDIATE")
     version = check_version(connection)
     for number, migration in enumerate(MIGRATIONS[version:], version + 1):

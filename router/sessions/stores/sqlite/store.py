@@ -1,7 +1,7 @@
-"""Sessions in one SQLite file: for one machine, with no server beside the router.
+"""Sessions in one SQLite file, for one machine, or in the memory of the process.
 
-The claims are in the file, so several routers on one machine may share it. Leases are measured by the boot's monotonic clock
-and void after a reboot, so that a wall clock that is put right takes no claim away; lifetimes go by Unix time.
+The claims are in the file, so several routers on one machine may share it. Leases go by the monotonic clock of the boot, and
+end with a reboot, so that setting the wall clock takes no claim away. Lifetimes go by Unix time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from router.core.request.request import NO_TENANT, Tenant
 from router.runtime.fair_turns import FairTurns
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
     DOCUMENT_OVERHEAD_BYTES,
@@ -43,14 +44,14 @@ T = TypeVar("T")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 WRITES_PER_CHECKPOINT = 64
 SWEPT_ENTRIES, SWEPT_DOCUMENTS = 500, 50
-"""Deleted by one transaction at most, that others need not wait long."""
+"""Deleted by one transaction at most, so that other calls wait for a short time only."""
 
 
 MAX_OWNER_CALLS = 2
-"""Of one owner, in each of the two threads' queues: others wait for no more of them, and the thread is never idle."""
+"""Calls of one owner in the queue of each thread: two keep the thread busy, and others wait for no more than two."""
 MAX_CALLS = 8
 WEIGHT_BYTES = 1 << 20
-"""Of what shows that a disk which was full has room again."""
+"""Size of the write that shows whether a disk that was full has room again."""
 
 
 class SqliteStore:
@@ -62,9 +63,9 @@ class SqliteStore:
         self.writes, self.reads = (FairTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
         self._writes = 0
         self._is_untidy = False
-        """Something was deleted that still lies in the log of writes."""
+        """Deleted data is still in the write-ahead log."""
         self._was_full = False
-        """A write found no room, and no large one has found any since."""
+        """A write found no room, and no large write has succeeded since."""
 
     @classmethod
     async def open(
@@ -79,10 +80,10 @@ class SqliteStore:
         boot: str = "",
         limits: OwnerLimits = DEFAULT_LIMITS,
     ) -> Self:
-        """The file, and its directory where it is missing, are made so that only their owner can read them. ``clock``: the
-        boot's monotonic one. ``timeout_s``: for a call to begin, from its place in the thread's queue on, and again for it
-        to end; half of it may be spent on waiting for another process. ``boot``: by default this machine's. A disk without
-        room is no reason not to open it. Raises StoreUnavailable or Corrupt."""
+        """``path``: a file, or ``IN_MEMORY``. A missing file is made, with its directory, so that only the owner can read it.
+        ``clock``: the boot's monotonic one. ``timeout_s``: for a call to begin, from its place in the thread's queue on, and
+        again for it to end; half of it may be spent on waiting for another process. ``boot``: by default this machine's. A disk
+        without room is no reason not to open it. Raises StoreUnavailable or Corrupt."""
         open_ = partial(
             Database.open,
             path,
@@ -92,7 +93,7 @@ class SqliteStore:
         )
         writer = await open_(synchronous)
         try:
-            reader = await open_(None)
+            reader = writer if path == IN_MEMORY else await open_(None)
         except BaseException:
             await writer.close()
             raise
@@ -103,17 +104,18 @@ class SqliteStore:
 
     @property
     def pending(self) -> int:
-        """Calls that wait for the two threads, and those that they are at."""
-        return self._writer.pending + self._reader.pending + self.writes.waiting + self.reads.waiting
+        """Calls that wait for the threads, and those that they run."""
+        databases = {self._writer, self._reader}
+        return sum(database.pending for database in databases) + self.writes.waiting + self.reads.waiting
 
     @property
     def max_pending(self) -> int:
-        """Of one owner."""
+        """For one owner."""
         return self._writer.max_pending + self._reader.max_pending
 
     async def ping(self) -> None:
-        """By a write: another process may have the file, and the disk may be full. Then what the log of writes has is brought
-        into the file first, where deletions may have made room. Behind a write that found none it is a large one."""
+        """Writes, since another process may hold the file and the disk may be full. On a full disk the write-ahead log is
+        brought into the file first, where deletions may have freed room. After a write found no room, this write is large."""
         work = _weigh if self._was_full else _beat
         try:
             await self._writer.do(work)
@@ -195,7 +197,7 @@ class SqliteStore:
         return await self._read(owner, work)
 
     async def delete(self, sid: Sid, owner: Tenant) -> bool:
-        """At once for whoever asks; its rows go in small transactions. So it does on a full disk."""
+        """The session is absent at once; its rows are deleted in small transactions. Works on a full disk as well."""
         if not await self._erase(owner, rows.hide, sid, owner):
             return False
         while not await self._erase(owner, rows.remove_part, sid, SWEPT_ENTRIES):
@@ -236,7 +238,7 @@ class SqliteStore:
         return await self._erase(owner, work)
 
     async def usage(self) -> Mapping[Tenant, Usage]:
-        """Of each owner that ever had anything."""
+        """Of each owner that ever stored anything."""
 
         def work(at: Transaction) -> dict[Tenant, Usage]:
             return {owner: Usage(*of_owner) for owner, *of_owner in at.connection.execute("SELECT * FROM usage")}
@@ -244,8 +246,7 @@ class SqliteStore:
         return await self._reader.do(work)
 
     async def tidy(self) -> None:
-        """To be called now and then. What was deleted is overwritten in the log of writes as well, and deletions have their
-        reserve again."""
+        """To be called now and then: removes deleted data from the write-ahead log, and restores the reserve for deletions."""
         if self._is_untidy:
             self._is_untidy = False
             try:
@@ -256,8 +257,8 @@ class SqliteStore:
         await self._writer.fit_to_disk()
 
     async def sweep(self, limit: int) -> int:
-        """Deletes what has expired, ``limit`` sessions and as many documents at most, in small transactions. How many of
-        both it has deleted."""
+        """Deletes at most ``limit`` expired sessions and as many documents, in small transactions. Returns the number of
+        both."""
         swept = 0
         while gone := await self._erase(NO_TENANT, rows.sweep_documents, min(limit - swept, SWEPT_DOCUMENTS)):
             swept += gone
@@ -289,7 +290,7 @@ class SqliteStore:
     async def _erase(
         self, owner: Tenant, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """A write that deletes. On a full disk it takes the reserve, and leaves nothing in the log of writes."""
+        """A write that deletes. On a full disk it takes the reserve, and leaves nothing in the write-ahead log."""
         self._is_untidy = True
         try:
             return await self._write(owner, work, *args, **kwargs)
@@ -320,8 +321,8 @@ def _lighten(at: Transaction) -> None:
 
 
 def read_boot() -> str:
-    """Where the system does not tell its boot, each process has one of its own: then none heeds the leases of another, and
-    only the fences keep them apart."""
+    """The id of this boot. Where the system has none, each process has its own: it does not see the leases of others, and only
+    the fences keep turns apart."""
     with suppress(OSError):
         return BOOT_ID.read_text().strip()
     return secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""What turns do to a session: claim it, wait for it, write to it and give it back, each inside a transaction."""
+"""What turns do to a session: claim it, wait for it, write to it and give it back. Each call runs in a transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from router.sessions.stores.sqlite.rows import Session
 
 
 def begin(at: Transaction, begin: Begin, generation: str, limits: OwnerLimits) -> Begun | Busy | Repeated | None:
-    """``generation``: of the session, where it is a new one."""
+    """``generation``: for a new session."""
     session = rows.find(at, begin.sid, begin.owner)
     if session is None:
         session = rows.add(at, begin.sid, begin.owner, generation) if begin.creates else None
@@ -90,7 +90,7 @@ def leave(at: Transaction, sid: Sid, owner: Tenant, token: str) -> None:
 
 
 def _claim(at: Transaction, session: Session, begin: Begin, limits: OwnerLimits, sessions: int = 0) -> Begun:
-    """``sessions``: 1 for a new one. Raises OwnerFull."""
+    """``sessions``: 1 for a new session. Raises OwnerFull."""
     added_bytes = size_of(begin.entries) + len(begin.record)
     rows.require_room(at, begin.owner, limits, sessions=sessions, added_bytes=added_bytes)
     session.fence += 1
@@ -137,7 +137,7 @@ def _repeated(at: Transaction, session: Session, key: str) -> Repeated | None:
 
 
 def _line(at: Transaction, sid: Sid) -> list[str]:
-    """The tokens of those who still wait, first come first. Those who do not ask any more are struck out."""
+    """Tokens of the turns that wait, in order. Turns that stopped asking are removed."""
     found = at.connection.execute(
         "SELECT place, token, asked_at, boot FROM line WHERE sid = ? ORDER BY place", (sid,)
     ).fetchall()

@@ -3,13 +3,13 @@ local ends, is_late, has_record, record = ARGV[5] == '1', ARGV[6] == '1', ARGV[7
 local worker, lifetime_ms, first_entry = ARGV[9], number(ARGV[10]), 11
 
 local session = find(owner)
-if not session or session.generation ~= generation then return {key, 'fenced'} end
+if not session or session.generation ~= generation then return {'fenced'} end
 -- A turn of that number which another claim began is not this turn: the one that was meant fell to a failover.
 local old = turn(n)
-if not old or old.fence ~= fence then return {key, 'fenced'} end
-if ends and old.has_ended then return {key, 'appended', session.head} end
+if not old or old.fence ~= fence then return {'fenced'} end
+if ends and old.has_ended then return {'appended', session.head} end
 local holds = session.fence == fence and session.holder ~= ''
-if not holds and not (is_late and ends) then return {key, 'fenced'} end
+if not holds and not (is_late and ends) then return {'fenced'} end
 
 local changes, head = {}, session.head
 for i = first_entry, #ARGV do
@@ -23,4 +23,4 @@ if ends or has_record then put(changes, 't:' .. n, turn_text(ends or old.has_end
 if ends and holds then put_release(changes) end
 write(changes)
 live(lifetime_ms)
-return {key, 'appended', head, bytes}
+return {'appended', head, bytes}

@@ -8,7 +8,7 @@ local meant_turn, first_entry = number(ARGV[15]), 16
 local changes = {}
 local session, is_anothers = find(owner)
 if not session then
-  if is_anothers or not creates then return {key, 'absent'} end
+  if is_anothers or not creates then return {'absent'} end
   changes = newborn(owner, new_generation)
   session = {
     generation = new_generation, fence = 0, claimed = 0, claimed_until = 0, line = '', head = 0, turns = 0, epoch = 0,
@@ -22,7 +22,7 @@ if repeated then
   repeated = number(repeated)
   local old = turn(repeated) or error('CORRUPT: a key without its turn')
   if old.has_ended or (is_claimed and session.claimed == repeated) then
-    return {key, 'repeated', owner, repeated, old.has_ended and 1 or 0, old.record}
+    return {'repeated', repeated, old.has_ended and 1 or 0, old.record}
   end
 end
 
@@ -46,7 +46,7 @@ if is_claimed or (line[1] or token) ~= token then
   end
   local text = line_text(line)
   if text ~= session.line then write({'line', text}) end
-  return {key, 'busy', place}
+  return {'busy', place}
 end
 
 leave(line, token)
@@ -68,6 +68,6 @@ if idempotency_key ~= '' then put(changes, 'k:' .. idempotency_key, number_of_tu
 write(changes)
 live(lifetime_ms)
 return {
-  key, 'begun', owner, session.generation, fence, number_of_turn, head, session.epoch, view, starts_over and 1 or 0,
+  'begun', session.generation, fence, number_of_turn, head, session.epoch, view, starts_over and 1 or 0,
   appends and 1 or 0, session.worker, tail, bytes,
 }

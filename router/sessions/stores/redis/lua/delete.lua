@@ -1,4 +1,4 @@
 -- Also what cannot be read, so that its name is free again.
-if redis.call('HGET', key, 'owner') ~= ARGV[1] and not find(ARGV[1]) then return {key, 'absent'} end
+if redis.call('HGET', key, 'owner') ~= ARGV[1] and not find(ARGV[1]) then return {'absent'} end
 redis.call('UNLINK', key)
-return {key, 'deleted'}
+return {'deleted'}

@@ -1,3 +1,3 @@
-if redis.call('HGET', key, 'owner') ~= ARGV[1] then return {key, 'absent'} end
+if redis.call('HGET', key, 'owner') ~= ARGV[1] then return {'absent'} end
 redis.call('UNLINK', key)
-return {key, 'deleted'}
+return {'deleted'}

@@ -5,4 +5,4 @@ if session then
   if session.holder == token then put_release(changes) end
   write(changes)
 end
-return {key, 'left'}
+return {'left'}

@@ -4,4 +4,4 @@ if session and session.fence == number(ARGV[2]) then
   put_release(changes)
   write(changes)
 end
-return {key, 'released'}
+return {'released'}

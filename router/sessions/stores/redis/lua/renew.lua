@@ -1,4 +1,4 @@
 local session = find(ARGV[1])
-if not session or session.fence ~= number(ARGV[2]) or session.holder == '' then return {key, 'fenced'} end
+if not session or session.fence ~= number(ARGV[2]) or session.holder == '' then return {'fenced'} end
 write({'until', now + number(ARGV[3])})
-return {key, 'renewed'}
+return {'renewed'}

@@ -1,3 +1,3 @@
-if not find(ARGV[1]) then return {key, 'absent'} end
+if not find(ARGV[1]) then return {'absent'} end
 write({'attributes', ARGV[2]})
-return {key, 'set'}
+return {'set'}

@@ -28,4 +28,4 @@ for i = 2, #ARGV, 3 do
   if bytes > 0 and expires > 0 then redis.call('ZADD', ages, now + expires, id) else redis.call('ZREM', ages, id) end
 end
 redis.call('HSET', key, 's', total.s, 'd', total.d, 'b', total.b)
-return {key, 'usage', total.s, total.d, total.b}
+return {'usage', total.s, total.d, total.b}

@@ -1,10 +1,8 @@
-"""Spares a server that does not answer, and those who ask it: after some failures in a row, calls are refused for a while.
+"""A circuit breaker: after some failures in a row, calls to a server are refused for a while. Pure.
 
-Pure: told the time, and what became of the calls that it admitted; it starts none.
-
-    closed ── max_failures in a row ──► open ── the pause is over ──► half-open: one call goes through
-       ▲                                 ▲ ◄──── it fails: a longer pause ──── │
-       └──────────────────────────────── it succeeds ─────────────────────────┘
+closed ── max_failures in a row ──► open ── the pause is over ──► half-open: one call goes through
+   ▲                                 ▲ ◄──── it fails: a longer pause ──── │
+   └──────────────────────────────── it succeeds ─────────────────────────┘
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from enum import IntEnum
 
 
 class BreakerState(IntEnum):
-    """Its number is what a metric shows."""
+    """The number is shown by a metric."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -24,14 +22,14 @@ class BreakerState(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Patience:
     max_failures: int = 5
-    """In a row."""
+    """Failures in a row that open the breaker."""
     min_pause_s: float = 0.25
     max_pause_s: float = 0.5
-    """A pause is twice the one before it, up to this."""
+    """Each pause is twice as long as the last, up to this."""
 
 
 class Breaker:
-    """Times are monotonic seconds. Whoever was admitted says how it ended: exactly one of ``succeeded``, ``failed`` and
+    """Times are monotonic seconds. Each admitted call reports its end: exactly one of ``succeeded``, ``failed`` and
     ``abandoned``."""
 
     def __init__(self, patience: Patience) -> None:
@@ -47,7 +45,7 @@ class Breaker:
         return BreakerState.OPEN if now < self._resumes_at and not self._probes else BreakerState.HALF_OPEN
 
     def admits(self, now: float) -> bool:
-        """Takes note of it where that is the one call that tries whether the server is back."""
+        """After a pause, admits one call that tries whether the server is back."""
         if not self._pause_s:
             return True
         if self._probes or now < self._resumes_at:
@@ -61,7 +59,7 @@ class Breaker:
         self._probes = False
 
     def failed(self, now: float) -> None:
-        """Of calls that began before the pause, late failures do not prolong it."""
+        """Late failures of calls that began before a pause do not prolong it."""
         self._failures += 1
         if self._failures < self._patience.max_failures or (self._pause_s and not self._probes):
             return
@@ -70,5 +68,5 @@ class Breaker:
         self._resumes_at = now + self._pause_s
 
     def abandoned(self) -> None:
-        """Its caller left: nothing was learnt, and the next may try."""
+        """The call was cancelled: nothing was learnt, and the next call may try."""
         self._probes = False

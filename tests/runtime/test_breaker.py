@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.sessions.stores.redis.breaker import Breaker, BreakerState, Patience
+from router.runtime.breaker import Breaker, BreakerState, Patience
 
 PATIENCE = Patience(max_failures=3, min_pause_s=0.25, max_pause_s=1.0)
 
