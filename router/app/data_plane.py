@@ -109,7 +109,7 @@ def build_data_plane(
         clock,
         admission,
         read=parsers.run,
-        look_for_models=lambda: fleet_sync.look_for_models(),
+        look_for_models=lambda: fleet_sync.refresh_models(),
     )
     sources = _sources(config.fleet, lambda: fleet_sync.wake(), clock)
     fleet_sync = FleetSync(sources, fleet, pool, upstream, config, selector.use_ring, clock, background)

@@ -32,7 +32,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
-from router.server.client_server import ClientServer, Observers
+from router.server.client_server import ClientServer, ConnectionHooks
 from router.server.data import DataPort
 from router.server.failed_logins import FailedLogins
 from router.server.key_connections import KeyConnections
@@ -152,9 +152,9 @@ def build_ports(
     may_connect, may_administer = connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
     )
-    observers = Observers(cuts.observe, plane.metrics.observe_refusal, data.new_request_id)
-    clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
-    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
+    hooks = ConnectionHooks(cuts.observe, plane.metrics.observe_refusal, data.new_request_id)
+    clients = ClientServer(handle, _limited_to(config.limits, may_connect), hooks, data.key_connections)
+    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), hooks, KeyConnections(0))
     server = config.server
     certificate = Certificate(server.tls_cert, server.tls_key) if server.tls_cert else None
     register(

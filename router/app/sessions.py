@@ -20,7 +20,7 @@ from router.core.tenants.tenant import EVERYBODY
 from router.runtime.background import Background
 from router.runtime.metrics import register
 from router.runtime.steady_clock import SteadyClock
-from router.server.data import body_limits
+from router.server.bodies import body_limits
 from router.server.key_file import KeyFile
 from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages

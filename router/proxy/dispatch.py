@@ -48,7 +48,7 @@ from router.proxy.flight import Break, Flight
 from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer
 from router.proxy.selection import AttemptRefusal, WorkerSelector
-from router.runtime.freed_memory import untie_error
+from router.runtime.reference_cycles import untie_error
 from router.wire.dialects import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
 

@@ -56,11 +56,12 @@ class _Request:
 
 
 class TraceSender:
-    """No request waits for it. A request that finds ``MAX_QUEUE`` others waiting is dropped and counted."""
+    """Queues sampled requests. No request waits for it. A request that finds ``MAX_QUEUE`` others waiting is dropped and
+    counted."""
 
     def __init__(self, exporter: TraceExporter, counts: TraceCounts) -> None:
-        self._counts = counts
         counts.max_traces = MAX_QUEUE
+        self._counts = counts
         self._exporter = exporter
         self._processor = BatchSpanProcessor(exporter, MAX_QUEUE, INTERVAL_S * 1e3, min(BATCH, MAX_QUEUE))
 
@@ -79,7 +80,7 @@ class TraceSender:
         self._exporter.shutdown()
         if left := self._counts.waiting:
             self._counts.dropped["stopped"] += left
-            log.warning("traces were not sent before the end", extra={"traces": left})
+            log.warning("the router stopped before these traces were sent", extra={"traces": left})
 
 
 class TraceExporter:
