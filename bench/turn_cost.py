@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.request.record import Record
 from router.core.request.reply import Reply
 from router.core.request.request import NO_TENANT, Request, Tenant
@@ -22,7 +23,6 @@ from router.proxy.ports import Client
 from router.runtime import memory_trim
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat
-from router.sessions.claimer import TurnSettings
 from router.sessions.context.prompt import Incoming
 from router.sessions.copying import copy_session
 from router.sessions.histories import Histories
@@ -112,7 +112,7 @@ async def measure(items: int) -> dict[str, float]:
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
     histories = Histories(store, HistoryCache(1 << 34), time.time)
     turns = Turns(
-        TurnSettings(15.0, 60.0, 64, 1000),
+        SessionsConfig(),
         histories,
         worker,
         lambda _session, _worker: None,

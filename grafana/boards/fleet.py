@@ -161,8 +161,9 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Rejected replies",
-                    description="Replies of workers that the router rejected, by what is wrong with them. A worker whose "
-                    "engine dies ends streams so. Any other kind is a broken worker, a proxy before it, or an attack.",
+                    description="Replies of workers that the router rejected, by what was wrong. An engine that dies "
+                    "ends its streams this way; any other kind means a broken worker, a proxy before it, or an "
+                    "attack.",
                     unit="cps",
                     kind="stack",
                     queries=(Query(rate("rejected_replies_total", by="kind"), "{{kind}}"),),

@@ -45,6 +45,9 @@ from router.upstream.pool import Pool
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+STALE_LOAD_S = 5.0
+"""Age after which a worker's load figures are no longer used."""
+
 log = logging.getLogger("warmroute")
 
 
@@ -62,11 +65,11 @@ class DataPlane:
     fleet_sync: FleetSync
     metrics: Metrics
     decisions: deque[Record]
-    """Those of late, the newest last."""
+    """The last requests, the newest at the end."""
 
     @asynccontextmanager
     async def working(self, background: Background, first_look_s: float) -> AsyncIterator[None]:
-        """Inside the block the fleet is followed. ``first_look_s``: how long the first look at each worker is waited for."""
+        """Inside the block the router follows the fleet. ``first_look_s``: time for the first probe of each worker."""
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.pool.close)
             stack.push_async_callback(self.fleet_sync.close)
@@ -172,7 +175,7 @@ def _fleet_rules(config: Config) -> FleetRules:
         health=HealthRules(probes.failures, probes.ejection_s, probes.max_ejection_s, probes.slow_start_s),
         initial_prefill_rate=config.policy.initial_prefill_rate,
         initial_bytes_per_token=config.policy.initial_bytes_per_token,
-        stale_load_s=config.load.stale_s,
+        stale_load_s=STALE_LOAD_S,
         default_cache_tokens=config.index.default_worker_tokens,
         declared_models=frozenset(config.fleet.models),
     )

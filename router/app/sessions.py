@@ -1,4 +1,4 @@
-"""Composition of the stateful half: configuration → store, turns and the pages that clients meet."""
+"""Composition of the stateful half: store, turns, context window and routes, from the configuration."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages
 from router.sessions.api.openapi import describe_state
 from router.sessions.api.responses import ResponsePages
-from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
-from router.sessions.claimer import TurnSettings
-from router.sessions.histories import Histories, LogBounds
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
 from router.sessions.planner import Planner
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("warmroute.sessions")
 
 EXPIRY_S = 60.0
-"""Between two sweeps for what has expired, where the store does not do that itself."""
+"""Time between two deletions of expired sessions, for stores that do not delete them on their own."""
 
 SWEPT_AT_ONCE = 1000
 
@@ -58,7 +56,7 @@ SWEPT_AT_ONCE = 1000
 @dataclass(frozen=True, slots=True)
 class SessionState:
     routes: PageRoutes | None
-    """None where no state is kept."""
+    """None if the router keeps no state."""
     turns: Turns
     histories: Histories
     store: OpenedStore
@@ -68,7 +66,7 @@ class SessionState:
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
-        """What runs beside the requests, and ends after them."""
+        """Inside the block the background tasks of sessions run."""
         tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
         compactor = self.turns.context_window.compactor
         tasks += [background.start("compactor", compactor.run) for _ in range(self.janitors)]
@@ -120,7 +118,7 @@ async def build_state(
         clock,
         metrics.observe_load,
         metrics.observe_size,
-        LogBounds(sessions.max_entries, sessions.max_session_bytes),
+        sessions,
     )
     planner = Planner(histories, plane.fleet.learning.bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
@@ -129,12 +127,7 @@ async def build_state(
         config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, metrics
     )
     turns = Turns(
-        TurnSettings(
-            lease_s=sessions.lease_s,
-            max_wait_s=sessions.max_wait_s,
-            max_waiting=sessions.max_waiting,
-            max_give_backs=sessions.max_give_backs,
-        ),
+        sessions,
         histories,
         dispatch,
         plane.last_workers.set,
@@ -153,7 +146,6 @@ async def build_state(
         usage_rows(opened, lambda: watch.usage, plane.admission.limits.ledger.accounts),
         context_rows(
             context_window,
-            config.context.max_waiting,
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
         ),
         recall_rows(context_window, index.index, index.sqlite),
@@ -164,19 +156,12 @@ async def build_state(
 
 def _routes(config: Config, turns: Turns, session_ids: SessionIds, wall_clock: Callable[[], float]) -> PageRoutes:
     sessions = config.sessions
-    rules = SessionRules(
-        session_s=sessions.lifetime_s,
-        response_s=sessions.response_lifetime_s,
-        conversation_s=sessions.conversation_lifetime_s,
-        on_busy=sessions.on_busy,
-        stateless_fallback=sessions.stateless_fallback,
-    )
     limits = body_limits(config.limits)
     return PageRoutes(
         [
-            SessionPages(turns, session_ids, limits, rules),
-            ResponsePages(turns, session_ids, limits, rules, wall_clock),
-            ConversationPages(turns, session_ids, limits, rules, wall_clock),
+            SessionPages(turns, session_ids, limits, sessions),
+            ResponsePages(turns, session_ids, limits, sessions, wall_clock),
+            ConversationPages(turns, session_ids, limits, sessions, wall_clock),
         ],
         describe_state,
     )

@@ -15,13 +15,16 @@ from router.server.listen import tls_context
 log = logging.getLogger("warmroute.tls")
 
 
-class Certificate:
-    """``cert`` and ``key`` are PEM files, which are checked every ``reload_s``. Raises OSError if the first load fails."""
+RELOAD_S = 10.0
+"""Between two checks of the files."""
 
-    def __init__(self, cert: str, key: str, reload_s: float) -> None:
+
+class Certificate:
+    """``cert`` and ``key`` are PEM files. Raises OSError if the first load fails."""
+
+    def __init__(self, cert: str, key: str) -> None:
         self._cert = cert
         self._key = key
-        self._reload_s = reload_s
         self._errors = LogOnce()
         self._content, self._newest = self._load()
         self.context = self._newest
@@ -31,7 +34,7 @@ class Certificate:
     async def run(self) -> None:
         """Check the files at intervals, until cancelled."""
         while True:
-            await asyncio.sleep(self._reload_s)
+            await asyncio.sleep(RELOAD_S)
             await self.refresh()
 
     async def refresh(self) -> None:

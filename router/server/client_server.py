@@ -27,6 +27,9 @@ CUTS_AT_ONCE = 32
 
 LINGER_S = 1.0
 
+MAX_FIELD_BYTES, MAX_FIELDS = 8190, 64
+"""Largest header field of a request, and most of them."""
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -60,9 +63,9 @@ class ClientServer(web.Server):
         self._protocol_kwargs: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": limits.keepalive_s,
-            "max_line_size": limits.max_header_bytes,
-            "max_field_size": limits.max_header_bytes,
-            "max_headers": limits.max_headers,
+            "max_line_size": MAX_FIELD_BYTES,
+            "max_field_size": MAX_FIELD_BYTES,
+            "max_headers": MAX_FIELDS,
             "lingering_time": LINGER_S,
             "read_bufsize": READ_BUFFER_BYTES,
             "auto_decompress": False,

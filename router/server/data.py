@@ -1,5 +1,4 @@
-"""The data port: finds the route of a request, admits it, reads its body, and maps errors to answers. Dispatch selects the
-worker.
+"""The data port: routes a request, admits it, reads its body, and maps errors to answers. Dispatch selects the worker.
 
 Paths are matched exactly, and any other path is 404. aiohttp's low-level server calls ``handle`` for each request, since its
 router, middlewares and access log would cost more than the whole selection.
@@ -88,8 +87,8 @@ class DataPort:
         *,
         resumes: bool = True,
     ) -> None:
-        """``state`` has the routes whose state is kept here; None means there are none. ``resumes``: streams are kept so that
-        another worker can resume them."""
+        """``state``: the stateful routes, if there are any. ``resumes``: keep streams so that another worker can resume
+        them."""
         self.memory = memory
         self._parsers = parsers
         self._tenant_limits = tenant_limits
@@ -215,8 +214,7 @@ class DataPort:
         return response
 
     async def _sent(self, request: web.BaseRequest, client: ClientConnection) -> web.StreamResponse:
-        """Wait until the client has read the answer, after which nothing may follow. Workers and sessions are released
-        already."""
+        """Wait until the client has read the answer. Workers and sessions are released already."""
         del self._clients[request.protocol]
         await client.drained()
         return client.sent()
@@ -257,8 +255,7 @@ class DataPort:
         *,
         takes_x_api_key: bool = False,
     ) -> Caller:
-        """The caller of a request with a body. Whatever can be refused by the head is refused here. Raises ClientError,
-        Draining."""
+        """The caller of a request with a body, which is refused by its head if possible. Raises ClientError, Draining."""
         caller = self._gate.admit(request, takes_x_api_key=takes_x_api_key)
         memory.owner = caller.rules.tenant
         if request.method not in methods:

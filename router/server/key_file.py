@@ -21,6 +21,10 @@ from router.server.auth import KeyGate
 
 log = logging.getLogger("warmroute.auth")
 
+RELOAD_S = 2.0
+"""Between two reads of auth.keys_file; SIGHUP is one at once."""
+
+MAX_KEYS = 100_000
 MAX_FILE_BYTES = 256 << 20
 MAX_NAMED_IDS = 50
 """Most key ids in one line of the audit log."""
@@ -44,8 +48,8 @@ def list_keys(auth: AuthConfig, content: bytes) -> KeyList:
         listed = joined(parse_keys(content.decode()), parse_entries(auth.keys))
     except UnicodeDecodeError:
         raise BadKeys("is not UTF-8") from None
-    if len(listed.entries) > auth.max_keys:
-        raise BadKeys(f"lists {len(listed.entries)} keys, and auth.max_keys is {auth.max_keys}")
+    if len(listed.entries) > MAX_KEYS:
+        raise BadKeys(f"lists {len(listed.entries)} keys, and {MAX_KEYS} is the most")
     return listed
 
 
@@ -102,7 +106,7 @@ class KeyFile:
         """Check the file at intervals, until cancelled."""
         while self._auth.keys_file:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._auth.reload_s):
+                async with asyncio.timeout(RELOAD_S):
                     await self._woken.wait()
             self._woken.clear()
             await self.refresh()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import SessionNotFound
 from router.core.request.request import SessionKey
 from router.core.worker import WorkerName
@@ -33,16 +34,6 @@ from router.sessions.turn_counts import TurnCounts
 
 FIRST_PAUSE_S, MAX_PAUSE_S, PAUSE_GROWTH = 0.004, 0.05, 1.5
 """Pauses between two requests for a claim that another replica holds. The end of a turn on this replica ends a pause."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnSettings:
-    """``lease_s``: how long a claim outlives its replica. ``max_wait_s``: how long a turn waits for those before it."""
-
-    lease_s: float
-    max_wait_s: float
-    max_waiting: int
-    max_give_backs: int
 
 
 class Claimed(NamedTuple):
@@ -71,7 +62,7 @@ Outcome = Claimed | Repeated | GoElsewhere | Wait
 class Claimer:
     """One for the process. ``remember_worker``: called with each session's last worker, so that routing prefers it."""
 
-    settings: TurnSettings
+    config: SessionsConfig
     histories: Histories
     planner: Planner
     context_window: ContextWindow
@@ -83,7 +74,7 @@ class Claimer:
     async def claim(self, claim: Claim, request: TurnRequest, *, may_guess: bool) -> Claimed | Repeated:
         """``may_guess``: plan the turn from what this replica knows of the log, unless it waited for another replica or after
         other turns. Raises SessionNotFound, SessionBusy, InvalidRequest, Fenced."""
-        deadline = self.clock() + self.settings.max_wait_s
+        deadline = self.clock() + self.config.max_wait_s
         pause_s, guesses, was_busy = FIRST_PAUSE_S, may_guess, False
         while True:
             outcome = await self._request(claim, request, guesses=guesses)
@@ -160,8 +151,8 @@ class Claimer:
             cursor=cursor,
             creates=request.creates,
             waits=request.on_busy == "queue",
-            max_waiting=self.settings.max_waiting,
-            lease_s=self.settings.lease_s,
+            max_waiting=self.config.max_waiting,
+            lease_s=self.config.lease_s,
             lifetime_s=request.lifetime_s,
             idempotency_key=request.idempotency_key,
             turn=guess.turn if guess else 0,

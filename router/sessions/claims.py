@@ -33,11 +33,11 @@ class Claim:
 
 
 class Claims:
-    """``run`` must be running. ``max_give_backs``: as of LeaseReleaser."""
+    """``run`` must be running."""
 
-    def __init__(self, store: Store, lease_s: float, max_give_backs: int, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, lease_s: float, clock: Callable[[], float]) -> None:
         self._store = store
-        self.releaser = LeaseReleaser(clock, max_give_backs)
+        self.releaser = LeaseReleaser(clock)
         self._lease_s = lease_s
         self._clock = clock
         self.live: set[Claim] = set()

@@ -11,12 +11,12 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from router.config.context import ContextConfig
 from router.core.errors import RouterError
 from router.sessions.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_summary
 from router.sessions.context.cut_points import Cut
@@ -40,19 +40,14 @@ LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
 """A summary is asked to be a quarter of its source at most, and may always have so many tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompactorSettings:
-    """``max_waiting``: sessions; beyond, a job is dropped until the session's next turn. ``work_s``: time for a summary, after
-    which other replicas may write it. ``retry_s``: pause after a failure; doubled each time. ``tokens_per_day``: of prompts and
-    summaries, for a tenant without a bound of its own; 0: any number."""
+MAX_WAITING = 10_000
+"""Sessions that may wait. A further one is compacted after its next turn."""
 
-    max_waiting: int
-    work_s: float
-    retry_s: float
-    summary_tokens: int
-    source_tokens: int
-    """Most tokens that one summary is made of. The rest is summarised by the next."""
-    tokens_per_day: int
+MAX_SOURCE_TOKENS = 32_000
+"""Most tokens that one summary is made of. The next summary is made of the rest."""
+
+RETRY_S = 10.0
+"""Pause after a failed summary; doubled each time."""
 
 
 class CompactionJob(NamedTuple):
@@ -109,7 +104,7 @@ class Compactor:
 
     def __init__(
         self,
-        settings: CompactorSettings,
+        config: ContextConfig,
         views: Views,
         histories: Histories,
         writer: SummaryWriter,
@@ -118,7 +113,8 @@ class Compactor:
         clock: Callable[[], float],
         observe_lag: Callable[[float], None],
     ) -> None:
-        self._settings = settings
+        self._config = config
+        self.max_waiting = MAX_WAITING
         self._views = views
         self._histories = histories
         self._writer = writer
@@ -126,42 +122,43 @@ class Compactor:
         self._wall_clock = wall_clock
         self._clock = clock
         self._observe_lag = observe_lag
-        self._waiting: dict[Sid, CompactionJob] = {}
-        self._at_work: set[Sid] = set()
+        self.jobs: dict[Sid, CompactionJob] = {}
+        """Jobs that wait, by session."""
+        self.at_work: set[Sid] = set()
         self._news = asyncio.Event()
-        self.budget = SummaryBudget(settings.tokens_per_day, wall_clock)
+        self.budget = SummaryBudget(config.summary_tokens_per_day, wall_clock)
         self.results: Counter[str] = Counter(dict.fromkeys(Result, 0))
         self.tokens: Counter[str] = Counter({"prompt": 0, "summary": 0})
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.jobs)
 
     def submit(self, sid: Sid, request: TurnRequest, view_plan: ViewPlan) -> None:
-        if sid not in self._waiting and len(self._waiting) >= self._settings.max_waiting:
+        if sid not in self.jobs and len(self.jobs) >= self.max_waiting:
             self.results[Result.DROPPED] += 1
             return
-        self._waiting[sid] = CompactionJob(sid, request, view_plan, self._clock())
+        self.jobs[sid] = CompactionJob(sid, request, view_plan, self._clock())
         self._news.set()
 
     async def run(self, *, writes: bool = True) -> None:
         """Until cancelled. ``writes``: also jobs that need a summary."""
         while True:
-            sid = next((sid for sid in self._waiting if self._may_begin(sid, writes=writes)), None)
+            sid = next((sid for sid in self.jobs if self._may_begin(sid, writes=writes)), None)
             if sid is None:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            job = self._waiting.pop(sid)
-            self._at_work.add(sid)
+            job = self.jobs.pop(sid)
+            self.at_work.add(sid)
             try:
                 await self.do(job)
             finally:
-                self._at_work.discard(sid)
+                self.at_work.discard(sid)
                 self._news.set()
 
     def _may_begin(self, sid: Sid, *, writes: bool) -> bool:
-        return sid not in self._at_work and (writes or not self._waiting[sid].view_plan.writes)
+        return sid not in self.at_work and (writes or not self.jobs[sid].view_plan.writes)
 
     async def do(self, job: CompactionJob) -> None:
         """One job, to its end. A failure is counted, and the session is tried again after another turn."""
@@ -217,11 +214,11 @@ class Compactor:
             question = cut.question.place if cut.question is not None else START
         if upto <= history.view.summarized_upto:
             return None
-        max_tokens = min(self._settings.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
+        max_tokens = min(self._config.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
     def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
-        room = min(self._settings.source_tokens, self._writer.room(job.request, history, max_tokens))
+        room = min(MAX_SOURCE_TOKENS, self._writer.room(job.request, history, max_tokens))
         return source_of(history, upto, low_tokens=job.view_plan.low, max_tokens=room)
 
     async def _reserve(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Work | Result:
@@ -233,7 +230,7 @@ class Compactor:
         if before is not None and now < before.until:
             return Result.RACED  # another replica writes, or the last attempt failed a short time ago
         failures = before.failures if before is not None else 0
-        work = Work(secrets.token_hex(8), plan.source.upto, now + self._settings.work_s, failures)
+        work = Work(secrets.token_hex(8), plan.source.upto, now + self._config.summary_timeout_s, failures)
         if not await self._histories.commit_view(history, replace(history.view, work=work)):
             return Result.RACED
         self.budget.spend(job.request.caller.rules, plan.price)  # before another job asks
@@ -244,7 +241,7 @@ class Compactor:
         source, rules = plan.source, job.request.caller.rules
         max_tokens = min(plan.max_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         try:
-            async with asyncio.timeout(self._settings.work_s):
+            async with asyncio.timeout(self._config.summary_timeout_s):
                 written = await self._writer.write(job.request, history, source, max_tokens)
         except (RouterError, TimeoutError) as error:
             log.warning("no summary was written", extra={"why": str(error) or "it took too long"})
@@ -259,7 +256,7 @@ class Compactor:
     async def _postpone(self, job: CompactionJob, history: History, work: Work) -> None:
         """Leave the view as it is, and say when to try again."""
         failures = work.failures + 1
-        until = self._wall_clock() + self._settings.retry_s * 2.0 ** min(failures - 1, 10)
+        until = self._wall_clock() + RETRY_S * 2.0 ** min(failures - 1, 10)
         for _ in range(ATTEMPTS):
             view = history.view
             if view.work is None or view.work.token != work.token:

@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import (
     SessionBusy,
     SessionCorrupt,
@@ -63,15 +63,7 @@ async def _ignore(_history: History) -> None:
     return
 
 
-@dataclass(frozen=True, slots=True)
-class LogBounds:
-    """Largest log of one session."""
-
-    max_entries: int
-    max_bytes: int
-
-
-UNBOUNDED = LogBounds(1 << 62, 1 << 62)
+DEFAULTS = SessionsConfig()
 
 
 class Histories:
@@ -87,7 +79,7 @@ class Histories:
         clock: Callable[[], float] = time.monotonic,
         observe_load: Callable[[str, str, float], None] = _unobserved,
         observe_size: Callable[[int, int], None] = _unobserved,
-        bounds: LogBounds = UNBOUNDED,
+        config: SessionsConfig = DEFAULTS,
     ) -> None:
         self.store = store
         self.failures = 0
@@ -95,7 +87,7 @@ class Histories:
         self.refused_for_room = 0
         """Calls that were refused because their tenant has stored as much as it may."""
         self.observe_load = observe_load
-        self.bounds = bounds
+        self.config = config
         self.on_deleted: Callable[[History], Awaitable[None]] = _ignore
         """Called after a session is deleted, or an item that was already cut from its prompt."""
         self.full = 0
@@ -145,10 +137,14 @@ class Histories:
         self.require_size(history, len(drafts), size_of(drafts))
 
     def require_size(self, history: History, added: int, added_bytes: int) -> None:
-        if history.head + added > self.bounds.max_entries or history.log.bytes + added_bytes > self.bounds.max_bytes:
+        if (
+            history.head + added > self.config.max_entries
+            or history.log.bytes + added_bytes > self.config.max_session_bytes
+        ):
             self.full += 1
+            most, most_bytes = self.config.max_entries, self.config.max_session_bytes
             raise SessionFull(
-                f"a session has at most {self.bounds.max_entries} entries and {self.bounds.max_bytes} bytes: begin another, "
+                f"a session has at most {most} entries and {most_bytes} bytes: begin another, "
                 "or fork this one after an earlier item"
             )
 

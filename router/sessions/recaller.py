@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
 
+from router.config.context import ContextConfig
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.item import Item
@@ -28,14 +28,8 @@ AT_ONCE = 200
 """Items that are indexed by one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecallRules:
-    """``max_tokens``: of the findings for one question. ``limit``: items that a search returns. ``deadline_s``: of the search;
-    after it the question goes alone."""
-
-    max_tokens: int
-    limit: int
-    deadline_s: float
+MAX_FOUND = 10
+"""Items that a search returns for one question."""
 
 
 class Recaller:
@@ -43,13 +37,13 @@ class Recaller:
 
     def __init__(
         self,
-        rules: RecallRules,
+        config: ContextConfig,
         index: RecallIndex,
         bytes_per_token: Callable[[str], float],
         clock: Callable[[], float],
         observe: Callable[[float], None],
     ) -> None:
-        self._rules = rules
+        self._config = config
         self._index = index
         self._bytes_per_token = bytes_per_token
         self._clock = clock
@@ -66,13 +60,13 @@ class Recaller:
             return None
         began_at = self._clock()
         try:
-            async with asyncio.timeout(self._rules.deadline_s):
+            async with asyncio.timeout(self._config.recall_timeout_s):
                 numbers = await self._index.search(
                     _key(history),
                     history.owner,
                     question,
                     upto=history.view.cut.number,
-                    limit=self._rules.limit,
+                    limit=MAX_FOUND,
                 )
         except (IndexUnavailable, TimeoutError) as error:
             self.results["unavailable"] += 1
@@ -81,7 +75,7 @@ class Recaller:
         finally:
             self._observe(self._clock() - began_at)
         bytes_per_token = self._bytes_per_token(request.incoming.model)
-        max_bytes = round(self._rules.max_tokens * bytes_per_token)
+        max_bytes = round(self._config.recall_tokens * bytes_per_token)
         text = compose(_found(history, numbers), question, max_bytes, _shown(history))
         self.results["found" if text else "nothing"] += 1
         if not text:
@@ -103,7 +97,7 @@ class Recaller:
             history.indexed = history.view.cut.number
         except IndexUnavailable as error:
             self.index_failures += 1
-            log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
+            log.warning("cut items were not made searchable", extra={"why": str(error)})
 
     async def forget(self, history: History) -> None:
         """Forgets a session that is deleted, or whose items must be indexed anew."""

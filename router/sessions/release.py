@@ -17,6 +17,9 @@ CLOSING_S = 1.0
 AGAIN_S = 0.25
 """Pause between two attempts to release."""
 
+MAX_WAITING = 1000
+"""Releases that wait until a store that is away answers; other leases end by themselves."""
+
 Call = Callable[[], Awaitable[None]]
 
 
@@ -24,9 +27,9 @@ class LeaseReleaser:
     """``waiting``: releases that are being repeated, at most ``max_waiting``. ``given_up``: releases that failed for good, so
     that a lease or a place in a line ends by itself."""
 
-    def __init__(self, clock: Callable[[], float], max_waiting: int) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.max_waiting = max_waiting
+        self.max_waiting = MAX_WAITING
         self.waiting = 0
         self.given_up = 0
         self.under_way: set[asyncio.Task[None]] = set()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from router.config.context import ContextConfig
 from router.core.errors import ContextTooLong
 from router.core.request.record import Record
 from router.sessions.context.compaction import cut_view, find_cut
@@ -36,15 +37,6 @@ class ViewPlan(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ContextRules:
-    """``overrides``: where request, session and tenant have none. ``answer_tokens``: left free for an answer that its request
-    does not bound."""
-
-    overrides: ContextOverrides
-    answer_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Lookups:
     """Figures from elsewhere. ``window``: a model's, in tokens; 0: unknown. ``total``: tokens of a prompt of a model, from the
     counted tokens and the number of its messages. ``is_exact``: the model's tokens are counted, not estimated."""
@@ -57,8 +49,14 @@ class Lookups:
 class Views:
     """One for the process."""
 
-    def __init__(self, rules: ContextRules, histories: Histories, lookups: Lookups) -> None:
-        self.rules = rules
+    def __init__(self, config: ContextConfig, histories: Histories, lookups: Lookups) -> None:
+        self._answer_tokens_default = config.answer_tokens
+        self._defaults = ContextOverrides(
+            strategy=config.strategy,
+            high_tokens=config.high_tokens,
+            low_tokens=config.low_tokens,
+            max_tokens=config.max_tokens,
+        )
         self._histories = histories
         self._lookups = lookups
         self.cuts = 0
@@ -83,7 +81,8 @@ class Views:
         if self.is_too_long(request, prompt):
             window, total = self._lookups.window(request.incoming.model), self._total(request, prompt)
             raise ContextTooLong(
-                f"the model's context has {window} tokens, and the prompt about {total}: send less, or let the session be cut",
+                f"the model's context has {window} tokens, and the prompt about {total}: send less, or set a context strategy "
+                "that cuts the session",
                 param="messages",
             )
 
@@ -137,7 +136,7 @@ class Views:
             low_tokens=tenant.context_low_tokens,
             max_tokens=tenant.context_max_tokens,
         )
-        return request.overrides.over(history.view.overrides).over(tenants).over(self.rules.overrides)
+        return request.overrides.over(history.view.overrides).over(tenants).over(self._defaults)
 
     def _watermarks(
         self, overrides: ContextOverrides, request: TurnRequest, history: History, prompt: Prompt
@@ -164,4 +163,4 @@ class Views:
         asked = params.get("max_completion_tokens") or params.get("max_tokens")
         if isinstance(asked, int) and asked > 0:
             return asked
-        return min(self.rules.answer_tokens, round(window * ANSWER_SHARE)) if window else self.rules.answer_tokens
+        return min(self._answer_tokens_default, round(window * ANSWER_SHARE)) if window else self._answer_tokens_default

@@ -39,6 +39,9 @@ ILL_INTERVAL_S = 0.25
 MODELS_INTERVAL_S = 5.0
 """Between two reads of a worker's /v1/models."""
 
+LOAD_TIMEOUT_S = 2.0
+"""For a worker's /metrics."""
+
 WAKE_WAIT_S = 1.0
 """Longest time between two polls of a sleeping worker. A poll notices that it wakes."""
 
@@ -145,7 +148,7 @@ class WorkerMonitor:
         if self._member.state is WorkerState.EJECTED and not self._member.leases:
             return None  # its figures matter only while requests wait for it
         self._is_load_bad = False
-        reply = await self._get("/metrics", self._load.timeout_s, MAX_METRICS_BYTES)
+        reply = await self._get("/metrics", LOAD_TIMEOUT_S, MAX_METRICS_BYTES)
         if reply is None:
             return None
         try:

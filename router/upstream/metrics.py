@@ -182,8 +182,8 @@ def pool_rows(pool: Pool) -> Iterable[Row]:
         ),
         counter(
             "rejected_replies",
-            "Answers of workers that the router ended because they broke the protocol, by what was wrong: the head, the "
-            "framing, an event or the end of the stream, the size, or a probe's answer.",
+            "Replies of workers that the router rejected, by what is wrong with them: the head, the framing, the events or the "
+            "end of a stream, the size, or the answer to a probe.",
             lambda: pool.rejected_replies,
             "kind",
         ),

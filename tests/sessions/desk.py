@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.request.record import Record
 from router.core.request.reply import Reply
 from router.core.request.request import Request, Tenant
@@ -20,7 +21,6 @@ from router.core.tenants.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.proxy.ports import Client
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
-from router.sessions.claimer import TurnSettings
 from router.sessions.context.history import History
 from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
 from router.sessions.copying import TurnPosition
@@ -214,21 +214,18 @@ class Replica:
         self.clock = clock
         self.workers: list[str] = []
         self.histories = Histories(store, HistoryCache(max_hot_bytes), clock, clock)
+        self.planner = Planner(self.histories, bytes_per_token, resumes=True)
         self.turns = Turns(
-            TurnSettings(
-                lease_s=15.0,
-                max_wait_s=max_wait_s,
-                max_waiting=max_waiting,
-                max_give_backs=max_give_backs,
-            ),
+            SessionsConfig(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting),
             self.histories,
             dispatch,
             lambda _session, worker: self.workers.append(worker),
-            Planner(self.histories, bytes_per_token, resumes=True),
+            self.planner,
             context_window_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,
         )
+        self.turns.claims.releaser.max_waiting = max_give_backs
 
     def begin(
         self, *messages: dict[str, Any], client: FakeClient | None = None, **overrides: Any

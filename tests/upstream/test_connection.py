@@ -639,7 +639,7 @@ async def test_waiting_for_a_reply_can_be_cancelled_and_the_connection_is_closed
     assert wire.transport.closing
 
 
-async def test_the_gaps_between_reads_are_measured() -> None:
+async def test_the_gaps_between_reads_are_counted() -> None:
     wire, client, gaps = Wire(), FakeClient(), list[float]()
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))

@@ -30,7 +30,7 @@ from tests.upstream.test_exchange import FLEET, LIMITS
 CONFIG = Config(
     fleet=FleetConfig(discovery_interval_s=60.0),
     probes=ProbesConfig(interval_s=60.0, timeout_s=5.0),
-    load=LoadConfig(poll_interval_s=60.0, timeout_s=5.0),
+    load=LoadConfig(poll_interval_s=60.0),
 )
 
 

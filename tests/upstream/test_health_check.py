@@ -128,7 +128,7 @@ async def watched(
     fleet.set_members([parse_address(worker.url)])
     (member,) = fleet.members()
     upstream = Upstream(pool, lambda _model: lambda _gap: None)
-    probes, load = ProbesConfig(timeout_s=10.0), LoadConfig(timeout_s=10.0)
+    probes, load = ProbesConfig(timeout_s=10.0), LoadConfig()
     monitor = WorkerMonitor(member, fleet, upstream, probes, load, lambda: times[0], has_worker_key=has_worker_key)
     try:
         yield monitor, fleet, pool

@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import ConversationLocked, SessionNotFound
 from router.server.page_routes import Call, Page
 from router.sessions.api.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.rules import SessionRules, read_on_busy
+from router.sessions.api.rules import read_on_busy
 from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
@@ -43,14 +44,14 @@ class ConversationPages:
         turns: Turns,
         session_ids: SessionIds,
         limits: BodyLimits,
-        rules: SessionRules,
+        config: SessionsConfig,
         wall_clock: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
         self._session_ids = session_ids
         self._limits = limits
-        self._rules = rules
+        self._config = config
         self._wall_clock = wall_clock
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
@@ -74,7 +75,7 @@ class ConversationPages:
             self._sid(call, name),
             call.caller.rules.tenant,
             drafts,
-            self._rules.conversation_s,
+            self._config.conversation_lifetime_s,
             attributes=msgspec.json.encode(metadata),
         )
         return msgspec.json.encode(conversation(name, int(self._wall_clock()), metadata))
@@ -138,9 +139,9 @@ class ConversationPages:
     def _ask(self, call: Call, incoming: Incoming, asked: str) -> TurnRequest:
         return turn_request(call, "conversations", incoming, asked)(
             sid=self._sid(call),
-            lifetime_s=self._rules.conversation_s,
+            lifetime_s=self._config.conversation_lifetime_s,
             creates=False,
-            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules, forks=False),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._config, forks=False),
             busy=ConversationLocked,
             absent=lambda: _absent(call),
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import (
     ConversationLocked,
     InvalidRequest,
@@ -24,7 +25,7 @@ from router.sessions.api.chat_codec import repeated_record
 from router.sessions.api.items import Marked
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.responses_codec import ResponsesCodec
-from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy, read_overrides
+from router.sessions.api.rules import read_idempotency_key, read_on_busy, read_overrides
 from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
@@ -66,14 +67,14 @@ class ResponsePages:
         turns: Turns,
         session_ids: SessionIds,
         limits: BodyLimits,
-        rules: SessionRules,
+        config: SessionsConfig,
         wall_clock: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
         self._session_ids = session_ids
         self._limits = limits
-        self._rules = rules
+        self._config = config
         self._wall_clock = wall_clock
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
@@ -130,7 +131,7 @@ class ResponsePages:
         tenant = call.caller.rules.tenant
         key = read_idempotency_key(call.headers)
         own = self._own_sid(call, f"key:{key}:{asked.previous_response_id or ''}" if key else response_id)
-        on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
+        on_busy = read_on_busy(call.headers, call.caller.rules, self._config, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(
             turn_request(
@@ -143,17 +144,17 @@ class ResponsePages:
         if asked.conversation is not None:
             return common(
                 sid=self._session_ids.sid(tenant, Namespace.CONVERSATION, asked.conversation),
-                lifetime_s=self._rules.conversation_s,
+                lifetime_s=self._config.conversation_lifetime_s,
                 creates=False,
                 on_busy=on_busy,
                 busy=ConversationLocked,
                 absent=partial(_no_conversation, asked),
             )
         if before is None:
-            return common(sid=own, lifetime_s=self._rules.response_s, on_busy=on_busy)
+            return common(sid=own, lifetime_s=self._config.response_lifetime_s, on_busy=on_busy)
         return common(
             sid=before.sid,
-            lifetime_s=self._rules.response_s,
+            lifetime_s=self._config.response_lifetime_s,
             creates=False,
             on_busy="queue" if copies else "fork",
             absent=partial(_no_previous, asked),
@@ -166,7 +167,7 @@ class ResponsePages:
         self, call: Call, response_id: str, asked: ResponsesRequest, sid: Sid, after: TurnPosition
     ) -> None:
         place = ResponseRef(sid, after.turn, after.number, asked.conversation is not None)
-        tenant, lifetime_s = call.caller.rules.tenant, self._rules.response_s
+        tenant, lifetime_s = call.caller.rules.tenant, self._config.response_lifetime_s
         body = msgspec.json.encode(place)
         await self._histories.ask(
             self._histories.store.put_document(self._key(call, response_id), tenant, body, lifetime_s)

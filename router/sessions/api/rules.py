@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast, get_args
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import InvalidRequest
 from router.core.tenants.tenant import OnBusy, TenantRules
 from router.sessions.context.strategies import STRATEGIES
@@ -15,26 +15,19 @@ MAX_KEY_CHARS = 255
 STRATEGY_HEADER, TOKENS_HEADER = "x-warmroute-context-strategy", "x-warmroute-context-tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRules:
-    """Defaults for tenants. Seconds; 0: for ever."""
-
-    session_s: float
-    response_s: float
-    conversation_s: float
-    on_busy: OnBusy
-    stateless_fallback: bool
-
-    def session_lifetime_s(self, tenant: TenantRules) -> float:
-        return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
+def session_lifetime_s(config: SessionsConfig, tenant: TenantRules) -> float:
+    """Seconds; 0: for ever."""
+    return config.lifetime_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
 
 
-def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: SessionRules, *, forks: bool = True) -> OnBusy:
+def read_on_busy(
+    headers: Mapping[str, str], tenant: TenantRules, config: SessionsConfig, *, forks: bool = True
+) -> OnBusy:
     """The request's header, else the tenant's rule, else the configured one. ``forks``: False turns fork into reject. Raises
     InvalidRequest."""
     on_busy = headers.get("x-warmroute-on-busy")
     if on_busy is None:
-        on_busy = tenant.on_busy or rules.on_busy
+        on_busy = tenant.on_busy or config.on_busy
     elif on_busy not in get_args(OnBusy):
         raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
     return "reject" if on_busy == "fork" and not forks else cast(OnBusy, on_busy)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
 from router.core.tenants.tenant import Caller
 from router.server.page_routes import MAX_NAME_CHARS, Call, Page
@@ -20,7 +21,7 @@ from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.api.items import Marked, find_item, items_of_turn, marked_items, place_of, show
 from router.sessions.api.overrides import read_context_overrides, show_context
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy
+from router.sessions.api.rules import read_idempotency_key, read_on_busy, session_lifetime_s
 from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
@@ -39,12 +40,12 @@ FORK_CHARS = 16
 
 
 class SessionPages:
-    def __init__(self, turns: Turns, session_ids: SessionIds, limits: BodyLimits, rules: SessionRules) -> None:
+    def __init__(self, turns: Turns, session_ids: SessionIds, limits: BodyLimits, config: SessionsConfig) -> None:
         self._turns = turns
         self._histories = turns.histories
         self._session_ids = session_ids
         self._limits = limits
-        self._rules = rules
+        self._config = config
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
         session = "/v1/sessions/{session}"
@@ -77,7 +78,7 @@ class SessionPages:
             client.add_head("x-warmroute-state", "lost")
             log.warning("a turn goes on without its history", extra={"request_id": call.request_id})
 
-        on_lost = lose if self._rules.stateless_fallback else None
+        on_lost = lose if self._config.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         codec = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         request = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
@@ -88,8 +89,8 @@ class SessionPages:
     def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> TurnRequest:
         return turn_request(call, "sessions", incoming, asked)(
             sid=self._sid(call, call.names[0]),
-            lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
-            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
+            lifetime_s=session_lifetime_s(self._config, call.caller.rules),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._config),
             **more,
         )
 
@@ -140,7 +141,7 @@ class SessionPages:
             if place is None or find_item(sid, history.items, after) is None:
                 raise InvalidRequest("after names no item of this session", param="after")
             upto = place[0]
-        lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
+        lifetime_s = session_lifetime_s(self._config, call.caller.rules)
         try:
             is_new = await copy_session(self._histories, sid, self._sid(call, new), owner, lifetime_s, upto=upto)
         except NoSuchItem:  # deleted just now

@@ -23,10 +23,12 @@ class Source(Protocol):
 
 @runtime_checkable
 class LiveSource(Source, Protocol):
-    """A source that follows changes and reports them at once. ``run`` must be running. ``restarts`` counts watches that
-    broke."""
+    """A source that follows changes and reports them at once. ``run`` must be running."""
 
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """Watches that broke."""
+        ...
 
     async def run(self) -> None:
         """Until cancelled."""

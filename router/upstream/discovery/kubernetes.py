@@ -21,6 +21,7 @@ from kubernetes_asyncio.config import ConfigException, load_incluster_config, lo
 from router.config.workers import FleetConfig
 from router.core.worker import WorkerAddress
 from router.runtime.bounded_body import read_body
+from router.runtime.log_once import LogOnce
 from router.upstream.discovery import Unreadable
 from router.upstream.discovery.endpoint_slices import BadSlices, EndpointSlices, Gone, Slice, read_list
 
@@ -38,20 +39,16 @@ MIN_BETWEEN_LISTS_S, MIN_BETWEEN_WATCHES_S = 1.0, 0.2
 """Shortest times between two lists and two watches, in case the API ends each watch at once."""
 
 
-WATCH_S, RESYNC_S, TIMEOUT_S = 60.0, 600.0, 10.0
-"""How long a watch is, how often all pods are listed anew, and how long a list may take."""
-
-
 class _Refused(Exception):
     """The API refused. The message has its status."""
 
 
-class KubernetesSource:
-    """``on_change`` is called after each change of the pods that may get requests. ``run`` must be running.
+WATCH_S, RESYNC_S, TIMEOUT_S = 60.0, 600.0, 10.0
+"""How long a watch is, how often all pods are listed anew, and how long a list may take."""
 
-    ``watch_s``: length of one watch, after which the next one continues. ``resync_s``: time between two lists. ``timeout_s``
-    limits a list, and the start of a watch.
-    """
+
+class KubernetesSource:
+    """``on_change`` is called after each change of the pods that may get requests. ``run`` must be running."""
 
     kind: ClassVar[str] = "kubernetes"
 
@@ -75,13 +72,16 @@ class KubernetesSource:
         self._chance = chance
         self._slices = EndpointSlices("http", port)
         self._addresses: Sequence[WorkerAddress] = ()
-        self._error = "not listed yet"
+        self._errors = LogOnce()
         self._listed_at = 0.0
         self._has_listed = asyncio.Event()
         self._pause_s = FIRST_PAUSE_S
         """Pause before the next attempt. It doubles with each failure."""
-        self.restarts = 0
+
+    @property
+    def restarts(self) -> int:
         """Watches that broke or could not begin."""
+        return self._errors.failures
 
     async def read(self) -> Sequence[WorkerAddress]:
         """The present addresses. The first call waits for the first list. Raises Unreadable."""
@@ -91,8 +91,9 @@ class KubernetesSource:
                     await self._has_listed.wait()
             except TimeoutError:
                 pass
-        if self._error:
-            raise Unreadable(f"{self._namespace}/{self._service}: {self._error}")
+        error = self._errors.last or ("" if self._has_listed.is_set() else "not listed yet")
+        if error:
+            raise Unreadable(f"{self._namespace}/{self._service}: {error}")
         return self._addresses
 
     async def run(self) -> None:
@@ -210,12 +211,11 @@ class KubernetesSource:
 
     def _on_well(self) -> None:
         """The API answers as it should."""
-        self._error = ""
+        self._errors.succeeded()
         self._pause_s = FIRST_PAUSE_S
 
     def _on_error(self, error: Exception) -> None:
         """Record the error. The known pods stay."""
-        self.restarts += 1
-        reason = getattr(error, "reason", None)
-        self._error = str(reason or error) or type(error).__name__
-        log.info("a watch of the Service failed", extra={"service": self._service, "error": self._error})
+        text = str(getattr(error, "reason", None) or error) or type(error).__name__
+        if self._errors.failed(text):
+            log.info("a watch of the Service failed", extra={"service": self._service, "error": text})
