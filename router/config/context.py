@@ -28,7 +28,7 @@ class ContextConfig(Section, frozen=True):
         Meta(
             ge=0,
             le=10**9,
-            description="Tokens of a history at which it is cut; 0: three quarters of what the window leaves.",
+            description="Tokens above which a history is cut; 0: three quarters of what the window leaves.",
         ),
     ] = 0
     low_tokens: Annotated[
@@ -62,25 +62,12 @@ class ContextConfig(Section, frozen=True):
     summary_api_key: Annotated[str, Meta(description="API key for context.summary_url.", extra=SECRET)] = ""
     summary_api_key_file: Annotated[str, Meta(description="File that holds context.summary_api_key.")] = ""
     summary_tokens: Annotated[int, Meta(ge=16, le=100_000, description="Most tokens of the summary of one cut.")] = 400
-    summary_source_tokens: Annotated[
-        int,
-        Meta(
-            ge=200,
-            le=10_000_000,
-            description="Most tokens that one request for a summary covers. The rest follows part by part. Less if the "
-            "model's window is smaller.",
-        ),
-    ] = 32_000
     summary_timeout_s: Annotated[
         float,
         Meta(
             gt=0, le=3600, description="Seconds in which a summary must be written; after that another replica may try."
         ),
     ] = 60.0
-    summary_retry_s: Annotated[
-        float,
-        Meta(gt=0, le=3600, description="Seconds until a failed summary is tried again; twice as long each time."),
-    ] = 10.0
     summary_tokens_per_day: Annotated[
         int,
         Meta(
@@ -90,9 +77,6 @@ class ContextConfig(Section, frozen=True):
             "limit.",
         ),
     ] = 0
-    max_waiting: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Most sessions that may wait for the compactor.")
-    ] = 10_000
     janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that the compactor works on at once.")] = 4
     recall_index: Annotated[
         str,
@@ -103,10 +87,6 @@ class ContextConfig(Section, frozen=True):
             extra=SECRET,
         ),
     ] = "sqlite"
-    recall_connections: Annotated[
-        int,
-        Meta(ge=1, le=1000, description="Connections to PostgreSQL, if it is the recall index; further calls wait."),
-    ] = 8
     recall_lifetime_s: Annotated[
         float,
         Meta(
@@ -139,9 +119,6 @@ class ContextConfig(Section, frozen=True):
     recall_tokens: Annotated[
         int, Meta(ge=0, le=100_000, description="Most tokens of recalled items that are added to one question.")
     ] = 150
-    recall_items: Annotated[
-        int, Meta(ge=1, le=1000, description="Most items that a search returns for one question.")
-    ] = 10
     recall_timeout_s: Annotated[
         float,
         Meta(
@@ -159,9 +136,6 @@ class ContextConfig(Section, frozen=True):
             "Sessions that were not added to for longest are dropped first.",
         ),
     ] = 1 << 30
-    max_recall_calls: Annotated[
-        int, Meta(ge=1, le=10_000, description="Most calls that may wait for the recall index.")
-    ] = 256
 
     @property
     def recall_in_postgres(self) -> bool:

@@ -48,7 +48,7 @@ from router.proxy.flight import Break, Flight
 from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer
 from router.proxy.selection import AttemptRefusal, WorkerSelector
-from router.runtime.freed_memory import untie_error
+from router.runtime.reference_cycles import untie_error
 from router.wire.dialects import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
 
@@ -56,6 +56,10 @@ log = logging.getLogger("warmroute.dispatch")
 
 CLIENT_GONE = 499
 """nginx's status for a request whose client left before its answer began. It stands in records only."""
+
+
+MAX_KEPT_BYTES = 4 << 20
+"""Kept of one stream for its resumption, beyond its newest 64 KiB."""
 
 
 async def look_nowhere() -> None:
@@ -81,7 +85,6 @@ class Dispatcher:
         """``read``: parses large answers for their usage. ``look_for_models``: reads the workers' lists of models anew."""
         self._look_for_models = look_for_models
         self._retries = retries
-        self._max_kept_bytes = resumption.max_kept_bytes
         self._admission = admission
         self._selector = selector
         self._delivery = Delivery(selector, upstream, clock, read)
@@ -108,7 +111,7 @@ class Dispatcher:
         )
         if (trace := trace_of(request.request_id)) is not None:
             request = _begin_trace(trace, record, request, self._clock())
-        transcript = Transcript(self._max_kept_bytes, self.kept) if request.is_resumable else None
+        transcript = Transcript(MAX_KEPT_BYTES, self.kept) if request.is_resumable else None
         self.budget.on_request()
         reservation: Reservation | None = None
         is_foreseen = False

@@ -126,7 +126,7 @@ def turn_rows(turns: Turns) -> Iterable[Row]:
 
 def history_rows(turns: Turns) -> Iterable[Row]:
     histories = turns.histories
-    cache, bounds = histories.cache, histories.bounds
+    cache, config = histories.cache, histories.config
     return (
         counter(
             "full_sessions",
@@ -134,10 +134,12 @@ def history_rows(turns: Turns) -> Iterable[Row]:
             lambda: histories.full,
         ),
         gauge(
-            "max_session_items", "Most entries of a session's log (sessions.max_entries).", lambda: bounds.max_entries
+            "max_session_items", "Most entries of a session's log (sessions.max_entries).", lambda: config.max_entries
         ),
         gauge(
-            "max_session_bytes", "Most bytes of a session's log (sessions.max_session_bytes).", lambda: bounds.max_bytes
+            "max_session_bytes",
+            "Most bytes of a session's log (sessions.max_session_bytes).",
+            lambda: config.max_session_bytes,
         ),
         gauge("hot_sessions", "Sessions whose history is in memory.", lambda: len(cache)),
         gauge("hot_bytes", "Bytes of the histories in memory.", lambda: cache.bytes),
@@ -153,9 +155,7 @@ def history_rows(turns: Turns) -> Iterable[Row]:
     )
 
 
-def context_rows(
-    window: ContextWindow, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]
-) -> Iterable[Row]:
+def context_rows(window: ContextWindow, tenants: Callable[[], Sequence[TenantRules]]) -> Iterable[Row]:
     """``tenants``: those that are configured."""
     views, compactor, counts = window.views, window.compactor, window.views.counts
 
@@ -194,7 +194,7 @@ def context_rows(
             "kind",
         ),
         gauge("janitor_waiting", "Sessions that wait for the compactor.", lambda: compactor.waiting),
-        gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: max_waiting),
+        gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: compactor.max_waiting),
         gauge(
             "tenant_summary_tokens_left",
             "Tokens that summaries of the tenant's sessions may still use until midnight UTC.",

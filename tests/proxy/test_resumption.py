@@ -216,9 +216,7 @@ class House:
         self.wakes: list[str] = []
         self.dispatcher = Dispatcher(
             RetriesConfig(max_deaths=max_deaths, min_budget=min_retries),
-            ResumptionConfig(
-                max_attempts=max_resumptions, wait_s=1.0, max_kept_bytes=1 << 20, max_total_kept_bytes=1 << 24
-            ),
+            ResumptionConfig(max_attempts=max_resumptions, wait_s=1.0, max_total_kept_bytes=1 << 24),
             WorkerSelector(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
             self.workers,
             self.records.append,

@@ -16,7 +16,7 @@ from router.sessions.context.history import History
 from router.sessions.context.view import START
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import Sid, Store
 from router.sessions.stores.encrypted import EncryptedStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
@@ -74,10 +74,10 @@ class PointedCalls:
 class BusyWriter(FakeWriter):
     """Lets others go on while it writes."""
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         for _ in range(20):
             await asyncio.sleep(0)
-        return await super().write(ask, history, source, max_tokens)
+        return await super().write(request, history, source, max_tokens)
 
 
 class Site:
@@ -102,13 +102,13 @@ class Site:
         return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **overrides)
 
     async def pile_up(self, replica: Replica, turns: int = 6) -> CompactionJob:
-        """Turns, and what the janitor has to do behind them."""
+        """Turns, and what the compactor has to do behind them."""
         for number in range(turns):
             await replica.take(user(f"{number} {LONG}"), sid=self.sid)
         return self.job(replica)
 
     def job(self, replica: Replica) -> CompactionJob:
-        return replica.turns.context_window.compactor._waiting.pop(self.sid)
+        return replica.turns.context_window.compactor.jobs.pop(self.sid)
 
     async def history(self) -> History:
         """As a replica reads it that knows nothing."""

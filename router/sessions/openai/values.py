@@ -1,4 +1,4 @@
-"""Members of a decoded body, read strictly: each is what it has to be, or an InvalidRequest names it. Pure."""
+"""Reads members of a decoded body strictly. An InvalidRequest names the one that is wrong. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from router.core.errors import InvalidRequest
 JsonObject = dict[str, Any]
 
 MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
-"""Of metadata, as the API has it."""
+"""Bounds of metadata, as in the API."""
 
 
 def refuse(message: str, param: str) -> NoReturn:
@@ -60,13 +60,13 @@ def read_choice(value: object, param: str, allowed: Collection[str]) -> str:
 
 
 def read_metadata(value: object, param: str = "metadata") -> dict[str, str]:
-    """None is no pairs."""
+    """``value`` None: no pairs."""
     pairs = {} if value is None else read_object(value, param)
     if len(pairs) > MAX_PAIRS:
-        refuse(f"{param} may have {MAX_PAIRS} pairs at the most", param)
+        refuse(f"{param} may have at most {MAX_PAIRS} pairs", param)
     for key, text in pairs.items():
         if len(key) > MAX_KEY_CHARS:
-            refuse(f"a key of {param} may have {MAX_KEY_CHARS} characters at the most", param)
+            refuse(f"a key of {param} may have at most {MAX_KEY_CHARS} characters", param)
         if not isinstance(text, str) or len(text) > MAX_VALUE_CHARS:
-            refuse(f"a value of {param} must be a string of {MAX_VALUE_CHARS} characters at the most", param)
+            refuse(f"a value of {param} must be a string of at most {MAX_VALUE_CHARS} characters", param)
     return pairs
