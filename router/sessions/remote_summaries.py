@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from router.core.errors import WorkerError
-from router.sessions.context.compaction import ANY_NUMBER, Source
+from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.summaries import ask_for_summary
 from router.sessions.openai.chat_answers import read_answer
@@ -50,7 +50,7 @@ class RemoteSummaryWriter:
 
     def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:  # noqa: ARG002
         """No bound but the configured one: the API does not say how long its prompts may be."""
-        return ANY_NUMBER
+        return ANY
 
     async def _post(self, body: bytes) -> bytes:
         """One connection a request. Summaries are rare, and so nothing has to be closed later."""

@@ -13,7 +13,7 @@ import msgspec
 from router.core.errors import WorkerError
 from router.proxy.internal_client import LOW_PRIORITY, InternalClient
 from router.proxy.ports import Dispatch
-from router.sessions.context.compaction import ANY_NUMBER, Source
+from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.summaries import ask_after, ask_for_summary, without_thoughts, words_of
@@ -77,7 +77,7 @@ class FleetSummaryWriter:
 
     def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:
         if self._may_ask_after(request, history, history.view.summarized_upto, max_tokens):
-            return ANY_NUMBER
+            return ANY
         return self._room_for_transcript(self._model(request), max_tokens)
 
     def _model(self, request: TurnRequest) -> str:
@@ -85,7 +85,7 @@ class FleetSummaryWriter:
 
     def _room_for_transcript(self, model: str, max_tokens: int) -> int:
         window = self.window(model)
-        return max(round(window * TRANSCRIPT_SHARE) - max_tokens - FRAME_TOKENS, 1) if window else ANY_NUMBER
+        return max(round(window * TRANSCRIPT_SHARE) - max_tokens - FRAME_TOKENS, 1) if window else ANY
 
     def _may_ask_after(self, request: TurnRequest, history: History, since: LogPosition, max_tokens: int) -> bool:
         """True if the prompt has the whole source, ends with an answer, and leaves room for a question and a summary."""

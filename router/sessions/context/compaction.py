@@ -17,7 +17,7 @@ MAX_SEGMENTS, MAX_SUMMARY_SHARE = 8, 0.34
 """Beyond so many segments, or such a share of the low watermark, all are summarised into one: they would leave no room for what
 was said last."""
 
-ANY_NUMBER = 1 << 40
+ANY = 1 << 40
 
 
 class Source(NamedTuple):
@@ -60,9 +60,7 @@ def cut_view(history: History, cut: Cut) -> View:
     )
 
 
-def source_of(
-    history: History, upto: LogPosition, *, low_tokens: int = ANY_NUMBER, max_tokens: int = ANY_NUMBER
-) -> Source:
+def source_of(history: History, upto: LogPosition, *, low_tokens: int = ANY, max_tokens: int = ANY) -> Source:
     """The source of a summary of all items up to there that have none; of their first part, if they have more than
     ``max_tokens``. ``low_tokens``: what a cut leaves, of which summaries may take a share."""
     view = history.view
