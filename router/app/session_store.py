@@ -26,7 +26,7 @@ NO_STORE = "none"
 SECRET_BYTES = 32
 SECRET_FILE, DATABASE_FILE = "sessions.secret", "sessions.db"
 WAIT_SHARE = 0.5
-"""Share of the time of a call in which replicas must confirm a write."""
+"""Redis replicas must confirm a write within this share of a call's deadline."""
 
 SCHEMES = "sqlite:///PATH, memory://, redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, none"
 
@@ -34,7 +34,7 @@ SCHEMES = "sqlite:///PATH, memory://, redis://, rediss://, unix://, redis+sentin
 async def open_store(
     config: SessionsConfig, clock: Callable[[], float], wall_clock: Callable[[], float]
 ) -> OpenedStore:
-    """``clock``: the boot's monotonic one. Succeeds while Redis is away. Raises ConfigError."""
+    """``clock``: monotonic since the system's boot. Succeeds while Redis is away. Raises ConfigError."""
     scheme, separator, rest = config.store.partition("://")
     secret = read_secret("sessions.secret", config.secret, config.secret_file)
     limits = OwnerLimits(config.max_tenant_sessions, config.max_tenant_bytes)
@@ -121,7 +121,8 @@ def state_dir(config: SessionsConfig) -> Path:
 
 
 def kept_secret(path: Path) -> bytes:
-    """Creates the secret where it is missing. The first of several processes decides, and none reads half of it. Raises
+    """Creates the secret if it is missing. Of several processes that start at once the first one's secret stays, and no
+    process reads a half-written file. Raises
     ConfigError."""
     if not path.exists():
         try:

@@ -99,7 +99,7 @@ def memory_rows(memory: MemoryBudget) -> Iterable[Row]:
 
 
 def key_rows(keys: KeyFile | None, data: DataPort, limits: LimitsConfig) -> Iterable[Row]:
-    """All zero where no keys are asked for."""
+    """All are zero if the router runs without API keys."""
 
     def refusals() -> Mapping[str, int]:
         return {refusal.value: keys.refusals[refusal] if keys else 0 for refusal in AuthRefusal}

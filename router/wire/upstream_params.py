@@ -1,4 +1,4 @@
-"""What the router asks of a worker's answer in place of the client, and the members of the body that it sets for it. Pure."""
+"""Decides what kind of answer the router asks a worker for, and which members of the client's body it sets to get it. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ client sets one, the worker gets the engine's own default."""
 
 
 class UpstreamParams(NamedTuple):
-    """How an answer shall come, and the members of the body that the router sets for it."""
+    """The kind of answer. ``ours``: members of the body that the router sets, as JSON."""
 
     stream: bool
     salt: str
@@ -28,9 +28,9 @@ class UpstreamParams(NamedTuple):
     hides_ids: bool
     is_resumable: bool
     answers: int
-    """How many the worker writes: choices of each prompt."""
+    """Answers that the worker writes: prompts times choices."""
     max_answer_tokens: int | None
-    """Of each; None: as many as the model's window leaves."""
+    """Most tokens of each answer. None: as many as the model's window leaves."""
     ours: dict[str, bytes]
 
 
@@ -53,7 +53,7 @@ def upstream_params(
 
 
 def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
-    """How many answers, and the most tokens of each, as vLLM reads it: the newer name counts before the older."""
+    """Number of answers, and most tokens of each. As in vLLM, ``max_completion_tokens`` counts before ``max_tokens``."""
     if not route.spec.generates:
         return 1, 0
     limit, answers = members.get("max_tokens"), _count(members.get("n"))
@@ -68,7 +68,7 @@ def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _prompts(value: Any) -> int:
-    """How many prompts a member holds, each of which is answered: a list of numbers is one prompt, in token ids."""
+    """Number of prompts in a member. A list of numbers is one prompt in token ids."""
     if type(value) is list and value and type(value[0]) is not int:
         return len(value)
     return int(bool(value))
@@ -86,7 +86,7 @@ def _usage_request(body: Body, members: Mapping[str, Any]) -> bytes | None:
 
 
 def with_shorter_answers(request: Request, most: int) -> Request:
-    """The request, with at most ``most`` tokens for each answer. O(body), without reading it."""
+    """The request, with at most ``most`` tokens for each answer. O(body): only the names of its members are decoded."""
     given = member_names(request.body)
     is_newer = (
         request.route.spec.prompt is PromptForm.MESSAGES

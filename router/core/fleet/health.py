@@ -1,4 +1,5 @@
-"""When a worker is taken out for failing, for how long, and how it comes back. ``NEXT`` has every transition.
+"""Decides when a failing worker is taken out, for how long, and how it comes back. ``NEXT`` has every transition. Pure:
+``upstream.health_check`` probes the workers, and ``proxy.selection`` reports what became of requests.
 
 Probes and requests are counted apart: a worker that drains answers its probes and fails its requests. An ejection lasts
 ``ejection_s``, and twice as long as the last one if the worker has not been well for four times that. Being slow is load, not
