@@ -19,7 +19,7 @@ MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN = 0.5, 64.0
 """A prompt beyond these is not text, or badly counted: an image says nothing of how a tokenizer cuts."""
 
 BELIEVED_TOKENS = 256.0
-"""What the configured bytes per token weigh against the first that are seen."""
+"""Weight of the configured bytes per token against the first measurements, in tokens."""
 
 CAPACITY_STEP = 0.02
 """A cache's size in index blocks follows the learnt bytes per token; smaller changes than this are not worth the work."""
@@ -47,7 +47,7 @@ class Learning:
         self._prefills = believed(rules.initial_prefill_rate)
         self._unproven: set[Member] = set()
         self.mean_uncached_tokens = 1000.0
-        """Of the requests that this router saw: what one that it did not see is likely to queue."""
+        """Mean over this router's requests: the estimate for a request of another router."""
 
     def add(self, member: Member) -> None:
         self._unproven.add(member)
@@ -61,9 +61,9 @@ class Learning:
     # Rates
 
     def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
-        """How fast the worker prefilled, from what it really computed and the time it had for it.
+        """The worker computed ``uncached_tokens`` within the lease's time.
 
-        Workers that have shown little of their own are taken for the fleet's mean, and so follow it.
+        Workers with few samples of their own follow the fleet's mean.
         """
         self.mean_uncached_tokens += 0.05 * (max(uncached_tokens, 0.0) - self.mean_uncached_tokens)
         if uncached_tokens <= 0 or lease.service_s <= 0 or lease.member.removed:
@@ -78,7 +78,7 @@ class Learning:
     # Tokens
 
     def knows(self, model: str) -> bool:
-        """True if there may be something to learn of it: it exists."""
+        """True if some worker ever listed the model, or the configuration declares it."""
         return self._catalog.knows(model)
 
     def bytes_per_token(self, model: str) -> float:
