@@ -12,11 +12,12 @@ from typing import NamedTuple
 from router.core.fleet.catalog import Catalog
 from router.core.fleet.figures import Figures
 from router.core.fleet.health import Health, WorkerState
-from router.core.fleet.learning import Holdings, Learning
+from router.core.fleet.learning import Learning
 from router.core.fleet.load import LoadReport
 from router.core.fleet.member import Lease, Member, ModelCard
 from router.core.fleet.patience import Signs
 from router.core.fleet.rules import FleetRules
+from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress, WorkerName
 
 DRAIN_EVERY_S = 0.01
@@ -37,12 +38,12 @@ class Fleet:
     """All workers by position."""
 
     def __init__(
-        self, rules: FleetRules, holdings: Holdings, notify: Callable[[Member], None] = lambda _member: None
+        self, rules: FleetRules, index: PrefixIndex, notify: Callable[[Member], None] = lambda _member: None
     ) -> None:
         """``notify`` is called after a worker's health changed."""
         self._notify = notify
         self._rules = rules
-        self._holdings = holdings
+        self._index = index
         self._slots: list[Member | None] = []
         self._by_name: dict[WorkerName, Member] = {}
         self._returning: set[Member] = set()
@@ -53,7 +54,7 @@ class Fleet:
         """Called when an ejected worker answers a probe before its time is over; None while no request waits."""
         self.figures = Figures()
         self.catalog = Catalog(self._by_name.values(), rules.declared_models)
-        self.learning = Learning(rules, self.figures, self.catalog, holdings)
+        self.learning = Learning(rules, self.figures, self.catalog, index)
 
     def __repr__(self) -> str:
         return f"Fleet({', '.join(f'{member.name} {member.state.value}' for member in self.members())})"
@@ -109,7 +110,7 @@ class Fleet:
 
     def _free(self, member: Member) -> None:
         self._slots[member.position] = None
-        self._holdings.remove(member.position)
+        self._index.remove(member.position)
 
     # --- models and health
 
@@ -199,7 +200,7 @@ class Fleet:
         restarted = member.load is not None and report.is_after_restart(member.load)
         member.load, member.load_at = report, now
         if restarted:
-            self._holdings.clear(member.position)
+            self._index.clear(member.position)
             member.lost_tokens = 0.0
             member.is_list_old = True
             member.reports_cached.clear()
@@ -224,7 +225,7 @@ class Fleet:
         """The member fell asleep, or woke. Sleep empties its cache, so blocks that were recorded meanwhile are lost, too. A
         member that woke is alive, although requests that it slept through may have failed."""
         member.asleep_since = now if is_asleep else None
-        self._holdings.clear(member.position)
+        self._index.clear(member.position)
         member.lost_tokens = 0.0
         if not is_asleep:
             member.health.on_success(now)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from router.core.fleet.capacity import LearntCapacity
 from router.core.fleet.catalog import Catalog
 from router.core.fleet.figures import Figures
@@ -11,6 +9,7 @@ from router.core.fleet.member import Lease, Member
 from router.core.fleet.rates import DecayedRatio, believed
 from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES
+from router.core.index.prefix_index import PrefixIndex
 
 OWN_SAMPLES = 10.0
 """With more (decayed) samples, a worker's rate is its own and no longer follows the fleet's."""
@@ -25,24 +24,12 @@ CAPACITY_STEP = 0.02
 """A cache's size in index blocks follows the learnt bytes per token; smaller changes than this are not worth the work."""
 
 
-class Holdings(Protocol):
-    """The index, as the fleet needs it: it learns which workers are there and how large their caches are."""
-
-    def add(self, position: int, capacity_blocks: int | None = None) -> None: ...
-
-    def remove(self, position: int) -> None: ...
-
-    def resize(self, position: int, capacity_blocks: int) -> None: ...
-
-    def clear(self, position: int) -> None: ...
-
-
 class Learning:
-    def __init__(self, rules: FleetRules, figures: Figures, catalog: Catalog, holdings: Holdings) -> None:
+    def __init__(self, rules: FleetRules, figures: Figures, catalog: Catalog, index: PrefixIndex) -> None:
         self._rules = rules
         self._figures = figures
         self._catalog = catalog
-        self._holdings = holdings
+        self._index = index
         self._bytes_per_token: dict[str, DecayedRatio] = {}
         self._prefills = believed(rules.initial_prefill_rate)
         self._unproven: set[Member] = set()
@@ -53,7 +40,7 @@ class Learning:
         self._unproven.add(member)
         self._figures.reset(member.position, member.name, member.prefills.seconds_per_token(self._prefills))
         member.cache_blocks = self._capacity_blocks(member)
-        self._holdings.add(member.position, member.cache_blocks)
+        self._index.add(member.position, member.cache_blocks)
 
     def remove(self, member: Member) -> None:
         self._unproven.discard(member)
@@ -122,7 +109,7 @@ class Learning:
         blocks = self._capacity_blocks(member)
         if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
             member.cache_blocks = blocks
-            self._holdings.resize(member.position, blocks)
+            self._index.resize(member.position, blocks)
 
     def _capacity_blocks(self, member: Member) -> int:
         reported = member.load.cache_tokens if member.load else None
