@@ -31,7 +31,7 @@ from aiohttp import ClientError, ClientSession, TCPConnector, web
 from bench.races import Seen, read_log, worker_app
 from bench.verdict import conclude, served
 from router.core.request.request import Tenant
-from router.sessions.names import Names, Space
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import EMPTY, Append, Begin, Begun, Sid, Store, StoreUnavailable
 from router.sessions.stores.redis import RedisLimits, RedisStore, RedisUnavailable
 from router.sessions.stores.sqlite import SqliteStore
@@ -185,10 +185,10 @@ async def leave_at_random(client: ClientSession, url: str, count: int) -> dict[s
 
 async def probe(store: Store, count: int) -> dict[str, Any]:
     """Of what Bob is told of Ann's sessions, and of nobody's: how often it was not the same."""
-    names = Names(b"a secret of the benchmark")
+    session_ids = SessionIds(b"a secret of the benchmark")
     chance = random.Random(3)
     for number in range(SESSIONS):
-        sid = names.sid(ANN, Space.SESSION, f"n{number}")
+        sid = session_ids.sid(ANN, Namespace.SESSION, f"n{number}")
         await store.create(sid, ANN, entries=[b"e"], attributes=b"a", turns=1, lifetime_s=LIFETIME_S)
         await store.put_document(sid, ANN, b"d", LIFETIME_S)
     calls: list[Callable[[Sid], Awaitable[Any]]] = [
@@ -204,7 +204,7 @@ async def probe(store: Store, count: int) -> dict[str, Any]:
     async def ask() -> None:
         for number in left:
             owner = (BOB, ANN)[number % 2]
-            sid = names.sid(owner, Space.SESSION, f"n{chance.randrange(SESSIONS)}")
+            sid = session_ids.sid(owner, Namespace.SESSION, f"n{chance.randrange(SESSIONS)}")
             at = chance.randrange(len(calls))
             told["wrong"] += bool(await calls[at](sid))  # absent is None, and nothing to delete False
             told["asked"] += 1
@@ -212,7 +212,7 @@ async def probe(store: Store, count: int) -> dict[str, Any]:
     began = time.monotonic()
     await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
     for number in range(SESSIONS):
-        loaded = await store.load(names.sid(ANN, Space.SESSION, f"n{number}"), ANN, EMPTY)
+        loaded = await store.load(session_ids.sid(ANN, Namespace.SESSION, f"n{number}"), ANN, EMPTY)
         told["wrong"] += loaded is None or list(loaded.tail) != [b"e"]
     return {"asked": told["asked"], "wrong": told["wrong"], "per_s": round(count / (time.monotonic() - began))}
 

@@ -203,7 +203,7 @@ async def ask(index: SqliteIndex, dialogues: Sequence[Dialogue]) -> Asked:
     return asked
 
 
-async def measure(embedder: KeptEmbedder, dialogues: Sequence[Dialogue], path: str) -> dict[str, Asked]:
+async def measure(embedder: KeptEmbedder, dialogues: Sequence[Dialogue], path: Path) -> dict[str, Asked]:
     found = {}
     for ranking, weights in RANKINGS.items():
         index = await SqliteIndex.open(path, embedder, IndexLimits(search_timeout_s=10, embed_timeout_s=10), weights)
@@ -247,7 +247,7 @@ async def run(options: argparse.Namespace) -> int:
         for size in map(int, options.sizes.split(",")):
             dialogues = make_dialogues(said, facts, size)
             with TemporaryDirectory() as directory:
-                found[size] = await measure(embedder, dialogues, f"{directory}/recall.db")
+                found[size] = await measure(embedder, dialogues, Path(directory, "recall.db"))
             print(f"{size} items: {found[size]['fused'].figures()}", file=sys.stderr)
     finally:
         embedder.save()

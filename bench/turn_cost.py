@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.request.record import Record
 from router.core.request.reply import Reply
 from router.core.request.request import NO_TENANT, Request, Tenant
@@ -22,16 +23,16 @@ from router.proxy.ports import Client
 from router.runtime import freed_memory
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat
-from router.sessions.claimer import TurnSettings
 from router.sessions.context.prompt import Incoming
+from router.sessions.copying import copy_session
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask, Planner
+from router.sessions.planner import Planner, TurnRequest
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.kept_histories import context_window_of
 from tests.sessions.stores.memory import MemoryStore
 
 ITEM_BYTES, TURNS = 1000, 100
@@ -93,8 +94,8 @@ def record() -> Record:
     return Record(route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="w")
 
 
-def ask(sid: Sid, incoming: Incoming) -> Ask:
-    return Ask(
+def ask(sid: Sid, incoming: Incoming) -> TurnRequest:
+    return TurnRequest(
         api="sessions",
         sid=sid,
         caller=CALLER,
@@ -111,12 +112,12 @@ async def measure(items: int) -> dict[str, float]:
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
     histories = Histories(store, HistoryCache(1 << 34), time.time)
     turns = Turns(
-        TurnSettings(15.0, 60.0, 64, 1000),
+        SessionsConfig(),
         histories,
         worker,
         lambda _session, _worker: None,
         Planner(histories, lambda _model: 4.0, resumes=True),
-        upkeep_of(histories, time.time, strategy="hybrid", window=1_000_000),
+        context_window_of(histories, time.time, strategy="hybrid", window=1_000_000),
         time.monotonic,
         lambda _seconds: None,
     )
@@ -126,7 +127,7 @@ async def measure(items: int) -> dict[str, float]:
     befores, behinds, loads = [], [], []
     for number in range(1, TURNS + 1):
         sid = Sid(str(number))
-        await histories.copy(Sid("0"), sid, CALLER.rules.tenant, 60.0)
+        await copy_session(histories, Sid("0"), sid, CALLER.rules.tenant, 60.0)
         started_at = time.perf_counter()
         await histories.load(sid, CALLER.rules.tenant)
         loads.append(time.perf_counter() - started_at)

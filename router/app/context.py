@@ -8,17 +8,16 @@ from router.config.context import ContextConfig
 from router.config.schema import Config
 from router.config.secrets import read_secret
 from router.proxy.ports import Dispatch
-from router.sessions.compactor import Compactor, CompactorSettings
-from router.sessions.context.view import ContextOverrides
+from router.sessions.compactor import Compactor
 from router.sessions.context_window import ContextWindow, Counts
 from router.sessions.histories import Histories
 from router.sessions.metrics import SessionMetrics
 from router.sessions.planner import Planner
 from router.sessions.recall.index import RecallIndex
-from router.sessions.recaller import Recaller, RecallRules
+from router.sessions.recaller import Recaller
 from router.sessions.remote_summaries import RemoteSummaryWriter
 from router.sessions.summaries import FleetSummaryWriter, SummaryWriter
-from router.sessions.views import ContextRules, Lookups, Views
+from router.sessions.views import Lookups, Views
 
 
 def build_context_window(
@@ -35,29 +34,11 @@ def build_context_window(
 ) -> ContextWindow:
     """Raises ConfigError."""
     context = config.context
-    rules = ContextRules(
-        overrides=ContextOverrides(
-            strategy=context.strategy,
-            high_tokens=context.high_tokens,
-            low_tokens=context.low_tokens,
-            max_tokens=context.max_tokens,
-        ),
-        answer_tokens=context.answer_tokens,
-    )
-    views = Views(rules, histories, lookups)
-    recall = RecallRules(context.recall_tokens, context.recall_items, context.recall_timeout_s)
-    recaller = Recaller(recall, index, planner.bytes_per_token, clock, metrics.observe_recall)
+    views = Views(context, histories, lookups)
+    recaller = Recaller(context, index, planner.bytes_per_token, clock, metrics.observe_recall)
     histories.on_deleted = recaller.forget
-    settings = CompactorSettings(
-        max_waiting=context.max_waiting,
-        work_s=context.summary_timeout_s,
-        retry_s=context.summary_retry_s,
-        summary_tokens=context.summary_tokens,
-        source_tokens=context.summary_source_tokens,
-        tokens_per_day=context.summary_tokens_per_day,
-    )
     writer = _writer(context, planner, dispatch, clock, lookups.window)
-    compactor = Compactor(settings, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
+    compactor = Compactor(context, views, histories, writer, recaller, wall_clock, clock, metrics.observe_lag)
     return ContextWindow(views, recaller, compactor, counts)
 
 

@@ -105,7 +105,7 @@ def open_keys(config: Config, audit: Audit, plane: DataPlane) -> KeyFile | None:
     """None where no keys are asked for. Raises ConfigError."""
     if not config.auth.asks_for_keys:
         return None
-    return KeyFile(config.auth, audit, time.time, plane.admission.ledger.keep, config.limits.max_key_connections)
+    return KeyFile(config.auth, audit, time.time, plane.admission.limits.ledger.keep, config.limits.max_key_connections)
 
 
 def build_ports(
@@ -131,7 +131,7 @@ def build_ports(
         cuts.observe,
         memory,
         plane.parsers,
-        plane.admission,
+        plane.admission.limits,
         state.routes,
         resumes=config.resumption.max_attempts > 0,
     )

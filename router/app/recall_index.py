@@ -1,4 +1,4 @@
-"""The index of what left prompts that the configuration names, and who makes vectors for it."""
+"""Opens the recall index that the configuration names, and the embedder that makes vectors for it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ log = logging.getLogger("warmroute.sessions")
 
 INDEX_FILE = "recall.db"
 MIN_ROOM_BYTES = 128 << 10
-"""Of a disk that has less, an index that cannot be opened has no room."""
+"""If an index cannot be opened on a disk with less room, the cause is the full disk."""
 
 Close = Callable[[], Awaitable[None]]
 
-
 SEARCH_SHARE, EMBED_SHARE = 0.8, 0.4
-"""Of the seconds after which a question goes alone: the index's answer, and within it the embedder's. So words alone decide
-where a query is not embedded in time, and it is the index that gives up first, and sees that its server does not answer."""
+"""Shares of ``context.recall_timeout_s`` for a search, and in it for the embedder. So words alone decide where a query is not
+embedded in time, and the index gives up before the turn does, and notices that its server does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedIndex:
-    """``sqlite``: the index, where it is one of that kind."""
+    """``sqlite``: the index, if it is one in SQLite."""
 
     index: MeasuredIndex
     closes: tuple[Close, ...] = ()
     sweep: Callable[[], Awaitable[None]] | None = None
-    """Deletes what has expired; None where nothing does."""
+    """Deletes what has expired; None: nothing expires."""
     sqlite: SqliteIndex | None = None
 
     async def aclose(self) -> None:
@@ -51,16 +50,16 @@ class OpenedIndex:
 async def open_index(
     config: Config, dispatch: Dispatch, clock: Callable[[], float], wall_clock: Callable[[], float]
 ) -> OpenedIndex:
-    """A mirror of the log: it is never in the clear on a disk where the log is not. ``dispatch``: to the fleet, which may make
-    vectors. Raises ConfigError."""
+    """The index mirrors the log, so it is in memory where the store is encrypted or in memory. ``dispatch``: to the fleet,
+    which may make vectors. Raises ConfigError."""
     sessions, context = config.sessions, config.context
     if sessions.store == NO_STORE or context.recall_index == "none":
         return OpenedIndex(NullIndex())
     if context.recall_in_postgres:
         return await _open_postgres(context, dispatch, clock)
-    is_sealed = bool(sessions.encryption_secret or sessions.encryption_secret_file)
+    is_encrypted = bool(sessions.encryption_secret or sessions.encryption_secret_file)
     path = IN_MEMORY
-    if context.recall_index == "sqlite" and not is_sealed and not sessions.store.startswith("memory"):
+    if context.recall_index == "sqlite" and not is_encrypted and not sessions.store.startswith("memory"):
         directory = state_dir(sessions)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,16 +77,17 @@ async def open_index(
 async def _open_sqlite(
     path: Path, embedder: Embedder | None, limits: IndexLimits, wall_clock: Callable[[], float]
 ) -> SqliteIndex:
-    """On a disk without room, in memory until the next start. Raises IndexUnavailable."""
+    """On a full disk, opens the index in memory until the next start. Raises IndexUnavailable."""
     try:
-        return await SqliteIndex.open(str(path), embedder, limits, wall_clock=wall_clock)
+        return await SqliteIndex.open(path, embedder, limits, wall_clock=wall_clock)
     except IndexUnavailable as error:
         if path == IN_MEMORY or disk_usage(path.parent).free >= MIN_ROOM_BYTES:
             raise
         log.warning(
-            "the index of what left prompts has no room on its disk, and is in memory", extra={"why": str(error)}
+            "the recall index is in memory, since its disk is full: free some of the disk and restart",
+            extra={"why": str(error)},
         )
-        return await SqliteIndex.open(str(IN_MEMORY), embedder, limits, wall_clock=wall_clock)
+        return await SqliteIndex.open(IN_MEMORY, embedder, limits, wall_clock=wall_clock)
 
 
 def _sqlite_limits(context: ContextConfig) -> IndexLimits:
@@ -101,7 +101,7 @@ def _sqlite_limits(context: ContextConfig) -> IndexLimits:
 
 
 async def _open_postgres(context: ContextConfig, dispatch: Dispatch, clock: Callable[[], float]) -> OpenedIndex:
-    """A server that is away is no reason not to start. Raises ConfigError."""
+    """Succeeds while the server is away. Raises ConfigError."""
     try:
         from router.sessions.recall.postgres import PostgresIndex, PostgresLimits
     except ImportError:
@@ -120,7 +120,7 @@ async def _open_postgres(context: ContextConfig, dispatch: Dispatch, clock: Call
 async def _open_embedder(
     context: ContextConfig, dispatch: Dispatch, clock: Callable[[], float]
 ) -> tuple[Embedder | None, Close | None]:
-    """By a URL, in this process, or by the fleet. Raises ConfigError."""
+    """Opens an embedder behind a URL, in this process, or in the fleet. Raises ConfigError."""
     if not context.embed_model:
         return None, None
     if context.embed_url:

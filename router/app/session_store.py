@@ -1,4 +1,4 @@
-"""The session store that the configuration names, with what stands in front of it: encryption, and the journal."""
+"""Opens the session store that the configuration names, with encryption and the journal in front of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_STORE = "none"
 SECRET_BYTES = 32
 SECRET_FILE, DATABASE_FILE = "sessions.secret", "sessions.db"
 WAIT_SHARE = 0.5
-"""Of a call's time, how long replicas may take to have a write."""
+"""Share of the time of a call in which replicas must confirm a write."""
 
 SCHEMES = "sqlite:///PATH, memory://, redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, none"
 
@@ -34,13 +34,14 @@ SCHEMES = "sqlite:///PATH, memory://, redis://, rediss://, unix://, redis+sentin
 async def open_store(
     config: SessionsConfig, clock: Callable[[], float], wall_clock: Callable[[], float]
 ) -> OpenedStore:
-    """``clock``: the boot's monotonic one. A Redis that is away is no reason not to start. Raises ConfigError."""
+    """``clock``: the boot's monotonic one. Succeeds while Redis is away. Raises ConfigError."""
     scheme, separator, rest = config.store.partition("://")
     secret = read_secret("sessions.secret", config.secret, config.secret_file)
     limits = OwnerLimits(config.max_tenant_sessions, config.max_tenant_bytes)
     if config.store == NO_STORE or scheme == "memory":
         opened = await _open_sqlite(config, IN_MEMORY, clock, wall_clock, limits)
-        return OpenedStore("memory", opened, secret or secrets.token_bytes(SECRET_BYTES), sqlite=opened, limits=limits)
+        secret = secret or secrets.token_bytes(SECRET_BYTES)
+        return OpenedStore("memory", opened, opened, secret, limits=limits)
     if not config.store or scheme == "sqlite":
         path = Path(f"/{rest.lstrip('/')}") if separator else state_dir(config) / DATABASE_FILE
         opened = await _open_sqlite(config, path, clock, wall_clock, limits)
@@ -51,7 +52,7 @@ async def open_store(
             _warn_of_readers(secret_path)
             if is_new:
                 await _warn_of_lost(opened, secret_path)
-        return OpenedStore("sqlite", _sealed(config, opened), secret, sqlite=opened, limits=limits)
+        return OpenedStore("sqlite", opened, _encrypted(config, opened), secret, limits=limits)
     if scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
         raise ConfigError(f"sessions.store=***: must be one of {SCHEMES}")
     if not secret:
@@ -100,20 +101,20 @@ async def _open_redis(
     except ValueError as error:
         raise ConfigError(f"sessions.store=***: {error}") from None
     if not config.max_journal_bytes:
-        return OpenedStore("redis", _sealed(config, redis), secret, redis=redis, limits=owner)
+        return OpenedStore("redis", redis, _encrypted(config, redis), secret, limits=owner)
     directory = state_dir(config)
     journaled = JournaledStore(redis, Journal(directory, config.max_journal_bytes), wall_clock)
     try:
         await journaled.open()
     except OSError as error:
         raise ConfigError(
-            f"sessions.state_dir={str(directory)!r}: {error.strerror}; sessions.max_journal_bytes = 0 does without"
+            f"sessions.state_dir={str(directory)!r}: {error.strerror}; sessions.max_journal_bytes = 0 turns the journal off"
         ) from None
-    return OpenedStore("redis", _sealed(config, journaled), secret, journaled, redis, limits=owner)
+    return OpenedStore("redis", redis, _encrypted(config, journaled), secret, journaled, limits=owner)
 
 
 def state_dir(config: SessionsConfig) -> Path:
-    """What is kept there, only its owner may read."""
+    """The directory of files that only their owner may read."""
     if config.state_dir:
         return Path(config.state_dir)
     base = os.environ.get("XDG_STATE_HOME")
@@ -121,10 +122,11 @@ def state_dir(config: SessionsConfig) -> Path:
 
 
 def kept_secret(path: Path) -> bytes:
-    """Made once; who began first decides, and nobody sees it half written. Raises ConfigError."""
+    """Creates the secret where it is missing. The first of several processes decides, and none reads half of it. Raises
+    ConfigError."""
     if not path.exists():
         try:
-            with NamedTemporaryFile("w", dir=path.parent) as whole:  # which only its owner can read
+            with NamedTemporaryFile("w", dir=path.parent) as whole:  # readable by its owner only
                 whole.write(secrets.token_hex(SECRET_BYTES))
                 whole.flush()
                 with suppress(FileExistsError):
@@ -136,21 +138,23 @@ def kept_secret(path: Path) -> bytes:
 
 def _warn_of_readers(path: Path) -> None:
     if path.stat().st_mode & 0o077:
-        log.warning("others can read the secret that sessions' keys are made of: chmod 600", extra={"path": str(path)})
+        log.warning(
+            "other users can read the secret that sessions' keys are made of: chmod 600", extra={"path": str(path)}
+        )
 
 
 async def _warn_of_lost(store: SqliteStore, path: Path) -> None:
-    """A new secret was made there. Are there sessions of another?"""
+    """Logs an error where a new secret was made and the store has sessions of an old one."""
     with suppress(StoreUnavailable, Corrupt):
         if lost := sum(usage.sessions for usage in (await store.usage()).values()):
             log.error(
-                "the secret that sessions' keys are made of was missing, and a new one was made: nobody finds the sessions "
-                "that were stored before. Put the old file back and restart, or delete the database",
+                "the secret that sessions' keys are made of was missing, and a new one was made: sessions stored before "
+                "cannot be found. Put the old file back and restart, or delete the database",
                 extra={"path": str(path), "sessions": lost},
             )
 
 
-def _sealed(config: SessionsConfig, store: Store) -> Store:
+def _encrypted(config: SessionsConfig, store: Store) -> Store:
     """Raises ConfigError."""
     key = read_secret("sessions.encryption_secret", config.encryption_secret, config.encryption_secret_file)
     if not key:

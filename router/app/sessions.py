@@ -26,15 +26,13 @@ from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages
 from router.sessions.api.openapi import describe_state
 from router.sessions.api.responses import ResponsePages
-from router.sessions.api.rules import SessionRules
 from router.sessions.api.sessions import SessionPages
-from router.sessions.claimer import TurnSettings
-from router.sessions.histories import Histories, LogBounds
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
 from router.sessions.metrics import SessionMetrics, context_rows, history_rows, recall_rows, turn_rows
-from router.sessions.names import Names
 from router.sessions.planner import Planner
 from router.sessions.recall.index import IndexUnavailable
+from router.sessions.session_ids import SessionIds
 from router.sessions.store_health import StoreHealth
 from router.sessions.stores.contract import StoreUnavailable
 from router.sessions.stores.metrics import store_rows, usage_rows
@@ -120,7 +118,7 @@ async def build_state(
         clock,
         metrics.observe_load,
         metrics.observe_size,
-        LogBounds(sessions.max_entries, sessions.max_session_bytes),
+        sessions,
     )
     planner = Planner(histories, plane.fleet.learning.bytes_per_token, resumes=config.resumption.max_attempts > 0)
     index = await open_index(config, dispatch, clock, wall_clock)
@@ -129,12 +127,7 @@ async def build_state(
         config, histories, planner, dispatch, index.index, lookups, counts, clock, wall_clock, metrics
     )
     turns = Turns(
-        TurnSettings(
-            lease_s=sessions.lease_s,
-            max_wait_s=sessions.max_wait_s,
-            max_waiting=sessions.max_waiting,
-            max_give_backs=sessions.max_give_backs,
-        ),
+        sessions,
         histories,
         dispatch,
         plane.last_workers.set,
@@ -150,7 +143,7 @@ async def build_state(
         turn_rows(turns),
         history_rows(turns),
         store_rows(opened, lambda: watch.is_up),
-        usage_rows(opened, lambda: watch.usage, plane.admission.ledger.accounts),
+        usage_rows(opened, lambda: watch.usage, plane.admission.limits.ledger.accounts),
         context_rows(
             context_window,
             config.context.max_waiting,
@@ -158,25 +151,18 @@ async def build_state(
         ),
         recall_rows(context_window, index.index, index.sqlite),
     )
-    routes = _routes(config, turns, Names(opened.secret), wall_clock) if sessions.store != NO_STORE else None
+    routes = _routes(config, turns, SessionIds(opened.secret), wall_clock) if sessions.store != NO_STORE else None
     return SessionState(routes, turns, histories, opened, watch, index, config.context.janitors)
 
 
-def _routes(config: Config, turns: Turns, names: Names, wall_clock: Callable[[], float]) -> PageRoutes:
+def _routes(config: Config, turns: Turns, session_ids: SessionIds, wall_clock: Callable[[], float]) -> PageRoutes:
     sessions = config.sessions
-    rules = SessionRules(
-        session_s=sessions.lifetime_s,
-        response_s=sessions.response_lifetime_s,
-        conversation_s=sessions.conversation_lifetime_s,
-        on_busy=sessions.on_busy,
-        stateless_fallback=sessions.stateless_fallback,
-    )
     limits = body_limits(config.limits)
     return PageRoutes(
         [
-            SessionPages(turns, names, limits, rules),
-            ResponsePages(turns, names, limits, rules, wall_clock),
-            ConversationPages(turns, names, limits, rules, wall_clock),
+            SessionPages(turns, session_ids, limits, sessions),
+            ResponsePages(turns, session_ids, limits, sessions, wall_clock),
+            ConversationPages(turns, session_ids, limits, sessions, wall_clock),
         ],
         describe_state,
     )

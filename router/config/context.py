@@ -77,10 +77,6 @@ class ContextConfig(Section, frozen=True):
             gt=0, le=3600, description="Seconds in which a summary must be written; after that another replica may try."
         ),
     ] = 60.0
-    summary_retry_s: Annotated[
-        float,
-        Meta(gt=0, le=3600, description="Seconds until a failed summary is tried again; twice as long each time."),
-    ] = 10.0
     summary_tokens_per_day: Annotated[
         int,
         Meta(
@@ -139,9 +135,6 @@ class ContextConfig(Section, frozen=True):
     recall_tokens: Annotated[
         int, Meta(ge=0, le=100_000, description="Most tokens of recalled items that are added to one question.")
     ] = 150
-    recall_items: Annotated[
-        int, Meta(ge=1, le=1000, description="Most items that a search returns for one question.")
-    ] = 10
     recall_timeout_s: Annotated[
         float,
         Meta(

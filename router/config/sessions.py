@@ -115,15 +115,6 @@ class SessionsConfig(Section, frozen=True):
             "deletes some.",
         ),
     ] = 4 << 30
-    max_give_backs: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=100_000,
-            description="Claims of failed turns that may wait until a store that is away takes them back. Further claims "
-            "end with their lease.",
-        ),
-    ] = 1000
     sqlite_synchronous: Annotated[
         Literal["NORMAL", "FULL"],
         Meta(

@@ -6,12 +6,12 @@ from ipaddress import IPv6Address, ip_address
 
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_ADDRESSES = frozenset({"169.254.169.254", "fd00:ec2::254", "100.100.100.200"})
-"""AWS, Google, Azure and others; AWS over IPv6; Alibaba. The first is link-local, as are many more."""
+"""AWS, Google, Azure and others; AWS over IPv6; Alibaba. The first is link-local, as are many others."""
 
 
 def is_forbidden(host: str) -> bool:
-    """``host``: a name, or an address, with or without a zone. Names are judged as they are written; what they resolve to is
-    judged when it is known."""
+    """``host``: a name, or an address with or without a zone. A name is judged as written; its address is judged after it was
+    resolved."""
     name = host.rstrip(".").lower()
     if name in METADATA_NAMES:
         return True

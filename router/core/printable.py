@@ -1,8 +1,8 @@
-"""Texts of others, made harmless to show."""
+"""Texts from outside, made safe to show."""
 
 from __future__ import annotations
 
 
 def printable(text: object) -> str:
-    """As text that a terminal does not obey, and that is one line."""
+    """One line without control characters, which a terminal might obey."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(text))

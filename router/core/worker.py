@@ -1,4 +1,4 @@
-"""What the router knows of one worker, and the names it goes by. Never a socket, never a clock."""
+"""A worker's address, and the name that is derived from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xxhash
 from router.core.address import is_forbidden
 
 WorkerName = NewType("WorkerName", str)
-"""An opaque, stable name: what clients, metrics and logs see in place of a URL."""
+"""An opaque, stable name, which clients, metrics and logs see in place of a URL."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class CacheAware:
     prefix gathers λ times its own prefill in the queue of its first worker before a second may learn it.
 
     Expected to be held is what the index knows and, on the anchor's first ring workers, at least ``p_k · earlier_tokens``:
-    another replica would have put the earlier turns there. Where nobody else routes, or ``alone`` is set, ``s`` is 0 and
+    another replica would have put the earlier turns there. Where no other router routes, or ``alone`` is set, ``s`` is 0 and
     the ring only breaks ties.
 
     ``crowd(w) = 100 · (load - least load + 1) + 400 · max(load - mean, 0)² / (mean + 2)``, where a load is all requests in
@@ -135,10 +135,10 @@ def _weigh_misses(facts: Facts, weight: float, in_flight: int) -> list[float]:
     # Most workers are alike: they hold nothing, or what everybody holds. Only the others are set one by one.
     by_cost = [(workers, held_cost) for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True)]
     size = len(facts.fleet.names)
-    nobody = (1 << size) - 1
+    holding_none = (1 << size) - 1
     for workers, _cost in by_cost:
-        nobody &= ~workers
-    by_cost.append((nobody, cost))
+        holding_none &= ~workers
+    by_cost.append((holding_none, cost))
     most = max(by_cost, key=_count_workers)
     miss = [most[1]] * size
     for workers, held_cost in by_cost:

@@ -1,27 +1,22 @@
-"""Who may start now: a tenant's own limits first, then room on the workers. Whoever may not is told so, or waits its turn.
+"""Admission: whether a request may start now, has to wait for room on the workers, or is refused.
 
-    visit           a request of a route that keeps state: counted, or 429
-    charge          the tenant's limits, at once: passes, or 429
-    has_room        the way that nearly all go: some worker of the model has room, and nothing is waited for
+    has_room        the usual case: some worker of the model has room
     wait_for_room   in the fair queue, until a worker has room: 503 overloaded when that takes too long, or too many wait
-    wait_for_warm   the ranking's first has none, others have: a moment, if its cache is worth it
-    wait_for_worker nobody is up: until somebody is, or 503
-    wait_for_calm   the workers themselves said that they are busy: a pause, and another turn
-    settle          what it took in the end
+    wait_for_warm   the ranking's first worker has no room, others have: a moment, if its cache is worth it
+    wait_for_worker no worker is up: until one is, or 503
+    wait_for_calm   the workers answered that they are busy: a pause, and another attempt
 
-Nothing is polled: the fleet tells when a worker may have room, and as many are woken as there are seats. A seat is kept for
-each until it has its lease, so that nobody takes it in between. Only of workers that call themselves busy while the fleet
-believes that they have room nobody can tell when they have; they are asked again, ever more seldom. Retries and resumptions
-do not come here.
+Nothing is polled: the fleet reports when a worker may have room, and as many requests are woken as there are seats. A seat is
+kept for each of them until it has its lease, so that no other request takes it. Only workers that answer "busy" while the fleet
+sees room are asked again after pauses, which get longer. Retries and resumptions are not admitted again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from router.config.routing import AdmissionConfig
@@ -30,7 +25,6 @@ from router.core.errors import (
     NoWorkerAvailable,
     Overloaded,
     RouterError,
-    TenantLimited,
     Unavailable,
     WorkersBusy,
 )
@@ -40,25 +34,22 @@ from router.core.fleet.health import WorkerState
 from router.core.fleet.member import Member
 from router.core.fleet.seats import Seats, warm_wait_s
 from router.core.request.record import Record
-from router.core.request.request import NO_TENANT, Request
+from router.core.request.request import Request
 from router.core.tenants.queue import Drain, FairQueue, Waiter
-from router.core.tenants.quota import INITIAL_COMPLETION_TOKENS, Asked, Ledger, Reservation
+from router.core.tenants.quota import INITIAL_COMPLETION_TOKENS
 from router.core.tenants.tenant import EVERYBODY, TenantRules
-from router.wire.requests import with_shorter_answers
+from router.proxy.tenant_limits import TenantLimits
 
 REFUSALS = ("rate_limit_exceeded", "budget_exceeded", "queue_full", "too_late", "no_worker")
-"""Why a request may be refused here: labels of the refusal counter."""
-
-PROMPT_MARGIN, TEMPLATE_TOKENS = 1.5, 256
-"""By how much a prompt may be longer than its bytes let expect."""
+"""Reasons of refusals: labels of the refusal counter."""
 
 CALM_S = 0.5
-"""The shortest pause before workers that are busy are asked again; twice as long each time, for one request."""
+"""The first pause before busy workers are asked again; it doubles each time for one request."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter(Waiter):
-    """``outcome``: None once a seat is kept for it, or why it is refused."""
+    """``outcome``: None once a seat is kept for it, or the error of its refusal."""
 
     outcome: asyncio.Future[RouterError | None]
     seat: Member | None = None
@@ -83,88 +74,20 @@ class Admission:
         self._settings = settings
         self._fleet = fleet
         self._clock = clock
-        self._wall_clock = wall_clock
         self._seats = Seats(fleet.figures, settings.max_worker_requests, settings.max_worker_prefill_tokens)
         self._warm: dict[Member, OrderedDict[_Waiter, None]] = {}
         self._drain = Drain(clock())
         self._pausing_bytes = 0
         self.pausing = 0
-        """Requests that wait for busy workers; they and the queue are bounded together."""
+        """Requests that pause for busy workers. The bounds hold for them and the queue together."""
         self.queue: FairQueue[_Waiter] = FairQueue(settings.max_queued, settings.max_queued_bytes)
-        self.ledger = Ledger()
         self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
-
-    # A tenant's limits
-
-    @contextmanager
-    def visit(self, rules: TenantRules) -> Iterator[None]:
-        """A request that need not ask a worker. Raises RateLimited."""
-        if rules.tenant == NO_TENANT:
-            yield
-            return
-        account = self.ledger.account(rules)
-        with self._counting_refusals():
-            account.enter(rules, self._clock())
-        try:
-            yield
-        finally:
-            account.leave()
-
-    def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
-        """None where nobody can be told apart. Raises RateLimited, BudgetExceeded."""
-        if rules.tenant == NO_TENANT:
-            return None
-        with self._counting_refusals():
-            account = self.ledger.account(rules)
-            reservation = account.reserve(rules, self._asked(request), self._clock(), self._wall_clock())
-        if reservation.is_capped and not self._may_be_shortened(request, reservation):
-            return account.reserve_all(reservation)
-        return reservation
-
-    def _asked(self, request: Request) -> Asked:
-        """A prompt leaves no more of the model's window than the rest of it to an answer for which nobody set a limit."""
-        if not request.route.spec.is_charged:
-            return Asked(0.0, 0.0, is_entered=request.is_entered)
-        prompt_tokens = self._prompt_tokens(request)
-        if request.max_answer_tokens is not None:
-            most = float(request.max_answer_tokens)
-        else:
-            window = self._fleet.catalog.window(request.model)
-            most = max(1.0, window - prompt_tokens) if window else math.inf
-        return Asked(prompt_tokens, most * request.answers, request.answers, request.is_entered)
-
-    def _may_be_shortened(self, request: Request, reservation: Reservation) -> bool:
-        """Where the client set no limit of its own, one is set only where it surely fits into the window beside the prompt:
-        workers refuse what does not."""
-        if request.max_answer_tokens is not None:
-            return True
-        prompt_tokens = PROMPT_MARGIN * reservation.asked.prompt_tokens + TEMPLATE_TOKENS
-        return prompt_tokens + reservation.most_of_each <= self._fleet.catalog.window(request.model)
-
-    def shortened(self, request: Request, reservation: Reservation) -> Request:
-        """The request, asking the worker for no more tokens than are reserved for it."""
-        reservation.account.totals.shortened += 1
-        return with_shorter_answers(request, reservation.most_of_each)
-
-    @contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except TenantLimited as limited:
-            self.refusals[limited.code] += 1
-            raise
-
-    def settle(self, reservation: Reservation | None, record: Record) -> None:
-        if reservation is not None:
-            reservation.account.settle(reservation, record, self._clock())
-
-    def _prompt_tokens(self, request: Request) -> float:
-        return request.fingerprint.prompt_bytes / self._fleet.learning.bytes_per_token(request.model)
+        self.limits = TenantLimits(fleet, clock, wall_clock, self.refusals)
 
     # Room
 
     def has_room(self, model: str) -> bool:
-        """True also where all who serve it are ejected, and are tried all the same.
+        """True also if all workers of the model are ejected, and are tried all the same.
         Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
         eligible = self._fleet.catalog.eligible(model)
         return self._seats.first_free(eligible.positions) is not None or eligible.panic
@@ -173,12 +96,12 @@ class Admission:
         return self._seats.is_free(position)
 
     def seated_first(self, order: Sequence[int]) -> Sequence[int]:
-        """As ranked, but for the best that has room, which comes first."""
+        """The ranking, with the best worker that has room moved to the front."""
         free = self._seats.first_free(order)
         return order if free is None else [free, *(position for position in order if position != free)]
 
     async def wait_for_room(self, request: Request, rules: TenantRules, record: Record) -> None:
-        """Raises Overloaded; NoWorkerAvailable where nobody is up any more when its time is over."""
+        """Raises Overloaded; NoWorkerAvailable if no worker is up when the time is over."""
         at_most_s = self._settings.max_wait_s
         try:
             await self._wait_in_line(request, rules, record, at_most_s - record.queued_s)
@@ -191,7 +114,7 @@ class Admission:
     async def wait_for_worker(
         self, request: Request, rules: TenantRules, record: Record, error: NoWorkerAvailable | ModelUnavailable
     ) -> None:
-        """``error``: why it could not start. Raises it when nobody came up in time; Overloaded when too many wait."""
+        """``error``: why the request could not start. Raises it if no worker came up in time; Overloaded if too many wait."""
         try:
             await self._wait_in_line(request, rules, record, self._settings.no_worker_wait_s - record.queued_s)
         except TimeoutError:
@@ -199,8 +122,8 @@ class Admission:
             raise error from None
 
     async def wait_for_warm(self, facts: Facts, order: Sequence[int], request: Request, record: Record) -> bool:
-        """The ranking's first has no room. False: waiting for it is of no use. True: time has passed, and the ranking is old.
-        Meanwhile a seat is kept on the best that has room."""
+        """The ranking's first worker has no room. False: waiting for it is not worth it. True: time has passed, so rank anew.
+        Meanwhile a seat is kept on the best worker that has room."""
         other = self._seats.first_free(order)
         at_most_s = 0.0 if other is None else warm_wait_s(facts, order[0], other, self._settings.warm_wait_s)
         if other is None or at_most_s <= 0.0:
@@ -221,11 +144,11 @@ class Admission:
         return True
 
     async def wait_for_calm(self, request: Request, record: Record, busy: WorkersBusy, times_before: int) -> None:
-        """A pause, at least as long as the worker wished that wants to be asked again the soonest. Raises ``busy`` where that
-        is longer than the request may still wait, or too many wait."""
+        """A pause, at least as long as the shortest Retry-After of the workers. Raises ``busy`` if the request may not wait
+        that long, or too many wait."""
         left_s = self._settings.max_wait_s - record.queued_s
-        wished_s = float(busy.retry_after_s or 0)
-        if left_s <= 0.0 or wished_s > left_s:
+        retry_after_s = float(busy.retry_after_s or 0)
+        if left_s <= 0.0 or retry_after_s > left_s:
             self.refusals["too_late"] += 1
             raise busy
         if not self._may_pause(len(request.body)):
@@ -235,14 +158,14 @@ class Admission:
         self.pausing += 1
         self._pausing_bytes += len(request.body)
         try:
-            await self._sleep(min(max(wished_s, CALM_S * 2.0**times_before), left_s))
+            await self._sleep(min(max(retry_after_s, CALM_S * 2.0**times_before), left_s))
         finally:
             self.pausing -= 1
             self._pausing_bytes -= len(request.body)
             _note_wait(record, began_at, self._clock())
 
     def _may_pause(self, body_bytes: int) -> bool:
-        """A pause displaces nobody."""
+        """A pause displaces no waiting request."""
         is_short = len(self.queue) + self.pausing < self._settings.max_queued
         return is_short and self.queue.bytes + self._pausing_bytes + body_bytes <= self._settings.max_queued_bytes
 
@@ -252,7 +175,7 @@ class Admission:
     # Waiting, and being woken
 
     async def _wait_in_line(self, request: Request, rules: TenantRules, record: Record, at_most_s: float) -> None:
-        """Until a seat is kept for it. Raises Overloaded, TimeoutError."""
+        """Wait until a seat is kept for the request. Raises Overloaded, TimeoutError."""
         if at_most_s <= 0.0:
             raise TimeoutError
         if not self.queue:
@@ -268,7 +191,8 @@ class Admission:
             self._listen()
 
     async def _outcome(self, waiter: _Waiter, record: Record, at_most_s: float) -> None:
-        """Its seat is released as soon as it goes on: it takes its lease before anybody else is asked."""
+        """Frees the kept seat when the waiter resumes. Nothing is awaited until its lease is taken, so the seat cannot be
+        lost."""
         self._listen()
         began_at = self._clock()
         try:
@@ -282,14 +206,14 @@ class Admission:
                 self._release(waiter.seat)
 
     def _waiter(self, request: Request, rules: TenantRules) -> _Waiter:
-        account = self.ledger.accounts.get(rules.tenant)
+        account = self.limits.ledger.accounts.get(rules.tenant)
         completion_tokens = account.mean_completion_tokens if account else INITIAL_COMPLETION_TOKENS
         return _Waiter(
             model=request.model,
             tenant=rules.tenant,
             priority=rules.priority,
             share=rules.share,
-            tokens=self._prompt_tokens(request) + completion_tokens,
+            tokens=self.limits.prompt_tokens(request) + completion_tokens,
             body_bytes=len(request.body),
             outcome=asyncio.get_running_loop().create_future(),
         )
@@ -303,12 +227,12 @@ class Admission:
         self._fleet.on_probe_ok = self._try if is_waited_for else None
 
     def _release(self, member: Member) -> None:
-        """The seat is looked at again behind whatever runs now: by then its request has a lease, here or elsewhere."""
+        """Waiters are served from the next loop iteration on: by then the request of this seat has its lease on some worker."""
         self._seats.release(member.position)
         asyncio.get_running_loop().call_soon(self._fill, member)
 
     def _fill(self, member: Member) -> None:
-        """A worker that is up may have room: as many as it has seats for are woken, those first who were let in already."""
+        """A worker that is up may have room: wake a request for each seat, first those that wait for this very worker."""
         if member.removed or member.state is not WorkerState.UP:
             return
         for waiter in self._warm.get(member, ()):
@@ -321,7 +245,7 @@ class Admission:
         self._listen()
 
     def _try(self, member: Member) -> None:
-        """An ejected worker seems to be alive: it is worth a request of those whom nobody else serves, one at a time."""
+        """An ejected worker answered a probe: it gets requests that no other worker can serve, one at a time."""
         if member.removed or not self._seats.is_idle(member.position):
             return
         waiter = self.queue.pop([model for model in member.models if not self._is_served(model)])
@@ -335,7 +259,7 @@ class Admission:
         waiter.end(None)
 
     def _is_served(self, model: str) -> bool:
-        """By a worker that is up."""
+        """True if a worker that is up serves it."""
         try:
             return not self._fleet.catalog.eligible(model).panic
         except Unavailable:

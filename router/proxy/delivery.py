@@ -24,14 +24,16 @@ from router.core.tenants.memory import REPLY, MemoryFull
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.resumption import CAUSES
 from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.wire.dialects import DIALECTS
 from router.wire.refusals import with_known_code
-from router.wire.sse import DIALECTS, StreamFilter, Usage, read_usage
+from router.wire.sse import StreamFilter
 from router.wire.transcript import Transcript
+from router.wire.usage import Usage, read_usage
 
 T = TypeVar("T")
 
 MAX_READ_HERE_BYTES = 1 << 20
-"""Of an answer, to look for its usage: 2 ms at the most."""
+"""Largest answer that is searched for its usage on the loop: 2 ms at the most."""
 
 
 class Read(Protocol):

@@ -1,11 +1,11 @@
-"""One request, top to bottom: where it goes, what happens if that fails, and how its answer comes back.
+"""One request, top to bottom: which worker gets it, what happens if that fails, and how its answer comes back.
 
     0  admission  the tenant's limits; room on some worker, or a wait for it
-    1  facts      the fingerprint, what the index says of it, the session's last worker, the fleet as it stands
+    1  facts      the fingerprint, its match in the index, the session's last worker, the fleet as it stands
     2  ranking    the policy's, pure
-    3  attempts   for worker in ranking: lease → send → first event; before it, the next worker
+    3  attempts   for worker in ranking: lease → send → first event; on a failure before it, the next worker
     4  relay      whole events flow to the client until the stream ends, fails, or the client is gone
-    5  resume     a stream that broke goes on with the next worker
+    5  resume     the next worker continues a stream that broke
     6  after      the index and the rates learn; the record is observed
 
 Nothing here knows HTTP servers or sockets: clients and workers are the Protocols of ``ports``.
@@ -40,23 +40,24 @@ from router.core.request.retry import RetryBudget
 from router.core.request.trace import Trace, trace_of
 from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
+from router.proxy.admission import Admission
 from router.proxy.attempts import Attempts
 from router.proxy.delivery import Break, Delivery, Flight, Read, read_here
-from router.proxy.ports import Admission, Client, Upstream
+from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer
 from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
 from router.runtime.freed_memory import untie_error
-from router.wire.sse import read_error
+from router.wire.dialects import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
 
 log = logging.getLogger("warmroute.dispatch")
 
 CLIENT_GONE = 499
-"""nginx's status for a request whose client left before any of its answer was there; nobody is sent it."""
+"""nginx's status for a request whose client left before its answer began. It stands in records only."""
 
 
 async def look_nowhere() -> None:
-    """Where no worker's list of models can be read anew."""
+    """For a fleet whose lists of models cannot be read anew."""
 
 
 class Dispatcher:
@@ -75,7 +76,7 @@ class Dispatcher:
         read: Read = read_here,
         look_for_models: Callable[[], Awaitable[None]] = look_nowhere,
     ) -> None:
-        """``read``: where large answers are read for what they cost. ``look_for_models``: reads the workers' lists anew."""
+        """``read``: parses large answers for their usage. ``look_for_models``: reads the workers' lists of models anew."""
         self._look_for_models = look_for_models
         self._retries = retries
         self._max_kept_bytes = resumption.max_kept_bytes
@@ -91,7 +92,7 @@ class Dispatcher:
     async def dispatch(
         self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
     ) -> None:
-        """Answer the client, or raise the RouterError that says why not. ``rules``: the tenant's who asks."""
+        """Answer the client, or raise the RouterError that says why not. ``rules``: the client's tenant's."""
         record = Record(
             route=request.route,
             model=request.model,
@@ -107,9 +108,9 @@ class Dispatcher:
         reservation: Reservation | None = None
         is_foreseen = False
         try:
-            reservation = self._admission.charge(request, rules)
+            reservation = self._admission.limits.charge(request, rules)
             if reservation is not None and reservation.is_capped:
-                request = self._admission.shortened(request, reservation)
+                request = self._admission.limits.shortened(request, reservation)
             flight = Flight(request, client, record, transcript, PoisonGuard(self._retries.max_deaths))
             broken = await self._place(flight, rules)
             if broken is not None:
@@ -135,13 +136,13 @@ class Dispatcher:
             if transcript is not None:
                 transcript.clear()
             record.ended_at = self._clock()
-            self._admission.settle(reservation, record)
-            if is_foreseen:  # else the port counts it, as what nobody foresaw
+            self._admission.limits.settle(reservation, record)
+            if is_foreseen:  # the port counts other errors
                 self._observe(record)
 
     async def _place(self, flight: Flight, rules: TenantRules) -> Break | None:
-        """Where there is room, or will be soon; again, when those who were tried are gone and others may come, or were busy and
-        may be less so. Raises Unavailable, ModelNotFound, WorkerError."""
+        """Find a worker with room, or wait for one; and again, if all that were tried are gone or busy.
+        Raises Unavailable, ModelNotFound, WorkerError."""
         request, record, admission = flight.request, flight.record, self._admission
         is_patient, has_looked, times_busy = True, False, 0
         while True:
@@ -164,7 +165,7 @@ class Dispatcher:
             except (ModelNotFound, ModelUnavailable, NoWorkerAvailable) as error:
                 if not has_looked and not isinstance(error, NoWorkerAvailable):
                     has_looked = True
-                    untie_error(error)  # an attempt's frame may hold it
+                    untie_error(error)  # an attempt's frame may refer to it
                     await self._look_again(record)
                 elif isinstance(error, ModelNotFound):
                     raise
@@ -176,7 +177,7 @@ class Dispatcher:
                 times_busy += 1
 
     async def _look_again(self, record: Record) -> None:
-        """No worker lists the model: it may have been loaded a moment ago. The look is a wait as others are."""
+        """No worker lists the model, which may have been loaded a moment ago. Reading the lists counts as queueing."""
         began_at = self._clock()
         await self._look_for_models()
         record.queued_s += self._clock() - began_at
@@ -207,8 +208,8 @@ class Dispatcher:
     def _next(
         self, request: Request, ranked: list[Member], tried: set[Member], refusal: AttemptRefusal | None
     ) -> Member | None:
-        """The best that was not tried. When all were, the fleet is ranked anew into ``ranked``: the others failed meanwhile, or
-        were ejected, and are all that is left."""
+        """The best worker that was not tried. When all were, the fleet is ranked anew into ``ranked``: workers that were
+        ejected before may be all that is left."""
         if (member := _untried(ranked, tried)) is not None:
             return member
         if refusal is not None and refusal.cause == NO_MODEL and not self._selector.fleet.catalog.serves(request.model):
@@ -217,18 +218,18 @@ class Dispatcher:
         return _untried(ranked, tried)
 
     def _members(self, order: Sequence[int]) -> list[Member]:
-        """As many as may be tried. Their positions can be others' when one of them has left."""
+        """As many as may be tried. Members, since a position belongs to another worker after one has left."""
         return [self._selector.fleet.member(position) for position in order[: self._retries.max_attempts]]
 
     async def _mend(self, flight: Flight, broken: Break) -> None:
-        """Another worker goes on with the stream, or the client is told that nobody can."""
+        """Another worker continues the stream, or the client gets an error event."""
         member, end, watch = broken.member, broken.end, broken.watch
         request, client, record = flight.request, flight.client, flight.record
         if self._selector.on_stream_end(member, end, watch.error):
             flight.poison_guard.add(member.name, record.chunks)
         if watch.error and not watch.finished and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
             record.outcome = "client_error"
-            client.break_off_with(watch.error)  # whoever went on with it would say the same
+            client.break_off_with(watch.error)  # another worker would say the same
             return
         error = WorkerError("the worker failed while it answered")
         try:
@@ -246,7 +247,7 @@ def _untried(ranked: Sequence[Member], tried: set[Member]) -> Member | None:
 
 
 def _begin_trace(trace: Trace, record: Record, request: Request, now: float) -> Request:
-    """What lies behind it; and the request with its place in the trace, of which a worker gets to know in any case."""
+    """Close the phase before dispatch. Returns the request with ``traceparent`` set, also if the trace is not sampled."""
     trace.record = record
     trace.reach("prompt" if trace.phases else "receive", now)
     if trace.is_sampled:

@@ -1,4 +1,4 @@
-"""Who asks the fleet for what the router needs itself: takes an answer that is not streamed, and is never gone."""
+"""A client for the router's own requests: it takes one answer that is not streamed, and never disconnects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from router.core.tenants.memory import Holding, MemoryBudget
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 
 LOW_PRIORITY: Final[TenantRules] = msgspec.structs.replace(EVERYBODY, priority=-100)
-"""Of requests that nobody waits for. No tenant's limits count them: its own requests would be refused for it."""
+"""Rules for requests that no client waits for. No tenant's limits count them, or its own requests would be refused for them."""
 
 
 MAX_REPLY_BYTES = 16 << 20
-"""Of notes, or of vectors: a few at a time."""
+"""Largest answer: a summary, or a few vectors."""
 
 
 class InternalClient:
-    """Of one request. ``reply`` and ``record`` are there once it was dispatched. Its answer has a bound of its own."""
+    """For one request. ``reply`` and ``record`` are set once it was dispatched. Its answer has a bound of its own."""
 
     is_chunked = False
 
@@ -35,7 +35,7 @@ class InternalClient:
         self.reply, self.record = reply, record
 
     def stream_head(self, _reply: Reply, _record: Record) -> bytes:
-        raise WorkerError("a worker streamed what was not to be streamed")
+        raise WorkerError("a worker streamed an answer that was asked for as a whole")
 
     def write(self, data: bytes) -> None: ...
 

@@ -235,7 +235,7 @@ def queue_rows(admission: Admission) -> Iterable[Row]:
 
 def tenant_rows(admission: Admission, wall_clock: Callable[[], float]) -> Iterable[Row]:
     """Only tenants that have keys are labels. ``wall_clock``: Unix time, which says what day it is."""
-    accounts = admission.ledger.accounts
+    accounts = admission.limits.ledger.accounts
 
     def each(read: Callable[[Account], float]) -> Callable[[], Mapping[str, float]]:
         return lambda: {tenant: read(account) for tenant, account in accounts.items()}

@@ -1,39 +1,36 @@
-"""The two sides that a request is carried between, as dispatch needs them: clients, and workers; and who lets it in."""
+"""The ports of the proxy: clients on one side, workers on the other, and the dispatch between them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from router.core.errors import ModelUnavailable, NoWorkerAvailable, RouterError, WorkersBusy
-from router.core.fleet.facts import Facts
+from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
 from router.core.tenants.memory import Holding
-from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import TenantRules
 from router.core.worker import WorkerAddress
 from router.wire.sse import Filter
 
 
 class Exchange(Protocol):
-    """One request to one worker; leaving its context gives the connection back, or ends the worker's work on it."""
+    """One request to one worker. A context: leaving it gives the connection back, or ends the worker's work on the request."""
 
     async def ask(
         self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
-        """``memory`` grows with what is held of the answer. ``first_event_s``: how long a stream's first event may take; None:
-        as long as configured. Raises AttemptFailed, MemoryFull."""
+        """Send the request. ``memory`` grows with the held bytes of the answer. ``first_event_s``: how long a stream's first
+        event may take; None: as configured. Raises AttemptFailed, MemoryFull."""
         ...
 
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
-        """What the router asks for itself. Raises AttemptFailed."""
+        """A request of the router's own. Raises AttemptFailed."""
         ...
 
     def require_unbroken(self) -> None:
-        """For whoever awaited something between ``ask`` and ``relay``. Raises AttemptFailed."""
+        """Call it after an await between ``ask`` and ``relay``. Raises AttemptFailed if the connection broke meanwhile."""
         ...
 
     async def relay(self, client: Client, record: Record) -> StreamEnd:
@@ -42,7 +39,7 @@ class Exchange(Protocol):
 
 
 class Dispatch(Protocol):
-    """Requests, on their way."""
+    """Serves requests."""
 
     async def dispatch(self, request: Request, client: Client, started_at: float, rules: TenantRules) -> None:
         """Raises RouterError."""
@@ -53,54 +50,14 @@ class Upstream(Protocol):
     def exchange(self, worker: WorkerAddress) -> AbstractContextManager[Exchange]: ...
 
 
-class Admission(Protocol):
-    """Who may start now; see the room of that name."""
-
-    def charge(self, request: Request, rules: TenantRules) -> Reservation | None:
-        """Raises RateLimited, BudgetExceeded."""
-        ...
-
-    def shortened(self, request: Request, reservation: Reservation) -> Request:
-        """The request, asking for no more than is reserved for it."""
-        ...
-
-    def settle(self, reservation: Reservation | None, record: Record) -> None: ...
-
-    def has_room(self, model: str) -> bool:
-        """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
-        ...
-
-    def has_seat(self, position: int) -> bool: ...
-
-    def seated_first(self, order: Sequence[int]) -> Sequence[int]: ...
-
-    async def wait_for_room(self, request: Request, rules: TenantRules, record: Record) -> None:
-        """Raises Overloaded, NoWorkerAvailable."""
-        ...
-
-    async def wait_for_warm(self, facts: Facts, order: Sequence[int], request: Request, record: Record) -> bool:
-        """True: time has passed, and the ranking is old."""
-        ...
-
-    async def wait_for_worker(
-        self, request: Request, rules: TenantRules, record: Record, error: NoWorkerAvailable | ModelUnavailable
-    ) -> None:
-        """Raises ``error``, Overloaded."""
-        ...
-
-    async def wait_for_calm(self, request: Request, record: Record, busy: WorkersBusy, times_before: int) -> None:
-        """Raises ``busy``."""
-        ...
-
-
 class Client(Protocol):
-    """Whoever asked. Being cancelled is how dispatch learns that it is gone."""
+    """The client of one request. When it leaves, the task of its request is cancelled."""
 
     is_chunked: bool
 
     @property
     def memory(self) -> Holding:
-        """What the router holds for it."""
+        """The bytes that the router holds for it."""
         ...
 
     async def answer(self, reply: Reply, record: Record) -> None:
@@ -108,7 +65,7 @@ class Client(Protocol):
         ...
 
     def stream_head(self, reply: Reply, record: Record) -> bytes:
-        """The head, once; behind it, when another worker goes on with the stream, nothing."""
+        """The head at the first call; empty when another worker continues the stream."""
         ...
 
     def write(self, data: bytes) -> None: ...
@@ -128,9 +85,9 @@ class Client(Protocol):
         ...
 
     def break_off(self, error: RouterError) -> None:
-        """The stream cannot go on: say so in an event, and abort, so that nobody takes it for a whole answer."""
+        """The stream cannot go on: send an error event and abort, so that no client takes it for a whole answer."""
         ...
 
     def break_off_with(self, event: bytes) -> None:
-        """The same, with the event by which the worker said so."""
+        """Send the worker's error event and abort, so that no client takes the stream for a whole answer."""
         ...

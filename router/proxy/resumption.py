@@ -1,12 +1,12 @@
-"""A stream outlives its worker: when one breaks after its first event, others go on with it, and the client sees no seam.
+"""Resumption: when a stream breaks after its first event, another worker continues it, and the client sees no seam.
 
-    1  plan      what was asked and what the client has; may anybody go on with that?
+    1  plan      the request and what the client has of its answer: may another worker continue it?
     2  rank      the fleet as it is now, without the workers that failed
-    3  seam      where the old answer ends: the candidate's own tokenizer is asked, where that is not certain
-    4  ask       the rest of the answer; held back until its first text is known to be the answer's and not the prompt's
+    3  seam      where the old answer ends; if that is not certain, the candidate's own tokenizer is asked
+    4  ask       for the rest of the answer, held back until its first text is known to be the answer's and not the prompt's
     5  relay     as any stream; it may break, too
 
-Bounded in attempts and in time. What cannot be made whole is broken off with an error event, never ended as if it were.
+Attempts and time are bounded. A stream that cannot be completed ends with an error event, never with a clean end.
 """
 
 from __future__ import annotations
@@ -56,19 +56,20 @@ from router.wire.continuation import (
     text_body,
 )
 from router.wire.continued import ContinuedFilter, leaks, usage_event
-from router.wire.sse import StreamFilter, read_error
+from router.wire.dialects import read_error
+from router.wire.sse import StreamFilter
 from router.wire.transcript import Delivered, Transcript
 
 log = logging.getLogger("warmroute.resumption")
 
 LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
-"""How soon the fleet is asked again while nobody is up; twice as long each time, up to the second."""
+"""Pause before the fleet is asked again while no worker is up: doubled each time, up to the second value."""
 
 TEXT_OF_S = 5.0
-"""How long a worker may take to say what text some ids are."""
+"""How long a worker may take to turn ids into text."""
 
 CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
-"""How a stream can break that others may go on with; the value is a label of the resumption counter."""
+"""Ends of a stream that another worker may continue; the value is a label of the resumption counter."""
 
 
 class _Refused(Exception):
@@ -94,7 +95,7 @@ class _Stream:
     cause: str
     broke_at: float
     failed: set[WorkerName] = field(default_factory=set)
-    """Workers that it is not taken to again while there are others."""
+    """Workers that are not asked again while there are others."""
 
 
 class Resumer:
@@ -126,8 +127,8 @@ class Resumer:
         record: Record,
         poison_guard: PoisonGuard,
     ) -> bool:
-        """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False: it has to
-        be broken off. Raises PoisonRequest: likewise."""
+        """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False, or
+        PoisonRequest: the caller has to break it off."""
         cause, broke_at = CAUSES[end], self._clock()
         try:
             if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
@@ -174,7 +175,7 @@ class Resumer:
         raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
 
     async def _next(self, stream: _Stream) -> tuple[Member, Facts]:
-        """The next worker, in the order that the policy gives the fleet as it is now. Raises Unavailable, ModelNotFound."""
+        """The next worker in the policy's order of the present fleet. Raises Unavailable, ModelNotFound."""
         pause_s = LOOK_AGAIN_S
         while True:
             with contextlib.suppress(Unavailable):
@@ -186,7 +187,7 @@ class Resumer:
                 raise NoWorkerAvailable("no worker could go on with the answer", retry_after_s=1)
             await self._sleep(pause_s)
             pause_s = min(2.0 * pause_s, MAX_LOOK_AGAIN_S)
-            stream.failed.clear()  # whoever failed may be back: better than nobody
+            stream.failed.clear()  # a worker that failed may be back
 
     async def _try(self, stream: _Stream, member: Member, facts: Facts, given: Request) -> AttemptRefusal | StreamEnd:
         """``given``: the stream's request, as this worker gets it. Raises Unsafe, MemoryFull."""
@@ -237,7 +238,7 @@ class Resumer:
             return await self._relay(stream, member, exchange, watch, "exact" if seam else "text")
 
     async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedFilter) -> None:
-        """Is this the rest of the answer? Raises AttemptFailed, _Refused, Unsafe."""
+        """Check that the reply is the rest of the answer. Raises AttemptFailed, _Refused, Unsafe."""
         if (refusal := self._selector.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         if not reply.is_stream:
@@ -266,13 +267,14 @@ class Resumer:
             record.resumptions.append(Resumption(CAUSES[end], "finished"))
             end = StreamEnd.DONE
         elif watch.error and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
-            raise Unsafe("refused")  # the worker is well: it is the request that cannot go on
+            raise Unsafe("refused")  # the worker is well, but the request cannot go on
         if end is StreamEnd.DONE:
             self._selector.remember(stream.request, member, record, watch.usage)
         return end
 
     def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
-        """Raises Unsafe. An answer of which no text was seen is asked for anew, so that its worker's parsers run as usual."""
+        """The request for the rest. An answer without any text yet is asked for anew, so that the worker's parsers run as
+        usual. Raises Unsafe."""
         asked, delivered = stream.asked, stream.delivered
         if not delivered.text:
             return request
@@ -290,7 +292,7 @@ class Resumer:
         return finder.seam
 
     async def _text_of(self, stream: _Stream, member: Member, ids: list[int]) -> str:
-        """As this worker's tokenizer has it. Raises AttemptFailed, _Refused, Unsafe."""
+        """The text of ids by this worker's tokenizer. Raises AttemptFailed, _Refused, Unsafe."""
         body = msgspec.json.encode({"model": stream.request.model, "tokens": ids})
         with self._upstream.exchange(member.address) as exchange:
             reply = await exchange.post("/detokenize", body, TEXT_OF_S)
@@ -303,7 +305,7 @@ class Resumer:
 
 
 def _finish(request: Request, watch: StreamFilter, client: Client) -> None:
-    """All of the answer came, but for what follows it: no worker is needed. Raises Unsafe."""
+    """The whole answer came, and only the events after it are missing: no worker is needed. Raises Unsafe."""
     events = watch.rest()
     if watch.transcript is not None and watch.usage is None and not request.hides_usage:
         events += usage_event(request.route, _read(watch.transcript))
@@ -319,7 +321,7 @@ def _read(transcript: Transcript) -> Delivered:
 
 
 def _plan(request: Request, watch: StreamFilter) -> tuple[Asked, Delivered]:
-    """What was asked, and what of it the client has. Raises Unsafe."""
+    """The request, and what the client has of its answer. Raises Unsafe."""
     if watch.transcript is None:
         raise Unsafe("route")
     if watch.transcript.is_lost:

@@ -1,6 +1,6 @@
-"""What routing knows and learns: a request's facts and ranking, and what each answer and each failure teaches.
+"""Selects workers, and learns from answers: a request's facts and ranking, and the lesson of each answer and each failure.
 
-No request is carried here; dispatch does that. Every call is synchronous and ends in microseconds.
+Requests are sent elsewhere. Every call is synchronous and ends in microseconds.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request
 from router.policies.base import Policy, Ranking
+from router.wire.dialects import read_error, says_engine_died
 from router.wire.refusals import says_no_model
-from router.wire.sse import Usage, read_error, says_engine_died
+from router.wire.usage import Usage
 
 log = logging.getLogger("warmroute.fleet")
 
 SOON_S, FEW_TOKENS = 1.0, 64
-"""A request that ended so soon, with an answer of less than a block, is not noted a second time in the index."""
+"""A request that ended within this time, with an answer of less than a block, is not recorded in the index a second time."""
 
 MISJUDGED, MISJUDGED_TOKENS = 0.1, 1024
-"""A hit smaller than predicted by more than this share and, beyond it, so many tokens is more than a matter of rounding:
-workers count in blocks of their own, and compute at least one token of a prompt anew."""
+"""A hit is misjudged if it is smaller than predicted by more than this share and these tokens. Smaller differences are
+rounding: workers count in their own blocks, and compute at least one token of a prompt anew."""
 
-UNTOLD_HITS = 5
-"""So many hits are expected of a worker that never tells what was cached, before it is told of. vLLM leaves the count out for a
-miss, too, and some expectations are wrong."""
+UNREPORTED_HITS = 5
+"""Expected hits without a count after which a worker is logged as one that reports none. One is not enough: vLLM leaves the
+count out for a miss, too, and some expectations are wrong."""
 
 PATIENCE = 10.0
-"""A first token may take so many times as long as is expected of it; before that a worker is slow, and not ill."""
+"""A first token may take this many times its expected time; until then a worker is slow, and not ill."""
 
 
 BUSY = "busy"
-"""The cause of a refusal that says nothing of the worker but that it has no room."""
+"""The cause of a refusal for lack of room."""
 
 
 NO_MODEL = "no_model"
-"""The cause of a refusal by a worker that does not serve a model of its list: the list is old."""
+"""The cause of a refusal by a worker that does not serve a model of its list, which is old."""
 
 
 class AttemptRefusal(NamedTuple):
-    """Why one worker did not do. ``is_free``: trying the next costs nothing of the retry budget. ``is_death``: the worker had
-    the request, and died."""
+    """Why an attempt on one worker failed. ``is_free``: the next attempt costs nothing of the retry budget. ``is_death``: the
+    worker had the request, and died."""
 
     error: RouterError
     cause: str
@@ -62,7 +63,7 @@ class AttemptRefusal(NamedTuple):
     is_death: bool = False
 
     def or_sooner(self, before: AttemptRefusal | None) -> AttemptRefusal:
-        """Of two workers that are busy, the one that may be asked again sooner; else this. A worker that has not got the model
+        """This refusal or the one before: the sooner retry of two busy workers, and else the newer. A worker without the model
         says nothing of the others."""
         if before is not None and self.cause == NO_MODEL:
             return before
@@ -126,7 +127,7 @@ class WorkerSelector:
         )
 
     def send_to(self, member: Member, request: Request, facts: Facts) -> tuple[Lease, float]:
-        """The request goes there: a lease, to be entered, and the tokens that are expected to be cached."""
+        """The request goes to ``member``. Returns the lease, to be entered, and the tokens that are expected to be cached."""
         cached = min(facts.matches.tokens(member.position), facts.prompt_tokens)
         lease = self.fleet.lease(
             member.position, facts.prompt_tokens - cached, self._clock(), shows_first_token=request.stream
@@ -135,17 +136,17 @@ class WorkerSelector:
         return lease, cached
 
     def first_event_s(self, member: Member, facts: Facts, cached: float) -> float:
-        """How long a stream's first event may take where the worker shows no work meanwhile."""
+        """How long a stream's first event may take if the worker shows no work meanwhile."""
         view, position = facts.fleet, member.position
         queued = view.queued_prefill_tokens[position] + view.foreign_prefill_tokens[position]
         tokens = max(queued, 0.0) + facts.prompt_tokens - cached
         return self._min_first_event_s + PATIENCE * tokens * view.seconds_per_token[position]
 
-    # What answers and failures say of a worker's health
+    # Health
 
     def on_answered(self, member: Member, reply: Reply, model: str) -> AttemptRefusal | None:
-        """Is this an answer for the client? Neither being busy nor a client's mistake says anything of a worker's health: both
-        are answered without its engine."""
+        """None if the reply is an answer for the client. A busy worker and a client's mistake do not count for its health: the
+        engine is not involved."""
         now = self._clock()
         verdict = judge(reply.status)
         if verdict is Verdict.BUSY:
@@ -181,7 +182,7 @@ class WorkerSelector:
         return AttemptRefusal(WorkerTimeout("the workers did not answer in time"), error.cause, is_free=False)
 
     def on_stream_end(self, member: Member, end: StreamEnd, error: bytes) -> bool:
-        """``error``: the event by which the worker said that it failed, if it did. True if the worker died."""
+        """``error``: the worker's error event, or empty. True if the worker died."""
         health, now = member.health, self._clock()
         if end is StreamEnd.DIED:
             self._heed(member, health.on_death(now))
@@ -201,10 +202,10 @@ class WorkerSelector:
         if has_changed:
             self.fleet.on_health_changed(member)
 
-    # What answers teach
+    # Learning
 
     def learn(self, request: Request, facts: Facts, lease: Lease, record: Record, usage: Usage | None) -> None:
-        """What the worker's own counts teach: tokens per byte, its rate, and what its cache no longer held."""
+        """Learn from the worker's own counts: tokens per byte, its rate, and what its cache had evicted."""
         member = lease.member
         if request.session is not None:
             self._last_workers.set(request.session, member.name)
@@ -216,17 +217,17 @@ class WorkerSelector:
         fleet, index = self.fleet, self.index
         if usage.prompt_tokens > 0 and request.fingerprint.hashes:
             fleet.learning.learn_bytes_per_token(request.model, request.fingerprint.prompt_bytes, usage.prompt_tokens)
-        # The share of the prompt that was predicted is compared, not the tokens: how many those are was an estimate, too.
+        # Shares of the prompt are compared, since the number of its tokens was an estimate, too.
         per_estimate = usage.prompt_tokens / max(facts.prompt_tokens, 1.0)
         predicted = record.predicted_cached_tokens * per_estimate
-        told = record.actual_cached_tokens = self._told_cached(member, request, usage, predicted)
-        cached = predicted if told is None else told
+        reported = record.actual_cached_tokens = self._reported_cached(member, request, usage, predicted)
+        cached = predicted if reported is None else reported
         was_held = cached >= predicted * (1.0 - MISJUDGED) - MISJUDGED_TOKENS
-        if told is not None:
+        if reported is not None:
             if predicted > MISJUDGED_TOKENS and fleet.learning.learns_capacity(member):
-                held_share = min(told, predicted) / max(usage.prompt_tokens, 1)
+                held_share = min(reported, predicted) / max(usage.prompt_tokens, 1)
                 self._learn_capacity(request, facts, lease, held_share, was_held=was_held)
-            self._account(member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, told)
+            self._account(member, usage.prompt_tokens, facts.matches.most * per_estimate, predicted, reported)
         if not was_held:
             index.forget_older(member.position, facts.matches.last_used(member.position))
         if request.stream:
@@ -235,35 +236,35 @@ class WorkerSelector:
     def _learn_capacity(
         self, request: Request, facts: Facts, lease: Lease, held_share: float, *, was_held: bool
     ) -> None:
-        """By the age of the deepest block that was still held, of those that were expected: a cache drops a prompt's end before
-        its beginning. ``held_share``: of the prompt, whose own blocks are the newest in the index by now. What was sent since
-        the prompt was counts, too, so that the estimate is rather high where much is under way."""
+        """Learn from the age of the deepest expected block that was held: a cache evicts a prompt's end before its beginning.
+        ``held_share``: of the prompt, whose own blocks are the newest in the index by now. Blocks sent since then count, too,
+        so the estimate is rather high while much is under way."""
         position, own = lease.member.position, len(request.fingerprint.hashes)
         rest = own - held_share * own
         floor = int(rest + NEAR * lease.member.cache_blocks) if was_held else 0  # what was held shows nothing below
         age = self.index.age(position, facts.matches.last_used(position), floor)
         self.fleet.learning.learn_capacity(lease.member, age - rest, was_held=was_held)
 
-    def _told_cached(self, member: Member, request: Request, usage: Usage, predicted: float) -> int | None:
-        """What the worker told of the prompt's cached tokens. vLLM may leave a count of 0 out, so nothing means 0 once the
-        worker told a count on the route. One that never tells any is logged once."""
+    def _reported_cached(self, member: Member, request: Request, usage: Usage, predicted: float) -> int | None:
+        """The worker's count of cached tokens; None if it reports none. vLLM may leave out a count of 0, so a missing count
+        means 0 once the worker has reported one on the route. A worker that never reports one is logged once."""
         if usage.cached_tokens is not None:
-            member.tells_cached.add(request.route)
+            member.reports_cached.add(request.route)
             return usage.cached_tokens
-        if request.route in member.tells_cached:
+        if request.route in member.reports_cached:
             return 0
-        if predicted > MISJUDGED_TOKENS and not member.tells_cached:
-            member.untold_hits += 1
-            if member.untold_hits == UNTOLD_HITS:
+        if predicted > MISJUDGED_TOKENS and not member.reports_cached:
+            member.unreported_hits += 1
+            if member.unreported_hits == UNREPORTED_HITS:
                 log.warning(
-                    "a worker does not tell how much of a prompt was cached: start it with --enable-prompt-tokens-details",
+                    "a worker reports no cached tokens: start it with --enable-prompt-tokens-details",
                     extra={"worker": member.name, "url": member.address.url},
                 )
         return None
 
     def _touch(self, member: Member, request: Request, output_tokens: int, record: Record) -> None:
-        """The prompt's blocks are the newest on the worker, now that it ended, and whole blocks of the answer lie behind. Where
-        it ended soon, they are the newest already, or nearly so."""
+        """The request has ended: its prompt's blocks are the newest on the worker, followed by whole blocks of the answer. If
+        it ended soon, they are nearly the newest already."""
         if member.removed:  # its position may be another's
             return
         if output_tokens < FEW_TOKENS and self._clock() - record.decided_at < SOON_S:
@@ -272,7 +273,7 @@ class WorkerSelector:
         self.index.record(member.position, request.fingerprint, output_bytes if output_bytes >= BLOCK_BYTES else 0)
 
     def _account(self, member: Member, prompt: int, best: float, predicted: float, actual: int) -> None:
-        """Of what the cache spared, and why it did not spare the rest. In the worker's own tokens."""
+        """Account for what the cache saved, and why it did not save the rest, in the worker's own tokens."""
         self.misses.add(prompt, best, predicted, actual)
         reuse = member.reuse
         reuse.prompt_tokens += prompt
@@ -280,8 +281,7 @@ class WorkerSelector:
         reuse.saved_s += actual * self.fleet.figures.seconds_per_token[member.position]
 
     def remember(self, request: Request, member: Member, record: Record, usage: Usage | None) -> None:
-        """The session ended there on another's behalf. What was cached of its prompt, and how long it took, says nothing of
-        prompts that begin there."""
+        """A resumed stream ended on ``member``. Its cached tokens and its time say nothing of prompts that begin there."""
         if request.session is not None:
             self._last_workers.set(request.session, member.name)
         if usage is not None:
@@ -289,6 +289,6 @@ class WorkerSelector:
 
 
 def _retry_after(reply: Reply) -> int:
-    """Seconds, as the worker wished, if it named a sane number; else 1."""
+    """The worker's Retry-After in seconds, if it is a sane number; else 1."""
     text = reply.headers.get(b"retry-after", b"")
     return min(max(int(text), 1), 3600) if text.isdigit() and len(text) < 6 else 1

@@ -1,5 +1,5 @@
-"""A connection to SQLite and the thread that it lives in, so that no file holds the event loop. What the file has, and what its
-errors mean, others say.
+"""A connection to SQLite in a thread of its own, so that no file blocks the event loop. Callers own the schema and the meaning
+of errors.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 IN_MEMORY = Path(":memory:")
-"""The database is in this process's memory, and each connection has one of its own."""
+"""Path of a database in the memory of this process. Each connection to it has a database of its own."""
 
 MAX_WAL_BYTES = 64 << 20
-"""A write-ahead log that has grown longer is cut to this."""
+"""A longer write-ahead log is cut to this length."""
 WAL_TRIES, WAL_PAUSE_S = 50, 0.02
 
 
 class NotBegun(Exception):
-    """The call was not begun, and never will be: too many wait, it waited too long, or the file is closed. The message says
+    """The call has not begun and never will: too many calls wait, it waited too long, or the file is closed. The message says
     which."""
 
 
 class _Job(Generic[T]):
-    """A call in the thread's queue. ``drop`` frees what it holds: a queue behind a disk that hangs must not keep it."""
+    """A call in the queue of the thread. ``drop`` frees what it holds, which a queue at a disk that hangs must not keep."""
 
     def __init__(self, work: Callable[[], T], is_due: Callable[[], bool]) -> None:
         self._work: Callable[[], T] | None = work
@@ -42,7 +42,7 @@ class _Job(Generic[T]):
     def __call__(self) -> T:
         work = self._work
         if work is None or not self._is_due():
-            raise NotBegun("its time was over before its turn came")
+            raise NotBegun("its time was over before it could begin")
         return work()
 
     def drop(self) -> None:
@@ -57,11 +57,11 @@ class _Bell:
         self._heard: asyncio.Future[None] = loop.create_future()
 
     def ring_from_thread(self, _done: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and nobody listens
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._ring)
 
     async def heard(self, within_s: float) -> None:
-        """It was rung, or so much time is over."""
+        """Returns when the bell has rung, or after ``within_s``."""
         if self._heard.done():
             self._heard = self._loop.create_future()
         timer = self._loop.call_later(within_s, self._ring)
@@ -76,7 +76,7 @@ class _Bell:
 
 
 class SqliteThread:
-    """``pending``: calls that wait for the thread, and the one that it is at. ``connection``: the thread's; None: none."""
+    """``pending``: calls that wait for the thread, and the one that it runs. ``connection``: used only in the thread."""
 
     def __init__(self, name: str, max_pending: int) -> None:
         self.pending = 0
@@ -84,15 +84,18 @@ class SqliteThread:
         self.connection: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
+    def __repr__(self) -> str:
+        return f"SqliteThread(pending={self.pending}, is_open={self.connection is not None})"
+
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A call that is cancelled is not begun, or runs to its end. Raises NotBegun, and what ``work`` raises."""
         return await self.run_within(inf, time.monotonic, partial(work, *args, **kwargs))
 
     async def run_within(self, timeout_s: float, clock: Callable[[], float], work: Callable[[], T]) -> T:
-        """A call whose fate is known: one that has not begun after ``timeout_s`` never does, and one that has is waited for as
-        long again. Time is measured where the call runs, so that a loop that is held up takes none of it.
+        """A call that has not begun after ``timeout_s`` never begins, and one that has begun gets as long again. Time is
+        measured in the thread, so that a blocked event loop takes none of it.
 
-        Raises NotBegun; TimeoutError, where the call may still come out whole; and what ``work`` raises.
+        Raises NotBegun; TimeoutError, after which the call may still succeed; and what ``work`` raises.
         """
         if self.pending >= self.max_pending:
             raise NotBegun(f"{self.pending} calls wait for it already")
@@ -119,27 +122,26 @@ class SqliteThread:
             job.drop()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """The same, of what nobody waits for. Raises RuntimeError where it is closed."""
+        """Runs ``work`` in the thread without waiting for it. Raises RuntimeError where the thread is closed."""
         return self._thread.submit(work, *args, **kwargs)
 
     async def close(self) -> None:
-        """What was asked before is done first. Closing again does nothing."""
+        """Earlier calls are done first. Closing again does nothing."""
         with suppress(RuntimeError):
             self._thread.submit(self.disconnect)
         await asyncio.to_thread(self._thread.shutdown)
 
-    # From here on in the thread.
+    # The methods below run in the thread.
 
     def transact(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        """A transaction, whole or not at all. ``begin``: the statement. Raises NotBegun, sqlite3.Error, and what ``work``
-        raises."""
+        """A transaction. ``begin``: the statement that begins it. Raises NotBegun, sqlite3.Error, and what ``work`` raises."""
         connection = self.require_connection()
         connection.execute(begin)
         try:
             answer = work(connection)
             connection.execute("COMMIT")
         except BaseException:
-            # Some errors have ended the transaction already.
+            # Some errors have rolled back already.
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
@@ -175,8 +177,8 @@ def begin_wal(connection: sqlite3.Connection, synchronous: str) -> bool:
 
 
 def _wal_mode(connection: sqlite3.Connection) -> str:
-    """The journal's mode from now on. SQLite waits for no lock here, so several who open a new file at once would refuse each
-    other."""
+    """The mode of the journal from now on. SQLite waits for no lock here, so processes that open a new file at once would
+    refuse each other."""
     for _ in range(WAL_TRIES):
         try:
             return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
@@ -188,8 +190,8 @@ def _wal_mode(connection: sqlite3.Connection) -> str:
 
 
 def create_private(path: Path) -> None:
-    """For nobody else's eyes, whatever the umask. A file that is there is not opened: closing it would drop the locks that
-    this process may have on it. ``IN_MEMORY`` needs no file."""
+    """Creates the file so that only its owner can read it, whatever the umask. An existing file is not opened: closing it would
+    drop the locks of this process on it."""
     if path == IN_MEMORY:
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

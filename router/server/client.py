@@ -24,8 +24,8 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.server.errors import error_body
 from router.server.slow_reader import StallRule
+from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _CONTENT_TYPES = (b"application/json", b"text/event-stream", b"text/plain")
@@ -136,7 +136,6 @@ class ClientConnection:
             pieces = (reply.body.replace(self._hidden, b"***"),)
         body_bytes = sum(map(len, pieces))
         head = self._head(reply, record) + b"Content-Length: %d\r\n\r\n" % body_bytes
-        record.bytes_out = body_bytes
         if self.is_closing():
             return
         self.has_started = True

@@ -35,8 +35,8 @@ from router.core.request.routes import Api, Route
 from router.core.request.trace import TRACE
 from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryBudget
 from router.core.tenants.tenant import Caller
-from router.proxy.admission import Admission
 from router.proxy.ports import Dispatch
+from router.proxy.tenant_limits import TenantLimits
 from router.runtime.freed_memory import untie_error
 from router.runtime.logs import ABOUT, redact
 from router.server.auth import Gate
@@ -84,7 +84,7 @@ class DataPort:
         observe_cut: Callable[[str], None],
         memory: MemoryBudget,
         parsers: Parsers,
-        admission: Admission,
+        tenant_limits: TenantLimits,
         state: PageRoutes | None = None,
         *,
         resumes: bool = True,
@@ -93,7 +93,7 @@ class DataPort:
         worker may go on with them."""
         self.memory = memory
         self._parsers = parsers
-        self._admission = admission
+        self._tenant_limits = tenant_limits
         self._state = state
         self._gate = gate
         self._server = server
@@ -184,7 +184,7 @@ class DataPort:
         if (trace := TRACE.get()) is not None:
             trace.route = match.template
         caller = self._admit(request, match.template, match.by_method, memory, self._limits)
-        with self._admission.visit(caller.rules):
+        with self._tenant_limits.visit(caller.rules):
             call = Call(
                 names=match.names,
                 query=request.query,

@@ -1,6 +1,5 @@
-"""Claims on sessions: one for each turn that is under way here or waits to be. They are kept while turns take long, and given
-back however these end; and whoever waits here for another turn of this replica is told of its end at once.
-"""
+"""Claims on sessions: one for each turn that runs here or waits. A claim is renewed while its turn runs, and released when it
+ends. A turn that waits here for another one of this replica is woken at its end."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ from router.sessions.release import LeaseReleaser
 from router.sessions.stores.contract import Begun, Sid, Store
 
 RENEWALS = 3
-"""In the time of one lease."""
+"""Renewals within one lease."""
 
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """What one turn holds of its session (``fence`` is not 0), or wants of it. ``is_asked``: the store may have heard of it."""
+    """One turn's claim on its session: held if ``fence`` is not 0, else wanted. ``is_asked``: the store may know of it."""
 
     sid: Sid
     owner: Tenant
@@ -34,16 +33,16 @@ class Claim:
 
 
 class Claims:
-    """``run`` must be running. ``max_give_backs``: as of Errands."""
+    """``run`` must be running."""
 
-    def __init__(self, store: Store, lease_s: float, max_give_backs: int, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, lease_s: float, clock: Callable[[], float]) -> None:
         self._store = store
-        self.releaser = LeaseReleaser(clock, max_give_backs)
+        self.releaser = LeaseReleaser(clock)
         self._lease_s = lease_s
         self._clock = clock
         self.live: set[Claim] = set()
         self.endings: dict[Sid, asyncio.Event] = {}
-        """Of sessions whose next turn waits here. Each is gone with the last that waited for it."""
+        """Ends of turns that others wait for, by session. Each goes with the last that waits."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -52,7 +51,7 @@ class Claims:
             self.renew()
 
     def renew(self) -> None:
-        """Those that are due. One that is lost is noticed where its turn writes."""
+        """Renews the claims that are due. A lost claim is noticed when its turn writes."""
         now = self._clock()
         for claim in self.live:
             if claim.fence and now - claim.renewed_at > self._lease_s / RENEWALS:
@@ -62,7 +61,7 @@ class Claims:
 
     @contextmanager
     def wanted(self, sid: Sid, owner: Tenant) -> Iterator[Claim]:
-        """Behind the block nothing is held, nor any place in a line."""
+        """A claim that is wanted within the block. After it, the claim and its place in the line are released."""
         claim = Claim(sid, owner, secrets.token_hex(16))
         self.live.add(claim)
         try:
@@ -76,12 +75,12 @@ class Claims:
         claim.renewed_at = self._clock()
 
     def drop(self, claim: Claim) -> None:
-        """Held for nothing: it may be wanted of another session now."""
+        """Releases the claim, which may then be wanted of another session."""
         self._give_up(claim)
         claim.is_asked, claim.fence, claim.turn = False, 0, 0
 
     async def pause(self, sid: Sid, at_most_s: float) -> bool:
-        """Until another turn of the session may be over. True: one of this replica's is."""
+        """Waits until another turn of the session may be over. True: one of this replica's is."""
         ending = self.endings.setdefault(sid, asyncio.Event())
         try:
             async with asyncio.timeout(at_most_s):

@@ -1,6 +1,5 @@
-"""What stands between a session's turn and its client: a codec of the door that the client came through, and the client's
-connection, whose end is held back until the turn is saved.
-"""
+"""Between a session's turn and its client: the codec of the client's API, and a gate that holds the end of the answer back
+until the turn is stored."""
 
 from __future__ import annotations
 
@@ -20,56 +19,56 @@ from router.wire.completion import BadAnswer
 from router.wire.framing import frame
 
 MAX_ANSWER_BYTES = 64 << 20
-"""Of one answer's events, or of a whole one that is decoded: more than any session may have, framing and all."""
+"""Largest answer, in bytes of its events or of its body: larger than any session may be."""
 
 
 class StoredAnswer(NamedTuple):
-    """What of an answer goes into the log. ``tokens``: as the worker counted; 0 where it did not say."""
+    """The part of an answer that goes into the log. ``tokens``: as the worker counted; 0 where it did not say."""
 
     messages: Sequence[bytes]
     tokens: int
 
 
 class AnswerCodec(Protocol):
-    """One turn's. Chat completions in; out come what the door's clients read, and the answer. Raises BadAnswer."""
+    """Translates one turn's answer from chat completions to the client's API, and keeps it. Raises BadAnswer."""
 
     def events(self, events: bytes) -> bytes:
-        """Whole events of the worker's → what the client may have now. What ends the stream is kept for ``ending``."""
+        """Whole events of the worker → events for the client now. Those that end the stream are held for ``ending``."""
         ...
 
     def ending(self) -> bytes:
-        """The rest, once the turn is saved."""
+        """The held events, once the turn is stored."""
         ...
 
     def failure(self, error: RouterError) -> bytes:
-        """Events by which a stream ends that came to nothing; empty where it is broken off instead."""
+        """Events that end a failed stream; empty: the stream is broken off instead."""
         ...
 
     def whole(self, body: bytes) -> bytes:
-        """The same of a reply that is not streamed."""
+        """A reply that is not streamed, translated."""
         ...
 
     def begin(self, sid: Sid, turn: int, number: int) -> None:
-        """Before anything else: which turn it is, and the number that its answer will have in the log."""
+        """Called first, with the turn, and the number that its answer will have in the log."""
         ...
 
     def kept(self) -> StoredAnswer:
-        """After the stream's last event, or ``whole``."""
+        """The answer, after the stream's last event or ``whole``."""
         ...
 
     def note(self) -> bytes:
-        """What of the answer a repetition of the request needs; JSON."""
+        """What a repetition of the request needs of the answer; JSON."""
         ...
 
     async def repeat(self, note: bytes, client: Client) -> None:
-        """The same answer again."""
+        """Sends the answer again, from its note."""
         ...
 
 
 class CommitGate:
-    """A client for dispatch. ``reply``: what is held of an answer that is not streamed, or no answer at all."""
+    """A client for dispatch. ``reply``: an answer that is not streamed, or an error of the worker."""
 
-    is_chunked = False  # the splice hands over whole events, which may be made into others here
+    is_chunked = False  # the splice hands over whole events, since the codec may replace them
 
     def __init__(self, client: Client, codec: AnswerCodec) -> None:
         self._client = client
@@ -80,11 +79,11 @@ class CommitGate:
         self.reply: Reply | None = None
         self.has_begun = False
         self.error: RouterError | None = None
-        """Why the stream came to nothing."""
+        """Why the stream failed."""
         self._event = b""
-        """In which the worker said so, of a request that was wrong."""
+        """The worker's event that says so, where the request was wrong."""
 
-    # Dispatch's side
+    # For dispatch
 
     @property
     def memory(self) -> Holding:
@@ -101,7 +100,7 @@ class CommitGate:
 
     def write(self, data: bytes) -> None:
         self._event_bytes += len(data)
-        if self._event_bytes > MAX_ANSWER_BYTES:  # nothing more is kept of it
+        if self._event_bytes > MAX_ANSWER_BYTES:  # the rest is not kept
             message = "the worker's answer is larger than a session can keep: ask for less at once"
             self.error = self.error or WorkerError(message, retryable=False)
             return
@@ -114,11 +113,11 @@ class CommitGate:
             self._client.write(self._take_head() + (self._framed(out) if out else b""))
 
     def write_last(self, data: bytes) -> None:
-        """The client's own end comes once the turn is saved."""
+        """The client gets its end when the turn is stored."""
         self.write(data)
 
     def is_closing(self) -> bool:
-        """Also once the answer cannot be kept any more: the worker need not go on with it."""
+        """True also once the answer cannot be stored: the worker need not go on."""
         return self.error is not None or self._client.is_closing()
 
     def is_full(self) -> bool:
@@ -137,15 +136,15 @@ class CommitGate:
         self._event = event
         self.error = self.error or WorkerError("the worker refused to go on", retryable=False)
 
-    # The turn's side
+    # For the turn
 
     def translate(self) -> None:
-        """A reply that is not streamed, as the door's clients read it. Raises BadAnswer."""
+        """Translates a reply that is not streamed. Raises BadAnswer."""
         if self.reply is not None:
             self.reply = msgspec.structs.replace(self.reply, content=self._codec.whole(self.reply.body))
 
     async def finish(self) -> None:
-        """The turn is saved: let the client have the end."""
+        """Sends the end of the answer: the turn is stored."""
         if self.reply is not None and self.record is not None:
             await self._client.answer(self.reply, self.record)
         elif not self._client.is_closing():
@@ -154,17 +153,17 @@ class CommitGate:
             self._client.end_stream(self._codec.ending())
 
     async def refuse(self) -> None:
-        """The worker found the request wrong, and says why."""
+        """Sends the worker's refusal of the request."""
         if self.reply is not None and self.record is not None:
             await self._client.answer(self.reply, self.record)
 
     def fail_or_raise(self, error: RouterError) -> None:
-        """A stream that has begun ends here; nothing else has been said yet, and the error can be the answer."""
+        """Ends a stream that has begun. Otherwise raises the error, which becomes the answer."""
         if not self.has_begun:
             raise error
         untie_error(error)
         if self.record is not None and self.record.outcome == StreamEnd.DONE.value:
-            self.record.outcome = error.code  # the worker's part was well, and the client was not told so
+            self.record.outcome = error.code  # the worker did its part, and the client gets an error
         if self._head and not self._client.is_closing():
             self._client.write(self._take_head())
         if events := self._codec.failure(error):

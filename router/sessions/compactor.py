@@ -1,6 +1,7 @@
-"""Behind the turns: histories that have passed their high mark are cut, notes are written on what goes, and what went is made
-searchable. No turn waits for it, and nothing that it does can lose an item: it changes views, by compare and set, and never
-the log. Who dies at it leaves a mark in the view that others pass over when its time is up.
+"""After turns, cuts histories that have reached their high watermark, summarises what was cut, and makes it searchable.
+
+No turn waits for it. It changes views by compare and set and never the log, so that it cannot lose an item. A replica that
+writes a summary says so in the view; if it dies, others take over when its time is up.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
+from router.config.context import ContextConfig
 from router.core.errors import RouterError
-from router.sessions.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_notes
+from router.sessions.context.compaction import Source, cut_view, find_cut, place_of, source_of, with_summary
 from router.sessions.context.cut_points import Cut
 from router.sessions.context.history import History
 from router.sessions.context.summaries import reject
 from router.sessions.context.view import START, LogPosition, Segment, View, Work
 from router.sessions.histories import Histories
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import Sid
 from router.sessions.summaries import SummaryWriter, Written
 from router.sessions.summary_budget import SummaryBudget
@@ -32,32 +33,21 @@ from router.sessions.views import ViewPlan, Views
 log = logging.getLogger("warmroute.sessions")
 
 ATTEMPTS = 4
-"""To commit notes, while turns cut the history and others wish things of the session."""
+"""Attempts to commit a summary while others change the view."""
 
 LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
-"""Notes are asked to be a quarter of what they stand for, at the most: longer ones are refused, or spare little."""
+"""A summary is asked to be a quarter of its source at most, and may always have so many tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompactorSettings:
-    """``max_waiting``: sessions; beyond, one is looked at behind its next turn. ``work_s``: how long notes may take before
-    others may try. ``retry_s``: after notes that came to nothing; twice as long each time. ``tokens_per_day``: of prompts and
-    notes, for a tenant that has no bound of its own; 0: any number."""
-
-    max_waiting: int
-    work_s: float
-    retry_s: float
-    summary_tokens: int
-    source_tokens: int
-    """Most that one request for notes tells of; the rest is told of by the next."""
-    tokens_per_day: int
+RETRY_S = 10.0
+"""Pause after a failed summary; doubled each time."""
 
 
 class CompactionJob(NamedTuple):
-    """A session to be looked at, behind a turn. ``sid``: its own, where the turn went on in a copy."""
+    """A session to compact after a turn. ``sid``: where the turn went on, which may be a copy."""
 
     sid: Sid
-    ask: Ask
+    request: TurnRequest
     view_plan: ViewPlan
     wanted_at: float
 
@@ -103,17 +93,17 @@ class SummaryPlan(NamedTuple):
 
 class Indexer(Protocol):
     async def catch_up(self, history: History) -> None:
-        """With what left the prompt. Fails nothing."""
+        """Makes searchable what left the prompt. Raises nothing."""
         ...
 
 
 class Compactor:
-    """One for the process; ``run`` may run several times at once, and once for what takes no notes: nothing that is slow holds
-    that up."""
+    """One for the process. ``run`` may run several times at once, and once without writing, so that slow summaries hold up no
+    cut."""
 
     def __init__(
         self,
-        settings: CompactorSettings,
+        config: ContextConfig,
         views: Views,
         histories: Histories,
         writer: SummaryWriter,
@@ -122,7 +112,7 @@ class Compactor:
         clock: Callable[[], float],
         observe_lag: Callable[[float], None],
     ) -> None:
-        self._settings = settings
+        self._config = config
         self._views = views
         self._histories = histories
         self._writer = writer
@@ -133,7 +123,7 @@ class Compactor:
         self._waiting: dict[Sid, CompactionJob] = {}
         self._at_work: set[Sid] = set()
         self._news = asyncio.Event()
-        self.budget = SummaryBudget(settings.tokens_per_day, wall_clock)
+        self.budget = SummaryBudget(config.summary_tokens_per_day, wall_clock)
         self.results: Counter[str] = Counter(dict.fromkeys(Result, 0))
         self.tokens: Counter[str] = Counter({"prompt": 0, "summary": 0})
 
@@ -141,15 +131,15 @@ class Compactor:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, sid: Sid, ask: Ask, view_plan: ViewPlan) -> None:
-        if sid not in self._waiting and len(self._waiting) >= self._settings.max_waiting:
+    def submit(self, sid: Sid, request: TurnRequest, view_plan: ViewPlan) -> None:
+        if sid not in self._waiting and len(self._waiting) >= self._config.max_waiting:
             self.results[Result.DROPPED] += 1
             return
-        self._waiting[sid] = CompactionJob(sid, ask, view_plan, self._clock())
+        self._waiting[sid] = CompactionJob(sid, request, view_plan, self._clock())
         self._news.set()
 
     async def run(self, *, writes: bool = True) -> None:
-        """Until cancelled. ``writes``: also those chores that take notes."""
+        """Until cancelled. ``writes``: also jobs that need a summary."""
         while True:
             sid = next((sid for sid in self._waiting if self._may_begin(sid, writes=writes)), None)
             if sid is None:
@@ -179,9 +169,9 @@ class Compactor:
             self._observe_lag(self._clock() - job.wanted_at)
 
     async def _do(self, job: CompactionJob) -> Result:
-        owner = job.ask.caller.rules.tenant
+        owner = job.request.caller.rules.tenant
         history, _ = await self._histories.load(job.sid, owner)
-        traits = self._views.traits(job.ask, history)
+        traits = self._views.traits(job.request, history)
         result = Result.NOTHING
         if traits.summarizes:
             result = await self._summarize(job, history)
@@ -219,37 +209,37 @@ class Compactor:
         if (cut := _due_cut(job.view_plan, history)) is not None:
             upto = place_of(history, cut)
             question = cut.question.place if cut.question is not None else START
-        if upto <= history.view.told:
+        if upto <= history.view.summarized_upto:
             return None
-        max_tokens = min(self._settings.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
+        max_tokens = min(self._config.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
     def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
-        room = min(self._settings.source_tokens, self._writer.room(job.ask, history, max_tokens))
+        room = min(self._config.summary_source_tokens, self._writer.room(job.request, history, max_tokens))
         return source_of(history, upto, low_tokens=job.view_plan.low, max_tokens=room)
 
     async def _reserve(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Work | Result:
         """The tenant's budget for it, and the work among replicas."""
-        left = self.budget.left(job.ask.caller.rules)
+        left = self.budget.left(job.request.caller.rules)
         if left is not None and left < plan.price:
             return Result.OVER_BUDGET
         now, before = self._wall_clock(), history.view.work
         if before is not None and now < before.until:
             return Result.RACED  # another replica writes, or the last attempt failed a short time ago
         failures = before.failures if before is not None else 0
-        work = Work(secrets.token_hex(8), plan.source.upto, now + self._settings.work_s, failures)
+        work = Work(secrets.token_hex(8), plan.source.upto, now + self._config.summary_timeout_s, failures)
         if not await self._histories.commit_view(history, replace(history.view, work=work)):
             return Result.RACED
-        self.budget.spend(job.ask.caller.rules, plan.price)  # before another job asks
+        self.budget.spend(job.request.caller.rules, plan.price)  # before another job asks
         return work
 
     async def _write(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Written | Result:
         """The budget is charged what it cost, in place of what was reserved."""
-        source, rules = plan.source, job.ask.caller.rules
+        source, rules = plan.source, job.request.caller.rules
         max_tokens = min(plan.max_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
         try:
-            async with asyncio.timeout(self._settings.work_s):
-                written = await self._writer.write(job.ask, history, source, max_tokens)
+            async with asyncio.timeout(self._config.summary_timeout_s):
+                written = await self._writer.write(job.request, history, source, max_tokens)
         except (RouterError, TimeoutError) as error:
             log.warning("no summary was written", extra={"why": str(error) or "it took too long"})
             self.budget.spend(rules, -plan.price)
@@ -263,7 +253,7 @@ class Compactor:
     async def _postpone(self, job: CompactionJob, history: History, work: Work) -> None:
         """Leave the view as it is, and say when to try again."""
         failures = work.failures + 1
-        until = self._wall_clock() + self._settings.retry_s * 2.0 ** min(failures - 1, 10)
+        until = self._wall_clock() + RETRY_S * 2.0 ** min(failures - 1, 10)
         for _ in range(ATTEMPTS):
             view = history.view
             if view.work is None or view.work.token != work.token:
@@ -277,7 +267,7 @@ class Compactor:
     async def _commit(self, history: History, segment: Segment, question: LogPosition) -> Result:
         generation = history.generation
         for _ in range(ATTEMPTS):
-            view: View | None = with_notes(history, segment, question)
+            view: View | None = with_summary(history, segment, question)
             if view is None or history.generation != generation:
                 return Result.STALE
             if await self._histories.commit_view(history, view):

@@ -1,4 +1,4 @@
-"""What keeping histories within their windows cost and spared, as metrics read it."""
+"""Counts of what keeping histories within their windows costs and spares, for metrics."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from typing import get_args
 from router.core.request.record import Record
 from router.core.tenants.tenant import ContextStrategy
 from router.sessions.context.history import History, Sent
-from router.sessions.planner import Ask, Plan
+from router.sessions.planner import Plan, TurnRequest
 
 COLD_SHARE = 0.5
-"""Of what earlier turns had, what must be cached of it for a prefix not to be broken."""
+"""A prefix is broken if less than this share of it was cached."""
 
 
 class ContextCounts:
-    """``raw``, ``sent``: tokens of prompts as whole logs would make them, and as they were sent; by strategy."""
+    """``raw``: tokens of prompts with whole logs. ``sent``: tokens of prompts as they were sent. Both by strategy."""
 
     def __init__(self) -> None:
         strategies = get_args(ContextStrategy)
         self.raw: Counter[str] = Counter(dict.fromkeys(strategies, 0))
         self.sent: Counter[str] = Counter(dict.fromkeys(strategies, 0))
         self.breaks: Counter[str] = Counter({"compaction": 0, "adapter_changed": 0, "moved": 0})
-        """Turns whose prefix the worker did not have, by why, where that can be told."""
+        """Turns whose prefix the worker lacked, by cause, where that is known."""
         self.recomputed_tokens = 0
-        """Of prompts, what was computed anew because of a cut."""
+        """Tokens of prompts that were computed anew because of a cut."""
 
-    def on_end(self, strategy: ContextStrategy, ask: Ask, history: History, plan: Plan, record: Record | None) -> None:
-        """The turn has ended, and is in the history."""
+    def on_end(
+        self, strategy: ContextStrategy, request: TurnRequest, history: History, plan: Plan, record: Record | None
+    ) -> None:
+        """Counts a turn that has ended and is in the history."""
         prompt = plan.prompt
         self.sent[strategy] += prompt.tokens
         self.raw[strategy] += prompt.tokens + history.cut_tokens - history.preface_tokens
         worker = record.worker if record is not None else ""
-        before, history.sent = history.sent, Sent(history.log.last_turn, ask.incoming.model, worker, prompt.shape)
+        before, history.sent = history.sent, Sent(history.log.last_turn, request.incoming.model, worker, prompt.shape)
         if before is not None and record is not None and record.actual_cached_tokens is not None:
             self._count_break(before, history.sent, plan, record.prompt_tokens, record.actual_cached_tokens)
 

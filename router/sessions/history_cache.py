@@ -1,4 +1,4 @@
-"""Histories that this replica has read already. Bounded by bytes; the one unused for longest goes first."""
+"""Histories that this replica has read. Bounded by bytes; the one unused for longest goes first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HistoryCache:
         return len(self._histories)
 
     def known(self, sid: Sid) -> Cursor:
-        """What the store need not send."""
+        """What is known of the session, and need not be read again."""
         history = self._histories.get(sid)
         return EMPTY if history is None else Cursor(history.generation, history.head, history.epoch)
 
@@ -28,15 +28,15 @@ class HistoryCache:
         return self._histories.get(sid)
 
     def find(self, sid: Sid, owner: Tenant, cursor: Cursor, generation: str) -> History | None:
-        """Where to read on, for a store that was told ``cursor`` and has that generation. None: what was known was pushed out
-        since; ask again."""
+        """The history to go on with, if the store was given ``cursor`` and has that generation. None: it was evicted since; ask
+        again."""
         history = self._histories.get(sid)
         if history is not None and history.generation == generation and history.head >= cursor.head:
             return history
         return None if cursor.head and cursor.generation == generation else History(sid, owner, generation)
 
     def keep(self, sid: Sid, history: History) -> None:
-        """The history is used, and may have grown. Nothing, if somebody has read further meanwhile."""
+        """Keeps the history as the newest, and counts its growth. Does nothing if another reader has a longer one."""
         other = self._histories.get(sid)
         if other is not None and other.generation == history.generation and other.head > history.head:
             return

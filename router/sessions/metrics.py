@@ -126,7 +126,7 @@ def turn_rows(turns: Turns) -> Iterable[Row]:
 
 def history_rows(turns: Turns) -> Iterable[Row]:
     histories = turns.histories
-    cache, bounds = histories.cache, histories.bounds
+    cache, config = histories.cache, histories.config
     return (
         counter(
             "full_sessions",
@@ -134,10 +134,12 @@ def history_rows(turns: Turns) -> Iterable[Row]:
             lambda: histories.full,
         ),
         gauge(
-            "max_session_items", "Most entries of a session's log (sessions.max_entries).", lambda: bounds.max_entries
+            "max_session_items", "Most entries of a session's log (sessions.max_entries).", lambda: config.max_entries
         ),
         gauge(
-            "max_session_bytes", "Most bytes of a session's log (sessions.max_session_bytes).", lambda: bounds.max_bytes
+            "max_session_bytes",
+            "Most bytes of a session's log (sessions.max_session_bytes).",
+            lambda: config.max_session_bytes,
         ),
         gauge("hot_sessions", "Sessions whose history is in memory.", lambda: len(cache)),
         gauge("hot_bytes", "Bytes of the histories in memory.", lambda: cache.bytes),

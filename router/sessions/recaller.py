@@ -1,4 +1,4 @@
-"""What left the prompt is found again: searched for each question, and sent beside it."""
+"""Recall: the cut part of a history is searched for each question, and the findings are sent beside it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
 
+from router.config.context import ContextConfig
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.item import Item
@@ -18,7 +18,7 @@ from router.sessions.context.messages import Message
 from router.sessions.context.provenance import recalled_numbers
 from router.sessions.context.recollection import Found, compose
 from router.sessions.context.summaries import text_of, words_of
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.sessions.stores.contract import Sid
 
@@ -28,14 +28,8 @@ AT_ONCE = 200
 """Items that are indexed by one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecallRules:
-    """``max_tokens``: of what goes beside one question; ``limit``: items that are looked at for it; ``deadline_s``: of the
-    search, beyond which the question goes alone."""
-
-    max_tokens: int
-    limit: int
-    deadline_s: float
+MAX_FOUND = 10
+"""Items that a search returns for one question."""
 
 
 class Recaller:
@@ -43,36 +37,36 @@ class Recaller:
 
     def __init__(
         self,
-        rules: RecallRules,
+        config: ContextConfig,
         index: RecallIndex,
         bytes_per_token: Callable[[str], float],
         clock: Callable[[], float],
         observe: Callable[[float], None],
     ) -> None:
-        self._rules = rules
+        self._config = config
         self._index = index
         self._bytes_per_token = bytes_per_token
         self._clock = clock
         self._observe = observe
         self.results: Counter[str] = Counter({"found": 0, "nothing": 0, "unavailable": 0})
-        """Of searches."""
+        """Searches by outcome."""
         self.index_failures = 0
-        """What left a prompt was not indexed, or of a session that was deleted not forgotten."""
+        """Failed calls to index items or to forget a session."""
 
-    async def recall(self, ask: Ask, history: History) -> Draft | None:
-        """For the newest message, if that is a user's. None: nothing, or nothing in time."""
-        question = _question(ask.incoming.messages[-1]) if history.start and ask.incoming.messages else ""
+    async def recall(self, request: TurnRequest, history: History) -> Draft | None:
+        """Findings for the newest message, if that is a user's. None: nothing was found in time."""
+        question = _question(request.incoming.messages[-1]) if history.start and request.incoming.messages else ""
         if not question:
             return None
         began_at = self._clock()
         try:
-            async with asyncio.timeout(self._rules.deadline_s):
+            async with asyncio.timeout(self._config.recall_timeout_s):
                 numbers = await self._index.search(
                     _key(history),
                     history.owner,
                     question,
                     upto=history.view.cut.number,
-                    limit=self._rules.limit,
+                    limit=MAX_FOUND,
                 )
         except (IndexUnavailable, TimeoutError) as error:
             self.results["unavailable"] += 1
@@ -80,8 +74,8 @@ class Recaller:
             return None
         finally:
             self._observe(self._clock() - began_at)
-        bytes_per_token = self._bytes_per_token(ask.incoming.model)
-        max_bytes = round(self._rules.max_tokens * bytes_per_token)
+        bytes_per_token = self._bytes_per_token(request.incoming.model)
+        max_bytes = round(self._config.recall_tokens * bytes_per_token)
         text = compose(_found(history, numbers), question, max_bytes, _shown(history))
         self.results["found" if text else "nothing"] += 1
         if not text:
@@ -89,7 +83,7 @@ class Recaller:
         return Draft(Kind.RECALL, msgspec.json.encode(text), round(len(text.encode()) / bytes_per_token))
 
     async def catch_up(self, history: History) -> None:
-        """With what left the prompt."""
+        """Indexes the cut part of the history."""
         sid = _key(history)
         try:
             newest = await self._index.newest(sid, history.owner)
@@ -97,7 +91,7 @@ class Recaller:
             gone = (item for item in left if item.number > newest)
             while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
                 await self._index.add(sid, history.owner, sorted(passages))
-                if history.is_deleted:  # meanwhile: what was added behind its back goes, too
+                if history.is_deleted:  # deleted meanwhile: what was just added goes, too
                     await self._index.forget(sid, history.owner)
                     return
             history.indexed = history.view.cut.number
@@ -106,7 +100,7 @@ class Recaller:
             log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
 
     async def forget(self, history: History) -> None:
-        """Of a session that is deleted, or whose items have to be indexed anew."""
+        """Forgets a session that is deleted, or whose items must be indexed anew."""
         history.indexed = 0
         try:
             await self._index.forget(_key(history), history.owner)
@@ -116,7 +110,7 @@ class Recaller:
 
 
 def _key(history: History) -> Sid:
-    """Other replicas' mirrors are not told of a session that is deleted: one that has its name later has another key."""
+    """Other replicas do not hear of a deletion. A later session of the same name has another key."""
     return Sid(f"{history.sid}.{history.generation}")
 
 
@@ -125,13 +119,13 @@ def _question(message: Message) -> str:
 
 
 def _shown(history: History) -> set[int]:
-    """Items that the prompt has beside earlier questions."""
+    """Numbers of the items that earlier questions of the prompt quote."""
     texts = [msgspec.json.decode(item.recall[1]) for item in history.items[history.start :] if item.recall is not None]
     return {number for text in texts for number in recalled_numbers(text)}
 
 
 def _found(history: History, numbers: Sequence[int]) -> list[Found]:
-    """Those that still count, in their order."""
+    """The items of these numbers that still count, in their order."""
     wanted = frozenset(numbers)
     gone: dict[int, Item] = {
         item.number: item for item in islice(history.items, history.start) if item.number in wanted

@@ -1,4 +1,4 @@
-"""Notes by an OpenAI-compatible API outside the fleet."""
+"""Summaries by an OpenAI-compatible API outside the fleet."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from router.core.errors import WorkerError
 from router.runtime.bounded_body import read_body
 from router.sessions.context.compaction import ANY, Source
 from router.sessions.context.history import History
-from router.sessions.context.summaries import ask_about
+from router.sessions.context.summaries import ask_for_summary
 from router.sessions.openai.chat_answers import read_answer
-from router.sessions.planner import Ask
-from router.sessions.summaries import Written, note_params, read_notes
+from router.sessions.planner import TurnRequest
+from router.sessions.summaries import Written, read_summary, summary_params
 from router.wire.completion import BadAnswer
 
 MAX_REPLY_BYTES = 1 << 20
@@ -34,27 +34,27 @@ class RemoteSummaryWriter:
     model: str
     timeout_s: float
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:  # noqa: ARG002
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:  # noqa: ARG002
         """Raises WorkerError."""
         body = {
-            "model": ask.caller.rules.summary_model or self.model or ask.incoming.model,
-            "messages": ask_about(source.notes, source.items, max_tokens),
-            **note_params(max_tokens),
+            "model": request.caller.rules.summary_model or self.model or request.incoming.model,
+            "messages": ask_for_summary(source.summaries, source.items, max_tokens),
+            **summary_params(max_tokens),
         }
         try:
             answer = read_answer(await self._post(msgspec.json.encode(body)))
         except (ClientError, TimeoutError, BadAnswer, _Unusable) as error:
-            raise WorkerError(f"{self.url} wrote no notes: {error or 'it took too long'}") from None
+            raise WorkerError(f"{self.url} wrote no summary: {error or 'it took too long'}") from None
         usage: dict[str, Any] = answer.usage or {}
         prompt_tokens = usage.get("prompt_tokens")
-        return read_notes(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
+        return read_summary(answer, prompt_tokens if isinstance(prompt_tokens, int) else source.tokens)
 
-    def room(self, ask: Ask, history: History, max_tokens: int) -> int:  # noqa: ARG002
-        """What configuration allows: nobody says how long its prompts may be."""
+    def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:  # noqa: ARG002
+        """No bound but the configured one: the API does not say how long its prompts may be."""
         return ANY
 
     async def _post(self, body: bytes) -> bytes:
-        """One connection for one request: notes are seldom, and nothing is left to be closed."""
+        """One connection a request. Summaries are rare, and so nothing has to be closed later."""
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"

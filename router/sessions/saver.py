@@ -14,7 +14,7 @@ from router.sessions.codec import AnswerCodec, CommitGate, StoredAnswer
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.histories import Histories
-from router.sessions.planner import Ask, Plan, TurnNote
+from router.sessions.planner import Plan, TurnNote, TurnRequest
 from router.sessions.stores.contract import Append
 from router.wire.completion import BadAnswer
 
@@ -34,28 +34,36 @@ class Saver:
     bytes_per_token: Callable[[str], float]
 
     async def save_answer(
-        self, claim: Claim, ask: Ask, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
+        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
     ) -> None:
         """Raises Fenced, StateUnavailable, WorkerError."""
         kept = read_answer(codec, held)
-        bytes_per_token = self.bytes_per_token(ask.incoming.model)
+        bytes_per_token = self.bytes_per_token(request.incoming.model)
         drafts = [
             Draft(Kind.MESSAGE, message, _tokens_of(message, kept.tokens, bytes_per_token)) for message in kept.messages
         ]
         entries = self.histories.encode(history, drafts, claim.turn, ends=True)
         note = msgspec.structs.replace(plan.note, note=msgspec.Raw(codec.note()))
         worker = held.record.worker if held.record is not None else ""
-        await self.end(claim, ask, history, entries, note, worker)
+        await self.end(claim, request, history, entries, note, worker)
 
-    async def append(self, claim: Claim, ask: Ask, history: History, entries: list[bytes], note: TurnNote) -> None:
+    async def append(
+        self, claim: Claim, request: TurnRequest, history: History, entries: list[bytes], note: TurnNote
+    ) -> None:
         """Entries of a turn that goes on. Raises Fenced, StateUnavailable."""
-        await self.histories.append(history, _append(claim, ask, entries, note))
+        await self.histories.append(history, _append(claim, request, entries, note))
 
     async def end(
-        self, claim: Claim, ask: Ask, history: History, entries: list[bytes], note: TurnNote, worker: str = ""
+        self,
+        claim: Claim,
+        request: TurnRequest,
+        history: History,
+        entries: list[bytes],
+        note: TurnNote,
+        worker: str = "",
     ) -> None:
         """The turn's last entries; the claim ends with them. Raises Fenced, StateUnavailable."""
-        append = _append(claim, ask, entries, note, worker=worker, ends=True)
+        append = _append(claim, request, entries, note, worker=worker, ends=True)
         # An answer that is whole is stored even if its client leaves now: the claim is not released before.
         saving = asyncio.create_task(self.histories.append(history, append))
         try:
@@ -81,7 +89,7 @@ def read_answer(codec: AnswerCodec, held: CommitGate) -> StoredAnswer:
 
 
 def _append(
-    claim: Claim, ask: Ask, entries: list[bytes], note: TurnNote, *, worker: str = "", ends: bool = False
+    claim: Claim, request: TurnRequest, entries: list[bytes], note: TurnNote, *, worker: str = "", ends: bool = False
 ) -> Append:
     return Append(
         sid=claim.sid,
@@ -93,7 +101,7 @@ def _append(
         ends=ends,
         record=msgspec.json.encode(note),
         worker=worker,
-        lifetime_s=ask.lifetime_s,
+        lifetime_s=request.lifetime_s,
     )
 
 

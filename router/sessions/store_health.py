@@ -1,6 +1,5 @@
-"""Whether the store takes writes, and what its owners have in it: looked at now and then, so that this is known also while no
-turn comes. Behind each look what was deleted is overwritten.
-"""
+"""Whether the store takes writes, and how much each owner has in it: checked now and then, so that both are known without any
+turn. Each check also overwrites what was deleted."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from router.sessions.stores.contract import Corrupt, StoreUnavailable, Usage
 log = logging.getLogger("warmroute.sessions")
 
 LOOK_S = 2.0
-"""Between two looks."""
+"""Pause between two checks."""
 
 
 class StoreHealth:
@@ -31,9 +30,9 @@ class StoreHealth:
         self._tidy = tidy
         self._count = count
         self.is_up = True
-        """It took a write when it was last asked."""
+        """The store took a write when it was last asked."""
         self.usage: Mapping[Tenant, Usage] = {}
-        """What each owner had then."""
+        """How much each owner had at the last check."""
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -1,13 +1,13 @@
-"""Models' windows as sessions see them. A window that grows counts at once; one that shrinks, once it has stayed so for a
-while: a cut cannot be taken back, and a worker that restarts or is mistaken may say for a minute what no other does.
-"""
+"""Models' windows as sessions see them. A window that grows counts at once, and one that shrinks counts after a while: a cut
+cannot be taken back, and a worker that restarts may report a wrong window for a minute."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 SHRINK_S = 180.0
-"""Meanwhile a prompt that fits the larger window only is sent, and a worker that cannot take it says so."""
+"""Time that a smaller window must last before it counts. Until then, a worker itself refuses a prompt that is too long for it.
+"""
 
 MAX_MODELS = 1000
 

@@ -31,8 +31,9 @@ from router.upstream.connection_state import TRANSITIONS, Event, State
 from router.upstream.relay import Relay, RelayEvent
 from router.upstream.reply_reader import RejectedReply, ReplyReader
 from router.upstream.shares import SHARE_BYTES, Shares
+from router.wire.dialects import read_error
 from router.wire.framing import ChunkedReader, UntilClosed
-from router.wire.sse import Filter, read_error
+from router.wire.sse import Filter
 
 SMALL_BODY_BYTES = 16384
 """Up to this size a copy is cheaper than a second buffer for the kernel."""
@@ -111,11 +112,6 @@ class WorkerConnection(asyncio.Protocol):
     def has_answered(self) -> bool:
         """True once a byte of the reply has come."""
         return self._reader.has_answered
-
-    @property
-    def sent_bytes(self) -> int:
-        """Bytes of the stream that its client was sent."""
-        return self._relay.sent_bytes if self._relay is not None else 0
 
     @property
     def peer_host(self) -> str:

@@ -149,7 +149,6 @@ class Exchange:
                 connection.resume()
         finally:
             record.chunks += connection.chunks
-            record.bytes_out += connection.sent_bytes
         return _BREAKS[type(connection.error)] if event is RelayEvent.FAILED and connection.error else _ENDS[event]
 
     def __enter__(self) -> Exchange:

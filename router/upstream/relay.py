@@ -27,7 +27,7 @@ class RelayEvent(Enum):
 class Relay:
     """One stream's way to one client. ``observe_gap`` is called with the seconds between two reads."""
 
-    __slots__ = ("_client", "_filter", "_reader", "observe_gap", "sent_bytes")
+    __slots__ = ("_client", "_filter", "_reader", "observe_gap")
 
     def __init__(
         self, client: Client, stream_filter: Filter, reader: ReplyReader, observe_gap: Callable[[float], None]
@@ -36,7 +36,6 @@ class Relay:
         self._filter = stream_filter
         self._reader = reader
         self.observe_gap = observe_gap
-        self.sent_bytes = 0
 
     def plain_frame(self, data: bytes) -> bytes:
         """A read that is one frame of whole plain events, as the client gets it; empty where ``data`` needs ``send``."""
@@ -58,7 +57,6 @@ class Relay:
         client = self._client
         if client.is_closing():
             return RelayEvent.CLIENT_GONE
-        self.sent_bytes += len(out)
         if is_last:
             client.write_last(out)
             return RelayEvent.DONE

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from router.core.request.attempt import AttemptFailed, ReplyTooLarge, WorkerDied
 from router.core.tenants.memory import REPLY, UNCOUNTED_BYTES, Holding
+from router.wire.events import take_events
 from router.wire.framing import BodyReader, LengthReader
 from router.wire.reply_head import MAX_HEAD_BYTES, BadHead, ReplyHead, body_reader, parse_head
-from router.wire.sse import take_events
 
 LARGE_BYTES = 64 << 10
 """Above this size an incomplete event counts as memory, and a stream without a client is not read further."""

@@ -1,6 +1,6 @@
-"""What a body may ask of a worker at the most. Pure; raises InvalidJson and InvalidRequest, which name the parameter.
+"""Limits on what a body may ask of a worker. Pure; raises InvalidJson and InvalidRequest, which name the parameter.
 
-Numbers are taken only as integers: where workers also read ``"9"`` and ``9.0``, a bound on numbers alone would bound nothing.
+Numbers must be integers: workers also read ``"9"`` and ``9.0``, which a bound on integers alone would miss.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from router.core.errors import InvalidJson, InvalidRequest
 from router.wire.media import MediaRule, check_messages
 
 MAX_TOKENS = (1 << 31) - 1
-"""What a worker can count."""
+"""The largest number of tokens that a worker can count."""
 
 MAX_VALUES = 65_536
-"""Of a body whose values are kept for a session: a history of 2,000 messages has about 20,000."""
+"""Most values of a body that is kept for a session: a history of 2,000 messages has about 20,000."""
 
 _CONTAINERS = frozenset({dict, list})
 
@@ -43,7 +43,7 @@ def check_body(members: Mapping[str, Any], body: bytes, limits: BodyLimits) -> N
 
 
 def check_depth(value: object, body: bytes, max_depth: int) -> None:
-    """Most bodies have fewer brackets than they may be deep, which settles it; the others are walked level by level."""
+    """Most bodies have fewer brackets than the allowed depth, and pass at once; the others are walked level by level."""
     if _at_most(body, b"{", max_depth) + _at_most(body, b"[", max_depth) <= max_depth:
         return
     level: list[Any] = [value]
@@ -60,7 +60,7 @@ def check_depth(value: object, body: bytes, max_depth: int) -> None:
 
 
 def check_kept(value: object, body: bytes, limits: BodyLimits) -> None:
-    """Of a body whose values are kept while its request is under way: how deep it is, and how many values it has."""
+    """Check the depth and the number of values of a body that is kept decoded while its request is under way."""
     check_depth(value, body, limits.max_json_depth)
     if body.count(b",") + body.count(b"[") + body.count(b"{") < MAX_VALUES:
         return
@@ -75,7 +75,7 @@ def check_kept(value: object, body: bytes, limits: BodyLimits) -> None:
 
 
 def _at_most(body: bytes, byte: bytes, most: int) -> int:
-    """How often ``byte`` occurs, counted no further than one beyond ``most``: ten times as fast as looking at each byte."""
+    """How often ``byte`` occurs, counted up to ``most`` + 1. Ten times as fast as a loop over all bytes."""
     return len(body) - len(body.replace(byte, b"", most + 1))
 
 
@@ -115,7 +115,7 @@ def _messages(name: str, value: object, limits: BodyLimits) -> None:
 
 
 def _inputs(name: str, value: object, limits: BodyLimits) -> None:
-    """Each is a request of its own to the worker. A list of numbers is one prompt, in token ids."""
+    """Each input is a request of its own to the worker. A list of numbers is one prompt of token ids."""
     if isinstance(value, list) and len(value) > limits.max_inputs and type(value[0]) is not int:
         raise InvalidRequest(f"{name} may hold {limits.max_inputs} at the most", param=name)
 

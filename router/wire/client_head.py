@@ -1,6 +1,6 @@
-"""What a request's head must be beyond what aiohttp's parser asks: one reading of who is called and where the body ends.
+"""Checks of a request's head beyond those of aiohttp's parser: its host and the end of its body must have one reading.
 
-Pure; raises MalformedRequest, behind which nothing of the connection is read any more.
+Pure. After MalformedRequest nothing more is read from the connection.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def check_target(method: str, target: str) -> None:
 
 
 def exact_path(target: str) -> str:
-    """A target's path as it was written, without its query. Nothing is unquoted, so that whoever guards paths before the router
-    reads the same."""
+    """A target's path as written, without its query. It is not unquoted, so a proxy that guards paths before the router reads
+    the same."""
     if not target.startswith("/"):  # a whole URI
         target = "/" + target.partition("://")[2].partition("/")[2]
     return target.partition("?")[0]
 
 
 def target_host(target: str) -> str:
-    """Host and port of a target that is a whole URI, which count before the field Host (RFC 9112, 3.2.2); else empty."""
+    """Host and port of a target that is a whole URI, which override the field Host (RFC 9112, 3.2.2); else empty."""
     _, is_whole, rest = target.partition("://")
     return rest.partition("/")[0].partition("?")[0] if is_whole and not target.startswith("/") else ""
 

@@ -1,9 +1,9 @@
-"""May another worker go on with a broken stream, and with which request? Pure; raises Unsafe where it may not.
+"""Whether another worker may continue a broken stream, and with which request. Pure; raises Unsafe if it may not.
 
-Two ways. *Exact*: the prompt's token ids and those delivered are known, so /v1/completions goes on behind them with the
-same sampling. *By text*: the answer so far becomes the last message, or the end of the prompt, and is tokenised anew.
-What was measured of the parameters (20 greedy prompts on two workers) decides which of them may be carried over; one that
-is not in these tables may mean anything, and so makes a stream unsafe to go on with.
+There are two ways. *Exact*: the token ids of the prompt and of the delivered answer are known, so /v1/completions continues
+after them with the same sampling. *By text*: the answer so far becomes the last message, or the end of the prompt, and is
+tokenised anew. Measurements (20 greedy prompts on two workers) decide which parameters may be carried over. A parameter that is
+in none of the tables below could mean anything, so it makes a stream unsafe to continue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from router.core.request.routes import PromptForm, Route
 from router.wire.transcript import REPLACEMENT, Delivered
 
 MAX_STEPS_BACK = 32
-"""Ids given up to reach a whole character or a known text: 30 were the most over 14,000 cuts."""
+"""Most ids dropped to reach a whole character or a known text: 30 was the maximum in 14,000 cuts."""
 
 COMPLETIONS_MAX_TOKENS = 16
 """vLLM's default on /v1/completions."""
@@ -31,7 +31,7 @@ _CARRIED = frozenset(
         "include_stop_str_in_output",  # holds for stop_token_ids too, which the worker heeds
     )
 )
-"""Mean the same for the rest of an answer as for all of it."""
+"""Parameters that mean the same for the rest of an answer as for the whole."""
 
 _ANSWERED = frozenset(
     (
@@ -42,7 +42,7 @@ _ANSWERED = frozenset(
         *("truncation_side", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     )
 )
-"""Dealt with here by name, or spent: they shaped the prompt, whose ids are known."""
+"""Parameters that are handled here by name, or that only shaped the prompt, whose ids are known."""
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -59,11 +59,12 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "return_tokens_as_token_ids": (False,),
 }
-"""Safe at these values and null only: a grammar starts anew, a penalty forgets what it counted, choices interleave."""
+"""Parameters that are safe only at these values and null: a grammar starts anew, a penalty loses its counts, choices
+interleave."""
 
 
 class Unsafe(Exception):
-    """Going on could show the client a wrong answer. ``reason`` is one of a closed set."""
+    """A continuation could show the client a wrong answer. ``reason`` is one of a closed set."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -71,13 +72,13 @@ class Unsafe(Exception):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What the client asked for, as far as an answer's rest depends on it."""
+    """The parts of the client's request on which the rest of an answer depends."""
 
     route: Route
     members: dict[str, Any]
     stops: tuple[str, ...]
     keeps_stop: bool
-    """The stop string belongs to the answer."""
+    """The answer includes the stop string."""
     max_tokens: int | None
     min_tokens: int
     wants_usage: bool
@@ -88,22 +89,22 @@ class Seam(msgspec.Struct, frozen=True):
     """Where the old answer ends and the new one begins."""
 
     kept_ids: int
-    """Of the ids delivered, those that the new request begins with."""
+    """The number of delivered ids with which the new request begins."""
     skipped: str = ""
-    """The new text begins with this, which the client has already."""
+    """The beginning of the new text, which the client has already."""
     held: str = ""
     """Text of the kept ids that the old worker had not sent, since a stop string might have begun in it."""
 
 
 def has_one_answer(members: Mapping[str, Any]) -> bool:
-    """False where choices interleave, so that the first reason for finishing ends one of them only."""
+    """False if choices interleave, so that the first reason for finishing ends only one of them."""
     prompt = members.get("prompt")
     is_batch = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
     return members.get("n") in (None, 1) and not is_batch
 
 
 def may_resume(members: Mapping[str, Any]) -> bool:
-    """A quick look at a request, that is asked of each: False where most that cannot be gone on with are told by."""
+    """A quick check of each request, which finds most of those whose stream cannot be continued."""
     return has_one_answer(members) and not _may_call_tools(members) and not members.get("echo")
 
 
@@ -124,15 +125,15 @@ def read_asked(route: Route, body: bytes, *, wants_usage: bool, hides_ids: bool)
     if not has_one_answer(given):
         raise Unsafe("parameters")
     if not all(map(_is_text, given.get("messages", ()))):
-        raise Unsafe("media")  # the ids hold places for images, without the images
+        raise Unsafe("media")  # ids are placeholders of images, without the images
     if _may_call_tools(given):
         raise Unsafe("tools")
     if "seed" in given and given.get("temperature") != 0:
-        raise Unsafe("parameters")  # a generator of chance cannot be set forward
+        raise Unsafe("parameters")  # a random generator cannot be advanced
     stop = given.get("stop") or []
     stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
     if stops and given.get("min_tokens"):
-        raise Unsafe("parameters")  # which of the held text was searched for them depends on the worker
+        raise Unsafe("parameters")  # the worker decides how much of the held text it searched for them
     limit = given.get("max_tokens")
     if route.spec.prompt is PromptForm.MESSAGES:
         limit = given.get("max_completion_tokens", limit)
@@ -162,7 +163,7 @@ def _is_text(message: Any) -> bool:
 
 
 def require_plain(delivered: Delivered) -> None:
-    """Raises Unsafe("parsed"): what a parser of the first worker made of the text, another cannot go on with."""
+    """Raises Unsafe("parsed") if a parser of the first worker changed the text: another worker cannot continue that."""
     if not delivered.is_plain:
         raise Unsafe("parsed")
 
@@ -183,7 +184,7 @@ class SeamFinder:
 
     @property
     def question(self) -> list[int] | None:
-        """Ids whose text decides; None when the seam is found. Raises Unsafe("seam") when it cannot be."""
+        """Ids whose text decides; None: the seam is found. Raises Unsafe("seam") if it cannot be found."""
         if self._is_sure:
             return None
         if self._first - self._at > MAX_STEPS_BACK:
@@ -202,7 +203,7 @@ class SeamFinder:
 
     @property
     def seam(self) -> Seam:
-        """Raises Unsafe("seam") where the ids' text is not the client's."""
+        """Raises Unsafe("seam") if the ids' text differs from the client's."""
         had = self._delivered.text
         if self._at == self._first and not self._has_stops:  # that chunk's text ended with its last id
             return Seam(self._at, skipped=had[self._delivered.whole_chars :])
@@ -214,7 +215,7 @@ class SeamFinder:
 
 
 def exact_body(asked: Asked, delivered: Delivered, seam: Seam, max_model_len: int | None) -> bytes:
-    """For /v1/completions. Raises Unsafe("length") where it is not known how long the answer may become."""
+    """The body for /v1/completions. Raises Unsafe("length") if the answer's longest length is unknown."""
     prompt = delivered.prompt_ids or []
     kept = delivered.ids[: seam.kept_ids].tolist()
     limit = asked.max_tokens
@@ -238,7 +239,7 @@ def exact_body(asked: Asked, delivered: Delivered, seam: Seam, max_model_len: in
 
 
 def text_body(asked: Asked, delivered: Delivered) -> bytes:
-    """For the route that was asked first. Raises Unsafe: what counts tokens has nothing to count here."""
+    """The body for the first request's route. Raises Unsafe for parameters that count tokens, which are unknown here."""
     members, text = asked.members, delivered.text
     if members.get("frequency_penalty") or asked.min_tokens or members.get("truncate_prompt_tokens"):
         raise Unsafe("parameters")
@@ -265,6 +266,6 @@ def text_body(asked: Asked, delivered: Delivered) -> bytes:
 
 
 def _carried(asked: Asked) -> dict[str, Any]:
-    """The stop strings stay here: one may straddle the seam, and only who holds both sides sees it."""
+    """Without stop strings, which the router searches: one may straddle the seam, and no worker sees both sides."""
     carried = {name: value for name, value in asked.members.items() if name in _CARRIED}
     return carried | {"stream": True, "stream_options": {"include_usage": True}}

@@ -13,8 +13,11 @@ import msgspec
 from router.core.request.routes import PromptForm, Route
 from router.wire.completion import BadAnswer, Choice, read_chunks
 from router.wire.continuation import Asked, Seam
-from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, Usage, each_event, is_costly, read_event_usage
+from router.wire.dialects import DIALECTS
+from router.wire.events import each_event, is_costly
+from router.wire.sse import MAX_EMPTY_EVENTS
 from router.wire.transcript import REPLACEMENT, Delivered
+from router.wire.usage import Usage, read_event_usage
 
 _encode = msgspec.json.encode
 

@@ -1,6 +1,6 @@
 """Where the body of a worker's reply ends: by chunks, by a length, or with the connection.
 
-Chunks are walked strictly: a size that two readers could take differently is an error, and never reaches a client.
+Chunks are read strictly: a size that two readers could read differently is an error, and never reaches a client.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from enum import Enum
 from typing import Protocol
 
 CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
-"""At most 8 hexadecimal digits and nothing beside them: ``int(x, 16)`` alone would take ``+5``, ``0x5`` and ``1_0``."""
+"""Only up to 8 hexadecimal digits: ``int(x, 16)`` alone would also accept ``+5``, ``0x5`` and ``1_0``."""
 
 _SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?")
 _MAX_LINE_BYTES = 1024
 MAX_TRAILER_BYTES = 16 << 10
 MANY_CHUNKS, MIN_MEAN_CHUNK_BYTES = 4096, 16
-"""A body of more chunks than that has chunks of so many bytes on average: each costs as much as reading 1,000 bytes."""
+"""A body of more chunks must have this mean size of a chunk: each chunk costs as much as reading 1,000 bytes."""
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -37,23 +37,23 @@ class _Expect(Enum):
 
 
 class BodyReader(Protocol):
-    """Bytes in, payload out, for any way in which the bytes are cut."""
+    """Takes bytes, however they are cut, and returns payload."""
 
     @property
     def finished(self) -> bool: ...
 
     @property
     def surplus(self) -> bytes:
-        """What came behind the body's end; a reply that nobody asked for."""
+        """Bytes after the body's end: a reply to no request."""
         ...
 
     @property
     def at_boundary(self) -> bool:
-        """True between two chunks: what comes next is a size line."""
+        """True between two chunks: a size line comes next."""
         ...
 
     def feed(self, data: bytes) -> tuple[bytes, BadFraming | None]:
-        """The payload in ``data``, and the error that ended the walk, if any: what was right before it is still given."""
+        """The payload in ``data``, and the error after it, if any."""
         ...
 
 
@@ -70,7 +70,7 @@ class UntilClosed:
 
 
 class LengthReader:
-    """A body of a length given beforehand, in bytes."""
+    """A body with a Content-Length."""
 
     __slots__ = ("_left", "finished", "surplus")
     at_boundary = False
@@ -141,7 +141,7 @@ class ChunkedReader:
             self.finished = not line
         elif self._expect is _Expect.PAYLOAD_END:
             if line:
-                raise BadFraming("no line end behind a chunk")
+                raise BadFraming("no line end after a chunk")
             self._expect = _Expect.SIZE
         else:
             match = _SIZE_LINE.fullmatch(line)

@@ -1,5 +1,5 @@
-"""Which images, sounds and films a prompt may name. A worker fetches what a URL names, from inside our network; so only
-``data:`` URIs and hosts that were listed are let through. Pure; raises InvalidRequest.
+"""Which images, sounds and films a prompt may name. A worker fetches URLs from inside our network, so only ``data:`` URIs and
+listed hosts may pass. Pure; raises InvalidRequest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from router.core.errors import InvalidRequest
 
 _URL_KEYS = frozenset({"image_url", "video_url", "audio_url", "input_audio", "file_url"})
-"""What holds a URL, or an object with one. The key decides and not the part's type, which workers do not insist on."""
+"""Members that hold a URL, or an object with one. The key decides, since workers do not insist on the part's type."""
 
 _PARTS_IN = ("messages", "input", "query", "queries", "documents", "text_1", "text_2", "data_1", "data_2")
 """Members of a body that may hold parts, on any route."""
@@ -20,12 +20,12 @@ _PARTS_IN = ("messages", "input", "query", "queries", "documents", "text_1", "te
 _REMOTE = re.compile(
     r"https?://(\[[0-9a-f:.]+\]|[a-z0-9-]+(?:\.[a-z0-9-]+)*)(?::[0-9]{1,5})?(?:[/?#][!-\[\]-~]*)?", re.IGNORECASE
 )
-"""Stricter than RFC 3986: no userinfo, backslash, space or control character, whose readers differ on who is named."""
+"""Stricter than RFC 3986: no userinfo, backslash, space or control character, on which readers differ about the host."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaRule:
-    """``hosts``: lower case names; one that begins with a dot stands for those below it, and not for itself."""
+    """``hosts``: lower case names. A name that begins with a dot matches the hosts below it, and not itself."""
 
     hosts: frozenset[str] = frozenset()
 
@@ -43,7 +43,7 @@ class MediaRule:
 
 
 def check_messages(messages: Iterable[Any], rule: MediaRule) -> None:
-    """A message whose content is text costs a look at it."""
+    """Messages whose content is a text cost almost nothing."""
     for number, message in enumerate(messages):
         content = message.get("content") if type(message) is dict else None
         if type(content) is list:
@@ -51,7 +51,7 @@ def check_messages(messages: Iterable[Any], rule: MediaRule) -> None:
 
 
 def check_everywhere(value: object, rule: MediaRule, param: str | None = None) -> None:
-    """For bodies whose inputs have many shapes: whatever looks like a part, at any depth. Linear."""
+    """For bodies whose inputs have many shapes: check everything that looks like a part, at any depth. Linear."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -63,8 +63,8 @@ def check_everywhere(value: object, rule: MediaRule, param: str | None = None) -
 
 
 def forbid_names(members: Mapping[str, Any]) -> None:
-    """``uuid`` names a part's media in the workers' caches, which no salt parts: whoever names another tenant's is served
-    from what that one sent. To be called where tenants are kept apart, for bodies in which there may be a ``uuid``."""
+    """Refuse ``uuid``, which names a part's media in the workers' caches. No salt separates those: a tenant that names
+    another's media would be served from them. Call it if tenants are kept apart and the body may hold a ``uuid``."""
     waiting = [(name, members[name]) for name in _PARTS_IN if name in members]
     while waiting:
         param, value = waiting.pop()

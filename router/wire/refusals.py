@@ -1,4 +1,4 @@
-"""What workers refuse, in words that clients know."""
+"""Workers' refusals: recognised, and translated into codes that clients know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Refusal(msgspec.Struct):
 
 
 MAX_REFUSAL_BYTES = 64 << 10
-"""Of an answer that is read for whether it says that a model is not there."""
+"""A longer answer is not searched for a missing model."""
 
 
 class _Missing(msgspec.Struct):
@@ -26,7 +26,7 @@ class _Missing(msgspec.Struct):
 
 
 def says_no_model(body: bytes, model: str) -> bool:
-    """An answer of status 404: is it for want of the model? vLLM names the parameter, or says it in these words alone."""
+    """True if an answer of status 404 means that the model is missing. vLLM names the parameter, or only uses these words."""
     if len(body) > MAX_REFUSAL_BYTES:
         return False
     try:
@@ -38,8 +38,8 @@ def says_no_model(body: bytes, model: str) -> bool:
 
 
 def with_known_code(body: bytes) -> bytes:
-    """An answer of status 400. vLLM names the status where OpenAI names the reason, and of a prompt that is too long the
-    parameter ``input_tokens``; anything else, and what cannot be read, stays as it is."""
+    """The body of a 400 answer, with OpenAI's code if the prompt is too long. vLLM writes the status as the code, and names the
+    parameter ``input_tokens``. Any other body is returned unchanged."""
     if b"input_tokens" not in body:
         return body
     try:

@@ -17,7 +17,7 @@ class BadHead(Exception):
 
 
 class _Callbacks:
-    """What httptools calls. Setting a dictionary's item directly spares a Python call for each header."""
+    """Callbacks of httptools. Setting a dictionary's item directly saves a Python call for each header."""
 
     __slots__ = ("on_header",)
 
@@ -26,7 +26,7 @@ class _Callbacks:
 
 
 class ReplyHead:
-    """``headers``: names in lower case; of a repeated one the last."""
+    """``headers``: names in lower case; of repeated ones the last counts."""
 
     __slots__ = ("headers", "keeps_alive", "status")
 
@@ -62,7 +62,7 @@ def parse_head(data: bytes) -> ReplyHead:
     if not 100 <= head.status <= 599:
         raise BadHead("no such status")
     connection = head.headers.get(b"connection", b"").lower()
-    # RFC 9112, section 9.3. Not the parser's own word: behind an empty body it has forgotten the head already.
+    # RFC 9112, section 9.3. The parser's own answer is no use: after an empty body it has forgotten the head.
     head.keeps_alive = b"close" not in connection and (
         parser.get_http_version() == "1.1" or b"keep-alive" in connection
     )

@@ -1,6 +1,6 @@
-"""Which conversation a request belongs to, by the first source that names one.
+"""The conversation that a request belongs to, by the first source that names one.
 
-Request and trace ids are never among the sources: they differ on every request, so affinity to them would be chance.
+Request and trace ids are no sources: they differ on every request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEADERS = (
 
 
 def session_key(headers: Mapping[str, str], body: Mapping[str, Any], tenant: Tenant) -> SessionKey | None:
-    """Scoped by tenant and by source, so that equal names from two sources never meet."""
+    """The key depends on tenant and source, so that equal names from two sources differ."""
     for source in HEADERS:
         if name := headers.get(source):
             return _key(tenant, source, name)

@@ -1,6 +1,6 @@
-"""JSON bodies, read strictly: what two parsers could read differently is refused before it reaches a worker.
+"""JSON bodies, read strictly: a body that two parsers could read differently never reaches a worker.
 
-Refused besides bad syntax: duplicate keys at any depth, bad UTF-8, lone surrogates in what is fingerprinted, NaN and
+Besides bad syntax these are refused: duplicate keys at any depth, bad UTF-8, lone surrogates in fingerprinted text, NaN and
 infinities, a byte order mark, and nesting deeper than the interpreter's stack.
 """
 
@@ -34,10 +34,9 @@ _SPACE = b" \t\r\n"
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """The body as a dictionary. Raises InvalidJson. Linear: about 0.4 µs/kB of text, up to 4 where much is escaped.
+    """The body as a dictionary. Raises InvalidJson. Linear: about 0.4 µs/kB of text, up to 4 if much is escaped.
 
-    The fast decoder keeps the last of two equal keys and says nothing; where that may have happened, the exact and
-    slower one decides.
+    The fast decoder silently keeps the last of two equal keys. If that may have happened, the exact and slower one decides.
     """
     try:
         value = _fast.decode(body)
@@ -55,11 +54,10 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 
 def _is_whole(value: Any, body: bytes) -> bool:
-    """True if nothing of the text is missing from its value: never wrongly, and False seldom without need.
+    """True if nothing of the text is missing from its value. True is never wrong; False is rarely wrong, and only costs time.
 
-    Many clients write JSON as compactly as the value is written again here, and then the two are the same. Otherwise a
-    dropped member's strings are missing, each with two quotation marks, so equal numbers of them mean that none is;
-    except where a mark may have been written by its number.
+    Many clients write JSON as compactly as it is written again here, and then the two are equal. Otherwise they are compared by
+    their quotation marks: a dropped member has at least two. An escaped mark (``\\u0022``) makes the count unsure.
     """
     again = _encoder.encode(value)
     if again == body:
@@ -68,13 +66,13 @@ def _is_whole(value: Any, body: bytes) -> bool:
 
 
 Edit = tuple[int, int, bytes]
-"""Of a body: from, to (not included), and what stands there instead."""
+"""A replacement in a body: begin, end (not included), and the new bytes."""
 
 
 def edits_of(body: bytes, members: Mapping[str, Any], values: Mapping[str, bytes]) -> list[Edit]:
-    """What sets the top-level members of ``body`` to the JSON ``values``; every other byte stays as the client wrote it.
+    """Edits that set the top-level members of ``body`` to the JSON ``values``; every other byte stays as the client wrote it.
 
-    ``members``: names as they are in the body, known to be free of duplicate keys. Linear.
+    ``members``: the body's members, known to be free of duplicate keys. Linear.
     """
     spans = _spans(body, values.keys() & members.keys())
     edits = [(start, end, values[name]) for name, (start, end) in spans.items()]
@@ -86,11 +84,11 @@ def edits_of(body: bytes, members: Mapping[str, Any], values: Mapping[str, bytes
 
 
 SLICED_BYTES = 64 << 10
-"""Up to here slices cost less than a view does."""
+"""Up to this size slices cost less than a view."""
 
 
 def apply_edits(body: bytes, edits: Sequence[Edit]) -> bytes:
-    """In order, none over another. One copy: a slice of a large body would be another."""
+    """``edits``: in order, without overlaps. The body is copied once."""
     if not edits:
         return body
     whole = memoryview(body) if len(body) > SLICED_BYTES else body
@@ -107,12 +105,12 @@ def set_members(body: bytes, members: Mapping[str, Any], values: Mapping[str, by
 
 
 def member_names(body: bytes) -> Mapping[str, msgspec.Raw]:
-    """A sound body's top-level members, unread."""
+    """A valid body's top-level members, undecoded."""
     return _members.decode(body)
 
 
 def _spans(body: bytes, names: Set[str]) -> dict[str, tuple[int, int]]:
-    """Where the values of top-level members lie.
+    """Begin and end of the values of top-level members.
 
     Steps from member to member; each value's length is known, so no text is scanned.
     """
@@ -139,7 +137,7 @@ def _skip_space(body: bytes, at: int) -> int:
 
 
 def _end_of_string(body: bytes, at: int) -> int:
-    """``at`` is on an opening quote; returns the position behind the closing one."""
+    """``at`` is on an opening quote; returns the position after the closing one."""
     while True:
         at = body.index(b'"', at + 1)
         escapes = 0

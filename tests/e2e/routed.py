@@ -37,6 +37,7 @@ QUICK = {
 CONSTANTS = {
     "probes.ill_interval_s": "router.upstream.health_check.ILL_INTERVAL_S",
     "probes.models_interval_s": "router.upstream.health_check.MODELS_INTERVAL_S",
+    "sessions.max_give_backs": "router.sessions.release.MAX_WAITING",
     "tokens.max_exact_bytes": "router.sessions.tokens.counts.MAX_EXACT_BYTES",
     "tokens.max_known_counts": "router.sessions.tokens.build.MAX_KNOWN",
     "tokens.worker_timeout_s": "router.sessions.tokens.worker.TIMEOUT_S",

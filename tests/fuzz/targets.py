@@ -19,10 +19,12 @@ from router.sessions.openai.shapes import Head, response
 from router.sessions.openai.stream import ResponseEvents
 from router.wire.body_limits import BodyLimits
 from router.wire.client_head import check_fields, check_target
+from router.wire.dialects import DIALECTS, read_error
+from router.wire.events import take_events
 from router.wire.framing import ChunkedReader, frame
 from router.wire.media import MediaRule
 from router.wire.reply_head import BadHead, body_reader, parse_head
-from router.wire.sse import DIALECTS, StreamFilter, read_error, take_events
+from router.wire.sse import StreamFilter
 from router.wire.strict_json import decode_object, set_members
 from tests.wire.parsed import parse_request
 

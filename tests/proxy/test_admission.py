@@ -457,20 +457,20 @@ async def test_a_client_that_leaves_while_it_waits_for_a_warm_worker_gives_the_k
 
 async def test_who_has_no_key_is_charged_nothing() -> None:
     door = Door()
-    assert door.admission.charge(make_request(), EVERYBODY) is None
-    door.admission.settle(None, make_record())
-    assert not door.admission.ledger.accounts
+    assert door.admission.limits.charge(make_request(), EVERYBODY) is None
+    door.admission.limits.settle(None, make_record())
+    assert not door.admission.limits.ledger.accounts
 
 
 async def test_what_is_refused_by_a_limit_is_counted_and_what_passes_is_settled() -> None:
     door = Door()
     limited = rules("t", max_in_flight=1)
-    reservation = door.admission.charge(make_request(), limited)
+    reservation = door.admission.limits.charge(make_request(), limited)
     with pytest.raises(RateLimited):
-        door.admission.charge(make_request(), limited)
-    door.admission.settle(reservation, make_record(2048, 0, 5))
+        door.admission.limits.charge(make_request(), limited)
+    door.admission.limits.settle(reservation, make_record(2048, 0, 5))
     assert door.admission.refusals["rate_limit_exceeded"] == 1
-    account = door.admission.ledger.accounts[Tenant("t")]
+    account = door.admission.limits.ledger.accounts[Tenant("t")]
     assert (account.in_flight, account.totals.completion_tokens) == (0, 5)
 
 
@@ -482,7 +482,7 @@ async def test_a_route_is_charged_for_what_its_workers_do(route: Route, prompt: 
     generates = route is Route.CHAT
     request = msgspec.structs.replace(make_request(), route=route, max_answer_tokens=None if generates else 0)
     door = Door()
-    reservation = door.admission.charge(request, rules("t"))
+    reservation = door.admission.limits.charge(request, rules("t"))
     assert reservation is not None
     assert (reservation.asked.prompt_tokens, reservation.completion_tokens) == (prompt, completion)
 
@@ -497,26 +497,26 @@ def make_door(window: int) -> Door:
 async def test_an_answer_for_which_nobody_set_a_limit_is_made_shorter_where_that_fits_into_the_window() -> None:
     door = make_door(100_000)
     request = make_request()
-    reservation = door.admission.charge(request, rules("t", completion_tokens_per_day=20_000))
+    reservation = door.admission.limits.charge(request, rules("t", completion_tokens_per_day=20_000))
     assert reservation is not None
     assert reservation.is_capped
-    assert b'"max_tokens":10000' in door.admission.shortened(request, reservation).body
+    assert b'"max_tokens":10000' in door.admission.limits.shortened(request, reservation).body
 
 
 async def test_an_answer_that_may_not_fit_into_the_window_is_left_alone_and_reserves_all_that_it_may_take() -> None:
     door = make_door(3000)
     limited = rules("t", completion_tokens_per_day=800)
-    reservation = door.admission.charge(make_request(), limited)
+    reservation = door.admission.limits.charge(make_request(), limited)
     assert reservation is not None
     assert (reservation.completion_tokens, reservation.is_capped) == (3000 - 2048, False)
     with pytest.raises(BudgetExceeded):
-        door.admission.charge(make_request(), limited)
+        door.admission.limits.charge(make_request(), limited)
 
 
 async def test_an_answer_with_a_limit_of_its_own_is_made_shorter_however_small_the_window_is() -> None:
     door = make_door(2100)
     request = msgspec.structs.replace(make_request(), max_answer_tokens=5000)
-    reservation = door.admission.charge(request, rules("t", completion_tokens_per_day=800))
+    reservation = door.admission.limits.charge(request, rules("t", completion_tokens_per_day=800))
     assert reservation is not None
     assert reservation.is_capped
 

@@ -49,7 +49,8 @@ from router.proxy.admission import Admission
 from router.proxy.dispatch import Dispatcher
 from router.proxy.ports import Client
 from router.proxy.selection import WorkerSelector
-from router.wire.sse import Filter, StreamFilter, Usage
+from router.wire.sse import Filter, StreamFilter
+from router.wire.usage import Usage
 from tests.upstream.wires import a_holding
 
 PROMPT = b"p" * 8192

@@ -149,7 +149,7 @@ async def test_a_client_that_leaves_while_it_waits_holds_nothing(phase: str) -> 
     lease.__exit__(None, None, None)
     await settle()
     assert house.records[-1].status == 499
-    assert house.admission.ledger.accounts[Tenant("t")].in_flight == 0
+    assert house.admission.limits.ledger.accounts[Tenant("t")].in_flight == 0
     assert not house.admission.queue
     assert not house.admission.warm_waiting()
     assert house.admission.has_seat(0)
@@ -174,6 +174,6 @@ async def test_a_prompt_that_workers_had_is_charged_once_however_the_request_end
     house.upstream.answers = dict.fromkeys("ab", WorkerDied("x"))
     with pytest.raises(RouterError):
         await house.dispatcher.dispatch(make_request(), house.client, house.now, rules)
-    account = house.admission.ledger.accounts[Tenant("t")]
+    account = house.admission.limits.ledger.accounts[Tenant("t")]
     assert list(account.day_tokens(house.now)) == [("prompt", 10_000 - 2 * 2048, 10_000)]
     assert account.in_flight == 0

@@ -20,8 +20,8 @@ from router.core.request.request import NO_TENANT, Request
 from router.core.request.routes import Route
 from router.core.worker import WorkerAddress
 from router.policies import make_policy
-from router.proxy.selection import UNTOLD_HITS, WorkerSelector
-from router.wire.sse import Usage
+from router.proxy.selection import UNREPORTED_HITS, WorkerSelector
+from router.wire.usage import Usage
 
 TOKENS = 256
 """Of a block."""
@@ -146,13 +146,13 @@ def test_a_worker_that_does_not_tell_what_was_cached_is_told_of_once_by_name(cap
     for number in range(20):
         house.send(a_prompt(number, 20))
     assert not complaints(caplog), "no hit was expected"
-    for sent in range(3 * UNTOLD_HITS):
+    for sent in range(3 * UNREPORTED_HITS):
         house.send(a_prompt(19, 20))
-        assert len(complaints(caplog)) == (sent >= UNTOLD_HITS - 1)
+        assert len(complaints(caplog)) == (sent >= UNREPORTED_HITS - 1)
     assert complaints(caplog) == [house.member.name]
     house.report(started_at=1.0)
     house.report(started_at=2.0)
-    for _ in range(2 * UNTOLD_HITS):
+    for _ in range(2 * UNREPORTED_HITS):
         house.send(a_prompt(19, 20))
     assert len(complaints(caplog)) == 2, "another process has other flags"
 

@@ -16,7 +16,7 @@ from router.core.request.request import Request
 from router.proxy.ports import Client
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.summaries import Written
 from router.sessions.tokens.cache import CountCache
 from router.sessions.tokens.counts import TokenCounts
@@ -76,7 +76,7 @@ class CountingWriter(FakeWriter):
         self._count_text = count_text
         self._numbers = count(1)
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         text = f"They spoke of {next(self._numbers)} things."
         return Written(text, self._count_text(text), source.tokens)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import RouterError, WorkerError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
@@ -22,12 +23,12 @@ from router.core.tenants.tenant import Caller, OnBusy, TenantRules, make_caller
 from router.proxy.ports import Client
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
-from router.sessions.claimer import TurnSettings
 from router.sessions.context.history import History
 from router.sessions.context.view import NO_OVERRIDES, ContextOverrides
-from router.sessions.histories import Histories, TurnPosition
+from router.sessions.copying import TurnPosition
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask, Planner
+from router.sessions.planner import Planner, TurnRequest
 from router.sessions.stores.contract import (
     EMPTY,
     Append,
@@ -44,7 +45,7 @@ from router.sessions.stores.contract import (
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits
 from router.wire.media import MediaRule
-from tests.sessions.kept_histories import upkeep_of
+from tests.sessions.kept_histories import context_window_of
 from tests.sessions.stores.memory import MemoryStore
 
 T = TypeVar("T")
@@ -275,20 +276,16 @@ class Replica:
         self.workers: list[str] = []
         self.histories = Histories(store, HistoryCache(max_hot_bytes), clock, clock)
         self.turns = Turns(
-            TurnSettings(
-                lease_s=15.0,
-                max_wait_s=max_wait_s,
-                max_waiting=max_waiting,
-                max_give_backs=max_give_backs,
-            ),
+            SessionsConfig(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting),
             self.histories,
             dispatch,
             lambda _session, worker: self.workers.append(worker),
             Planner(self.histories, bytes_per_token, resumes=True),
-            upkeep_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
+            context_window_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,
         )
+        self.turns.claims.releaser.max_waiting = max_give_backs
 
     def begin(
         self, *messages: dict[str, Any], client: FakeClient | None = None, **overrides: Any
@@ -320,9 +317,9 @@ class Replica:
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )
         door = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        ask = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
-        ask = replace(ask, request_id=request_id, on_begun=on_begun, overrides=context)
-        await self.turns.run(ask, door, client)
+        request = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
+        request = replace(request, request_id=request_id, on_begun=on_begun, overrides=context)
+        await self.turns.run(request, door, client)
         return client
 
     async def run_ephemeral(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
@@ -346,9 +343,9 @@ class Replica:
         asked: str = "",
         forks: Sid | None = None,
         body_bytes: int = 0,
-    ) -> Ask:
+    ) -> TurnRequest:
         headers: Mapping[str, str] = {}
-        return Ask(
+        return TurnRequest(
             api="sessions",
             sid=sid,
             caller=caller,

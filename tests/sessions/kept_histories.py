@@ -6,21 +6,21 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from router.config.context import ContextConfig
 from router.core.request.request import Tenant
-from router.sessions.compactor import Compactor, CompactorSettings
+from router.sessions.compactor import Compactor
 from router.sessions.context.compaction import Source
 from router.sessions.context.history import History
-from router.sessions.context.view import ContextOverrides
 from router.sessions.context_window import ContextWindow, Counts
 from router.sessions.histories import Histories
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.recall.index import IndexUnavailable, Passage, RecallIndex
 from router.sessions.recall.null_index import NullIndex
-from router.sessions.recaller import Recaller, RecallRules
+from router.sessions.recaller import Recaller
 from router.sessions.stores.contract import Sid
 from router.sessions.summaries import SummaryWriter, Written
 from router.sessions.tokens.texts import own_text
-from router.sessions.views import ContextRules, Lookups, Views
+from router.sessions.views import Lookups, Views
 
 
 class FakeWriter:
@@ -30,14 +30,14 @@ class FakeWriter:
         self.texts = list(texts)
         self.sources: list[Source] = []
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         self.sources.append(source)
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         if isinstance(text, Exception):
             raise text
         return Written(text, max(len(text) // 4, 1), source.tokens)
 
-    def room(self, ask: Ask, history: History, max_tokens: int) -> int:
+    def room(self, request: TurnRequest, history: History, max_tokens: int) -> int:
         return 1 << 40
 
 
@@ -48,10 +48,10 @@ class SlowWriter(FakeWriter):
         super().__init__()
         self.asked, self.go = asyncio.Event(), asyncio.Event()
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         self.asked.set()
         await self.go.wait()
-        return await super().write(ask, history, source, max_tokens)
+        return await super().write(request, history, source, max_tokens)
 
 
 class WordIndex:
@@ -92,7 +92,7 @@ class Estimates:
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None: ...
 
 
-def upkeep_of(
+def context_window_of(
     histories: Histories,
     clock: Callable[[], float],
     *,
@@ -107,20 +107,19 @@ def upkeep_of(
     **overrides: Any,
 ) -> ContextWindow:
     """``overrides``: everybody's; without any, histories are sent whole."""
-    rules = ContextRules(ContextOverrides(**overrides), answer_tokens=0)
-    views = Views(rules, histories, Lookups(lambda _model: window, total, lambda _model: True))
-    recall = RecallRules(max_tokens=100, limit=5, deadline_s=5.0)
-    recaller = Recaller(recall, index or NullIndex(), bytes_per_token, clock, lambda _seconds: None)
-    histories.on_deleted = recaller.forget
-    settings = CompactorSettings(
+    config = ContextConfig(
+        **{"strategy": "none", **overrides},
+        answer_tokens=0,
         max_waiting=max_waiting,
-        work_s=60.0,
-        retry_s=10.0,
         summary_tokens=20,
-        source_tokens=source_tokens,
-        tokens_per_day=0,
+        summary_source_tokens=source_tokens,
+        recall_tokens=100,
+        recall_timeout_s=5.0,
     )
+    views = Views(config, histories, Lookups(lambda _model: window, total, lambda _model: True))
+    recaller = Recaller(config, index or NullIndex(), bytes_per_token, clock, lambda _seconds: None)
+    histories.on_deleted = recaller.forget
     compactor = Compactor(
-        settings, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None
+        config, views, histories, writer or FakeWriter(), recaller, clock, clock, lambda _seconds: None
     )
     return ContextWindow(views, recaller, compactor, counts or Estimates())

@@ -16,7 +16,7 @@ from router.sessions.context.history import History
 from router.sessions.context.view import START
 from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import Sid, Store
 from router.sessions.stores.encrypted import EncryptedStore
 from router.sessions.stores.redis import RedisLimits, RedisStore
@@ -74,10 +74,10 @@ class PointedCalls:
 class BusyWriter(FakeWriter):
     """Lets others go on while it writes."""
 
-    async def write(self, ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def write(self, request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         for _ in range(20):
             await asyncio.sleep(0)
-        return await super().write(ask, history, source, max_tokens)
+        return await super().write(request, history, source, max_tokens)
 
 
 class Site:

@@ -75,7 +75,7 @@ async def test_turns_and_two_janitors_that_race_lose_nothing_and_tell_of_nothing
     assert not any(count for replica in replicas for count in replica.turns.counts.conflicts.values())
     told = [item.number for writer in writers for source in writer.sources for item in source.items]
     assert len(told) == len(set(told))
-    assert set(told) == {item.number for item in history.items if item.place <= history.view.told}
+    assert set(told) == {item.number for item in history.items if item.place <= history.view.summarized_upto}
     assert len(history.bodies) <= 2 * 6, "the janitors kept up"
 
 

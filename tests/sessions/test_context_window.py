@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import ContextTooLong, RouterError, SessionFull, SessionNotFound, WorkerError
 from router.core.request.record import Record
 from router.core.request.reply import Reply
@@ -25,14 +26,15 @@ from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.provenance import ACKNOWLEDGEMENT, recalled_numbers
 from router.sessions.context.view import ContextOverrides, View
-from router.sessions.histories import Histories, LogBounds
+from router.sessions.copying import copy_session
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
 from router.sessions.stores.contract import EMPTY, Sid
 from router.sessions.summaries import FleetSummaryWriter, Written
 from router.sessions.views import ViewPlan
 from tests.sessions.desk import ACME, LIMITS, SID, Desk, FakeClient, FakeDispatch, user
-from tests.sessions.kept_histories import FakeWriter, SlowWriter, WordIndex, upkeep_of
+from tests.sessions.kept_histories import FakeWriter, SlowWriter, WordIndex, context_window_of
 
 LONG = "x" * 400
 """About 100 tokens; so is its answer."""
@@ -186,9 +188,9 @@ async def test_notes_tell_of_what_was_cut() -> None:
 async def test_notes_of_many_notes_take_their_place() -> None:
     writer = FakeWriter([f"notes {number}" for number in range(9)])
     desk = summary_desk(writer)
-    while not (writer.sources and writer.sources[-1].notes):
+    while not (writer.sources and writer.sources[-1].summaries):
         await talk(desk, 1)
-    assert [segment.text for segment in writer.sources[-1].notes] == [f"notes {number}" for number in range(8)]
+    assert [segment.text for segment in writer.sources[-1].summaries] == [f"notes {number}" for number in range(8)]
     history = await history_of(desk)
     assert [segment.text for segment in history.view.segments] == ["notes 8"]
     assert history.view.segments[0].since == (0, 0)
@@ -265,7 +267,7 @@ async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
 
 async def test_what_waits_for_the_janitor_is_bounded() -> None:
     desk = window_desk()
-    compactor = upkeep_of(desk.histories, lambda: desk.now, max_waiting=2).compactor
+    compactor = context_window_of(desk.histories, lambda: desk.now, max_waiting=2).compactor
     for name in "abca":
         compactor.submit(Sid(name * 32), desk.ask(None), ViewPlan(0, 0))
     assert compactor.waiting == 2
@@ -406,7 +408,7 @@ async def copy_of_a_cut_session(desk: Desk, upto: int | None = None) -> Sid:
     if upto is None:
         await talk(desk, 6)
     copy = Sid("copy")
-    assert await desk.histories.copy(SID, copy, ACME.rules.tenant, 60.0, upto=upto)
+    assert await copy_session(desk.histories, SID, copy, ACME.rules.tenant, 60.0, upto=upto)
     return copy
 
 
@@ -497,8 +499,8 @@ async def test_a_turn_that_leaves_nothing_behind_is_refused_likewise() -> None:
 async def delete(desk: Desk, at: int) -> None:
     """The item there, as a client does."""
     number = (await history_of(desk)).items[at].number
-    ask = desk.ask(Incoming(model="", messages=(), params={}))
-    history, _ = await desk.turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
+    request = desk.ask(Incoming(model="", messages=(), params={}))
+    history, _ = await desk.turns.append(request, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
     await desk.histories.erase(history, number)
 
 
@@ -529,7 +531,7 @@ async def test_notes_that_were_being_written_when_an_item_was_deleted_are_not_us
     held = asyncio.Event()
     began = asyncio.Event()
 
-    async def slow(ask: Ask, history: History, source: Source, max_tokens: int) -> Written:
+    async def slow(request: TurnRequest, history: History, source: Source, max_tokens: int) -> Written:
         began.set()
         await held.wait()
         return Written("of what is deleted", 5, source.tokens)
@@ -549,8 +551,8 @@ async def test_another_replica_sends_no_notes_of_a_deleted_item_though_the_view_
     desk = summary_desk()
     await talk(desk, 6)
     number = (await history_of(desk)).items[0].number
-    ask = desk.ask(Incoming(model="", messages=(), params={}))
-    await desk.turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
+    request = desk.ask(Incoming(model="", messages=(), params={}))
+    await desk.turns.append(request, [Draft(Kind.DELETION, msgspec.json.encode((number, 0)))])
     assert b"notes" in await stored_view(desk)
     assert not (await history_of(desk)).view.segments
 
@@ -593,13 +595,13 @@ async def test_a_question_is_searched_for_once_though_nothing_is_found() -> None
 
 async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() -> None:
     desk = Desk()
-    desk.histories.bounds = LogBounds(max_entries=12, max_bytes=1 << 30)
+    desk.histories.config = SessionsConfig(max_entries=12)
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
     writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
-    ask = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
+    request = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
     source = source_of(history, history.items[5].place)
-    written = await writer.write(ask, history, source, 50)
+    written = await writer.write(request, history, source, 50)
     assert written.text.startswith("to ")
     with pytest.raises(SessionFull):
         await desk.take(user("more"))
@@ -609,7 +611,7 @@ async def test_notes_on_what_the_prompt_has_no_more_are_made_of_a_transcript() -
     desk = Desk(window=900, strategy="summary", high_tokens=10_000)
     await pile_up(desk, 6)
     history = await history_of(desk)
-    assert history.view.cut > history.view.told, "cut in a turn, and not told of"
+    assert history.view.cut > history.view.summarized_upto, "cut in a turn, and not told of"
     writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.view.cut), 50)
     sent = desk.dispatch.sent()
@@ -659,7 +661,7 @@ async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_
         await desk.take(user("next"))
         await clean(desk)
     history = await history_of(desk)
-    assert history.view.told == history.view.cut
+    assert history.view.summarized_upto == history.view.cut
     numbers = [item.number for source in writer.sources for item in source.items]
     assert numbers == [item.number for item in history.items[: history.start]], "each once"
 
@@ -668,7 +670,7 @@ async def test_notes_that_take_more_than_their_share_are_made_into_one() -> None
     writer = FakeWriter(["n" * 70])
     desk = summary_desk(writer, low_tokens=120, high_tokens=600)
     await talk(desk, 16)
-    assert any(source.notes for source in writer.sources), "notes of notes"
+    assert any(source.summaries for source in writer.sources), "notes of notes"
     assert len((await history_of(desk)).view.ready) <= 3
 
 

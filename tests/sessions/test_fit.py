@@ -19,7 +19,7 @@ from router.core.errors import ContextTooLong, SessionNotFound
 from router.sessions.context.cut_points import TOOL_ROLES, balanced_cuts
 from router.sessions.context.history import History
 from router.sessions.context.messages import SYSTEM_ROLES
-from router.sessions.context.provenance import NOTES_BEGIN, NOTES_END, OMITTED, RECALL_BEGIN, RECALL_END
+from router.sessions.context.provenance import OMITTED, RECALL_BEGIN, RECALL_END, SUMMARY_BEGIN, SUMMARY_END
 from router.sessions.context.view import WHOLE, View, summary_tokens
 from router.sessions.context.watermarks import MARGIN
 from router.sessions.tokens.vocabularies import load_tokenizer_json
@@ -51,7 +51,7 @@ def count_text(tmp_path_factory: pytest.TempPathFactory) -> CountText:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=3000, initial_alphabet=alphabet, show_progress=False)
-    english = [NOTES_BEGIN, NOTES_END, OMITTED, RECALL_BEGIN, RECALL_END] * 2
+    english = [SUMMARY_BEGIN, SUMMARY_END, OMITTED, RECALL_BEGIN, RECALL_END] * 2
     tokenizer.train_from_iterator([*TEXTS[:3], *english, FACTS.read_text("utf-8")], trainer)
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(file))

@@ -26,9 +26,10 @@ from router.core.errors import SessionNotFound, StateUnavailable
 from router.core.request.request import Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.sessions.context.prompt import Incoming
-from router.sessions.histories import Histories, TurnPosition
+from router.sessions.copying import TurnPosition, copy_session
+from router.sessions.histories import Histories
 from router.sessions.history_cache import HistoryCache
-from router.sessions.names import Names, Space
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Sid, Store
 from tests.sessions.desk import ACME, said, user
 from tests.sessions.stores.contract import STORES, Trial, redis_trial_on
@@ -68,10 +69,10 @@ class TurnMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner(loop_factory=VirtualLoop)
         self.world = World(StoreThread(type(self).opens(path)))
         self.model = Model(self.world)
-        names = Names(b"a secret of the tests")
+        session_ids = SessionIds(b"a secret of the tests")
         for name in ("one", "two"):
             for caller in (ACME, BETA):
-                sid = names.sid(caller.rules.tenant, Space.SESSION, name)
+                sid = session_ids.sid(caller.rules.tenant, Namespace.SESSION, name)
                 self.model.sessions.append(Session(sid, caller))
         self.routers: list[Router] = []
         self.clears_in = 0
@@ -352,7 +353,7 @@ class TurnMachine(RuleBasedStateMachine):
     async def _copy(self, router: Router, session: Session) -> None:
         copy = Session(Sid(f"{len(self.model.sessions):031}c"), session.caller, session)
         self.model.sessions.append(copy)
-        self.do(router, lambda: router.histories.copy(session.sid, copy.sid, session.owner, 3600.0))
+        self.do(router, lambda: copy_session(router.histories, session.sid, copy.sid, session.owner, 3600.0))
 
     async def _delete(self, router: Router, session: Session) -> None:
         self.do(router, lambda: router.histories.delete(session.sid, session.owner))

@@ -27,8 +27,9 @@ from router.core.request.request import Request, Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.ports import Client
 from router.sessions.context.prompt import Incoming
-from router.sessions.histories import COPIED_BYTES, ENTRIES_AT_ONCE, TurnPosition
-from router.sessions.names import affinity_key
+from router.sessions.copying import COPIED_BYTES, TurnPosition, copy_session, history_as_of
+from router.sessions.histories import ENTRIES_AT_ONCE
+from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import EMPTY, MAX_TAIL_BYTES, Append, Sid
 from tests.sessions.context.logs import message
 from tests.sessions.desk import ACME, DONE, SID, Desk, FakeClient, contents, delta, outcomes, said, user, write
@@ -841,8 +842,8 @@ async def filled(desk: Desk) -> list[str]:
 async def test_a_copy_in_parts_is_the_session_and_goes_on() -> None:
     desk = Desk()
     texts = await filled(desk)
-    assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
-    assert not await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    assert await copy_session(desk.histories, SID, FORK, ACME.rules.tenant, 3600.0)
+    assert not await copy_session(desk.histories, SID, FORK, ACME.rules.tenant, 3600.0)
     await desk.take(user("now"), sid=FORK)
     assert await desk.texts(FORK) == [*texts, "now", "to now"]
     assert await desk.texts() == texts
@@ -859,7 +860,7 @@ async def test_no_call_of_a_copy_is_large() -> None:
         return await store_append(append)
 
     desk.store.append = watched  # type: ignore[method-assign]
-    assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    assert await copy_session(desk.histories, SID, FORK, ACME.rules.tenant, 3600.0)
     assert len(sizes) > 2
     assert max(sizes) < 1.1 * COPIED_BYTES
 
@@ -869,10 +870,10 @@ async def test_a_copy_that_fails_half_way_leaves_nothing() -> None:
     await filled(desk)
     desk.store.fails["before append"] = 2
     with pytest.raises(StateUnavailable):
-        await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+        await copy_session(desk.histories, SID, FORK, ACME.rules.tenant, 3600.0)
     assert await desk.store.load(FORK, ACME.rules.tenant, EMPTY) is None
     desk.store.fails.clear()
-    assert await desk.histories.copy(SID, FORK, ACME.rules.tenant, 3600.0)
+    assert await copy_session(desk.histories, SID, FORK, ACME.rules.tenant, 3600.0)
 
 
 async def test_a_slow_reader_does_not_replace_what_is_known_better() -> None:
@@ -962,8 +963,8 @@ async def test_adding_again_under_the_same_request_id_adds_nothing() -> None:
     desk = Desk()
 
     async def add(text: str, request_id: str) -> None:
-        ask = desk.ask(Incoming(model="", messages=[user(text)], params={}), asked=text)
-        await desk.turns.add(replace(ask, headers={"X-Request-Id": request_id}))
+        request = desk.ask(Incoming(model="", messages=[user(text)], params={}), asked=text)
+        await desk.turns.add(replace(request, headers={"X-Request-Id": request_id}))
 
     for text, request_id in (("a", "1"), ("a", "1"), ("b", "1"), ("a", "2")):
         await add(text, request_id)
@@ -1037,7 +1038,7 @@ async def test_a_copy_up_to_an_item_has_what_stands_before_it_and_not_what_was_w
     await desk.store.append(late_append(history.generation, late))
     history, _ = await desk.histories.load(SID, ACME.rules.tenant)
     assert contents(history) == ["slow", "late", "quick", "to quick"]
-    assert await desk.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=history.items[1].number)
+    assert await copy_session(desk.histories, SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=history.items[1].number)
     assert await desk.texts(OTHER_SID) == ["slow", "late"]
     let_go.set()
     await slow
@@ -1060,9 +1061,9 @@ async def test_what_follows_a_turn_has_all_of_it_though_another_turns_end_came_l
     await quick
     await one.take(user("next"))
     foreseen = TurnPosition(2, 3)
-    assert await one.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=foreseen)
+    assert await copy_session(one.histories, SID, OTHER_SID, ACME.rules.tenant, 60.0, upto=foreseen)
     assert await one.texts(OTHER_SID) == ["slow", "late", "quick", "to quick"]
-    assert contents(await two.histories.as_of(SID, ACME.rules.tenant, foreseen)) == await one.texts(OTHER_SID)
+    assert contents(await history_as_of(two.histories, SID, ACME.rules.tenant, foreseen)) == await one.texts(OTHER_SID)
     await slow
 
 
@@ -1085,7 +1086,7 @@ async def test_turns_that_asked_no_model_have_no_prompt() -> None:
     await add(desk, user("note"))
     assert await desk.turns.prompt_of(SID, ACME, 1) is None
     assert await desk.turns.prompt_of(SID, ACME, 2) is None
-    assert await desk.histories.copy(SID, OTHER_SID, ACME.rules.tenant, 60.0)
+    assert await copy_session(desk.histories, SID, OTHER_SID, ACME.rules.tenant, 60.0)
     assert await desk.turns.prompt_of(OTHER_SID, ACME, 1) is None
 
 

@@ -17,8 +17,9 @@ from router.upstream.connection_state import State
 from router.upstream.relay import RelayEvent
 from router.upstream.reply_reader import LARGE_BYTES, MAX_INTERIM_HEADS
 from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
+from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
-from router.wire.sse import DIALECTS, MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
+from router.wire.sse import MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
 from router.wire.transcript import Transcript, TranscriptBudget
 from tests.upstream.wires import FakeClient, Wire, a_holding
 

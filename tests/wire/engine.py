@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from router.core.request.routes import Route
 from router.wire.continuation import Asked, Seam, SeamFinder, exact_body, read_asked
 from router.wire.continued import ContinuedFilter
-from router.wire.sse import DIALECTS, StreamFilter
+from router.wire.dialects import DIALECTS
+from router.wire.sse import StreamFilter
 from router.wire.transcript import Delivered, Transcript, TranscriptBudget
 
 PROMPT_IDS = [1, 2, 3]

@@ -13,8 +13,8 @@ from router.core.request.routes import Route
 from router.wire.completion import Completion
 from router.wire.continuation import Seam, read_asked
 from router.wire.continued import ContinuedFilter, StopSearch, leaks, usage_event
-from router.wire.sse import Usage
 from router.wire.transcript import Delivered
+from router.wire.usage import Usage
 from tests.wire.cuts import cut, cuts
 from tests.wire.engine import EOS, FIRST, PROMPT_IDS, Engine, Relay, event, events_of
 

@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.request.routes import Route
+from router.wire.dialects import DIALECTS
+from router.wire.events import cut_ids, each_event, take_events
 from router.wire.framing import CHUNK_SIZE, frame
-from router.wire.sse import DIALECTS, StreamFilter, Usage, cut_ids, each_event, read_usage, take_events
+from router.wire.sse import StreamFilter
 from router.wire.transcript import Transcript, TranscriptBudget
+from router.wire.usage import Usage, read_usage
 from tests.wire.cuts import cut, cuts
 
 CHAT = DIALECTS[Route.CHAT]

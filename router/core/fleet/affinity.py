@@ -1,4 +1,4 @@
-"""Which worker each session's last turn went to. Bounded; the session unused for longest is forgotten first."""
+"""The worker of each session's last turn. Bounded: the session that was unused for longest is forgotten first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from router.core.worker import WorkerName
 
 
 class LastWorkers:
-    """Names and not positions: a position may belong to another worker by the session's next turn."""
+    """By name: a position may belong to another worker by the session's next turn."""
 
     def __init__(self, max_sessions: int) -> None:
         self.max_sessions = max_sessions

@@ -1,8 +1,8 @@
-"""How large a worker's cache is, where the worker does not say: learnt from what of old prompts it still held.
+"""The size of a worker's cache, for a worker that does not report it: learnt from whether it still held old prompts.
 
-A cache drops first what was used longest ago. So the age of a prompt, in blocks that were used on the worker since, tells how
-large the cache is: a prompt that was still held shows that the cache is larger than its age, and one that was gone that it is
-smaller. Where others use the cache as well, what is learnt is the part that is left to this router.
+A cache drops the least recently used block first. So the age of a prompt, counted in blocks that were used on the worker since,
+bounds the size: the cache is larger than the age of a prompt that was held, and smaller than the age of one that was gone. If
+others use the cache too, the router learns the part that is left to it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NEAR = 0.8
-"""The oldest prompt that was held is taken for at most this share of the cache. Blocks beyond the estimate are not remembered,
-so a cache that is larger could not show it otherwise."""
+"""The age of the oldest held prompt counts as this share of the cache. The index remembers no blocks beyond the estimate, so a
+larger cache could not show its size otherwise."""
 
 MAX_STEP = 0.05
-"""What one prompt that was gone takes off at most: it may be gone for another reason. With 0.05 the estimate stays right where
-one in ten is."""
+"""One missing prompt reduces the estimate by at most this share: it may be missing for another reason. With 0.05 the estimate
+stays right when one prompt in ten is."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""All that a policy may know when it ranks workers for one request.
+"""The facts from which a policy ranks workers for one request.
 
 Workers are positions ``0 … n-1`` in the fleet's order. A policy reads the figures, and must never write to them.
 """
@@ -24,12 +24,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Positions that serve the model and may be tried, ascending, never empty. A policy ranks exactly these."""
     prompt_tokens: float
     earlier_tokens: float
-    """Of the prompt, the tokens that an earlier turn of the same conversation must have warmed somewhere: all but the
-    newest messages once there is an assistant's message; 0 on a first turn."""
+    """Prompt tokens that an earlier turn of the conversation must have warmed on some worker: all but the newest messages, once
+    there is an assistant's message; 0 on a first turn."""
     anchor: int
-    """64-bit ring key of the stable prefix: tenant, model, adapter, system prompt, tools, first user turn."""
+    """64-bit ring key of the stable prefix: tenant, model, system prompt, tools, first user turn."""
     ring: Ring
     matches: Matches
-    """What the index says is cached, in tokens, on the workers where that is more than nothing."""
+    """Cached tokens on each worker that has any, by the index."""
     session_worker: int | None
-    """Position where the session's last turn went, if known and still in the fleet (it may not be eligible)."""
+    """Position of the worker of the session's last turn, if it is known and in the fleet. It may not be eligible."""

@@ -201,8 +201,8 @@ class Fleet:
             self._holdings.clear(member.position)
             member.lost_tokens = 0.0
             member.is_list_old = True
-            member.tells_cached.clear()
-            member.untold_hits = 0
+            member.reports_cached.clear()
+            member.unreported_hits = 0
         if report.is_asleep != (member.asleep_since is not None):
             self._on_sleep(member, report.is_asleep, now)
         self.learning.follow_capacity(member)

@@ -26,7 +26,7 @@ CAPACITY_STEP = 0.02
 
 
 class Holdings(Protocol):
-    """The index, as the fleet needs it: it is told which workers are there and how large their caches are."""
+    """The index, as the fleet needs it: it learns which workers are there and how large their caches are."""
 
     def add(self, position: int, capacity_blocks: int | None = None) -> None: ...
 

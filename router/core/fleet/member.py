@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from router.core.fleet.fleet import Fleet
 
 MAX_MODEL_LEN = 1 << 27
-"""Tokens; no worker that says more is believed."""
+"""Tokens. A worker that reports a longer window is not believed."""
 
 ModelCard = Mapping[str, Any]
-"""One entry of a worker's /v1/models: of what it wrote, a few short members."""
+"""One entry of a worker's /v1/models, reduced to a few short members."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,15 +38,15 @@ class Member:
     prefills: PrefillTimes = field(default_factory=PrefillTimes)
     models: Mapping[str, ModelCard] = field(default_factory=dict)
     cache_blocks: int = 0
-    """Its KV cache in blocks of the index, as last told to the index."""
+    """The size of its KV cache in blocks of the index, as the index last got it."""
     learnt_capacity: LearntCapacity | None = None
-    """What is learnt of its KV cache while it does not say how large it is."""
-    tells_cached: set[Route] = field(default_factory=set)
-    """Routes on which it told how much of a prompt was cached."""
-    untold_hits: int = 0
-    """Answers without that count although hits were expected, since it started."""
+    """An estimate of its KV cache's size, while it reports none."""
+    reports_cached: set[Route] = field(default_factory=set)
+    """Routes on which it reported how many tokens of a prompt were cached."""
+    unreported_hits: int = 0
+    """Answers without a count of cached tokens although hits were expected, since it started."""
     lost_tokens: float = 0.0
-    """Of ``LoadReport.prefilling_tokens``, what seems to belong to requests that were aborted."""
+    """The part of ``LoadReport.prefilling_tokens`` that seems to belong to aborted requests."""
     load: LoadReport | None = None
     load_at: float = 0.0
     work: Work = field(default_factory=Work)
@@ -54,13 +54,16 @@ class Member:
     """When its engine was first seen asleep; None while it is awake."""
     reuse: CacheUse = field(default_factory=CacheUse)
     last_answer_at: float = 0.0
-    """When the worker last gave a first token: the prefill after it began no earlier."""
+    """When the worker last sent a first token: the next prefill began no earlier."""
     is_list_old: bool = False
-    """Its list of models is to be read again as soon as it is healthy: it failed, restarted, or refused a model of its list."""
+    """Read its list of models again once it is healthy: it failed, restarted, or refused a model of its list."""
     last_error: str | None = None
-    """What is wrong with the worker's answers to probes, bounded and printable; None while they are right."""
+    """The error in its answers to probes, bounded and printable; None while they are right."""
     removed: bool = False
     leases: set[Lease] = field(default_factory=set)
+
+    def __repr__(self) -> str:
+        return f"Member({self.name} {self.state.value} at {self.position}, {len(self.leases)} leases)"
 
     @property
     def state(self) -> WorkerState:
@@ -68,11 +71,11 @@ class Member:
 
     @property
     def since(self) -> float | None:
-        """When the state began, as far as it was seen."""
+        """When the state began; None if that was not seen."""
         return self.health.since if self.asleep_since is None else self.asleep_since
 
     def max_model_len(self, model: str) -> int | None:
-        """Tokens of a prompt and its answer together, if the worker says."""
+        """Tokens of a prompt and its answer together; None if the worker reports no such figure."""
         card = self.models.get(model, {})
         length = card.get("max_model_len")
         if length is None:  # an adapter has its base model's
@@ -82,7 +85,7 @@ class Member:
 
 
 class Lease:
-    """One request in flight on one worker; ends when the ``with`` block does, after the last byte."""
+    """One request in flight on one worker. A context, which ends after the last byte."""
 
     __slots__ = ("_fleet", "admitted_at", "answered", "member", "recorded", "service_s", "shows_first_token", "tokens")
 
@@ -94,10 +97,13 @@ class Lease:
         self.shows_first_token = shows_first_token
         self.answered = False
         self.recorded: Recorded = (None, 0)
-        """What the index was told of this request."""
+        """What the index recorded of this request."""
         self.service_s = 0.0
-        """Seconds that the worker spent on this prefill alone, once the first token is back.
-        0.0 where it also had to wait for a seat."""
+        """Seconds that the worker spent on this prefill alone, once the first token is back. 0.0 if it also waited for a
+        seat."""
+
+    def __repr__(self) -> str:
+        return f"Lease({self.member.name}, {self.tokens:.0f} tokens{', answered' if self.answered else ''})"
 
     def on_first_token(self, now: float) -> None:
         """The prefill is done: its tokens no longer queue. Calling it again changes nothing."""
@@ -110,7 +116,7 @@ class Lease:
         member.last_answer_at = now
 
     def stop_queueing(self) -> None:
-        """Once: its prefill is done, or taken to be."""
+        """Its prefill is done, or is taken to be. Call it once."""
         self.answered = True
         self._fleet.figures.queued_prefill_tokens[self.member.position] -= self.tokens
         self._fleet.notify_capacity(self.member)

@@ -1,25 +1,25 @@
-"""What the router learns of its workers' speed and of tokenizers. Pure; each new sample makes the older ones weigh less."""
+"""Learnt speeds of workers, and bytes per token of tokenizers. Pure. Each new sample reduces the weight of the older ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 DECAY = 0.98
-"""What a sample weighs after the next one came: the last fifty or so count."""
+"""Weight of a sample after the next one came: about the last fifty count."""
 
 MIN_SPREAD = 0.25
-"""Least variance of the prompts' tokens, over their squared mean, for a line to be told from noise."""
+"""Least variance of the prompts' tokens, over their squared mean, at which a line differs from noise."""
 
 PRIOR_SAMPLES = 3.0
-"""As many samples of the whole fleet's mean count for each worker: its own soon outweigh them."""
+"""The fleet's mean counts like this many samples of each worker; its own samples soon outweigh them."""
 
 MIN_SECONDS_PER_TOKEN, MAX_SECONDS_PER_TOKEN = 1e-7, 0.1
-"""What a learnt rate is held within: one odd sample must not make a worker look free, or dead."""
+"""Bounds of a learnt rate: one odd sample must not make a worker look free, or dead."""
 
 
 @dataclass(slots=True)
 class DecayedRatio:
-    """Σ numerator / Σ denominator. A ratio of sums and not a mean of ratios: long prompts say more than short ones."""
+    """Σ numerator / Σ denominator: a ratio of sums, since long prompts say more than short ones."""
 
     numerator: float
     denominator: float
@@ -35,10 +35,10 @@ class DecayedRatio:
 
 @dataclass(slots=True)
 class PrefillTimes:
-    """Seconds that prefills of so many tokens took, as the sums that a line through them needs.
+    """Seconds and tokens of prefills, as the sums that a regression line needs.
 
-    The line is ``seconds = fixed + tokens · seconds_per_token`` by least squares: what a request costs whatever its
-    length (a step of decoding, the way there and back) must not make short prefills look like slow ones.
+    The line is ``seconds = fixed + tokens · seconds_per_token`` by least squares: the fixed cost of a request (a step of
+    decoding, the network) must not make short prefills look slow.
     """
 
     samples: float = 0.0
@@ -55,7 +55,7 @@ class PrefillTimes:
         self.tokens_by_seconds = self.tokens_by_seconds * DECAY + tokens * seconds
 
     def seconds_per_token(self, fleet: PrefillTimes) -> float:
-        """The line's slope, with the fleet's samples beside its own. At most the plain ratio: nothing fixed is negative."""
+        """The line's slope, from its own samples and the fleet's. At most the plain ratio: no fixed cost is negative."""
         weight = PRIOR_SAMPLES / fleet.samples
         samples = self.samples + weight * fleet.samples
         tokens = self.tokens + weight * fleet.tokens
@@ -70,6 +70,6 @@ class PrefillTimes:
 
 
 def believed(rate: float) -> PrefillTimes:
-    """What stands for samples before there are any: ``rate`` in tokens/s. It weighs little, and is soon forgotten."""
+    """A light sample of ``rate`` tokens/s, for the time before there are any; it is soon forgotten."""
     tokens = 100.0
     return PrefillTimes(1.0, tokens, tokens / rate, tokens * tokens, tokens * tokens / rate)

@@ -1,7 +1,7 @@
-"""Where a key belongs among the workers: consistent hashing that every replica agrees on without talking.
+"""Consistent hashing: an order of workers for each key, on which all replicas agree without talking.
 
-Decides an order of workers for a key from their names alone. Never mutated: a change of membership builds a new ring,
-which takes half a millisecond a worker, so for large fleets the caller builds it off the event loop.
+The order depends on the workers' names alone. A ring is never mutated: a change of membership builds a new one, which takes
+half a millisecond for each worker, so the caller builds it off the event loop if the fleet is large.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from xxhash import xxh3_64_intdigest
 from router.core.worker import WorkerName
 
 VIRTUAL_NODES = 160
-"""Points a worker has on the ring. Constant whatever the fleet's size, or else a worker that leaves would move the
-points of those that stay. A worker's share of the keys then varies by about 8 % (1 / √points)."""
+"""Points of a worker on the ring. The number does not depend on the fleet's size: otherwise a worker that leaves would move the
+points of those that stay. A worker's share of the keys varies by about 8 % (1 / √points)."""
 
 
 def _hash_text(text: str) -> int:
@@ -25,16 +25,13 @@ def _hash_text(text: str) -> int:
 
 
 class Ring:
-    """Names and positions in; for each key an order of positions out.
-
-    ``positions`` maps each worker's name to its position in the fleet. Placement depends on the names and the key, never
-    on positions or on the order in which workers came.
-    """
+    """``positions`` maps each worker's name to its position in the fleet. Placement depends on the names and the key, never on
+    positions or on the order in which workers joined."""
 
     __slots__ = ("_owners", "_points", "_size")
 
     def __init__(self, positions: Mapping[WorkerName, int]) -> None:
-        # Sorted, so that two names that share a point are told apart in the same way everywhere.
+        # Sorted, so that all replicas order two names on one point alike.
         ring = HashRing(sorted(positions), hash_fn=_hash_text, vnodes=VIRTUAL_NODES)
         points: list[tuple[int, WorkerName]] = ring.get_points() if positions else []
         self._points = [point for point, _ in points]

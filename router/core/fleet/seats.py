@@ -1,4 +1,4 @@
-"""How much room each worker has, and how long it is worth waiting for one that has none. Pure."""
+"""The room of each worker, and how long it is worth waiting for a worker without room. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from router.core.fleet.figures import Figures
 
 
 class Seats:
-    """A worker has room while it has fewer requests than ``max_requests``: our leases, others' requests, and seats that are
-    kept for requests which wait no longer but hold no lease yet. And while fewer tokens than ``max_prefill_tokens`` wait
-    there for their prefill; a kept seat is a prefill of unknown length, and so keeps others away. Leases may exceed both:
-    retries ask nobody. 0 stands for any number."""
+    """A worker has room while it has fewer requests than ``max_requests``, and fewer tokens than ``max_prefill_tokens`` wait
+    there for their prefill. 0 stands for any number.
+
+    Requests are our leases, those of others, and seats kept for requests that wait no longer but hold no lease yet. A kept seat
+    is a prefill of unknown length, so while there is one, no more is admitted by tokens. Retries ignore both limits.
+    """
 
     __slots__ = ("_kept", "_max_prefill_tokens", "_max_requests", "_view")
 
@@ -40,11 +42,11 @@ class Seats:
         return None
 
     def is_idle(self, position: int) -> bool:
-        """Of this router's requests none is there, nor about to be."""
+        """True if no request of this router is there, or about to be."""
         return not self._view.in_flight[position] and position not in self._kept
 
     def keep(self, position: int) -> None:
-        """To be released once the request holds a lease, wherever it went, or is gone."""
+        """Release it once the request holds a lease on any worker, or is gone."""
         self._kept[position] = self._kept.get(position, 0) + 1
 
     def release(self, position: int) -> None:
@@ -54,8 +56,8 @@ class Seats:
 
 
 def warm_wait_s(facts: Facts, first: int, other: int, most_s: float) -> float:
-    """How long to wait for ``first`` while ``other`` has room: no longer than the prefill that its cache saves takes there.
-    Seconds, 0 … ``most_s``."""
+    """Seconds to wait for ``first`` while ``other`` has room, 0 … ``most_s``: no longer than the prefill time that the cache of
+    ``first`` saves."""
     matches, seconds_per_token = facts.matches, facts.fleet.seconds_per_token
     missing_first = facts.prompt_tokens - min(matches.tokens(first), facts.prompt_tokens)
     missing_other = facts.prompt_tokens - min(matches.tokens(other), facts.prompt_tokens)

@@ -1,4 +1,4 @@
-"""What of prompts was in caches, what was not, and why not: of each worker since it joined, and of all requests."""
+"""How many prompt tokens were cached, how many were not, and why: for each worker since it joined, and for all requests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 NEW: Final = "new"
 ELSEWHERE: Final = "elsewhere"
 GONE: Final = "gone"
-"""Why a token was computed: no worker was believed to have it, another worker than the chosen one was, or the chosen one was
-and had it no more."""
+"""Why a token was computed: no worker was believed to have it; another worker than the chosen one was; or the chosen one was,
+and had evicted it."""
 
 
 def missed_tokens(prompt: float, best: float, predicted: float, actual: float) -> dict[str, float]:
-    """By reason, the tokens of a prompt that were computed; together ``prompt - actual``. ``best`` and ``predicted``: tokens
-    that the worker which holds most of it, and the chosen one, were believed to have. All in tokens, as the worker counts.
+    """By reason, the tokens of a prompt that were computed; their sum is ``prompt - actual``. ``best``: tokens that the best
+    worker was believed to have; ``predicted``: the chosen worker. All are tokens as the worker counts them.
 
     >>> missed_tokens(prompt=1000, best=800, predicted=500, actual=400)
     {'new': 200, 'elsewhere': 300, 'gone': 100}
@@ -31,8 +31,8 @@ def missed_tokens(prompt: float, best: float, predicted: float, actual: float) -
 
 @dataclass(slots=True)
 class CacheUse:
-    """Of one worker. ``requests``: attempts that were sent there; tokens: of those whose worker told what was cached.
-    ``saved_s``: seconds of prefill that its cache spared, at the rate that was learnt of it."""
+    """One worker's cache. ``requests``: attempts that were sent there. Tokens: of answers that reported cached tokens.
+    ``saved_s``: seconds of prefill that its cache saved, at its learnt rate."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -42,7 +42,7 @@ class CacheUse:
 
 @dataclass(slots=True)
 class CacheMisses:
-    """Of all requests whose worker told what was cached; ``tokens``: those that were computed, by reason."""
+    """Sums over all requests whose worker reported cached tokens. ``tokens``: computed tokens by reason."""
 
     prompt_tokens: float = 0.0
     predicted_tokens: float = 0.0

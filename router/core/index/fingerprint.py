@@ -1,8 +1,8 @@
 """A prompt as a chain of block hashes, and the key of its stable part.
 
-Decides which prompts share a prefix, and how far. Never sees tokens, and never joins what two models, adapters, salts
-or tenants sent: they start from different seeds. The hashes are fast, not cryptographic: whoever builds a collision on
-purpose can mislead a routing decision, but never reads anyone's cache, since the worker compares tokens of its own.
+Decides which prompts share a prefix, and how far. Never sees tokens. Prompts of two models, salts or tenants share nothing:
+they start from different seeds. The hashes are fast, not cryptographic: a deliberate collision can mislead a routing decision,
+but reads no cache, since the worker compares its own tokens.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ NO_PROMPT = Fingerprint((), 0)
 
 
 class Chain:
-    """A fingerprint that grows with its prompt: what is appended costs its own bytes, however long the rest."""
+    """A fingerprint that grows with its prompt: an extension costs only its own bytes."""
 
     __slots__ = ("_hashes", "_link", "_rest", "prompt_bytes")
 
-    def __init__(self, *, model: str, adapter: str = "", cache_salt: str = "", tenant: str = "") -> None:
-        self._link = _seed(model, adapter, cache_salt, tenant)
+    def __init__(self, *, model: str, cache_salt: str = "", tenant: str = "") -> None:
+        self._link = _seed(model, "", cache_salt, tenant)
         self._hashes: list[int] = []
         self._rest = b""
         self.prompt_bytes = 0
@@ -50,7 +50,7 @@ class Chain:
         self._rest = added[end:]
 
     def copy(self) -> Chain:
-        """One that may grow while this one stays."""
+        """A copy that may grow while this one stays."""
         chain = Chain.__new__(Chain)
         chain._link, chain._rest, chain.prompt_bytes = self._link, self._rest, self.prompt_bytes  # noqa: SLF001
         chain._hashes = self._hashes[:]  # noqa: SLF001
@@ -60,16 +60,14 @@ class Chain:
         return Fingerprint(tuple(self._hashes), self.prompt_bytes)
 
 
-def fingerprint(
-    segments: Iterable[bytes], *, model: str, adapter: str = "", cache_salt: str = "", tenant: str = ""
-) -> Fingerprint:
-    """Chain of the prompt's canonical bytes; how they are cut into segments makes no difference. O(bytes).
+def fingerprint(segments: Iterable[bytes], *, model: str, cache_salt: str = "", tenant: str = "") -> Fingerprint:
+    """Hashes of the prompt's canonical bytes; the cuts between segments make no difference. O(bytes).
 
-    Two prompts share ``n`` hashes exactly as far as their first ``n`` whole blocks, model, adapter, salt and tenant agree.
+    Two prompts share ``n`` hashes exactly as far as their first ``n`` whole blocks, model, salt and tenant agree.
     """
     prompt = b"".join(segments)
     view = memoryview(prompt)
-    link = _seed(model, adapter, cache_salt, tenant)
+    link = _seed(model, "", cache_salt, tenant)
     hashes: list[int] = []
     for start in range(0, len(prompt) - BLOCK_BYTES + 1, BLOCK_BYTES):
         link = xxh3_64_intdigest(view[start : start + BLOCK_BYTES], link)
@@ -77,12 +75,12 @@ def fingerprint(
     return Fingerprint(hashes, len(prompt))
 
 
-def anchor(segments: Iterable[bytes], *, model: str, adapter: str = "", tenant: str = "") -> int:
+def anchor(segments: Iterable[bytes], *, model: str, tenant: str = "") -> int:
     """64-bit ring key of a prompt's stable part: tools, system prompt and first user turn, one segment an item.
 
-    Here the cuts count: "ab" then "c" is another conversation than "a" then "bc".
+    Here the cuts count: "ab", "c" is another conversation than "a", "bc".
     """
-    digest = xxh3_64(seed=_seed(model, adapter, tenant))
+    digest = xxh3_64(seed=_seed(model, "", tenant))
     for segment in segments:
         digest.update(b"%d:" % len(segment))
         digest.update(segment)
@@ -91,5 +89,6 @@ def anchor(segments: Iterable[bytes], *, model: str, adapter: str = "", tenant: 
 
 @lru_cache(maxsize=1024)
 def _seed(*names: str) -> int:
-    """The names with their lengths before them, so that no two lists of names give the same bytes."""
+    """The names with their lengths before them, so that no two lists of names give the same bytes. The empty one keeps the
+    hashes as they always were: replicas of two versions must agree."""
     return xxh3_64_intdigest("".join([f"{len(name)}:{name}" for name in names]).encode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""Which worker likely holds which prefix: an estimate from what was sent there, corrected by what workers report.
+"""Which worker likely holds which prefix: an estimate from the prompts that were sent there, corrected by the workers' reports.
 
 Decides how far a prompt is cached on each worker. Must never grow without bound, and never count a block whose
 predecessors are not held: a worker can only reuse a prefix from its start.
@@ -22,13 +22,13 @@ import msgspec
 from router.core.index.fingerprint import BLOCK_BYTES, Fingerprint
 
 SPARSE = 16
-"""A set bit costs as much to take out as so many bits to pass over."""
+"""Taking out one set bit costs as much as passing over this many bits."""
 
 _BIT_OF_DIGIT = bytes.maketrans(b"01", b"\x00\x01")
 
 
 def positions_of(workers: int) -> Iterable[int]:
-    """The positions whose bits are set, ascending. Few are taken one by one, many by one pass over all, which is in C."""
+    """The positions of set bits, ascending. A few are taken one by one, many in one pass over all, which is in C."""
     if workers.bit_count() * SPARSE > workers.bit_length():
         digits = bin(workers)[:1:-1].encode()
         return compress(range(len(digits)), digits.translate(_BIT_OF_DIGIT))
@@ -41,11 +41,11 @@ def positions_of(workers: int) -> Iterable[int]:
 
 
 class Matches(msgspec.Struct, frozen=True):
-    """How much of one prompt each worker holds, in tokens. No worker is in two groups."""
+    """The tokens of one prompt that each worker holds. No worker is in two groups."""
 
     groups: Sequence[tuple[int, float, int]] = ()
-    """Deepest first: a bit set of positions, the tokens cached on each of them (always more than nothing), and how many
-    requests ago the last one came that shared so much of the prompt (0: the request before this one)."""
+    """Deepest first: a bit set of positions, the tokens cached on each of them (> 0), and how many requests ago the last
+    request shared as much of the prompt (0: the request before this one)."""
     clock: int = 0
     """The index's count of requests when it was asked."""
 
@@ -57,19 +57,19 @@ class Matches(msgspec.Struct, frozen=True):
 
     @property
     def most(self) -> float:
-        """Tokens cached on the worker that holds most, 0.0 where none holds any."""
+        """Tokens cached on the worker that holds most; 0.0 if none holds any."""
         return self.groups[0][1] if self.groups else 0.0
 
     def tokens(self, position: int) -> float:
-        """Tokens cached on one worker, 0.0 where nothing is."""
+        """Tokens cached on one worker; 0.0 if none are."""
         return self._held_by(position)[0]
 
     def last_used(self, position: int) -> int:
-        """When, on the index's clock, what one worker is believed to hold was last used; -1 where that is nothing."""
+        """When one worker's part of the prompt was last used, on the index's clock; -1 if it holds none."""
         return self.clock - self._held_by(position)[1]
 
     def _held_by(self, position: int) -> tuple[float, int]:
-        """One worker's tokens and age; nothing, and an age from before the clock began, where it holds nothing."""
+        """One worker's tokens and age. If it holds none: 0.0, and an age from before the clock began."""
         for workers, tokens, age in self.groups:
             if workers >> position & 1:
                 return tokens, age
@@ -78,13 +78,13 @@ class Matches(msgspec.Struct, frozen=True):
 
 NO_MATCHES = Matches()
 Recorded = tuple[int | None, int]
-"""What ``record`` did: the shallowest block that was new (None: all were held), and the index's clock then."""
+"""Result of ``record``: the shallowest new block (None: all were held), and the index's clock."""
 MAX_FORGOTTEN = 2000
 """Most entries that ``forget_older`` takes out at once: half a millisecond."""
 
 
 class _Held:
-    """One worker's blocks, oldest first. Negative keys are blocks of replies: they take room and match nothing."""
+    """One worker's blocks, oldest first. Negative keys are blocks of replies: they take room and never match."""
 
     __slots__ = ("bit", "blocks", "capacity", "limit")
 
@@ -98,8 +98,8 @@ class _Held:
 class PrefixIndex:
     """Bounded per worker by ``capacity_blocks`` and in total by ``max_entries``, both in blocks of ``BLOCK_BYTES``.
 
-    Where the workers' caches together exceed ``max_entries``, the largest are cut to one common level. A position is the
-    caller's: the same number as in the fleet's view. Not thread-safe; every call is synchronous.
+    If the workers' caches together exceed ``max_entries``, the largest are cut to one common level. Positions are the fleet's.
+    Not thread-safe; every call is synchronous.
     """
 
     def __init__(self, max_entries: int, default_capacity_blocks: int) -> None:
@@ -111,36 +111,36 @@ class PrefixIndex:
         self._clock = 0
 
     def add(self, position: int, capacity_blocks: int | None = None) -> None:
-        """A worker joins at a free position; without a capacity it gets the default. Raises ValueError where one is."""
+        """A worker joins at a free position; without a capacity it gets the default. Raises ValueError if the position is
+        taken."""
         if position in self._held:
             raise ValueError(f"position {position} is taken: remove its worker first")
         self._held[position] = _Held(1 << position, capacity_blocks or self._default_capacity)
         self._share_out()
 
     def remove(self, position: int) -> None:
-        """A worker leaves; its position is free for another. Nothing where none is."""
+        """A worker leaves, and its position is free. Without a worker there, nothing happens."""
         if position in self._held:
             self.clear(position)
             del self._held[position]
             self._share_out()
 
     def resize(self, position: int, capacity_blocks: int) -> None:
-        """The worker's cache is now known to be so large, in blocks; what no longer fits is forgotten, oldest first."""
+        """The worker's cache has this size, in blocks; blocks that no longer fit are forgotten, oldest first."""
         held = self._held[position]
         if held.capacity != capacity_blocks:
             held.capacity = max(1, capacity_blocks)
             self._share_out()
 
     def clear(self, position: int) -> None:
-        """Forget all that the worker held: it has restarted. O(its blocks)."""
+        """Forget all blocks of the worker, which has restarted. O(its blocks)."""
         held = self._held[position]
         self._evict(held, len(held.blocks))
 
     def match(self, fingerprint: Fingerprint, prompt_tokens: float) -> Matches:
-        """How far each worker holds the prompt. O(blocks until nobody holds one), whatever the number of workers.
+        """How far each worker holds the prompt. O(blocks up to the first that no worker holds), for any number of workers.
 
-        ``prompt_tokens`` turns blocks into tokens: blocks are taken to be of equal tokens, so that no match can exceed
-        the prompt.
+        ``prompt_tokens`` converts blocks into tokens. All blocks count as equally many tokens, so no match exceeds the prompt.
         """
         holders = self._holders
         groups: list[tuple[int, int]] = []
@@ -166,18 +166,18 @@ class PrefixIndex:
         latest = 0
         found = []
         for workers, depth in groups:
-            # One holder is asked for all of them: where they differ, they share the stretch at other times as well.
+            # One holder stands for the group: if their times differ, they also share the stretch at other times.
             last = held[workers.bit_length() - 1].blocks[hashes[depth - 1]]
             latest = max(last, latest)
             found.append((workers, depth * tokens_per_block, clock - latest))
         return Matches(found, clock)
 
     def record(self, position: int, fingerprint: Fingerprint, output_bytes: int | None = None) -> Recorded:
-        """The prompt went to this worker, which holds it from now on, and ``output_bytes`` of reply after it.
+        """The prompt went to this worker, which holds it from now on, followed by ``output_bytes`` of reply.
 
-        Call it when a request is routed, without output, and again with it when the request ends: a worker's own LRU counts
-        from the end (vLLM frees a request's blocks, and so makes them the newest, when it ends). Only the first call counts as
-        a request in ``Matches``. Nothing where no worker is.
+        Call it without output when a request is routed, and with output when it ends: a worker's own LRU counts from the end
+        (vLLM frees a request's blocks then, which makes them the newest). Only the first call counts as a request in
+        ``Matches``. Without a worker at the position, nothing happens.
         """
         held, first_new = self._held.get(position), None
         if held is None:
@@ -200,8 +200,8 @@ class PrefixIndex:
         return first_new, clock
 
     def withdraw(self, position: int, fingerprint: Fingerprint, recorded: Recorded) -> None:
-        """The prompt was not computed there after all: forget the blocks that ``record`` added, as it told, but for those that
-        another request has been recorded with since. What was held before stays."""
+        """The prompt was not computed there after all: forget the blocks that ``record`` added, except those that another
+        request has been recorded with since. Blocks that were held before stay."""
         held, (first_new, clock) = self._held.get(position), recorded
         if held is None or first_new is None:
             return
@@ -211,7 +211,7 @@ class PrefixIndex:
                 self._forget(held.bit, block)
 
     def forget_older(self, position: int, than: int) -> None:
-        """The worker turned out to have evicted something last used at ``than``: so it evicted all that was not used since.
+        """The worker evicted a block last used at ``than``, so it evicted all blocks that were not used since.
 
         At most MAX_FORGOTTEN entries go at once; a worker whose cache is smaller than believed will show it again.
         """
@@ -222,7 +222,7 @@ class PrefixIndex:
 
     def age(self, position: int, at: int, floor: int = 0) -> int:
         """Blocks that were used on the worker after ``at``, on the index's clock; no fewer than ``floor``. O(older blocks): at
-        most MAX_FORGOTTEN are passed over, and where there are more, the age is told too high."""
+        most MAX_FORGOTTEN are passed over, and if there are more, the result is too high."""
         held = self._held.get(position)
         if held is None:
             return 0
@@ -231,24 +231,19 @@ class PrefixIndex:
         return max(len(held.blocks) - older, floor)
 
     def blocks(self, position: int) -> int:
-        """Entries of one worker, its replies' included; 0 where no worker is."""
+        """Entries of one worker, those of replies included; 0 without a worker."""
         held = self._held.get(position)
         return len(held.blocks) if held else 0
 
     def limit(self, position: int) -> int:
-        """Most entries that one worker may have; 0 where no worker is."""
+        """Most entries that one worker may have; 0 without a worker."""
         held = self._held.get(position)
         return held.limit if held else 0
 
     @property
     def entries(self) -> int:
-        """Entries over all workers; never more than ``max_entries``, or one a worker where there are more workers."""
+        """Entries over all workers: at most ``max_entries``, or one for each worker if there are more workers."""
         return sum(len(held.blocks) for held in self._held.values())
-
-    @property
-    def distinct_blocks(self) -> int:
-        """Blocks that at least one worker holds."""
-        return len(self._holders)
 
     def _share_out(self) -> None:
         """Cut the largest caches to the highest common level at which all fit into ``max_entries``."""

@@ -1,13 +1,13 @@
-"""How one attempt on one worker can fail. Never seen by a client: the next worker is, or one error for all of them.
+"""How one attempt on one worker can fail. No client sees these errors: the next worker is tried, or one error stands for all.
 
 AttemptFailed
-├── WorkerDied          fell silent with its probes, broke off, or spoke what is not HTTP
-│   ├── WorkerHungUp    closed or reset the connection, which may have been idle for too long
-│   └── CannotConnect   not even a connection: nothing of the request was sent
-├── WorkerErred         said in a stream that it cannot go on
+├── WorkerDied          it answers no probes, broke off, or sent bytes that are not HTTP
+│   ├── WorkerHungUp    it closed or reset the connection, which may have been idle for too long
+│   └── CannotConnect   no connection: nothing of the request was sent
+├── WorkerErred         an error event in its stream
 ├── WorkerSilent        a deadline passed
-│   └── WorkerSlow      and its polls show that it is at work: it is not ill
-└── ReplyTooLarge       the worker answers, but with more than may be held
+│   └── WorkerSlow      a deadline passed, but its polls show work: it is well
+└── ReplyTooLarge       its answer is larger than may be held
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A prompt's canonical bytes: equal prompts give equal bytes, however their JSON was written. What is fingerprinted.
+"""A prompt's canonical bytes, which are fingerprinted: equal prompts give equal bytes, however their JSON was written.
 
 Tools come first, then the messages in order, as chat templates have them.
 """
@@ -16,7 +16,7 @@ def tools_segments(tools: Sequence[Any] | None) -> list[bytes]:
 
 
 def message_segments(message: Mapping[str, Any]) -> list[bytes]:
-    """Role, content, and what else the message has, such as its tool calls. Raises UnicodeEncodeError for lone surrogates."""
+    """Role, content, and other members of the message such as tool calls. Raises UnicodeEncodeError for lone surrogates."""
     segments = [f"\n{message.get('role')}\n".encode(), text_bytes(message.get("content"))]
     if len(message) > 2 or "content" not in message:
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}

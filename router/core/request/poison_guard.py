@@ -1,12 +1,11 @@
-"""When a request is taken for what kills its workers, and given up. Pure.
+"""When a request counts as poison, which kills its workers, and is given up. Pure.
 
-A prompt that crashes engines would otherwise be carried from worker to worker until none is left. Whether a death was the
-request's doing or chance nobody can tell; but chance rarely strikes one request several times within a few tokens, and what
-crashes an engine does so in the prefill or soon behind it, for whoever goes on with an answer is given its whole state.
-So those deaths count that follow one another without progress between them.
+A prompt that crashes engines would otherwise go from worker to worker until none is left. A single death may be chance. But
+chance rarely strikes one request several times within a few tokens, and a prompt that crashes an engine does so in the prefill
+or soon after it, also when another worker continues its answer. So deaths count that follow one another without progress.
 
-Progress is measured in chunks that reached the client, not in seconds: a worker may well hang for minutes before it dies
-of a prompt. An answer that is held until it is whole shows no progress, and each death under it counts.
+Progress is measured in chunks that reached the client, not in seconds: a worker may hang for minutes before it dies. An answer
+that is held until it is whole shows no progress, so each death counts.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from router.core.errors import PoisonRequest
 from router.core.worker import WorkerName
 
 PROGRESS_CHUNKS = 32
-"""Reads of a stream that speak for its request: beyond what a worker sends between a bad step and its end, and about a
-second of an answer, so that restarts one after another do not add up."""
+"""Chunks that clear a request: more than a worker sends between a bad step and its death, and about a second of an answer, so
+that rolling restarts do not add up."""
 
 
 class PoisonGuard:
-    """Of workers under one request, over all of its attempts and resumptions. ``most``: how many it may see, ≥ 1."""
+    """Deaths of workers under one request, over all its attempts and resumptions. ``most``: deaths at which it is poison, ≥
+    1."""
 
     __slots__ = ("_chunks", "_most", "workers")
 
@@ -28,16 +28,16 @@ class PoisonGuard:
         self._most = most
         self._chunks = 0
         self.workers: tuple[WorkerName, ...] = ()
-        """Who died since the last progress, in their order."""
+        """The workers that died since the last progress, in order."""
 
     def add(self, worker: WorkerName, chunks: int) -> None:
-        """One died that had the request. ``chunks``: of the answer, from whichever workers, until now."""
+        """A worker died that had the request. ``chunks``: of the answer, from all workers, until now."""
         if chunks - self._chunks >= PROGRESS_CHUNKS:
             self.workers = ()
         self._chunks = chunks
         self.workers += (worker,)
 
     def check(self) -> None:
-        """May the request be sent to another worker? Raises PoisonRequest."""
+        """Raises PoisonRequest if the request must not be sent to another worker."""
         if len(self.workers) >= self._most:
             raise PoisonRequest(self.workers)

@@ -1,4 +1,4 @@
-"""What a worker answered, and how a stream of it ended."""
+"""A worker's reply, how its status is judged, and how its stream ended."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import msgspec
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A whole reply, or the head of a stream whose first event is here: then ``body`` is empty and the splice sends it."""
+    """A whole reply, or the head of a stream whose first event has come. A stream's ``body`` is empty: the splice sends it."""
 
     status: int
     headers: Mapping[bytes, bytes]
     """Names in lower case."""
     content: bytes | tuple[bytes, ...]
-    """A large body is kept in the pieces that it came in."""
+    """A large body is kept in pieces, as it came."""
     is_stream: bool
 
     @property
     def body(self) -> bytes:
-        """All of it; of a large one a copy, to be let go soon."""
+        """The whole body. For a large one it is a copy, so keep it briefly."""
         return self.content if isinstance(self.content, bytes) else b"".join(self.content)
 
     @property
@@ -29,19 +29,19 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Verdict(Enum):
-    """Whose affair a status is."""
+    """Whose fault a status is."""
 
     ANSWER = 0
-    """The client's: what it asked for, or that its request is wrong."""
+    """Nobody's, or the client's: a success, or an error in its request."""
     BUSY = 1
-    """The worker has no room for it, and is well."""
+    """Nobody's: the worker has no room, and is well."""
     FAILED = 2
     """The worker's."""
 
 
 def judge(status: int) -> Verdict:
-    """Of a whole reply, or named in a stream's error event. A redirect is a failure, for a worker that sends its clients
-    elsewhere is none, and so are 401 and 403: the worker refuses the router's key, not the client's."""
+    """``status``: of a whole reply, or named in a stream's error event. A redirect is a failure, since workers do not redirect.
+    So are 401 and 403: the worker refuses the router's key, not the client's."""
     if status < 300:
         return Verdict.ANSWER
     if status in (429, 503):
@@ -50,13 +50,13 @@ def judge(status: int) -> Verdict:
 
 
 class StreamEnd(Enum):
-    """How a stream's relay ended; the value is the record's outcome."""
+    """How the relay of a stream ended; the value is the record's outcome."""
 
     DONE = "ok"
     DIED = "broken"
     SILENT = "silent"
     SLOW = "slow"
-    """Silent for too long, of a worker that is at work."""
+    """The worker was silent for too long, although it is at work."""
     ERRED = "errored"
     TOO_LARGE = "too_large"
     CLIENT_GONE = "client_gone"

@@ -24,32 +24,33 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     body: bytes
-    """What goes to the worker: the client's bytes, with at most the usage request and the cache salt spliced in."""
+    """The body for the worker: the client's bytes, in which the router sets a few members."""
     fingerprint: Fingerprint
-    """Of the canonical prompt: tools, then messages in order. Its length is the body's on routes that reuse no KV."""
+    """Hashes of the canonical prompt: tools, then messages in order. On routes that reuse no KV there are none, and its length
+    is the body's."""
     anchor: int
     """64-bit ring key of the stable prefix: tools, system prompt, first user turn."""
     earlier_bytes: int
-    """Of the prompt, the bytes before the newest messages, once there is an assistant's message; else 0."""
+    """Bytes of the prompt before the newest messages, once there is an assistant's message; else 0."""
     session: SessionKey | None
     tenant: Tenant
     """Known from the API key alone."""
     hides_usage: bool
-    """True where the router asked for the usage chunk and the client did not."""
+    """True if the router asked for the usage chunk and the client did not."""
     hides_ids: bool = False
-    """True where the router asked for token ids and the client did not."""
+    """True if the router asked for token ids and the client did not."""
     is_resumable: bool = False
-    """True where another worker might go on with the stream, so that what the client has of it must be kept."""
+    """True if another worker may continue the stream, so that the router keeps what the client has of it."""
     answers: int = 1
-    """Choices of all its prompts together, ≥ 1."""
+    """Choices for all its prompts together, ≥ 1."""
     max_answer_tokens: int | None = None
-    """Of each; None: as many as the model's window leaves. 0 on routes that generate nothing."""
+    """Most tokens of each answer; None: as many as the model's window leaves; 0: the route generates none."""
     is_entered: bool = False
-    """It was counted among its tenant's requests already, at the door of a route that keeps state."""
+    """A stateful route has already counted it among its tenant's requests."""
     request_id: str
     traceparent: str = ""
-    """W3C trace context to pass on; empty where the client sent none."""
+    """W3C trace context for the worker; empty if there is none."""
     tracestate: str = ""
-    """What goes with it."""
+    """The vendors' part of the trace context."""
     hidden_salt: str = ""
-    """The cache salt in the body that the client did not write, and must not read; empty: none was put there."""
+    """The cache salt that the router put into the body. The client must not see it; empty: there is none."""

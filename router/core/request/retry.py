@@ -1,19 +1,19 @@
-"""How many retries the whole router may make, so that a failing fleet is not also flooded."""
+"""The retry budget of the whole router, so that retries do not flood a failing fleet."""
 
 from __future__ import annotations
 
 SAVED_RETRIES = 100
-"""What quiet times may save up: enough for all whom one failing worker hits at once before it is ejected."""
+"""Most retries that quiet times save up: enough for all requests that one failing worker hits before it is ejected."""
 
 REFILL_S = 10.0
 """Seconds in which ``minimum`` retries come back whatever the traffic, so that a quiet router can still retry."""
 
 
 class RetryBudget:
-    """A share of all requests, and ``minimum`` besides. A bound on retries under way alone would let a few requests, one after
-    the other, try every worker.
+    """Retries as a share of all requests, and ``minimum`` besides. A bound on retries under way alone would let a few requests
+    try every worker, one after another.
 
-    A death's retry is outside it: the dead worker does none of that work, so nothing is done twice.
+    The retry after a death is outside the budget: the dead worker does none of the work, so nothing is done twice.
     """
 
     def __init__(self, ratio: float, minimum: int) -> None:
@@ -30,7 +30,7 @@ class RetryBudget:
         self.left = min(self.most, self.left + self._ratio)
 
     def take(self, now: float) -> bool:
-        """One more retry, if one is left; when its request ends, ``retrying -= 1``."""
+        """False if no retry is left. Do ``retrying -= 1`` when the request ends."""
         refill = self._minimum * min(now - self._refilled_at, REFILL_S) / REFILL_S
         self._refilled_at = now
         self.left = max(self.left, min(self.left + refill, self._minimum))

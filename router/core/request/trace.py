@@ -1,6 +1,6 @@
-"""What is noted of one request for its trace: the phases that it went through, and the workers that it was sent to.
+"""The trace of one request: its phases, and the workers that it was sent to.
 
-Nothing here knows OpenTelemetry. Without tracing there is no ``Trace``, and nothing is noted.
+Nothing here knows OpenTelemetry. Without tracing there is no ``Trace``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from router.core.request.record import Record
 
 MAX_PHASES = 64
-"""Of one request: those of one that waits again and again are no longer told apart."""
+"""Most phases of one request. A request that waits again and again gets no more."""
 
 
 class Phase(NamedTuple):
@@ -29,7 +29,7 @@ class Phase(NamedTuple):
 
 @dataclass(slots=True)
 class TracedAttempt:
-    """One worker asked. ``first_event_at``: 0.0 where no stream began. ``outcome``: ``ok``, or why not."""
+    """One worker that was asked. ``first_event_at``: 0.0 if no stream began. ``outcome``: ``ok``, or why it failed."""
 
     span_id: str
     address: WorkerAddress
@@ -42,24 +42,24 @@ class TracedAttempt:
 
 @dataclass(slots=True, kw_only=True)
 class Trace:
-    """One request's. Times are seconds on the router's monotonic clock; ids are lower-case hexadecimal digits, as in W3C Trace
-    Context: 32 of a trace, 16 of a span."""
+    """Times are seconds on the router's monotonic clock; ids are lower-case hexadecimal digits, as in W3C Trace Context: 32 for
+    a trace, 16 for a span."""
 
     trace_id: str
     parent_id: str
-    """The client's span; empty where the trace begins here."""
+    """The client's span; empty if the trace begins here."""
     span_id: str
     is_sampled: bool
     began_at: float
     new_span_id: Callable[[], str]
     method: str = ""
     route: str = ""
-    """Its path, names in it replaced by braces; empty for what is not traced."""
+    """Its path, with braces in place of names; empty: it is not traced."""
     request_id: str = ""
     status: int = 0
     ended_at: float = 0.0
     record: Record | None = None
-    """None where it never reached a decision."""
+    """None if the request never reached dispatch."""
     phases: list[Phase] = field(default_factory=list)
     attempts: list[TracedAttempt] = field(default_factory=list)
     phase_began_at: float = 0.0
@@ -68,7 +68,7 @@ class Trace:
         return f"00-{self.trace_id}-{span_id}-0{self.is_sampled:d}"
 
     def reach(self, phase: str, now: float) -> None:
-        """``phase`` has lasted since the one before it."""
+        """``phase`` ends; it began when the last one ended."""
         if self.is_sampled and len(self.phases) < MAX_PHASES:
             self.phases.append(Phase(phase, self.phase_began_at or self.began_at, now))
         self.phase_began_at = now
@@ -84,10 +84,10 @@ class Trace:
 
 
 TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)
-"""Of the request that this task serves. What its way down passes through many rooms that have no need of it."""
+"""The trace of the request that this task serves. A context variable, since most rooms on its way have no need of it."""
 
 
 def trace_of(request_id: str) -> Trace | None:
-    """None for what the router asks for itself in the midst of a client's request."""
+    """None for the router's own requests in the midst of a client's request."""
     trace = TRACE.get()
     return trace if trace is not None and trace.request_id == request_id else None

@@ -1,12 +1,11 @@
-"""API keys as their file and the environment list them: which digest opens for which tenant, and until when.
+"""API keys as the key file and the environment list them: the tenant of each digest, and when it expires. Pure.
 
-Pure. Keys themselves are never here, only their SHA-256: a key has 256 random bits, so nothing slower is needed. A list is
-taken as a whole or refused as a whole, with one line that names the entry and its bound.
+Only SHA-256 digests of keys are here: a key has 256 random bits, so no slower hash is needed. A list is accepted or refused
+as a whole; a refusal is one line that names the entry and its bound.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ class BadKeys(Exception):
 
 
 class AuthRefusal(Enum):
-    """Why a request was not let in; the value is a metric label. Clients are never told which."""
+    """Why a key was refused; the value is a metric label. Clients never learn the reason."""
 
     ABSENT = "absent"
     MALFORMED = "malformed"
@@ -40,7 +39,7 @@ class AuthRefusal(Enum):
 
 
 class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``sha256``: of the key, in hex. ``expires``: the first moment at which it is refused."""
+    """``sha256``: the key's digest in hex. ``expires``: the first moment at which the key is refused."""
 
     id: Name
     tenant: Name
@@ -59,7 +58,7 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class KeyList(msgspec.Struct, frozen=True):
-    """What a list says, checked."""
+    """A checked list."""
 
     tenants: Mapping[str, TenantRules]
     entries: Sequence[KeyEntry]
@@ -74,19 +73,19 @@ class Keyring:
         self.tenants = frozenset(map(Tenant, callers))
         self.rules = tuple(caller.rules for caller in callers.values())
         self.live = frozenset((entry.id, entry.sha256.lower()) for entry in listed.entries if not entry.disabled)
-        """Ids and digests of the keys that are not disabled: what two keyrings are compared by."""
+        """Ids and digests of the keys that are not disabled, by which two keyrings are compared."""
 
     def __len__(self) -> int:
-        """Keys that are listed, those that are disabled or expired among them."""
+        """All listed keys, disabled and expired ones included."""
         return len(self._keys)
 
     def find(self, digest: bytes, now: float) -> Caller | AuthRefusal:
-        """``digest``: SHA-256 of what was presented; ``now``: seconds since the epoch.
+        """``digest``: SHA-256 of the presented key; ``now``: seconds since the epoch.
 
-        Looking a digest up shows nothing by its timing: who guesses keys cannot choose their digests' bits.
+        The time of the look-up reveals nothing: a client that guesses keys cannot choose the bits of their digests.
         """
         key = self._keys.get(digest)
-        if key is None or not hmac.compare_digest(key.digest, digest):
+        if key is None:
             return AuthRefusal.UNKNOWN
         if key.is_disabled:
             return AuthRefusal.DISABLED
@@ -123,7 +122,7 @@ def parse_entries(entries: Iterable[str]) -> KeyList:
 
 
 def joined(first: KeyList, second: KeyList) -> KeyList:
-    """Both; where both know a tenant, ``first`` has the rules. Raises BadKeys."""
+    """Both lists. If both have a tenant, its rules are those of ``first``. Raises BadKeys."""
     return _checked({**second.tenants, **first.tenants}, [*first.entries, *second.entries])
 
 
@@ -150,13 +149,13 @@ def _entry(number: int, row: Any) -> KeyEntry:
 
 
 def _explain(error: msgspec.ValidationError) -> str:
-    """``what - at `$.field` `` → ``.field: what``. What it says is a type or a bound, never a value."""
+    """``what - at `$.field` `` → ``.field: what``. It names a type or a bound, never a value."""
     what, _, where = str(error).partition(" - at `$")
     return f"{where.rstrip('`')}: {what}"
 
 
 def _checked(tenants: Mapping[str, TenantRules], entries: Sequence[KeyEntry]) -> KeyList:
-    """What no single entry can say."""
+    """Check what concerns several entries."""
     by_digest: dict[str, str] = {}
     ids: set[str] = set()
     for entry in entries:

@@ -1,9 +1,9 @@
-"""How many bytes the router holds for others: bodies while they come, decoded values, replies, answers that are not read yet.
+"""How many bytes the router holds for clients: bodies while they arrive, decoded values, replies, answers not yet read.
 
-Each holding counts against one budget while it grows, and is given back when it is let go. A tenant may hold as much as is
-still free: alone it gets half of the budget, two get a third each, and a newcomer always finds room. The rule is the dynamic
+Each holding counts against one budget until it is released. A tenant may hold as much as is still free: alone it gets half of
+the budget, two get a third each, and a newcomer always finds room. The rule is the dynamic
 threshold of Choudhury and Hahne ("Dynamic queue length thresholds for shared-memory packet switches", IEEE/ACM Transactions on
-Networking 6(2), 1998) with alpha = 1. Clients that cannot be told apart (no keys) share the whole budget. Pure.
+Networking 6(2), 1998) with alpha = 1. Clients without keys share the whole budget. Pure.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from router.core.errors import Overloaded
 from router.core.request.request import NO_TENANT, Tenant
 
 UNCOUNTED_BYTES = 4 << 10
-"""Bodies and answers up to here are part of what a connection takes, and not counted by themselves."""
+"""Bodies and answers up to this size belong to the cost of a connection, and are not counted."""
 
 BODY, DECODED, REPLY, UNREAD = KINDS = ("body", "decoded", "reply", "unread")
-"""What is held. Label values of a metric."""
+"""Kinds of held bytes: values of a metric's label."""
 
 
 class MemoryFull(Overloaded):
-    """There is no room for what a request needs to hold."""
+    """The budget has no room for the bytes of a request."""
 
 
 class MemoryBudget:
-    """``bytes``: held now. ``refusals``: how often a holding could not grow, by kind. ``has_tenants``: those without one are
-    strangers, who have together no more than a tenant has."""
+    """``bytes``: held now. ``refusals``: how often a holding could not grow, by kind. ``has_tenants``: requests without a
+    tenant are strangers, which together may hold as much as one tenant."""
 
     def __init__(self, max_bytes: int, *, has_tenants: bool = False) -> None:
         self.max_bytes = max_bytes
@@ -37,14 +37,14 @@ class MemoryBudget:
         self._by_tenant: Counter[Tenant] = Counter()
 
     def hold(self, tenant: Tenant) -> Holding:
-        """A holding of nothing yet. Its owner calls ``release`` in the end."""
+        """An empty holding. Call its ``release`` in the end."""
         return Holding(self, tenant)
 
     def held_by(self, tenant: Tenant) -> int:
         return self._by_tenant[tenant]
 
     def take(self, tenant: Tenant, kind: str, count: int) -> None:
-        """Raises MemoryFull, and then nothing was taken."""
+        """Raises MemoryFull, and then takes nothing."""
         free_bytes = self.max_bytes - self.bytes - count
         if free_bytes < 0:
             self.refusals[kind] += 1
@@ -58,7 +58,7 @@ class MemoryBudget:
         self.release_later(tenant, kind, -count)
 
     def most_of(self, tenant: Tenant) -> int:
-        """What it may hold while nobody else holds anything."""
+        """Bytes that it may hold while no other holds any."""
         return self.max_bytes // 2 if self._is_bounded(tenant) else self.max_bytes
 
     def _is_bounded(self, tenant: Tenant) -> bool:
@@ -73,12 +73,12 @@ class MemoryBudget:
 
 
 class Holding:
-    """What one request holds. Cheap enough for each: about 1 µs in all."""
+    """The bytes that one request holds. It costs about 1 µs in all."""
 
     __slots__ = ("_budget", "_held", "owner")
 
     def __init__(self, budget: MemoryBudget, owner: Tenant) -> None:
-        """``owner`` may be set until anything is held."""
+        """``owner`` may be set as long as the holding is empty."""
         self._budget = budget
         self.owner = owner
         self._held: dict[str, int] = {}
@@ -91,7 +91,7 @@ class Holding:
         return self._held.get(kind, 0)
 
     def grow(self, kind: str, count: int) -> None:
-        """Before the bytes are kept. Raises MemoryFull, and then it is as large as before."""
+        """Call it before the bytes are kept. Raises MemoryFull, and then grows by nothing."""
         try:
             self._budget.take(self.owner, kind, count)
         except MemoryFull:
@@ -102,7 +102,7 @@ class Holding:
         self._held[kind] = self._held.get(kind, 0) + count
 
     def resize(self, kind: str, count: int) -> None:
-        """As large as that. Raises MemoryFull."""
+        """Grow or shrink to ``count`` bytes. Raises MemoryFull."""
         change = count - self._held.get(kind, 0)
         if change > 0:
             self.grow(kind, change)
@@ -111,7 +111,7 @@ class Holding:
             self._held[kind] = count
 
     def release(self) -> None:
-        """All of it; it may be used again."""
+        """Release all bytes. The holding may be used again."""
         for kind, count in self._held.items():
             if count:
                 self._budget.release_later(self.owner, kind, count)

@@ -1,15 +1,14 @@
-"""Who goes next when more requests wait than workers have room for, and who must go when too many wait. Pure: times are
-passed in, and nothing here wakes anybody.
+"""Which waiting request is next when workers have room, and which is displaced when too many wait. Pure: times are passed in,
+and nothing here wakes a task.
 
-    models      a queue each, so that nobody waits behind those whom other workers have to serve
-    └ bands     one a priority, strictly the highest first: nothing but its deadline ends the wait of a lower one
-      └ lines   one a tenant, the least served first: expected tokens over the tenant's share
+    models      one queue each, so that no request waits behind requests for other workers
+    └ bands     one for each priority, strictly the highest first: a lower one may wait until its deadline
+      └ lines   one for each tenant, the least served first: expected tokens over the tenant's share
         └ waiters, first come, first served
 
-Lines are start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", SIGCOMM 1996). It needs no quantum, and
-between two tenants that both wait, tokens served over share differ by at most one request's. A tenant that comes anew
-begins where the least served stands, and so gains nothing by having been away. What was served is forgotten when nobody
-waits for the model any more.
+Lines are start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", SIGCOMM 1996). It needs no quantum. Between
+two tenants that both wait, tokens served over share differ by at most one request. A tenant that comes back starts where the
+least served stands, so absence earns nothing. The served tokens are forgotten when no request waits for the model.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from router.core.request.request import Tenant
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request that waits. ``tokens``: what it is expected to cost, > 0. ``share``: its tenant's weight, > 0."""
+    """One request that waits. ``tokens``: its expected cost, > 0. ``share``: its tenant's weight, > 0."""
 
     model: str
     tenant: Tenant
@@ -40,9 +39,9 @@ W = TypeVar("W", bound=Waiter)
 
 
 class FairQueue(Generic[W]):
-    """All waiters of all models. Each is in it once, from ``push`` until ``pop``, ``remove`` or its being displaced.
+    """All waiters of all models. Each is in it once: from ``push`` until ``pop`` or ``remove``, or until it is displaced.
 
-    Takes O(log tenants) a waiter; a push that finds it full takes O(tenants).
+    A waiter costs O(log tenants); a push into a full queue costs O(tenants).
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
@@ -51,7 +50,7 @@ class FairQueue(Generic[W]):
         self.bytes = 0
         self._size = 0
         self._models: OrderedDict[str, _ModelQueue[W]] = OrderedDict()
-        """The longest unserved first."""
+        """The model that was served the longest ago is first."""
         self._tenants: dict[Tenant, _Held[W]] = {}
 
     def __len__(self) -> int:
@@ -66,8 +65,9 @@ class FairQueue(Generic[W]):
         return 0 if held is None else len(held.waiters)
 
     def push(self, waiter: W) -> list[W]:
-        """Returns who has to go for it, which may be itself: while there are too many, the newest of the lowest priority's
-        longest tenant, by its part of the bounds over its share. So nobody fills the queue for others."""
+        """Returns the waiters that are displaced, perhaps this one. While the queue is too full, the newest waiter goes of the
+        tenant that has the lowest priority, and then the largest part of the bounds over its share. So no tenant fills the
+        queue for others."""
         if waiter.body_bytes > self.max_bytes:
             return [waiter]
         self._models.setdefault(waiter.model, _ModelQueue()).push(waiter)
@@ -83,8 +83,7 @@ class FairQueue(Generic[W]):
         return displaced
 
     def pop(self, models: Container[str]) -> W | None:
-        """The next of those who wait for one of ``models``: of the highest priority, then of the model that was served the
-        longest ago."""
+        """The next waiter for one of ``models``: of the highest priority, then of the model that was served the longest ago."""
         first: str | None = None
         highest = 0
         for model, queue in self._models.items():
@@ -98,7 +97,7 @@ class FairQueue(Generic[W]):
         return waiter
 
     def remove(self, waiter: W) -> bool:
-        """It waits no longer; False if it did not."""
+        """False if it did not wait."""
         held = self._tenants.get(waiter.tenant)
         if held is None or waiter not in held.waiters:
             return False
@@ -118,7 +117,7 @@ class FairQueue(Generic[W]):
             del self._models[waiter.model]
 
     def _least_entitled(self, newcomer: _Held[W]) -> W:
-        """Among equals it is the newcomer."""
+        """Among equals, the newcomer."""
         candidates = (held for held in chain((newcomer,), self._tenants.values()) if held.waiters)
         return max(candidates, key=self._burden).newest
 
@@ -130,7 +129,7 @@ class FairQueue(Generic[W]):
 
 @dataclass(slots=True)
 class _Held(Generic[W]):
-    """What one tenant has waiting, for whichever model."""
+    """One tenant's waiters for all models."""
 
     waiters: OrderedDict[W, None] = field(default_factory=OrderedDict)
     bytes: int = 0
@@ -142,7 +141,7 @@ class _Held(Generic[W]):
 
 @dataclass(slots=True)
 class _Line(Generic[W]):
-    """One tenant's in one band. ``start``: the virtual time at which its next waiter is due."""
+    """One tenant's waiters in one band. ``start``: the virtual time at which the next one is due."""
 
     tenant: Tenant
     start: float
@@ -150,8 +149,8 @@ class _Line(Generic[W]):
 
 
 class _Band(Generic[W]):
-    """Each of ``lines`` is in the heap once, by its start. One without waiters stays until its start is reached: its tenant
-    was served ahead of the others, and would be again if it were forgotten."""
+    """Each line is in the heap once, by its start. A line without waiters stays until its start is reached: its tenant was
+    served ahead of the others, and would be served ahead again if it were forgotten."""
 
     __slots__ = ("_heap", "_lines", "_now", "_numbers", "size")
 
@@ -171,7 +170,7 @@ class _Band(Generic[W]):
         self.size += 1
 
     def pop(self) -> W:
-        """Expects that somebody waits."""
+        """Expects at least one waiter."""
         while not (line := self._heap[0][2]).waiters:
             heappop(self._heap)
             del self._lines[line.tenant]
@@ -196,7 +195,7 @@ class _ModelQueue(Generic[W]):
 
     @property
     def priority(self) -> int:
-        """The highest that waits. Expects that somebody does."""
+        """The highest of its waiters. Expects at least one."""
         return max(priority for priority, band in self._bands.items() if band.size)
 
     def push(self, waiter: W) -> None:
@@ -213,11 +212,11 @@ class _ModelQueue(Generic[W]):
 
 
 class Drain:
-    """How fast a queue gets shorter, so that whoever is turned away can be told when to come back."""
+    """How fast a queue gets shorter, for the Retry-After of a refused request."""
 
     MIN_S, MAX_S = 1, 60
     NEWEST = 0.1
-    """What the newest interval weighs in the mean."""
+    """Weight of the newest interval in the mean."""
 
     __slots__ = ("_interval_s", "_left_at")
 
@@ -226,17 +225,17 @@ class Drain:
         self._interval_s: float | None = None
 
     def begin(self, now: float) -> None:
-        """Somebody waits again, after nobody did: the time between says nothing."""
+        """The queue was empty: the time since the last departure is not counted."""
         self._left_at = now
 
     def leave(self, now: float) -> None:
-        """One was let in."""
+        """One waiter was admitted."""
         elapsed_s = now - self._left_at
         mean_s = self._interval_s
         self._interval_s = elapsed_s if mean_s is None else mean_s + self.NEWEST * (elapsed_s - mean_s)
         self._left_at = now
 
     def retry_after_s(self, waiting: int, now: float) -> int:
-        """Whole seconds until so many will have been let in, 1 … 60. A queue that stands still is not believed to move."""
+        """Whole seconds until ``waiting`` requests will have been admitted, 1 … 60. While the queue stands still, they grow."""
         interval_s = max(self._interval_s or 0.0, now - self._left_at)
         return max(self.MIN_S, min(self.MAX_S, int(waiting * interval_s) + 1))

@@ -1,10 +1,10 @@
 """How much of its limits a tenant has used. Pure: both clocks are passed in. Every figure holds for one replica.
 
-Before a request starts, what it may take is *reserved* from each limit, or nothing is; when it has ended, what it took is
-settled. Limits are passed in with each call, and only what was used is kept, so that new limits hold at once and forget
-nothing. A prompt that is larger than a whole limit passes when nothing of the limit is in use, and leaves it overdrawn: its
-tenant waits for longer afterwards, rather than for ever now. An answer is never longer than what is reserved for it: where its
-request asks for more, the worker is asked for less.
+Before a request starts, it *reserves* from each limit the most that it may take, or it reserves nothing. When it has ended, the
+reservation is settled by what it took. Limits are passed in with each call, and only the use is kept: new limits hold at once.
+A prompt that is larger than a whole limit passes when nothing of the limit is in use. It overdraws the limit, and its tenant
+waits longer afterwards. An answer is never longer than its reservation: if its request asks for more, the worker is asked for
+less.
 """
 
 from __future__ import annotations
@@ -16,123 +16,72 @@ from dataclasses import dataclass, field, replace
 from router.core.errors import BudgetExceeded, RateLimited
 from router.core.request.record import Record
 from router.core.request.request import Tenant
+from router.core.tenants.buckets import Bucket, Day
 from router.core.tenants.tenant import TenantRules
 
-MINUTE_S = 60.0
 DAY_S = 86_400
 INITIAL_COMPLETION_TOKENS = 256.0
-"""What an answer is expected to take before its tenant has had any."""
-ROUNDING_S = 1e-6
+"""Expected tokens of an answer, before its tenant has had any answer."""
 FASTEST_TOKENS_S = 500.0
-"""No worker writes one answer faster than so many tokens a second."""
+"""No worker writes one answer faster."""
 NEWEST = 0.05
-"""What the newest answer weighs in the mean."""
+"""Weight of the newest answer in the mean."""
 SHARE = 0.5
-"""Of what is left of a limit, one answer may take that much, divided by the requests under way, and never less than the mean.
-So all answers together stay within the limit, and no long one keeps the others out."""
-
-
-@dataclass(slots=True)
-class Bucket:
-    """A token bucket of one minute's limit, which refills steadily; kept as what is missing from it. A limit of None refills
-    it at once."""
-
-    used: float = 0.0
-    at: float = 0.0
-
-    def wait_s(self, amount: float, limit: int | None, now: float) -> float:
-        """Seconds until so much may be taken; 0: now."""
-        if limit is None:
-            self.used, self.at = 0.0, now
-            return 0.0
-        self.used = max(0.0, self.used - (now - self.at) * limit / MINUTE_S)
-        self.at = now
-        wait_s = (self.used - max(limit - amount, 0.0)) * MINUTE_S / limit
-        return wait_s if wait_s > ROUNDING_S else 0.0
-
-    def settle(self, reserved: float, actual: float, limit: int | None, age_s: float) -> None:
-        """What was too little is taken in full. Of what was too much, only that is given back which cannot have been refilled
-        since: else a slow answer would give back what was refilled already."""
-        if actual >= reserved:
-            self.used += actual - reserved
-        elif limit is not None:
-            refilled = age_s * limit / MINUTE_S
-            self.used -= max(reserved - refilled, 0.0) - max(actual - refilled, 0.0)
-            self.used = max(0.0, self.used)
-
-
-@dataclass(slots=True)
-class Day:
-    """What was used since midnight UTC."""
-
-    number: int = 0
-    used: float = 0.0
-
-    def begin(self, number: int) -> None:
-        """A clock that is put back begins no day anew."""
-        if number > self.number:
-            self.number, self.used = number, 0.0
-
-    def has_room(self, amount: float, limit: int | None) -> bool:
-        return limit is None or self.used <= max(limit - amount, 0.0)
-
-    def settle(self, reserved: float, actual: float, number: int) -> None:
-        """``number``: the day that the reservation was made on; yesterday's is settled by its end."""
-        if number == self.number:
-            self.used = max(0.0, self.used + actual - reserved)
+"""One answer may take this share of the rest of a limit, divided by the requests under way, and never less than the mean. So
+all answers together stay within the limit, and a long one leaves room for the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one request may take of its tenant's limits, in tokens."""
+    """The most that one request may take of its tenant's limits, in tokens."""
 
     prompt_tokens: float
     max_tokens: float = 0.0
-    """Of all its answers together; 0: it generates none; infinite: nobody can say."""
+    """For all answers together; 0: the route generates none; infinite: unknown."""
     answers: int = 1
-    """Each takes one token at least."""
+    """Each takes at least one token."""
     is_entered: bool = False
     """Counted among the tenant's requests already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one request holds of its tenant's limits, until ``Account.settle``."""
+    """The part of its tenant's limits that one request holds until ``Account.settle``."""
 
     account: Account
     asked: Asked
     completion_tokens: float
-    """More than these the worker must not be asked for, where ``is_capped``."""
+    """If ``is_capped``, the worker must not be asked for more."""
     is_capped: bool
     at: float
     day: int
 
     @property
     def most_tokens(self) -> float:
-        """The most that all its answers together can have, since the worker was asked for no more."""
+        """The most that all its answers together can have."""
         return self.completion_tokens if self.is_capped else self.asked.max_tokens
 
     @property
     def most_of_each(self) -> int:
-        """What a capped request may ask of its worker, for each of its answers."""
+        """If ``is_capped``: tokens to ask the worker for, for each answer."""
         return max(1, int(self.completion_tokens / self.asked.answers))
 
 
 @dataclass(slots=True)
 class Totals:
-    """Since the account was opened, as workers counted; cached tokens are among the prompt's."""
+    """Counts since the account was opened. Tokens are as workers counted; the prompt's include the cached ones."""
 
     requests: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     shortened: int = 0
-    """Requests whose worker was asked for a shorter answer than the client had asked for."""
+    """Requests whose worker was asked for a shorter answer than the client wanted."""
 
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """One tenant's. ``rules``: the newest that a request came with."""
+    """One tenant's use of its limits. ``rules``: those of the newest request."""
 
     rules: TenantRules
     in_flight: int = 0
@@ -145,7 +94,7 @@ class Account:
     completion_day: Day = field(default_factory=Day)
 
     def enter(self, rules: TenantRules, now: float) -> None:
-        """A request begins, and ``leave`` is called when it has ended. Raises RateLimited, and then counts nothing."""
+        """A request begins; call ``leave`` when it has ended. Raises RateLimited, and then counts nothing."""
         self.rules = rules
         self._check_in_flight()
         _require_no_wait((self.requests.wait_s(1.0, rules.requests_per_minute, now), "requests"))
@@ -179,13 +128,11 @@ class Account:
         return Reservation(self, asked, completion_tokens, is_capped, now, day)
 
     def reserve_all(self, reservation: Reservation) -> Reservation:
-        """For a request whose worker cannot be asked for less. What that takes beyond the limit keeps others out until it is
-        settled, so that one such answer at a time can pass the limit."""
+        """For a request whose worker cannot be asked for less. Until it is settled, its tokens beyond the limit keep others
+        out: only one such answer at a time can pass the limit."""
         asked = reservation.asked
         if asked.max_tokens == math.inf:
-            return replace(
-                reservation, is_capped=False
-            )  # nobody knows the window: what was reserved is all that can be
+            return replace(reservation, is_capped=False)  # the window is unknown, so no more can be reserved
         more = asked.max_tokens - reservation.completion_tokens
         self.completion.used += more
         self.completion_day.used += more
@@ -214,7 +161,7 @@ class Account:
         _require_no_wait(max(waits))
 
     def _left(self) -> float:
-        """Completion tokens that no limit has seen used or reserved; infinite without limits."""
+        """Completion tokens that are neither used nor reserved, by the tighter limit; infinite without limits."""
         rules = self.rules
         left = [
             limit - use.used
@@ -227,7 +174,7 @@ class Account:
         return max(1.0, min(left)) if left else math.inf
 
     def settle(self, reservation: Reservation, record: Record, now: float) -> None:
-        """The request has ended, however it did. A request that no worker was sent counts as none."""
+        """The request has ended, well or not. A request that was sent to no worker counts as none."""
         asked = reservation.asked
         prompt, completion = self._taken(reservation, record)
         self._learn(record, completion)
@@ -242,9 +189,9 @@ class Account:
         self.completion_day.settle(reservation.completion_tokens, completion, reservation.day)
 
     def _taken(self, reservation: Reservation, record: Record) -> tuple[float, float]:
-        """Prompt and completion tokens, as the worker counted. What it did not count is what was expected of the prompt, once
-        it has that, and what the client was seen to get of the answer; of a whole answer nothing is seen before its end, and
-        so it counts what the worker may have written until then."""
+        """Prompt and completion tokens. If the worker did not count them, the prompt takes what was expected of it, and the
+        answer what the client was seen to get. A whole answer shows nothing before its end, so it takes what the worker may
+        have written by then."""
         if not record.was_sent:
             return 0.0, 0.0
         prompt = record.prompt_tokens or reservation.asked.prompt_tokens
@@ -264,7 +211,7 @@ class Account:
             self.mean_completion_tokens += NEWEST * (completion - self.mean_completion_tokens)
 
     def day_tokens(self, wall_s: float) -> Iterator[tuple[str, float, int]]:
-        """Kind, what is left of it, and the day's, of each budget that there is."""
+        """For each budget of a day: its kind, the tokens left, and the limit."""
         number = int(wall_s // DAY_S)
         for kind, day, limit in (
             ("prompt", self.prompt_day, self.rules.prompt_tokens_per_day),
@@ -276,8 +223,8 @@ class Account:
 
 
 class Ledger:
-    """An account for each tenant that has a key and has sent a request. As many as tenants are configured: whoever
-    replaces those calls ``keep``."""
+    """An account for each tenant that has a key and has sent a request. It is bounded by the number of configured tenants: call
+    ``keep`` when those change."""
 
     def __init__(self) -> None:
         self.accounts: dict[Tenant, Account] = {}
@@ -289,14 +236,14 @@ class Ledger:
         return account
 
     def keep(self, tenants: Collection[Tenant]) -> None:
-        """Forget the others, but for those that have something under way: their turn is the next time."""
+        """Forget the other tenants, except those with requests under way, which the next call forgets."""
         for tenant, account in tuple(self.accounts.items()):
             if tenant not in tenants and not account.in_flight:
                 del self.accounts[tenant]
 
 
 def _unseen(asked: Asked, record: Record) -> float:
-    """What a worker may have written of a whole answer whose client left."""
+    """The most that a worker may have written of a whole answer whose client left."""
     return 0.0 if record.stream else asked.answers * FASTEST_TOKENS_S * (record.ended_at - record.decided_at)
 
 

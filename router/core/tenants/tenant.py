@@ -1,4 +1,4 @@
-"""Who asks, and what that tenant may: known from the API key alone, and replaced as a whole when its file changes."""
+"""A tenant's rules, and what is derived of its key for each request. They change as a whole when the key file changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from router.core.request.request import NO_TENANT, Tenant
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 OnBusy = Literal["queue", "reject", "fork"]
-"""What a turn does while another of its session has not ended."""
+"""What a turn does while another turn of its session is under way."""
 ContextStrategy = Literal["none", "window", "summary", "recall", "hybrid"]
 """How a session's history is kept within its model's window."""
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
@@ -43,23 +43,23 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt_tokens_per_day: Limit | None = None
     completion_tokens_per_day: Limit | None = None
     cached_token_weight: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    """What a prompt token that hit the cache counts as, 0 … 1."""
+    """How much a prompt token that hit the cache counts, 0 … 1."""
     on_busy: OnBusy | None = None
-    """Of its sessions; None: as configured for all."""
+    """What a turn of its sessions does while another is under way; None: as configured for all."""
     session_lifetime_s: Annotated[float, Meta(ge=0, le=10**9)] | None = None
-    """Of sessions that clients name, from their last use on; 0: for ever; None: as configured for all."""
+    """How long a session that clients name is kept after its last use; 0: for ever; None: as configured for all."""
     context_strategy: ContextStrategy | None = None
-    """Of its sessions; None: as configured for all."""
+    """How its sessions' histories are kept within the window; None: as configured for all."""
     context_high_tokens: ContextTokens = 0
-    """Of a session's history, from which on it is cut; 0: as configured for all."""
+    """A session's history is cut when it is longer; 0: as configured for all."""
     context_low_tokens: ContextTokens = 0
-    """What a cut leaves of it; likewise."""
+    """Length of a history after a cut; 0: as configured for all."""
     context_max_tokens: ContextTokens = 0
-    """Of a session's whole prompt; likewise."""
+    """Longest prompt of a session; 0: as configured for all."""
     summary_model: Annotated[str, Meta(max_length=256)] = ""
-    """Which model writes notes on what was cut; empty: as configured for all."""
+    """The model that summarises what was cut; empty: as configured for all."""
     summary_tokens_per_day: Limit | None = None
-    """Tokens, of prompts and notes, that this may cost; None: as configured for all."""
+    """Tokens, of prompts and summaries, that this may cost; None: as configured for all."""
     sees_decisions: bool = False
     """Its answers carry x-warmroute-reason and x-warmroute-predicted-cached-tokens."""
 
@@ -68,31 +68,31 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 EVERYBODY = TenantRules(tenant=NO_TENANT)
-"""All clients of a router that asks for no keys: nobody can be told apart, so nothing is limited by tenant."""
+"""All clients of a router that asks for no keys: they cannot be told apart, so no limit by tenant applies."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks, as everything that is done for a request sees it. Made once for each tenant, never for a request."""
+    """The tenant of a request, and its cache salts. Made once for each tenant, never for a request."""
 
     rules: TenantRules
     scope: str = ""
-    """Those of one scope meet on the same workers: a sharing group, or a tenant alone; a group and a tenant of one name
-    differ. Empty: everybody is one."""
+    """Requests of one scope share cached prefixes: a sharing group, or one tenant. A group and a tenant of one name differ.
+    Empty: all clients share."""
     salt_key: bytes = b""
-    """32 bytes, of which all of the scope's cache salts are made; empty: nothing is salted."""
+    """32 bytes from which all cache salts of the scope are derived; empty: no request is salted."""
     salt: str = ""
     """The cache salt of requests that name none of their own."""
 
     def salt_for(self, own: str) -> str:
-        """The ``cache_salt`` that goes to the worker: ``own`` parts a client's requests within its scope, and never leads
-        out of it. The client's own, as it is, where nothing is salted."""
+        """The ``cache_salt`` for the worker. The client's ``own`` separates requests within its scope, and never leads out of
+        it. Without a salt key it goes on unchanged."""
         if not self.salt_key:
             return own
         return _salt(self.salt_key, own) if own else self.salt
 
 
 def make_caller(rules: TenantRules, salt_secret: bytes) -> Caller:
-    """``salt_secret``: the same on all replicas, or they would not meet in the workers' caches; empty: no salts."""
+    """``salt_secret``: must be the same on all replicas, or they share no cached prefixes; empty: no salts."""
     scope = f"group:{rules.sharing_group}" if rules.sharing_group else f"tenant:{rules.tenant}"
     if not salt_secret:
         return Caller(rules=rules, scope=scope if rules.tenant else "")
@@ -101,6 +101,6 @@ def make_caller(rules: TenantRules, salt_secret: bytes) -> Caller:
 
 
 def _salt(key: bytes, own: str) -> str:
-    """43 characters of base64url: workers bound a salt's length, and refuse some signs in it."""
+    """43 characters of base64url: workers limit the length of a salt, and refuse some characters."""
     digest = hmac.digest(key, own.encode("utf-8", "surrogatepass"), "sha256")
     return urlsafe_b64encode(digest).decode().rstrip("=")

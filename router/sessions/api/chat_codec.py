@@ -1,4 +1,4 @@
-"""The door of clients that speak chat completions: what the worker says is what they read."""
+"""Answers for clients of chat completions: the worker's own, passed on."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from router.sessions.openai.chat_answers import (
 )
 from router.sessions.stores.contract import Sid
 from router.wire.completion import BadAnswer
-from router.wire.sse import DIALECTS, each_event
+from router.wire.dialects import DIALECTS
+from router.wire.events import each_event
 
 _CHAT = DIALECTS[Route.CHAT]
 
 
 def _ends(events: bytes) -> bool:
-    """True where something in them belongs to a stream's end."""
+    """True if one of the events belongs to the stream's end."""
     return _CHAT.finished.is_in(events) or _CHAT.usage.is_in(events) or _CHAT.closing.is_in(events)
 
 
 class ChatCodec:
-    """``wants_usage``: of a stream that is told again."""
+    """``wants_usage``: of a stream that is sent again."""
 
     def __init__(self, record: Record, *, stream: bool, wants_usage: bool) -> None:
         self._record = record
@@ -64,7 +65,7 @@ class ChatCodec:
         return body
 
     def begin(self, _sid: Sid, _turn: int, _number: int) -> None:
-        """Nothing of it is shown."""
+        """Chat completions show neither turn nor number."""
 
     def kept(self) -> StoredAnswer:
         answer = self._whole()
@@ -79,19 +80,19 @@ class ChatCodec:
         return msgspec.json.encode(self._whole())
 
     async def repeat(self, note: bytes, client: Client) -> None:
-        """Whether the client streams now, not whether it did then, decides how it is told."""
+        """Streams the answer if the client streams now, whether or not it did then."""
         try:
             answer = msgspec.json.decode(note, type=ChatAnswer)
         except msgspec.ValidationError:
-            raise BadAnswer("the turn has no answer that can be told again") from None
-        await tell_again(client, self._record, write_completion(answer), self._events_again(answer))
+            raise BadAnswer("the turn has no answer that can be sent again") from None
+        await send_again(client, self._record, write_completion(answer), self._events_again(answer))
 
     def _events_again(self, answer: ChatAnswer) -> bytes | None:
         return write_events(answer, wants_usage=self._wants_usage) if self._stream else None
 
 
-async def tell_again(client: Client, record: Record, body: bytes, events: bytes | None) -> None:
-    """An answer that was kept: as ``events`` where the client streams, else whole."""
+async def send_again(client: Client, record: Record, body: bytes, events: bytes | None) -> None:
+    """Sends a stored answer: as ``events`` where the client streams, else whole."""
     if events is None:
         reply = Reply(200, {b"content-type": b"application/json"}, body, is_stream=False)
         await client.answer(reply, record)
@@ -103,7 +104,7 @@ async def tell_again(client: Client, record: Record, body: bytes, events: bytes 
 
 
 def repeated_record(model: str, request_id: str, *, stream: bool, started_at: float) -> Record:
-    """Of an answer that no worker gave."""
+    """The record of an answer that no worker gave."""
     return Record(
         route=Route.CHAT,
         model=model,

@@ -1,4 +1,4 @@
-"""What a client sends through the door of sessions that speaks chat completions. Raises ClientError."""
+"""Reads requests of sessions that speak chat completions. Raises ClientError."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from router.core.tenants.tenant import Caller
 from router.sessions.context.prompt import Incoming
 from router.wire.body_limits import BodyLimits, check_body, check_kept
 from router.wire.media import forbid_names
-from router.wire.requests import ChatBody, convert
+from router.wire.prompts import ChatBody, convert
 from router.wire.strict_json import decode_object
 
 _WHOLE = ("messages", "tools", "model")
 
 
 def read_chat(body: bytes, caller: Caller, limits: BodyLimits) -> Incoming:
-    """A chat body, whose messages are new ones. Raises InvalidJson, InvalidRequest."""
+    """Reads a chat body, whose messages are new ones. Raises InvalidJson, InvalidRequest."""
     members = decode_object(body)
     check_body(members, body, limits)
     check_kept(members, body, limits)
@@ -39,14 +39,14 @@ def read_chat(body: bytes, caller: Caller, limits: BodyLimits) -> Incoming:
 
 
 def require_one_choice(members: dict[str, Any]) -> None:
-    """A history has one answer to a message."""
+    """Raises InvalidRequest: a history has one answer to a message."""
     if members.get("n") not in (None, 1):
         raise InvalidRequest("a session keeps one answer: n must be 1", param="n")
 
 
 def require_shapes(messages: list[dict[str, Any]]) -> None:
-    """Of what a session reads itself: a message that it could not read again would make all of it unreadable. The rest is for
-    the worker to judge."""
+    """Checks what a session reads itself, since one unreadable message makes a whole session unreadable. The rest is the
+    worker's to judge."""
     for at, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             raise InvalidRequest("a message's role must be a string", param=f"messages[{at}].role")
@@ -55,7 +55,7 @@ def require_shapes(messages: list[dict[str, Any]]) -> None:
 
 
 def _are_calls(value: object) -> bool:
-    """Whether a message's ``tool_calls`` can be sent again: None, or objects whose function, if any, is one."""
+    """True if a message's ``tool_calls`` can be sent again: None, or objects whose function, if any, is one."""
     return value is None or (
         isinstance(value, list)
         and all(isinstance(call, dict) and isinstance(call.get("function") or {}, dict) for call in value)
@@ -63,7 +63,7 @@ def _are_calls(value: object) -> bool:
 
 
 def require_text(messages: list[dict[str, Any]]) -> None:
-    """Half a surrogate pair is no text, and can be written nowhere."""
+    """Raises InvalidRequest for a lone surrogate, which cannot be written."""
     try:
         for message in messages:
             message_segments(message)

@@ -1,4 +1,4 @@
-"""``/v1/conversations``: histories that clients make and fill, and responses go on in."""
+"""``/v1/conversations``: histories that clients create and fill, and that responses continue."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import ConversationLocked, SessionNotFound
 from router.server.page_routes import Call, Page
-from router.sessions.api.asking import asking
 from router.sessions.api.items import find_item, items_of_turn, place_of, plain_items, public_items
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.rules import SessionRules, read_on_busy
+from router.sessions.api.rules import read_on_busy
+from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.entry import Draft, Kind
 from router.sessions.context.history import History
 from router.sessions.context.prompt import Incoming
-from router.sessions.names import Names, Space
 from router.sessions.openai.objects import (
     conversation,
     conversation_deleted,
@@ -28,7 +28,8 @@ from router.sessions.openai.objects import (
     read_new_conversation,
     read_new_items,
 )
-from router.sessions.planner import Ask, read_stored
+from router.sessions.planner import TurnRequest, read_stored
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Loaded, Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
@@ -39,13 +40,18 @@ class ConversationPages:
     """``wall_clock``: Unix time."""
 
     def __init__(
-        self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules, wall_clock: Callable[[], float]
+        self,
+        turns: Turns,
+        session_ids: SessionIds,
+        limits: BodyLimits,
+        config: SessionsConfig,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
-        self._names = names
+        self._session_ids = session_ids
         self._limits = limits
-        self._rules = rules
+        self._config = config
         self._wall_clock = wall_clock
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
@@ -69,7 +75,7 @@ class ConversationPages:
             self._sid(call, name),
             call.caller.rules.tenant,
             drafts,
-            self._rules.conversation_s,
+            self._config.conversation_lifetime_s,
             attributes=msgspec.json.encode(metadata),
         )
         return msgspec.json.encode(conversation(name, int(self._wall_clock()), metadata))
@@ -110,13 +116,13 @@ class ConversationPages:
         return msgspec.json.encode(item)
 
     async def _delete_item(self, call: Call) -> bytes:
-        """It stays in the log, and out of every prompt and list from now on."""
+        """The item stays in the log, and is in no later prompt or list."""
         history, loaded = await self._load(call)
         place = place_of(self._sid(call), call.names[1])
         if place is None or find_item(self._sid(call), history.items, call.names[1]) is None:
             raise _absent_item(call)
-        ask = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
-        history, _ = await self._turns.append(ask, [Draft(Kind.DELETION, msgspec.json.encode(place))])
+        request = self._ask(call, Incoming(model="", messages=(), params={}), f"delete {call.names[1]}")
+        history, _ = await self._turns.append(request, [Draft(Kind.DELETION, msgspec.json.encode(place))])
         await self._histories.erase(history, place[0])
         return self._shown(call, loaded)
 
@@ -130,18 +136,18 @@ class ConversationPages:
         metadata = read_stored(loaded.attributes, dict[str, str]) if loaded.attributes else {}
         return msgspec.json.encode(conversation(call.names[0], int(loaded.created_at), metadata))
 
-    def _ask(self, call: Call, incoming: Incoming, asked: str) -> Ask:
-        return asking(call, "conversations", incoming, asked)(
+    def _ask(self, call: Call, incoming: Incoming, asked: str) -> TurnRequest:
+        return turn_request(call, "conversations", incoming, asked)(
             sid=self._sid(call),
-            lifetime_s=self._rules.conversation_s,
+            lifetime_s=self._config.conversation_lifetime_s,
             creates=False,
-            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules, forks=False),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._config, forks=False),
             busy=ConversationLocked,
             absent=lambda: _absent(call),
         )
 
     def _sid(self, call: Call, name: str = "") -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.CONVERSATION, name or call.names[0])
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.CONVERSATION, name or call.names[0])
 
 
 def _read_new(body: bytes, *, limits: BodyLimits) -> tuple[list[bytes], dict[str, str]]:
@@ -164,7 +170,7 @@ def _members(body: bytes, limits: BodyLimits) -> dict[str, Any]:
 
 
 def tokens_of(message: bytes) -> int:
-    """Until a model is known: about four bytes each."""
+    """An estimate of four bytes a token, while no model is known."""
     return max(1, len(message) // 4)
 
 

@@ -1,4 +1,4 @@
-"""A session's items as clients meet them. An item's id says where in the log it stands, so nothing has to be looked up."""
+"""A session's items as clients see them. An item's id has its place in the log, so that nothing must be searched."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from router.sessions.openai.shapes import MESSAGE, REASONING
 from router.sessions.stores.contract import Sid
 
 SID_CHARS = 16
-"""Of the session's key: enough that ids of two sessions do not meet."""
+"""Characters of the session's key in an id: ids of two sessions do not meet."""
 
 MANY = 100
-"""Messages of turns that have not ended; so few are put among the others one by one."""
+"""Unfinished messages up to so many are inserted one by one; more are sorted."""
 
 _ID = re.compile(r"(?:msg|fc|rs)_([a-z2-7]{16})([0-9a-f]{8})(?:_(-?[0-9]{1,4}))?")
 
 
 def item_id(sid: Sid) -> Callable[[int, int], str]:
-    """By number in the log and part of the message."""
+    """Makes ids from a message's number in the log and the part's number."""
     stem = sid[:SID_CHARS]
 
     def name(number: int, part: int) -> str:
@@ -37,7 +37,7 @@ def item_id(sid: Sid) -> Callable[[int, int], str]:
 
 
 def place_of(sid: Sid, name: str) -> tuple[int, int] | None:
-    """Number and part; None for what is no item's id of this session."""
+    """The message's number and the part's; None for an id that is no item's of this session."""
     match = _ID.fullmatch(name)
     if match is None or match[1] != sid[:SID_CHARS]:
         return None
@@ -51,20 +51,19 @@ def public_items(sid: Sid, items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def _as_written(name: Callable[[int, int], str], calls: Sequence[int]) -> Callable[[int, int], str]:
-    """A tool call keeps its id when one before it was deleted."""
+    """A tool call keeps its id when an earlier one is deleted."""
     return lambda number, part: name(number, calls[part - 1] if part > MESSAGE else part)
 
 
 class Marked(NamedTuple):
-    """A message, and what its items show besides."""
+    """A message, and extra members for its items."""
 
     item: Item
     more: Mapping[str, Any] = MappingProxyType({})
 
 
 class MarkedItems(Sequence[Marked]):
-    """Messages with what their items show besides, made as they are looked at: a page of a long log costs no more than one
-    of a short."""
+    """Messages with extra members, made on access: a page of a long log costs no more than one of a short log."""
 
     def __init__(self, items: Sequence[Item], mark: Callable[[Item], Mapping[str, Any]]) -> None:
         self._items = items
@@ -88,7 +87,7 @@ def plain_items(items: Sequence[Item]) -> Sequence[Marked]:
 
 
 def marked_items(history: History) -> Sequence[Marked]:
-    """Oldest first, also those of turns that have not ended, which no prompt has in it; with their turns."""
+    """Oldest first, each with its turn. Has those of unfinished turns, too, which no prompt has."""
     unfinished = {item.number: item for item in history.log.unfinished()}
     items = history.items
     if len(unfinished) > MANY:
@@ -104,13 +103,13 @@ def marked_items(history: History) -> Sequence[Marked]:
 
 
 def items_of_turn(history: History, turn: int) -> list[Item]:
-    """Of one that has ended. O(the items since then)."""
+    """The items of a turn that has ended. O(items since)."""
     newest = takewhile(lambda item: item.turn >= turn, reversed(history.items))
     return [item for item in newest if item.turn == turn][::-1]
 
 
 def position(items: Sequence[Marked], number: int) -> int:
-    """Where the message of that number stands; behind all: nowhere. O(log n), unless a turn's late end is among them."""
+    """The index of the message of that number; len(items): there is none. O(log n), unless a turn's late end is among them."""
     at = bisect_left(items, number, key=lambda marked: marked.item.number)
     if at < len(items) and items[at].item.number == number:
         return at
@@ -126,7 +125,7 @@ def show(sid: Sid, marked: Marked) -> list[dict[str, Any]]:
 
 
 def find_item(sid: Sid, items: Sequence[Item], name: str) -> dict[str, Any] | None:
-    """Of one message only anything is read."""
+    """Reads one message only."""
     place = place_of(sid, name)
     found = [item for item in items if place is not None and item.number == place[0]]
     return next((public for public in public_items(sid, found) if public["id"] == name), None)

@@ -1,4 +1,4 @@
-"""The routes whose state the router keeps, described for machines, as loosely as they are checked."""
+"""OpenAPI descriptions of the stateful routes, as loose as their checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wished of a session's history from now on, and what is sent of it: as clients meet them."""
+"""A session's context as clients set and see it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ class _Overrides(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_context_overrides(members: Mapping[str, Any]) -> ContextOverrides:
-    """Instead of what was wished before: what is left out or null is the tenant's, or everybody's. Raises InvalidRequest."""
+    """The session's overrides, in place of earlier ones. Members that are missing or null follow the tenant. Raises
+    InvalidRequest."""
     try:
-        wished = msgspec.convert(members, _Overrides)
+        overrides = msgspec.convert(members, _Overrides)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"strategy, high_tokens, low_tokens, max_tokens: {error}") from None
-    if wished.high_tokens and wished.low_tokens and wished.low_tokens >= wished.high_tokens:
+    if overrides.high_tokens and overrides.low_tokens and overrides.low_tokens >= overrides.high_tokens:
         raise InvalidRequest("low_tokens must be less than high_tokens: a cut has to leave less than it met")
     return ContextOverrides(
-        strategy=wished.strategy,
-        high_tokens=wished.high_tokens or 0,
-        low_tokens=wished.low_tokens or 0,
-        max_tokens=wished.max_tokens or 0,
+        strategy=overrides.strategy,
+        high_tokens=overrides.high_tokens or 0,
+        low_tokens=overrides.low_tokens or 0,
+        max_tokens=overrides.max_tokens or 0,
     )
 
 
@@ -43,13 +44,13 @@ def show_context(name: str, history: History) -> bytes:
         {
             "id": name,
             "object": "session.context",
-            **{wish: value or None for wish, value in asdict(view.overrides).items()},
+            **{name: value or None for name, value in asdict(view.overrides).items()},
             "items_left_out": history.start,
             "items_sent": len(history.bodies),
             "tokens_left_out": history.cut_tokens,
             "tokens_sent": history.tokens,
-            "notes": [_shown(segment) for segment in view.segments],
-            "notes_for_the_next_cut": [_shown(segment) for segment in view.pending],
+            "summaries": [_shown(segment) for segment in view.segments],
+            "summaries_for_the_next_cut": [_shown(segment) for segment in view.pending],
             "is_being_written": view.work is not None,
         }
     )

@@ -1,4 +1,4 @@
-"""Lists as the official API has them: pages of ``data`` behind an ``after``, in an order."""
+"""Lists as in the official API: pages of ``data``, in an order, after an item."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def read_paging(query: Mapping[str, str], *, default_order: str = "desc") -> Pag
 
 
 def list_page(sid: Sid, messages: Sequence[Marked], paging: Paging) -> bytes:
-    """``messages``: all of them, oldest first; only those of the page are read. Raises InvalidRequest for an ``after`` that is
-    no item of theirs."""
-    page = list(islice(_items_behind(sid, messages, paging), paging.limit + 1))
+    """``messages``: all, oldest first; only those of the page are read. Raises InvalidRequest if ``after`` is none of their
+    items."""
+    page = list(islice(_items_after(sid, messages, paging), paging.limit + 1))
     return msgspec.json.encode(item_list(page[: paging.limit], has_more=len(page) > paging.limit))
 
 
-def _items_behind(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
+def _items_after(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
     place = place_of(sid, paging.after)
     step = -1 if paging.is_descending else 1
     begin, skips = len(messages) - 1 if paging.is_descending else 0, bool(paging.after)
@@ -49,7 +49,7 @@ def _items_behind(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Itera
         begin = position(messages, place[0]) if place else len(messages)
     for at in range(begin, -1 if paging.is_descending else len(messages), step) if begin < len(messages) else ():
         items = show(sid, messages[at])[::step]
-        if skips:  # it is one of these, or none
+        if skips:  # the item is among these, or nowhere
             names = [item["id"] for item in items]
             if paging.after not in names:
                 break

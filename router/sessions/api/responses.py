@@ -1,4 +1,4 @@
-"""``/v1/responses``: what the Responses API keeps on the server, kept here, and asked of workers as chat completions."""
+"""``/v1/responses``: responses are stored here, and asked of workers as chat completions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import (
     ConversationLocked,
     InvalidRequest,
@@ -20,20 +21,20 @@ from router.core.errors import (
 )
 from router.core.tenants.tenant import ContextStrategy
 from router.server.page_routes import Call, Page
-from router.sessions.api.asking import asking
 from router.sessions.api.chat_codec import repeated_record
 from router.sessions.api.items import Marked
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.responses_codec import ResponsesCodec
-from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy, read_overrides
+from router.sessions.api.rules import read_idempotency_key, read_on_busy, read_overrides
+from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
-from router.sessions.histories import TurnPosition
-from router.sessions.names import Names, Space
+from router.sessions.copying import TurnPosition
 from router.sessions.openai.input import ResponsesRequest, read_create
 from router.sessions.openai.objects import response_deleted
 from router.sessions.openai.shapes import failure
-from router.sessions.planner import Ask, read_note, read_stored
+from router.sessions.planner import TurnRequest, read_note, read_stored
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
@@ -41,12 +42,12 @@ from router.wire.strict_json import decode_object
 
 MAX_THRESHOLD = 10**9
 
-LOOKED_BACK = 100
-"""Turns of a chain, when one of its responses is deleted."""
+MAX_TURNS_SEARCHED = 100
+"""Most turns that are searched for a response of a chain."""
 
 
 class ResponseRef(msgspec.Struct, frozen=True):
-    """Where a response stands; kept under its id, so that it is found without a search. ``number``: its answer's."""
+    """The place of a response in a session's log, stored under the response's id. ``number``: its answer's."""
 
     sid: Sid
     turn: int
@@ -62,13 +63,18 @@ class ResponsePages:
     """``wall_clock``: Unix time."""
 
     def __init__(
-        self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules, wall_clock: Callable[[], float]
+        self,
+        turns: Turns,
+        session_ids: SessionIds,
+        limits: BodyLimits,
+        config: SessionsConfig,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._histories = turns.histories
-        self._names = names
+        self._session_ids = session_ids
         self._limits = limits
-        self._rules = rules
+        self._config = config
         self._wall_clock = wall_clock
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
@@ -101,13 +107,15 @@ class ResponsePages:
             and (before := await self._find(call, asked.previous_response_id)) is None
         ):
             raise _no_previous(asked)
-        ask = self._ask(call, asked, digest, response_id, codec, before)
-        client = call.connect(call.caller.salt_for(ask.incoming.cache_salt) if call.caller.salt_key else "")
+        request = self._ask(call, asked, digest, response_id, codec, before)
+        client = call.connect(call.caller.salt_for(request.incoming.cache_salt) if call.caller.salt_key else "")
         if asked.store or asked.conversation is not None:
-            await self._turns.run(ask, codec, client)
+            await self._turns.run(request, codec, client)
         else:
-            ask = dataclasses.replace(ask, sid=self._own_sid(call, response_id))
-            await self._turns.run_ephemeral(ask, codec, client, None if before is None else (before.sid, before.after))
+            request = dataclasses.replace(request, sid=self._own_sid(call, response_id))
+            await self._turns.run_ephemeral(
+                request, codec, client, None if before is None else (before.sid, before.after)
+            )
 
     def _ask(
         self,
@@ -117,34 +125,36 @@ class ResponsePages:
         response_id: str,
         codec: ResponsesCodec,
         before: ResponseRef | None,
-    ) -> Ask:
-        """Where the turn stands: in a conversation, behind another response, or at the beginning of its own chain. What
-        follows a conversation's response without naming the conversation leaves it as it is."""
+    ) -> TurnRequest:
+        """The turn, in a conversation, after another response, or at the start of its own chain. A turn that follows a
+        conversation's response without naming the conversation runs in a copy."""
         tenant = call.caller.rules.tenant
         key = read_idempotency_key(call.headers)
         own = self._own_sid(call, f"key:{key}:{asked.previous_response_id or ''}" if key else response_id)
-        on_busy = read_on_busy(call.headers, call.caller.rules, self._rules, forks=False)
+        on_busy = read_on_busy(call.headers, call.caller.rules, self._config, forks=False)
         copies = before is not None and before.is_in_conversation
         common = partial(
-            asking(call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest),
+            turn_request(
+                call, "responses" if asked.conversation is None else "conversations", incoming_of(asked), digest
+            ),
             note=codec.under_way(),
-            overrides=read_overrides(call.headers).over(wishes_of(asked)),
-            on_begun=partial(self._put_place, call, response_id, asked) if asked.store else None,
+            overrides=read_overrides(call.headers).over(overrides_of(asked)),
+            on_begun=partial(self._put_ref, call, response_id, asked) if asked.store else None,
         )
         if asked.conversation is not None:
             return common(
-                sid=self._names.sid(tenant, Space.CONVERSATION, asked.conversation),
-                lifetime_s=self._rules.conversation_s,
+                sid=self._session_ids.sid(tenant, Namespace.CONVERSATION, asked.conversation),
+                lifetime_s=self._config.conversation_lifetime_s,
                 creates=False,
                 on_busy=on_busy,
                 busy=ConversationLocked,
                 absent=partial(_no_conversation, asked),
             )
         if before is None:
-            return common(sid=own, lifetime_s=self._rules.response_s, on_busy=on_busy)
+            return common(sid=own, lifetime_s=self._config.response_lifetime_s, on_busy=on_busy)
         return common(
             sid=before.sid,
-            lifetime_s=self._rules.response_s,
+            lifetime_s=self._config.response_lifetime_s,
             creates=False,
             on_busy="queue" if copies else "fork",
             absent=partial(_no_previous, asked),
@@ -153,18 +163,18 @@ class ResponsePages:
             fork=lambda: own,
         )
 
-    async def _put_place(
+    async def _put_ref(
         self, call: Call, response_id: str, asked: ResponsesRequest, sid: Sid, after: TurnPosition
     ) -> None:
         place = ResponseRef(sid, after.turn, after.number, asked.conversation is not None)
-        tenant, lifetime_s = call.caller.rules.tenant, self._rules.response_s
+        tenant, lifetime_s = call.caller.rules.tenant, self._config.response_lifetime_s
         body = msgspec.json.encode(place)
         await self._histories.ask(
             self._histories.store.put_document(self._key(call, response_id), tenant, body, lifetime_s)
         )
 
     def _own_sid(self, call: Call, name: str) -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.CHAIN, name)
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.CHAIN, name)
 
     async def _show(self, call: Call) -> bytes:
         if call.query.get("stream") == "true":
@@ -181,19 +191,19 @@ class ResponsePages:
         return msgspec.json.encode(response_deleted(call.names[0]))
 
     async def _is_followed(self, call: Call, sid: Sid) -> bool:
-        """Is there still a response of that chain, or a turn under way? The newest is looked at first; of a chain with many
-        that are gone, one is taken to be there."""
+        """True if the chain has a response left, or a turn under way. The newest turns are searched; a longer chain counts as
+        having one."""
         store, tenant = self._histories.store, call.caller.rules.tenant
         loaded = await self._histories.ask(store.load(sid, tenant, self._histories.cache.known(sid)))
         if loaded is None or loaded.is_claimed:
             return loaded is not None
-        for turn in range(loaded.turns, max(0, loaded.turns - LOOKED_BACK), -1):
+        for turn in range(loaded.turns, max(0, loaded.turns - MAX_TURNS_SEARCHED), -1):
             record = await self._histories.ask(store.read_turn(sid, tenant, turn))
             response_id = _id_in(record.record) if record is not None else ""
             place = await self._find(call, response_id) if response_id else None
-            if place is not None and place.sid == sid:  # else it has gone on in a copy
+            if place is not None and place.sid == sid:  # else the turn ran in a copy
                 return True
-        return loaded.turns > LOOKED_BACK
+        return loaded.turns > MAX_TURNS_SEARCHED
 
     async def _cancel(self, call: Call) -> bytes:
         if await self._find(call, call.names[0]) is None:
@@ -201,7 +211,7 @@ class ResponsePages:
         raise InvalidRequest("Cannot cancel a synchronous response.")  # the API's words
 
     async def _input_items(self, call: Call) -> bytes:
-        """Those that its request brought."""
+        """The items of its request."""
         paging = read_paging(call.query)
         place = await self._find(call, call.names[0])
         if place is None:
@@ -215,19 +225,19 @@ class ResponsePages:
         return list_page(place.sid, [Marked(item) for item in items], paging)
 
     async def _response(self, call: Call) -> dict[str, Any]:
-        """As its turn's record has it. One whose turn ended without an end has failed."""
+        """The response in its turn's record. It has failed if the turn stopped without an end."""
         tenant = call.caller.rules.tenant
         place = await self._find(call, call.names[0])
         store = self._histories.store
         record = None if place is None else await self._histories.ask(store.read_turn(place.sid, tenant, place.turn))
         if place is None or record is None:
             raise _absent(call)
-        told: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
+        response: dict[str, Any] = read_stored(read_note(record.record).note, dict[str, Any])
         if not record.has_ended:
             loaded = await self._histories.ask(store.load(place.sid, tenant, self._histories.cache.known(place.sid)))
             if loaded is None or not loaded.is_claimed or loaded.turns != place.turn:
-                return {**told, "status": "failed", "error": failure(500, "")}
-        return told
+                return {**response, "status": "failed", "error": failure(500, "")}
+        return response
 
     async def _find(self, call: Call, response_id: str) -> ResponseRef | None:
         store = self._histories.store
@@ -235,7 +245,7 @@ class ResponsePages:
         return None if body is None else read_stored(body, ResponseRef)
 
     def _key(self, call: Call, response_id: str) -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.RESPONSE, response_id)
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.RESPONSE, response_id)
 
 
 def _read_create(body: bytes, *, limits: BodyLimits) -> tuple[ResponsesRequest, str]:
@@ -245,7 +255,7 @@ def _read_create(body: bytes, *, limits: BodyLimits) -> tuple[ResponsesRequest, 
 
 
 def incoming_of(asked: ResponsesRequest) -> Incoming:
-    """Instructions and tools are of this turn alone."""
+    """Instructions and tools hold for this turn alone."""
     return Incoming(
         model=asked.model,
         messages=[msgspec.json.decode(message) for message in asked.messages],
@@ -256,7 +266,7 @@ def incoming_of(asked: ResponsesRequest) -> Incoming:
 
 
 def _id_in(record: bytes) -> str:
-    """Of the response that a turn's record tells of; empty: it tells of none."""
+    """The id of the response in a turn's record; empty: there is none."""
     note = read_note(record).note
     return "" if bytes(note) == b"null" else str(read_stored(note, dict[str, Any]).get("id", ""))
 
@@ -275,8 +285,8 @@ def _no_conversation(asked: ResponsesRequest) -> SessionNotFound:
     return SessionNotFound(f"there is no conversation {asked.conversation!r}", param="conversation")
 
 
-def wishes_of(asked: ResponsesRequest) -> ContextOverrides:
-    """What the Responses API has to say of a window. Raises InvalidRequest."""
+def overrides_of(asked: ResponsesRequest) -> ContextOverrides:
+    """Context overrides from ``truncation`` and ``context_management``. Raises InvalidRequest."""
     for edit in asked.context_management:
         threshold = edit.get("compact_threshold", 0)
         if edit.get("type") != "compaction" or not isinstance(threshold, int) or not 0 <= threshold <= MAX_THRESHOLD:

@@ -1,4 +1,4 @@
-"""The door of clients that speak the Responses API: completions in, responses out."""
+"""Answers for clients of the Responses API: chat completions in, responses out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from router.core.errors import RouterError
 from router.core.request.record import Record
 from router.proxy.ports import Client
-from router.sessions.api.chat_codec import tell_again
+from router.sessions.api.chat_codec import send_again
 from router.sessions.api.items import item_id
 from router.sessions.codec import StoredAnswer
 from router.sessions.openai.answer import Outcome
@@ -22,7 +22,7 @@ from router.wire.completion import BadAnswer
 
 
 class ResponsesCodec:
-    """``wall_clock``: Unix time. ``echo``: what the response shows of its request."""
+    """``wall_clock``: Unix time. ``echo``: members of the request that the response shows."""
 
     def __init__(
         self,
@@ -47,22 +47,22 @@ class ResponsesCodec:
         self._ending = b""
 
     def under_way(self) -> bytes:
-        """The response before anything was said."""
+        """The response before any output."""
         return msgspec.json.encode(response(self._head, "in_progress"))
 
     def begin(self, sid: Sid, _turn: int, number: int) -> None:
         self._begin(sid, number)
 
     def events(self, events: bytes) -> bytes:
-        told = b"" if self._has_begun else self._events.begin()
+        first = b"" if self._has_begun else self._events.begin()
         self._has_begun = True
-        return told + self._events.feed(events)
+        return first + self._events.feed(events)
 
     def ending(self) -> bytes:
         return self._ending
 
     def failure(self, error: RouterError) -> bytes:
-        if self._outcome is not None:  # it was whole, and could not be kept
+        if self._outcome is not None:  # whole, but it could not be stored
             self._events.outcome = None
         begun = b"" if self._has_begun else self._events.begin()
         return begun + self._events.fail(failure(error.status, error.message))
@@ -84,11 +84,11 @@ class ResponsesCodec:
         return msgspec.json.encode(self._outcome.response if self._outcome else None)
 
     async def repeat(self, note: bytes, client: Client) -> None:
-        told = msgspec.json.decode(note)
-        begun = {**told, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
-        kinds = (("response.created", begun), ("response.in_progress", begun), (f"response.{told['status']}", told))
+        stored = msgspec.json.decode(note)
+        begun = {**stored, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
+        kinds = (("response.created", begun), ("response.in_progress", begun), (f"response.{stored['status']}", stored))
         events = b"".join(event_bytes(kind, at, {"response": shown}) for at, (kind, shown) in enumerate(kinds))
-        await tell_again(client, self._record, note, events if self._stream else None)
+        await send_again(client, self._record, note, events if self._stream else None)
 
     def _begin(self, sid: Sid, number: int) -> None:
         name = item_id(sid)

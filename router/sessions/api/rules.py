@@ -1,11 +1,11 @@
-"""How long sessions live and what a busy one does, by tenant and by request."""
+"""Lifetimes of sessions, and what a busy one does: by request, tenant and configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast, get_args
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import InvalidRequest
 from router.core.tenants.tenant import OnBusy, TenantRules
 from router.sessions.context.strategies import STRATEGIES
@@ -15,33 +15,26 @@ MAX_KEY_CHARS = 255
 STRATEGY_HEADER, TOKENS_HEADER = "x-warmroute-context-strategy", "x-warmroute-context-tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRules:
-    """Where a tenant has none of its own. Seconds; 0: for ever."""
-
-    session_s: float
-    response_s: float
-    conversation_s: float
-    on_busy: OnBusy
-    stateless_fallback: bool
-
-    def session_lifetime_s(self, tenant: TenantRules) -> float:
-        return self.session_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
+def session_lifetime_s(config: SessionsConfig, tenant: TenantRules) -> float:
+    """Seconds; 0: for ever."""
+    return config.lifetime_s if tenant.session_lifetime_s is None else tenant.session_lifetime_s
 
 
-def read_on_busy(headers: Mapping[str, str], tenant: TenantRules, rules: SessionRules, *, forks: bool = True) -> OnBusy:
-    """What the request wishes, else its tenant, else everybody; where nothing ``forks``, that is to reject.
-    Raises InvalidRequest."""
-    wish = headers.get("x-warmroute-on-busy")
-    if wish is None:
-        wish = tenant.on_busy or rules.on_busy
-    elif wish not in get_args(OnBusy):
+def read_on_busy(
+    headers: Mapping[str, str], tenant: TenantRules, config: SessionsConfig, *, forks: bool = True
+) -> OnBusy:
+    """The request's header, else the tenant's rule, else the configured one. ``forks``: False turns fork into reject. Raises
+    InvalidRequest."""
+    on_busy = headers.get("x-warmroute-on-busy")
+    if on_busy is None:
+        on_busy = tenant.on_busy or config.on_busy
+    elif on_busy not in get_args(OnBusy):
         raise InvalidRequest("x-warmroute-on-busy must be queue, reject or fork", param="x-warmroute-on-busy")
-    return "reject" if wish == "fork" and not forks else cast(OnBusy, wish)
+    return "reject" if on_busy == "fork" and not forks else cast(OnBusy, on_busy)
 
 
 def read_overrides(headers: Mapping[str, str]) -> ContextOverrides:
-    """How a request wants its session's history kept within the window. Raises InvalidRequest."""
+    """The request's own context settings. Raises InvalidRequest."""
     strategy = headers.get(STRATEGY_HEADER)
     if strategy is None and TOKENS_HEADER not in headers:
         return NO_OVERRIDES
@@ -54,7 +47,7 @@ def read_overrides(headers: Mapping[str, str]) -> ContextOverrides:
 
 
 def read_idempotency_key(headers: Mapping[str, str]) -> str:
-    """Empty where there is none. Raises InvalidRequest."""
+    """The key; empty: there is none. Raises InvalidRequest."""
     key = headers.get("Idempotency-Key", "")
     if len(key) > MAX_KEY_CHARS or not key.isascii() or (key and not key.isprintable()):
         raise InvalidRequest(f"Idempotency-Key must have at most {MAX_KEY_CHARS} printable ASCII characters")

@@ -12,22 +12,23 @@ from typing import Any
 
 import msgspec
 
+from router.config.sessions import SessionsConfig
 from router.core.errors import InvalidRequest, ModelNotFound, RouteNotFound, SessionBusy, SessionNotFound
 from router.core.tenants.tenant import Caller
 from router.server.page_routes import MAX_NAME_CHARS, Call, Page
-from router.sessions.api.asking import asking
 from router.sessions.api.chat_codec import ChatCodec, repeated_record
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
 from router.sessions.api.items import Marked, find_item, items_of_turn, marked_items, place_of, show
 from router.sessions.api.overrides import read_context_overrides, show_context
 from router.sessions.api.pagination import list_page, read_paging
-from router.sessions.api.rules import SessionRules, read_idempotency_key, read_on_busy
+from router.sessions.api.rules import read_idempotency_key, read_on_busy, session_lifetime_s
+from router.sessions.api.turn_requests import turn_request
 from router.sessions.context.prompt import Incoming
 from router.sessions.context.view import ContextOverrides
-from router.sessions.histories import NoSuchItem
-from router.sessions.names import Names, Space
+from router.sessions.copying import NoSuchItem, copy_session
 from router.sessions.openai.objects import item_list, read_messages
-from router.sessions.planner import Ask
+from router.sessions.planner import TurnRequest
+from router.sessions.session_ids import Namespace, SessionIds
 from router.sessions.stores.contract import Sid
 from router.sessions.turns import Turns
 from router.wire.body_limits import BodyLimits, check_kept
@@ -39,12 +40,12 @@ FORK_CHARS = 16
 
 
 class SessionPages:
-    def __init__(self, turns: Turns, names: Names, limits: BodyLimits, rules: SessionRules) -> None:
+    def __init__(self, turns: Turns, session_ids: SessionIds, limits: BodyLimits, config: SessionsConfig) -> None:
         self._turns = turns
         self._histories = turns.histories
-        self._names = names
+        self._session_ids = session_ids
         self._limits = limits
-        self._rules = rules
+        self._config = config
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
         session = "/v1/sessions/{session}"
@@ -77,19 +78,19 @@ class SessionPages:
             client.add_head("x-warmroute-state", "lost")
             log.warning("a turn goes on without its history", extra={"request_id": call.request_id})
 
-        on_lost = lose if self._rules.stateless_fallback else None
+        on_lost = lose if self._config.stateless_fallback else None
         record = repeated_record(incoming.model, call.request_id, stream=streams(incoming), started_at=call.started_at)
         codec = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
-        ask = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
-        if key and ask.on_busy == "fork":
-            ask = replace(ask, retried_in=self._sid(call, _fork_name(name, key)))
-        await self._turns.run(ask, codec, client)
+        request = self._ask(call, incoming, asked, fork=fork, on_lost=on_lost)
+        if key and request.on_busy == "fork":
+            request = replace(request, retried_in=self._sid(call, _fork_name(name, key)))
+        await self._turns.run(request, codec, client)
 
-    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> Ask:
-        return asking(call, "sessions", incoming, asked)(
+    def _ask(self, call: Call, incoming: Incoming, asked: str, **more: Any) -> TurnRequest:
+        return turn_request(call, "sessions", incoming, asked)(
             sid=self._sid(call, call.names[0]),
-            lifetime_s=self._rules.session_lifetime_s(call.caller.rules),
-            on_busy=read_on_busy(call.headers, call.caller.rules, self._rules),
+            lifetime_s=session_lifetime_s(self._config, call.caller.rules),
+            on_busy=read_on_busy(call.headers, call.caller.rules, self._config),
             **more,
         )
 
@@ -140,10 +141,10 @@ class SessionPages:
             if place is None or find_item(sid, history.items, after) is None:
                 raise InvalidRequest("after names no item of this session", param="after")
             upto = place[0]
-        lifetime_s = self._rules.session_lifetime_s(call.caller.rules)
+        lifetime_s = session_lifetime_s(self._config, call.caller.rules)
         try:
-            is_new = await self._histories.copy(sid, self._sid(call, new), owner, lifetime_s, upto=upto)
-        except NoSuchItem:  # it was deleted just now
+            is_new = await copy_session(self._histories, sid, self._sid(call, new), owner, lifetime_s, upto=upto)
+        except NoSuchItem:  # deleted just now
             raise InvalidRequest("after names no item of this session", param="after") from None
         if not is_new:
             raise SessionBusy("there is a session of that name already", param="session_id", retryable=False)
@@ -159,7 +160,7 @@ class SessionPages:
         return show_context(call.names[0], history)
 
     async def _prompt(self, call: Call) -> bytes:
-        """The exact bytes that the model saw, but for the cache salt, which only caches see."""
+        """The exact body that the worker got, but for the cache salt, which only caches use."""
         number = call.names[1]
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise RouteNotFound("turns are numbered from 1")
@@ -169,7 +170,7 @@ class SessionPages:
         return body
 
     def _sid(self, call: Call, name: str) -> Sid:
-        return self._names.sid(call.caller.rules.tenant, Space.SESSION, name)
+        return self._session_ids.sid(call.caller.rules.tenant, Namespace.SESSION, name)
 
 
 def _read_chat(body: bytes, *, caller: Caller, limits: BodyLimits) -> tuple[Incoming, str]:
@@ -188,6 +189,6 @@ def _read_context_overrides(body: bytes) -> ContextOverrides:
 
 
 def _fork_name(name: str, key: str) -> str:
-    """The retry of a request finds the copy in which the first attempt went on."""
+    """Named so that the retry of a request finds the copy in which the first attempt went on."""
     suffix = sha256(key.encode()).hexdigest()[:FORK_CHARS] if key else secrets.token_hex(FORK_CHARS // 2)
     return f"{name[: MAX_NAME_CHARS - FORK_CHARS - 1]}~{suffix}"

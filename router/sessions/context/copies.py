@@ -1,4 +1,4 @@
-"""What a copy of a session begins with: the messages that count, as one turn, and of the view what still holds."""
+"""The beginning of a session's copy: the messages that count, as one turn, and the view as far as it still holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from router.sessions.context.history import History
 from router.sessions.context.view import START, WHOLE, LogPosition, Segment, View
 
 TURN = 1
-"""All of a copy is."""
+"""The turn that a copy's messages are in."""
 
 
 class Copy(NamedTuple):
@@ -21,7 +21,7 @@ class Copy(NamedTuple):
 
 
 def copy_of(history: History, end: int) -> Copy:
-    """Of the first ``end`` items, with the system messages and tools that hold now."""
+    """A copy of the first ``end`` items, with the system messages and tools that hold now."""
     system, tools, items = history.log.system, history.log.tools, history.items[:end]
     drafts = [Draft(Kind.SYSTEM, system.body, system.tokens)] if system.number else []
     if tools.number:
@@ -32,13 +32,13 @@ def copy_of(history: History, end: int) -> Copy:
             drafts.append(Draft(Kind.RECALL, item.recall[1], item.recall_tokens))
         drafts.append(Draft(Kind.MESSAGE, item.body, item.tokens - item.recall_tokens))
         places.append(LogPosition(TURN, len(drafts)))
-    if history.start > end:  # the cut lies behind it: how the rest would be cut was never asked
+    if history.start > end:  # the cut is after the end, and nobody asked how the rest is to be cut
         return Copy(drafts, replace(WHOLE, overrides=history.view.overrides))
     return Copy(drafts, _moved(history.view, [item.place for item in items], places))
 
 
 def _moved(view: View, before: list[LogPosition], now: list[LogPosition]) -> View:
-    """The same of items that have other places. Who writes notes of the old ones writes none of these."""
+    """The view with positions of the copy's items. Work on summaries is dropped: it belongs to the original."""
 
     def moved(place: LogPosition) -> LogPosition:
         at = bisect(before, place)

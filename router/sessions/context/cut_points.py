@@ -1,4 +1,4 @@
-"""Where a history may be cut: never between a tool's call and its result, nor between a question and its answer."""
+"""Where a history may be cut: never between a tool call and its result, nor between a question and its answer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ TOOL_ROLES = frozenset(("tool", "function"))
 
 
 class Cut(NamedTuple):
-    """``at``: so many of the items go. ``question``: which of those the first that stays belongs to, and which therefore is
-    sent all the same; None: what stays begins with a question of its own, or nothing does."""
+    """``at``: number of items that go. ``question``: the user's message that the first remaining item belongs to, which is sent
+    although it is cut; None: a question comes first, or nothing remains."""
 
     at: int
     question: Item | None = None
 
 
 def balanced_cuts(items: Sequence[Item], question: Item | None = None) -> list[Cut]:
-    """All of them, earliest first, behind the first item or later. ``question``: which the first items belong to, if they
-    begin in the midst of something. Long work of an agent upon one question is cut between two of its steps, and the question
-    stays."""
+    """All cuts that may be made, earliest first. ``question``: the one that the first items belong to, if they begin within an
+    answer. The work of an agent on one question may be cut between two of its steps; the question stays."""
     reaches = _reach_of_calls(items)
     cuts, reach = [], -1
     for at, item in enumerate(items):
@@ -37,14 +36,14 @@ def balanced_cuts(items: Sequence[Item], question: Item | None = None) -> list[C
 
 
 LEAST_KEPT = 0.5
-"""Of what a cut may leave, what one before a question leaves at least, or the nearest is preferred."""
+"""A cut before a question is preferred if it leaves at least this share of what it may."""
 
 
 def choose_cut(items: Sequence[Item], keep_tokens: int, question: Item | None = None) -> Cut | None:
-    """The earliest that leaves at most so many tokens, before a question where such a one leaves not much less; else the
-    latest. None: there is nowhere to cut."""
+    """The earliest cut that leaves at most so many tokens, preferably before a question; else the latest. None: there is
+    nowhere to cut."""
     cuts = balanced_cuts(items, question) or _between_users(items)
-    left = _tokens_behind(items)
+    left = _tokens_after(items)
     fitting = [cut for cut in cuts if left[cut.at] + (cut.question.tokens if cut.question else 0) <= keep_tokens]
     at_questions = [
         cut
@@ -55,7 +54,7 @@ def choose_cut(items: Sequence[Item], keep_tokens: int, question: Item | None = 
 
 
 def _between_users(items: Sequence[Item]) -> list[Cut]:
-    """Where nobody answers, messages of users are all that there is to be parted."""
+    """Cuts between a user's messages, for histories without answers."""
     return [Cut(at) for at in range(1, len(items)) if items[at].role == items[at - 1].role == "user"]
 
 
@@ -65,7 +64,7 @@ def _may_begin(item: Item, before: Item) -> bool:
     return item.role == "assistant" and before.role != "user"
 
 
-def _tokens_behind(items: Sequence[Item]) -> list[int]:
+def _tokens_after(items: Sequence[Item]) -> list[int]:
     left = [0] * (len(items) + 1)
     for at in range(len(items) - 1, -1, -1):
         left[at] = left[at + 1] + items[at].tokens
@@ -73,8 +72,8 @@ def _tokens_behind(items: Sequence[Item]) -> list[int]:
 
 
 def _reach_of_calls(items: Sequence[Item]) -> list[int]:
-    """For each item, the last one that must stay with it: of a call, its result; where none has come yet and no user has
-    spoken since, whatever is to come."""
+    """For each item, the index of the last item that must stay with it. A tool call reaches to its result, and an open call to
+    the end, until a user speaks."""
     reach = list(range(len(items)))
     open_calls: dict[str, int] = {}
     for at, item in enumerate(items):

@@ -1,8 +1,7 @@
-"""One entry of a session's log, as bytes in a store.
+"""One entry of a session's log, as bytes in a store. Entries never change.
 
-Entries are never changed. What a message is, is kept as the JSON that workers are sent, so a prompt is made by joining bytes.
-Each entry names its owner and carries a hash chained through its turn, so that one which belongs elsewhere, or is missing, is
-noticed when it is read.
+A message is kept as the JSON that workers are sent, so that a prompt is made by joining bytes. Each entry names its owner and
+has a hash that is chained through its turn. So an entry that is missing, or belongs elsewhere, is noticed on reading.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ class BadEntry(Exception):
 
 
 class NewerSchema(BadEntry):
-    """Written by a later release."""
+    """A later release wrote it."""
 
 
 class Kind(StrEnum):
     MESSAGE = "message"
     SYSTEM = "system"
-    """JSON array of the messages that stand before all others; it replaces the one before."""
+    """JSON array of the messages before all others. It replaces the earlier one."""
     TOOLS = "tools"
-    """JSON array; likewise. ``[]``: none any more."""
+    """JSON array. It replaces the earlier one; ``[]``: there are no tools."""
     DELETION = "deletion"
-    """``[number, part]`` of an item that is to be left out from now on."""
+    """``[number, part]`` of an item that is deleted."""
     RECALL = "recall"
-    """JSON string: what a search found of the log for the message that comes next in the turn, as it is sent with it."""
+    """JSON string: what a search found for the turn's next message, as it is sent with that."""
     END = "end"
-    """Nothing but the end of a turn that brought no further message."""
+    """The end of a turn whose last message is stored already."""
 
 
 class Draft(NamedTuple):
-    """What shall be an entry. ``body``: JSON. ``tokens``: counted by the worker, or estimated."""
+    """An entry to be. ``body``: JSON. ``tokens``: counted by the worker, or estimated."""
 
     kind: Kind
     body: bytes
@@ -58,7 +57,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """Unix time."""
     tokens: int
     ends: bool
-    """The turn's last: from here on its entries count."""
+    """The turn's last entry; with it they all count."""
     link: int
     body: msgspec.Raw
 
@@ -71,8 +70,8 @@ _schema = msgspec.json.Decoder(list[msgspec.Raw])
 def encode_turn(
     drafts: Sequence[Draft], *, sid: str, owner: Tenant, turn: int, at: float, link: int | None, ends: bool
 ) -> tuple[list[bytes], int]:
-    """Entries of one turn, and the link that its next entry follows. ``link``: of its entry before these; None: there is none.
-    Where the turn ``ends``, the last of them says so."""
+    """Entries of one turn, and the link for its next one. ``link``: of the turn's last entry; None: there is none. ``ends``:
+    the last entry ends the turn."""
     link = first_link(sid, turn) if link is None else link
     entries = []
     for number, (kind, body, tokens) in enumerate(drafts, 1):
@@ -84,7 +83,7 @@ def encode_turn(
 
 
 def decode(data: bytes) -> Entry:
-    """Raises BadEntry, NewerSchema. Whose it is and whether it belongs here is for ``History`` to judge."""
+    """Raises BadEntry, NewerSchema. ``Log`` judges owner and place."""
     try:
         entry = _decoder.decode(data)
     except msgspec.DecodeError as error:
@@ -95,7 +94,7 @@ def decode(data: bytes) -> Entry:
 
 
 def first_link(sid: str, turn: int) -> int:
-    """What the first entry of a turn follows: turns of two sessions, or two of one, have no link in common."""
+    """The link that a turn's first entry follows. No two turns share one."""
     return xxh3_64_intdigest(f"{sid}:{turn}".encode())
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from router.core.index.fingerprint import Chain
 from router.core.request.request import Tenant
 from router.sessions.context.item import Item, segments_of
-from router.sessions.context.log import Log, place_of_item
+from router.sessions.context.log import Log, position_of_item
 from router.sessions.context.view import START, WHOLE, LogPosition, Segment, View
 
 
@@ -121,13 +121,13 @@ class History:
         """Summaries of deleted items go."""
         left = self.view.without(self.log.deletions)
         if left is not self.view:
-            omitted = sum(left.told < item.place <= left.cut for item in self.items)
+            omitted = sum(left.summarized_upto < item.place <= left.cut for item in self.items)
             self.view = replace(left, omitted=omitted)
 
     def _project(self) -> None:
         """Anew, from the log and the view."""
         self._chain = None
-        self.start = bisect(self.items, self.view.cut, key=place_of_item)
+        self.start = bisect(self.items, self.view.cut, key=position_of_item)
         before, question = self.items[: self.start], self.question()
         asides = list({item.digest: item for item in reversed(before) if item.is_system}.values())[::-1]
         self.preface = [aside.sent for aside in asides]

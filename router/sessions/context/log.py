@@ -15,7 +15,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from router.core.request.request import Tenant
-from router.sessions.context.entry import BadEntry, Entry, Kind, decode, first_link
+from router.sessions.context.entry import BadEntry, Draft, Entry, Kind, decode, first_link
 from router.sessions.context.item import REASONING, Item, read_item
 from router.sessions.context.view import Deletion, LogPosition
 
@@ -100,7 +100,7 @@ class Log:
         ]
 
     def find(self, place: LogPosition) -> Item | None:
-        at = bisect(self.items, place, key=place_of_item) - 1
+        at = bisect(self.items, place, key=position_of_item) - 1
         return self.items[at] if at >= 0 and self.items[at].place == place else None
 
     @property
@@ -159,7 +159,7 @@ class Log:
             self.digests.append(item.digest)
             self.item_bytes += len(item.body)
         else:
-            self.items.insert(bisect(self.items, item.place, key=place_of_item), item)
+            self.items.insert(bisect(self.items, item.place, key=position_of_item), item)
             self._rearrange()
 
     def _delete(self, entry: int, number: int, part: int) -> None:
@@ -190,5 +190,10 @@ def link_after(link: int, entry: Entry) -> int:
     return xxh3_64_intdigest(bytes(entry.body), link)
 
 
-def place_of_item(item: Item) -> LogPosition:
+def size_of(drafts: Iterable[Draft]) -> int:
+    """Memory that the drafts take as items, about."""
+    return sum(len(draft.body) + ITEM_OVERHEAD_BYTES for draft in drafts)
+
+
+def position_of_item(item: Item) -> LogPosition:
     return item.place

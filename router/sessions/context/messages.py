@@ -1,4 +1,4 @@
-"""Chat messages as a log keeps them: told apart, compared, and recognised when a client sends them again."""
+"""Chat messages of a log: written, compared, and recognised when a client sends them again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _encoder = msgspec.json.Encoder()
 
 
 class Overlap(NamedTuple):
-    """``known``: how many of a request's first messages are the history's last. ``differs``: it resends a history, and
-    another than this."""
+    """``known``: how many of a request's first messages are the history's last. ``differs``: the request repeats another
+    history."""
 
     known: int
     differs: bool = False
 
 
 def split_system(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
-    """What stands before the conversation, and the conversation."""
+    """The system messages before the conversation, and the conversation."""
     at = 0
     while at < len(messages) and messages[at].get("role") in SYSTEM_ROLES:
         at += 1
@@ -33,19 +33,19 @@ def split_system(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequen
 
 
 def message_bytes(message: Message) -> bytes:
-    """The JSON that will be sent: as the client had it, without what says nothing. Answers come with many nulls."""
+    """The JSON that is sent: the client's, without nulls, of which answers have many."""
     return _encoder.encode({name: value for name, value in message.items() if value is not None or name == "content"})
 
 
 def has_media(message: Mapping[str, Any]) -> bool:
-    """Parts that are no text, such as images."""
+    """True if a part is no text, such as an image."""
     content = message.get("content")
     return isinstance(content, list) and any(isinstance(part, dict) and "text" not in part for part in content)
 
 
 def digest(message: Mapping[str, Any]) -> int:
-    """Equal for messages that say the same: clients that send back an answer leave out what is null or empty, add to it what
-    only concerns them, or write a call's arguments anew."""
+    """Equal for messages that say the same. Clients that send an answer back drop what is null or empty, add members of their
+    own, or write a call's arguments anew."""
     said = {
         name: message[name] for name in ("role", "content", "tool_calls", "tool_call_id", "name") if message.get(name)
     }
@@ -55,7 +55,7 @@ def digest(message: Mapping[str, Any]) -> int:
 
 
 def _called(call: Mapping[str, Any]) -> object:
-    """What a function is called with; any other call as it is."""
+    """Id, name and arguments of a function call; any other call as it is."""
     function = call.get("function")
     if not function:
         return call
@@ -66,8 +66,8 @@ def _called(call: Mapping[str, Any]) -> object:
 
 
 def find_overlap(history: Sequence[int], last_answer: int, sent: Sequence[int], *, sends_answers: bool) -> Overlap:
-    """Which of the digests ``sent`` the history ends with, if the client sent some of it again. ``last_answer``: where the
-    history's last message of an assistant stands, -1 for nowhere: without it, equal messages are merely equal."""
+    """How many of the digests ``sent`` the history ends with. ``last_answer``: index of the history's last answer; -1: none,
+    and then equal messages prove nothing."""
     if history and len(sent) > len(history) and list(sent[: len(history)]) == list(history):
         return Overlap(len(history))
     if last_answer < 0 or not sends_answers:
@@ -79,8 +79,7 @@ def find_overlap(history: Sequence[int], last_answer: int, sent: Sequence[int], 
 
 
 def _longest_overlap(history: Sequence[int], sent: Sequence[int]) -> int:
-    """How many of the first ``sent`` the history ends with, at the most. O(sent): the search of Knuth, Morris and Pratt
-    (1977) for ``sent``, and how far it has come where the history ends."""
+    """Most of the first ``sent`` that the history ends with. O(sent), by the search of Knuth, Morris and Pratt (1977)."""
     shorter = [0] * len(sent)
     known = 0
     for at in range(1, len(sent)):

@@ -1,6 +1,5 @@
-"""What a turn sends: the history that counts, what the turn adds, and the rest of the body. The same log gives the same bytes,
-on every replica and whenever: that is what the workers' caches live on.
-"""
+"""A turn's prompt: the history, what the turn adds, and the rest of the body. The same log gives the same bytes, on every
+replica and at any time, since workers cache by them."""
 
 from __future__ import annotations
 
@@ -20,45 +19,45 @@ from router.sessions.context.messages import Message, digest, find_overlap, mess
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks of a session, through whichever door."""
+    """What a client asks of a session, by any API."""
 
     model: str
     messages: Sequence[Message]
-    """New ones; also old ones, where the door ``resends``."""
+    """New messages, and old ones if the client ``resends``."""
     counts: Sequence[int] = ()
-    """Tokens of each message; none where they are estimated."""
+    """Tokens of each message; empty: they are estimated."""
     params: dict[str, Any]
-    """The other members of a chat body, without model, messages and tools."""
+    """Members of a chat body without model, messages and tools."""
     tools: list[Any] | None = None
-    """From now on; None: as before."""
+    """Tools from now on; None: as before."""
     turn_system: Sequence[Message] = ()
-    """Before all messages, in this turn only."""
+    """System messages of this turn alone, before all others."""
     turn_tools: list[Any] | None = None
-    """Of this turn only; None: the session's."""
+    """Tools of this turn alone; None: the session's."""
     tools_tokens: int = 0
-    """Of ``tools``; 0: estimated."""
+    """Tokens of ``tools``; 0: estimated."""
     turn_tokens: int = 0
-    """Of ``turn_system`` and ``turn_tools``."""
+    """Tokens of ``turn_system`` and ``turn_tools``."""
     resends: bool = False
-    """System messages that come first hold from now on, and a history that the client sends again is recognised."""
+    """True: leading system messages hold from now on, and a repeated history is recognised."""
 
     @property
     def cache_salt(self) -> str:
-        """The client's own; empty: none, or no text, which is refused elsewhere."""
+        """The client's own salt; empty: none. A salt that is no text is refused elsewhere."""
         salt = self.params.get("cache_salt")
         return salt if isinstance(salt, str) else ""
 
 
 class HistoryDiffers(Exception):
-    """The client sends a history again, and not this one."""
+    """The client repeats a history that is not this one."""
 
 
 class NothingNew(Exception):
-    """All that the client sends is in the log already, or there is nothing to answer to."""
+    """The log has all that the client sends, or there is nothing to answer."""
 
 
 def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> list[Draft]:
-    """What the turn adds to the log: nothing, where what others added is to be answered. Raises HistoryDiffers, NothingNew."""
+    """What the turn adds to the log; empty if it answers what others added. Raises HistoryDiffers, NothingNew."""
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
     if system and list(map(digest, system)) != list(map(digest, history.log.system.values)):
@@ -89,22 +88,22 @@ def _known(history: History, messages: Sequence[Message]) -> int:
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """Which bytes a turn sent, in terms of the log: numbers of entries, and what is in no entry."""
+    """The bytes that a turn sent: numbers of the log's entries, and what is in no entry."""
 
     params: msgspec.Raw = msgspec.Raw(b"{}")
     system: int = 0
     tools: int = 0
     preface: msgspec.Raw = msgspec.Raw(b"[]")
-    """What stood for items that were not sent."""
+    """The messages that stood for items that were cut."""
     items: list[tuple[int, int]] = []
-    """Runs of numbers, both ends included, with those of what was recalled."""
+    """Runs of entries' numbers, both ends included, with recalled texts."""
     cut: dict[int, tuple[int, ...]] = {}
-    """Of those that had lost parts by then, the parts left."""
+    """For items that had lost parts by then: the parts left."""
     turn_system: msgspec.Raw = msgspec.Raw(b"[]")
     turn_tools: msgspec.Raw = msgspec.Raw(b"null")
 
     def with_own(self, drafts: Sequence[Draft], head: int, params: bytes) -> Recipe:
-        """With what the turn itself appends behind a log of ``head`` entries."""
+        """With what the turn appends to a log of ``head`` entries."""
         numbers: dict[Kind, list[int]] = {kind: [] for kind in Kind}
         for number, draft in enumerate(drafts, head + 1):
             numbers[draft.kind].append(number)
@@ -128,30 +127,30 @@ class Prompt(NamedTuple):
     fingerprint: Fingerprint
     anchor: int
     earlier_bytes: int
-    """Of the prompt, what earlier turns had."""
+    """Bytes of the prompt that earlier turns had."""
     tokens: int
-    """About, without what the chat template adds."""
+    """Estimated, without the chat template."""
     recipe: Recipe
 
     def earlier_tokens(self, prompt_tokens: int) -> float:
-        """Of so many tokens, as the worker counted them, those that earlier turns had."""
+        """The share of so many tokens that earlier turns had."""
         return prompt_tokens * self.earlier_bytes / self.fingerprint.prompt_bytes
 
     @property
     def shape(self) -> bytes:
-        """Equal for two turns of which the later one's history begins as the earlier one's does."""
+        """Equal for two turns if the later one's history begins as the earlier one's does."""
         return bytes(self.recipe.preface)
 
 
 class Scope(NamedTuple):
-    """Whose prompt it is, as far as caches part them."""
+    """The owner of a prompt, as far as caches separate owners."""
 
     salt: str
     name: str
 
 
 def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], scope: Scope) -> Prompt:
-    """``drafts``: what the turn adds, in the log already or soon. O(new) but for the joining of bytes."""
+    """``drafts``: what the turn adds, in the log or not. O(new), but for joining bytes."""
     system, tools = _settings(history, drafts)
     turn_system = [message_bytes(message) for message in incoming.turn_system]
     own = list(_rendered((draft.kind, draft.body) for draft in drafts))
@@ -185,7 +184,7 @@ def make_prompt(history: History, incoming: Incoming, drafts: Sequence[Draft], s
 
 
 def replay(recipe: Recipe, entries: Mapping[int, Entry]) -> bytes:
-    """The body that a turn sent, of the log's entries by number. Raises KeyError."""
+    """The body that a turn sent, from the log's entries by number. Raises KeyError."""
 
     def body(number: int) -> bytes:
         return bytes(entries[number].body) if number else b"[]"
@@ -205,7 +204,7 @@ def replay(recipe: Recipe, entries: Mapping[int, Entry]) -> bytes:
 
 
 def _rendered(entries: Iterable[tuple[Kind, bytes]]) -> Iterator[bytes]:
-    """Messages as they are sent: each with what was recalled for it."""
+    """Messages as they are sent, each with the text recalled for it."""
     recall: bytes | None = None
     for kind, body in entries:
         if kind is Kind.RECALL:
@@ -225,7 +224,7 @@ def join_body(messages: Sequence[bytes], tools: bytes, params: bytes) -> bytes:
 
 
 def _stable(history: History, new: Sequence[Message]) -> list[bytes]:
-    """Segments of all messages up to the first of a user; of all, which takes O(history), where there is none."""
+    """Segments of the messages up to the first of a user; of all, in O(history), if there is none."""
     if history.log.first_user >= 0:
         return _segments(item.body for item in history.items[: history.log.first_user + 1])
     end = next((at for at, message in enumerate(new, 1) if message.get("role") == "user"), len(new))
@@ -246,7 +245,7 @@ def _tokens_beside(incoming: Incoming, system: Setting, tools: Setting) -> int:
 
 
 def _own_tokens(drafts: Iterable[Draft]) -> Iterator[int]:
-    """Of what the turn adds to the history."""
+    """Tokens of what the turn adds to the history."""
     return (draft.tokens for draft in drafts if draft.kind in (Kind.MESSAGE, Kind.RECALL))
 
 

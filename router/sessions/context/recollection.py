@@ -1,4 +1,4 @@
-"""What goes beside a question of what a search found: the passages that matter most, within so many bytes. Pure."""
+"""Composes the passages that go beside a question, from what a search found. Pure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import NamedTuple
 from router.sessions.context.provenance import FRAME_CHARS, recalled
 
 LINE_BYTES = 25
-"""Of a passage, beside what it says."""
+"""Bytes around one passage."""
 
 LEAST_BYTES = 65
-"""Less of a passage says nothing."""
+"""A passage is cut to no fewer bytes."""
 
 MAX_CHARS = 30_000
-"""Of a text that are looked at: whoever asks waits for it, and so do others."""
+"""Characters of a text that are searched for an excerpt. Requests wait for it."""
 
 SPEAKERS = frozenset(("user", "assistant", "tool", "function"))
-"""Whoever else is said to have spoken is somebody: a role is a client's word."""
+"""Roles that are named. Any other role is shown as somebody, since clients choose roles."""
 
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*\s*|\n+")
 
 
 class Found(NamedTuple):
-    """An item that a search found. ``role``: whose it is."""
+    """An item that a search found. ``role``: its speaker's."""
 
     number: int
     role: str
@@ -33,8 +33,8 @@ class Found(NamedTuple):
 
 
 def compose(found: Sequence[Found], question: str, max_bytes: int, shown_already: Collection[int] = ()) -> str:
-    """``found``: best first; shown in the order in which they were said. ``max_bytes``: of all of it, in UTF-8.
-    ``shown_already``: items that the prompt has from an earlier question. Empty: nothing fits."""
+    """``found``: best first; shown in the order of the log. ``max_bytes``: of the result, in UTF-8. ``shown_already``: items
+    that earlier questions quote. Empty: nothing fits."""
     shown: list[Found] = []
     left = max_bytes - FRAME_CHARS
     for each in found:
@@ -51,7 +51,7 @@ def compose(found: Sequence[Found], question: str, max_bytes: int, shown_already
 
 
 def excerpt(text: str, question: str, max_bytes: int) -> str:
-    """Of a text that is too long, the run of sentences that has most of the question's words; the first of equals."""
+    """The run of sentences that has most of the question's words; the first of equals."""
     text = text[:MAX_CHARS].strip()
     if _size(text) <= max_bytes:
         return text
@@ -61,7 +61,7 @@ def excerpt(text: str, question: str, max_bytes: int) -> str:
     weights = [len(wanted & _words(sentence)) for sentence in sentences]
     best, best_weight = (0, 0), -1
     begin = size = weight = 0
-    for end in range(len(sentences)):  # each run is as long as it may be when it ends there
+    for end in range(len(sentences)):  # the longest run that ends there
         size += sizes[end]
         weight += weights[end]
         while size > max_bytes:
@@ -75,7 +75,7 @@ def excerpt(text: str, question: str, max_bytes: int) -> str:
 
 
 def _size(text: str) -> int:
-    """In UTF-8: what tokens are reckoned by."""
+    """Bytes in UTF-8, by which tokens are estimated."""
     return len(text.encode())
 
 

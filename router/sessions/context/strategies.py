@@ -1,4 +1,4 @@
-"""How a history is kept within its window: the table of what can be chosen."""
+"""The strategies to keep a history within its window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is asked for when notes are to be made of a conversation, and whether what it says can be used."""
+"""Asks a model for a summary of a conversation, and judges what it writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from router.sessions.context.provenance import defuse
 from router.sessions.context.view import Segment
 
 MAX_ITEM_CHARS = 4_000
-"""Of one message in a transcript: its beginning and its end."""
+"""Characters of one message in a transcript: its beginning and its end."""
 
 TASK = (
     "Write notes on the conversation {where}, for somebody who has to go on with it and will not see it. Keep names, numbers, "
@@ -25,11 +25,11 @@ WORDS_PER_TOKEN = 0.7
 _THOUGHTS = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
-def ask_about(notes: Sequence[Segment], items: Sequence[Item], max_tokens: int) -> list[Message]:
-    """For a model that knows nothing of it: the transcript is one user's message, in which nobody speaks."""
-    told = [f"Earlier notes: {defuse(segment.text)}" for segment in notes]
+def ask_for_summary(summaries: Sequence[Segment], items: Sequence[Item], max_tokens: int) -> list[Message]:
+    """For a model that has not seen the conversation: its transcript is one message of a user."""
+    earlier = [f"Earlier notes: {defuse(segment.text)}" for segment in summaries]
     lines = [f"{item.role} said: {_shorten(defuse(text))}" for item in items if (text := text_of(item.body))]
-    transcript = "\n\n".join([*told, *lines])
+    transcript = "\n\n".join([*earlier, *lines])
     task = TASK.format(where="below", words=_words(max_tokens))
     return [
         {"role": "system", "content": task},
@@ -37,16 +37,16 @@ def ask_about(notes: Sequence[Segment], items: Sequence[Item], max_tokens: int) 
     ]
 
 
-def ask_behind(left: Sequence[Item], max_tokens: int) -> Message:
-    """For the model that has the conversation before it. ``left``: its last items, which stay as they are."""
+def ask_after(left: Sequence[Item], max_tokens: int) -> Message:
+    """For the model that has the conversation before it. ``left``: its last items, which are not summarised."""
     words = _words(max_tokens)
     where = "above" if not left else f"above, without its last {len(left)} messages, which stay as they are"
     return {"role": "user", "content": TASK.format(where=where, words=words)}
 
 
 def reject(text: str, tokens: int, source_tokens: int, *, is_whole: bool = True) -> str | None:
-    """Why it cannot stand for its source: empty, unfinished, refusal, longer; None: it can. ``is_whole``: its model had said
-    all when it ended."""
+    """Why the summary cannot replace its source: empty, unfinished, refusal, longer; None: it can. ``is_whole``: the model
+    ended by itself."""
     said = text.strip().lower()
     if not said:
         return "empty"
@@ -58,12 +58,12 @@ def reject(text: str, tokens: int, source_tokens: int, *, is_whole: bool = True)
 
 
 def without_thoughts(text: str) -> str:
-    """What some models write before they answer, where nothing takes it out for them."""
+    """The text without thoughts, which some models write first."""
     return _THOUGHTS.sub("", text).strip()
 
 
 def words_of(message: Message) -> str:
-    """What a message says in words, and what it calls."""
+    """A message's text and tool calls, in words."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
     said = [
@@ -79,7 +79,7 @@ def words_of(message: Message) -> str:
 
 
 def text_of(body: bytes) -> str:
-    """The same of a message's JSON."""
+    """``words_of``, for a message's JSON."""
     return words_of(msgspec.json.decode(body))
 
 

@@ -1,6 +1,5 @@
-"""What of a session's log is sent: everything behind the cut, and before it notes of what was cut. A view changes seldom and
-never by itself, since whatever changes before the end of a prompt is computed anew by the worker.
-"""
+"""A session's view: which part of its log is sent, and the summaries before that. A view seldom changes, since a change before
+a prompt's end makes the worker compute all that follows."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from router.core.tenants.tenant import ContextStrategy
-from router.sessions.context.provenance import ACKNOWLEDGEMENT, NOTES_FRAME_TOKENS, notes
+from router.sessions.context.provenance import ACKNOWLEDGEMENT, SUMMARY_FRAME_TOKENS, summary_text
 
 SCHEMA = 1
 
@@ -26,7 +25,7 @@ class NewerView(Exception):
 
 
 class LogPosition(NamedTuple):
-    """Behind an item: its turn, and its number in the log. Items stand in the order of places."""
+    """The position of an item: its turn, and its number in the log. Items are in the order of positions."""
 
     turn: int = 0
     number: int = 0
@@ -36,15 +35,15 @@ START = LogPosition()
 
 
 class Deletion(NamedTuple):
-    """``number``: of its entry in the log."""
+    """``number``: of the deletion's entry."""
 
     number: int
     place: LogPosition
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """Frozen notes of the items behind ``since``, up to ``upto``. ``tokens``: of the text. ``head``: the log's, when what they
-    tell of was read."""
+    """A frozen summary of the items after ``since``, up to ``upto``. ``tokens``: of the text. ``head``: of the log when its
+    source was read."""
 
     since: LogPosition
     upto: LogPosition
@@ -53,13 +52,13 @@ class Segment(msgspec.Struct, frozen=True):
     head: int = 0
 
     def covers(self, deletion: Deletion) -> bool:
-        """Of what it took away, since it was still there."""
+        """True if the deleted item was in the source."""
         return self.since < deletion.place <= self.upto and self.head < deletion.number
 
 
 class Work(msgspec.Struct, frozen=True):
-    """Somebody is writing notes of the items up to that place. ``until``: Unix time at which others may try; ``failures``: in
-    a row."""
+    """A replica is writing a summary of the items up to ``upto``. ``until``: Unix time from which others may try. ``failures``:
+    in a row."""
 
     token: str
     upto: LogPosition
@@ -68,16 +67,16 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class ContextOverrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session, a tenant or a request wishes instead of what is configured; None and 0: nothing."""
+    """Context settings of a session, tenant or request, in place of the configured ones. None and 0: not set."""
 
     strategy: ContextStrategy | None = None
     high_tokens: int = 0
     low_tokens: int = 0
     max_tokens: int = 0
-    """Of the whole prompt."""
+    """Tokens of the whole prompt."""
 
     def over(self, other: ContextOverrides) -> ContextOverrides:
-        """These, and what the other wishes where these are silent."""
+        """These, and the other's where these are not set."""
         return ContextOverrides(
             strategy=self.strategy or other.strategy,
             high_tokens=self.high_tokens or other.high_tokens,
@@ -90,68 +89,68 @@ NO_OVERRIDES = ContextOverrides()
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """``cut``: items up to there are not sent. ``segments`` tell of the first of them, in order; ``omitted`` is how many none
-    tells of."""
+    """``cut``: items up to there are not sent. ``segments`` summarise the oldest of them; ``omitted`` counts those that no
+    summary covers."""
 
     schema: int = SCHEMA
     cut: LogPosition = START
     question: LogPosition = START
-    """Of the item before the cut that what comes behind it belongs to; it is sent. START: there is none."""
+    """The question before the cut that the first sent item answers; it is sent, too. START: there is none."""
     segments: list[Segment] = []
     omitted: int = 0
     pending: list[Segment] = []
-    """Notes of elided items: shown from the next cut on, since the prompt changes then anyway."""
+    """Summaries of items that are cut already. They are shown from the next cut on, when the prompt changes anyway."""
     work: Work | None = None
     overrides: ContextOverrides = NO_OVERRIDES
 
     @property
     def ready(self) -> list[Segment]:
-        """What the next cut shows. Notes that were made of other notes take their place."""
+        """The summaries that the next cut shows. One made of others replaces them."""
         shown: list[Segment] = []
         for segment in (*self.segments, *self.pending):
             shown = [other for other in shown if other.upto <= segment.since] + [segment]
         return shown
 
     @property
-    def told(self) -> LogPosition:
-        """Up to where notes tell of the log."""
+    def summarized_upto(self) -> LogPosition:
+        """The last position that a summary covers."""
         return max((segment.upto for segment in (*self.segments, *self.pending)), default=START)
 
     @property
     def tokens(self) -> int:
-        """Of what stands for what is not sent, without a question."""
+        """Tokens of the summaries in the prompt, without a question."""
         return summary_tokens(self.segments) if self.segments or self.omitted else 0
 
     def without(self, deletions: Sequence[Deletion]) -> View:
-        """Without notes that tell of what was deleted, and those behind them: they are written again. What is elided then, is
-        for the history to count."""
+        """The view without summaries of deleted items and those after them, which are written anew. The history counts
+        ``omitted``."""
         shown = list(takewhile(lambda segment: not any(map(segment.covers, deletions)), self.segments))
-        pending, told = [], max((segment.upto for segment in shown), default=START)
+        pending, upto = [], max((segment.upto for segment in shown), default=START)
         for segment in self.pending:
-            if segment.since > told or any(map(segment.covers, deletions)):
+            if segment.since > upto or any(map(segment.covers, deletions)):
                 break
             pending.append(segment)
-            told = segment.upto
+            upto = segment.upto
         if (len(shown), len(pending)) == (len(self.segments), len(self.pending)):
             return self
         return replace(self, segments=shown, pending=pending)
 
     def preface(self, question: bytes | None) -> list[bytes]:
-        """The messages that stand for what is not sent: none, one, or two. ``question``: the body of the item of that place."""
+        """The messages in place of cut items: none, one, or two. ``question``: its body."""
         if not self.segments and not self.omitted:
             return []
-        text = notes([segment.text for segment in self.segments], self.omitted)
+        text = summary_text([segment.text for segment in self.segments], self.omitted)
         if question is not None:
             return [with_text_before(question, text)]
         return [_message("user", text), _message("assistant", ACKNOWLEDGEMENT)]
 
 
 def summary_tokens(segments: Iterable[Segment]) -> int:
-    return NOTES_FRAME_TOKENS + sum(segment.tokens for segment in segments)
+    return SUMMARY_FRAME_TOKENS + sum(segment.tokens for segment in segments)
 
 
 def with_text_before(body: bytes, text: str) -> bytes:
-    """A message's JSON, with the text before its content."""
+    """The message's JSON, with the text before its content."""
     message = msgspec.json.decode(body)
     content = message.get("content")
     if isinstance(content, list):
@@ -175,7 +174,7 @@ def encode_view(view: View) -> bytes:
 
 
 def decode_view(data: bytes | None) -> View:
-    """None: there never was one, and all is sent. Raises BadView, NewerView."""
+    """``data`` None: there is no view, and all is sent. Raises BadView, NewerView."""
     if data is None:
         return WHOLE
     try:

@@ -1,9 +1,10 @@
-"""OpenAI's Responses and Conversations over chat completions. Pure: ids and times are handed in.
+"""OpenAI's Responses and Conversations over chat completions. Pure: ids and times are passed in.
 
-input → messages, tools      what a client sends  → chat messages and members of a chat body
-chat → answer → output       a whole completion   → the response object, and the message to be kept
-       answer → stream       a streamed one       → the same, and its events on the way
-items, objects               kept chat messages   → items, lists and conversations
-shapes                       the objects that all of these write
+input → messages, tools      a client's request     → chat messages and members of a chat body
+answer → output              a whole completion     → the response, and the message for the log
+answer → stream              a streamed completion  → the same, and its events
+chat_answers                 both, for clients of chat completions
+items, objects               the log's messages     → items, lists and conversations
+shapes                       the objects of the API
 values                       strict reading of single members
 """

@@ -1,7 +1,7 @@
-"""One answer, put together from the pieces that it comes in, and told on the way. Pure.
+"""Puts one answer of the Responses API together from its parts, and writes its events. Pure.
 
-Items follow each other: text after reasoning ends the reasoning, a call after text ends the text. A call is ended by the next
-item once its arguments are a whole JSON object; until then it stays open, since workers may write several at a time.
+Items follow each other: text after reasoning ends the reasoning, and a call after text ends the text. A call ends with the next
+item once its arguments are a whole JSON object. Until then it stays open, since workers may write several calls at a time.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from router.sessions.openai.messages import assistant_message, tool_call
-from router.sessions.openai.output_items import CallItem, TextItem, Write, tell_nobody
+from router.sessions.openai.output_items import CallItem, TextItem, Write, write_nothing
 from router.sessions.openai.shapes import MESSAGE, REASONING, Head, ending, response, usage_of
 from router.sessions.openai.values import JsonObject
 from router.wire.completion import BadAnswer, Call, Choice, Message
 
 
 class Outcome(NamedTuple):
-    """The whole response, and what the log shall keep: chat messages as compact JSON, none where it failed."""
+    """The whole response, and its messages for the log as compact JSON; none where it failed."""
 
     response: JsonObject
     messages: list[bytes]
@@ -36,41 +36,41 @@ class _Logprobs(msgspec.Struct):
 
 
 class ResponseAnswer:
-    """``take`` each piece, then ``finish``."""
+    """``take`` each part, then ``finish``."""
 
-    def __init__(self, head: Head, write: Write = tell_nobody) -> None:
+    def __init__(self, head: Head, write: Write = write_nothing) -> None:
         self.finish_reason = ""
         self.usage: dict[str, Any] | None = None
         self._head = head
         self._write = write
         self._items: list[TextItem | CallItem] = []
         """In the order of their output indices."""
-        self._spoken: dict[str, TextItem] = {}
+        self._text_items: dict[str, TextItem] = {}
         self._calls: dict[int, CallItem] = {}
         """By chat's index."""
 
     def take(self, choice: Choice, said: Message) -> None:
         """Raises BadAnswer."""
         if reasoning := said.reasoning or said.reasoning_content:
-            self._speak("reasoning").add("reasoning_text", reasoning)
+            self._text_item("reasoning").add("reasoning_text", reasoning)
         if said.content:
             logprobs = public_logprobs(choice.logprobs) if self._head.wants_logprobs else []
-            self._speak("message").add("output_text", said.content, logprobs)
+            self._text_item("message").add("output_text", said.content, logprobs)
         if said.refusal:
-            self._speak("message").add("refusal", said.refusal)
+            self._text_item("message").add("refusal", said.refusal)
         for call in said.tool_calls or ():
             self._take_call(call)
         self.finish_reason = choice.finish_reason or self.finish_reason
 
     def finish(self, completed_at: int) -> Outcome:
-        """Raises BadAnswer where nothing says that it is whole, or the worker that it gave up."""
+        """Raises BadAnswer if the answer has no reason for finishing, or the worker aborted it."""
         if not self.finish_reason:
             raise BadAnswer("the worker's answer has no end")
         status, incomplete = ending(self.finish_reason)
         if status == "failed":
             raise BadAnswer("the worker gave up its answer")
         if not self._items:
-            self._speak("message").add("output_text", "")
+            self._text_item("message").add("output_text", "")
         for item in self._items[:-1]:
             item.close("completed")
         self._items[-1].close(status)
@@ -82,25 +82,23 @@ class ResponseAnswer:
             incomplete=incomplete,
             completed_at=completed_at if status == "completed" else None,
         )
-        return Outcome(whole, [self._kept()])
+        return Outcome(whole, [self._message()])
 
     @property
     def output(self) -> list[JsonObject]:
-        """Items, as far as they are there."""
+        """The items so far."""
         return [item.shape() for item in self._items]
 
-    def _speak(self, kind: str) -> TextItem:
-        """The open item of that kind, or a new one."""
-        item = self._spoken.get(kind)
+    def _text_item(self, kind: str) -> TextItem:
+        """The open text item of that kind, or a new one."""
+        item = self._text_items.get(kind)
         if item is None or item.status != "in_progress":
             part = REASONING if kind == "reasoning" else MESSAGE
-            if (
-                item is not None
-            ):  # said on when another had begun: rare, and in the kept message it is one with the first
+            if item is not None:  # rare: text goes on after another item; in the log it is one with the first
                 part = REASONING - 1 - len(self._items)
             self._close_others()
             item = TextItem(kind, self._head.item_id(part), len(self._items), self._write)
-            self._spoken[kind] = item
+            self._text_items[kind] = item
             self._items.append(item)
         return item
 
@@ -124,10 +122,10 @@ class ResponseAnswer:
             if item.status == "in_progress" and item.is_whole:
                 item.close("completed")
 
-    def _kept(self) -> bytes:
-        spoken = [item for item in self._items if isinstance(item, TextItem)]
+    def _message(self) -> bytes:
+        text_items = [item for item in self._items if isinstance(item, TextItem)]
         text, reasoning, refusal = (
-            "".join(item.text_of(kind) for item in spoken) for kind in ("output_text", "reasoning_text", "refusal")
+            "".join(item.text_of(kind) for item in text_items) for kind in ("output_text", "reasoning_text", "refusal")
         )
         calls = [
             tool_call(item.call_id, item.name, item.arguments) for item in self._items if isinstance(item, CallItem)

@@ -1,7 +1,7 @@
-"""A chat completion as a session keeps it: read from a whole reply, or put together from a stream's events. Pure.
+"""Chat completions as sessions store them, from a whole reply or from a stream's events. Pure.
 
-What is kept is what the next turn sends: the assistant's message. Its reasoning is kept only beside tool calls, where models
-go on with it; elsewhere chat templates drop it.
+The assistant's message is stored, since the next turn sends it. Its reasoning is stored beside tool calls only, where models
+use it; elsewhere chat templates drop it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from router.wire.completion import BadAnswer, Choice, Completion, Message, read_
 
 
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The assistant's message of the first choice, and what else a client is told of it."""
+    """The assistant's message of the first choice, and what else clients are sent with it."""
 
     message: dict[str, Any]
     id: str
@@ -30,7 +30,7 @@ class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerReader:
-    """``feed`` whole events, cut anyhow; ``answer`` at the end. About 2 µs a chunk."""
+    """``feed`` whole events in any groups; ``answer`` at the end. About 2 µs a chunk."""
 
     def __init__(self) -> None:
         self._content: list[str] = []
@@ -48,7 +48,7 @@ class AnswerReader:
             self.take(chunk, choice, choice.delta if choice else None)
 
     def answer(self) -> ChatAnswer:
-        """Raises BadAnswer where nothing finished."""
+        """Raises BadAnswer if there was no reason for finishing."""
         if not self._finish_reason:
             raise BadAnswer("the stream gave no reason for finishing")
         calls = [self._calls[index] for index in sorted(self._calls)]
@@ -100,7 +100,7 @@ def completion_tokens(usage: Mapping[str, Any] | None) -> int:
 
 
 def write_completion(answer: ChatAnswer) -> bytes:
-    """The answer again, as one reply: for a client that repeats a turn."""
+    """The stored answer as one reply, for a client that repeats a turn."""
     return msgspec.json.encode(
         {
             "id": answer.id,
@@ -116,7 +116,7 @@ def write_completion(answer: ChatAnswer) -> bytes:
 
 
 def write_events(answer: ChatAnswer, *, wants_usage: bool) -> bytes:
-    """The answer again, as a stream that is there at once."""
+    """The stored answer as a stream, all at once."""
     calls = answer.message.get("tool_calls")
     delta = {
         **answer.message,

@@ -1,8 +1,8 @@
-"""The body that creates a response → chat messages, members of a chat body, and what the response shows again. Pure; raises
+"""The body that creates a response → chat messages, members of a chat body, and what the response repeats. Pure; raises
 InvalidRequest, which names the parameter.
 
-What the API does not know is taken for the worker's own (``top_k``, ``chat_template_kwargs``, …) and goes to it as it came.
-What the API knows and we cannot do is refused, but for what changes nothing that a client could miss.
+A parameter that the API does not know is the worker's own (``top_k``, ``chat_template_kwargs``, …), and is passed on. A
+parameter that the API knows and this router cannot serve is refused, unless clients could not notice the difference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ INCLUDABLE = frozenset(
         "web_search_call.results",
     }
 )
-"""Most belong to tools that are refused, so there is never anything of them to leave out. Reasoning is given as text."""
+"""Values of ``include`` that change nothing: most belong to tools that are refused, and reasoning is always text."""
 
 _EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
 _SUMMARIES = frozenset({"auto", "concise", "detailed"})
@@ -53,8 +53,8 @@ _TIERS = frozenset({"auto", "default", "flex", "scale", "priority", "fast", "ult
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``messages``: what this turn adds to the log. ``params``: of the chat body, all but messages and tools.
-    ``instructions``: the system message of this turn alone, which is not kept. ``echo``: members of the response."""
+    """``messages``: added to the log. ``params``: of the chat body, without messages and tools. ``instructions``: this turn's
+    system message, which is not stored. ``echo``: members of the response."""
 
     model: str
     messages: list[bytes]
@@ -66,7 +66,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None
     conversation: str | None
     truncation: str | None
-    """``auto``: what does not fit may be dropped; ``disabled``: it is refused; None: as configured."""
+    """``auto``: drop what does not fit; ``disabled``: refuse it; None: as configured."""
     context_management: list[JsonObject]
     wants_logprobs: bool
     metadata: dict[str, str]
@@ -74,8 +74,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_create(members: Mapping[str, Any], limits: BodyLimits | None = None) -> ResponsesRequest:
-    """``members``: the decoded body, free of duplicate keys. ``limits``: what may be asked; None: anything that the worker
-    takes; how deep the body is has to be checked beforehand."""
+    """``members``: the decoded body, without duplicate keys, and checked for depth. ``limits``: None: anything that the worker
+    takes."""
     given = {name: value for name, value in members.items() if value is not None}
     _refuse_unsupported(given)
     known = {name: read(given[name], name) for name, read in _READERS.items() if name in given}
@@ -138,7 +138,7 @@ def _messages(given: Mapping[str, Any], limits: BodyLimits | None) -> list[bytes
 
 
 def _echo(known: Mapping[str, Any]) -> JsonObject:
-    """Every member of a response that repeats its request, also those that were not given."""
+    """Every member of a response that repeats its request, with defaults."""
     conversation, reasoning = known.get("conversation"), known.get("reasoning", {})
     echo = {name: known.get(name) for name in _ECHOED}
     return echo | {
@@ -216,7 +216,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = MappingProxyType(
     }
 )
 _OURS = frozenset({"background", "input", "prompt_cache_options", "stream_options", "tool_choice"})
-"""Read elsewhere, or without meaning here: obfuscation, for one, is never added."""
+"""Parameters that are read elsewhere, or mean nothing here, such as obfuscation."""
 
 _RENAMED: Mapping[str, str] = MappingProxyType(
     {

@@ -1,7 +1,7 @@
-"""Chat messages of a log → items, as conversations and input lists show them. Pure.
+"""Chat messages of a log → items of conversations and input lists. Pure.
 
-One message gives several items: an assistant's its reasoning, its text and each of its tool calls. A part's number is that of
-``shapes``; with the message's own it makes an id.
+One message of an assistant gives several items: its reasoning, its text, and each tool call. An item's id is made of the
+message's number and the part's, as ``shapes`` numbers parts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from router.sessions.openai.shapes import (
 from router.sessions.openai.values import JsonObject
 
 ItemId = Callable[[int, int], str]
-"""A message's number in its log, and the part's → the item's id."""
+"""Makes an item's id of the message's number in its log and the part's."""
 
 _OTHERS = frozenset({"user", "system", "developer"})
 
@@ -83,7 +83,7 @@ def _parts(content: object) -> list[JsonObject]:
 
 
 def _part(part: Any) -> JsonObject:
-    """What items have no word for is named only."""
+    """A part without an item type is shown by its name."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         return {"type": "input_text", "text": _string(part.get("text"))}

@@ -1,9 +1,9 @@
-"""Items as clients send them → chat messages, each as the compact JSON that is kept and sent. Pure; raises InvalidRequest,
-which names the item.
+"""Items of clients → chat messages, as the compact JSON that is stored and sent. Pure; raises InvalidRequest, which names the
+item.
 
-What an assistant said in one breath is one chat message: its reasoning, its text and its tool calls, which are items of their
-own here. So items that a client got and sends back become the message that was kept of them. Reasoning is kept beside tool
-calls only, where models go on with it; elsewhere chat templates drop it.
+An assistant's consecutive reasoning, text and tool calls are one chat message, and single items here. So items that a client
+sends back become the message that was stored. Reasoning is stored beside tool calls only, where models use it; elsewhere chat
+templates drop it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from router.wire.media import MediaRule
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 _DETAILS = frozenset({"auto", "low", "high"})
-"""Those that chat knows too."""
+"""Values of ``detail`` that chat completions know, too."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -45,7 +45,7 @@ def user_message(text: str) -> bytes:
 
 
 def assistant_message(text: str, calls: Sequence[JsonObject], *, reasoning: str = "", refusal: str = "") -> JsonObject:
-    """An answer as logs keep it. ``calls``: as chat has them; beside them an empty text is null."""
+    """An answer as logs have it. ``calls``: as in chat completions; beside them an empty text is null."""
     message: JsonObject = {"role": "assistant", "content": text or (None if calls else "")}
     if refusal:
         message["refusal"] = refusal
@@ -61,7 +61,7 @@ def tool_call(call_id: str, name: str, arguments: str) -> JsonObject:
 
 
 class _Messages:
-    """The messages so far, and the assistant's that is not whole yet."""
+    """The messages so far, and the unfinished one of the assistant."""
 
     def __init__(self, media: MediaRule | None) -> None:
         self.media = media
@@ -78,7 +78,7 @@ class _Messages:
         self._reasoning, self._said, self._calls = [], None, []
 
     def add(self, message: JsonObject) -> None:
-        """Of anybody but the assistant."""
+        """Adds a message of anybody but the assistant."""
         self.end_assistant()
         self.done.append(_encoder.encode(message))
 
@@ -94,7 +94,7 @@ class _Messages:
         self._calls.append(call)
 
     def _begin_anew(self) -> None:
-        """Where text or calls are there already, what comes now belongs to the next message."""
+        """Ends the assistant's message if it has text or calls already."""
         if self._said is not None or self._calls:
             self.end_assistant()
 
@@ -120,7 +120,7 @@ def _call_output(messages: _Messages, item: JsonObject, where: str) -> None:
 
 
 def _reasoning(messages: _Messages, item: JsonObject, where: str) -> None:
-    """Its text, or else its summary's. What is encrypted was not encrypted for us."""
+    """The item's text, or else its summary's. Encrypted reasoning is another service's."""
     for name in ("content", "summary"):
         parts = read_list(item.get(name) or [], f"{where}.{name}")
         texts = [_text(read_object(part, f"{where}.{name}"), f"{where}.{name}") for part in parts]
@@ -147,7 +147,7 @@ def _said(content: object, where: str) -> tuple[str, str]:
 
 
 def _content(content: object, media: MediaRule | None, where: str) -> str | list[JsonObject]:
-    """One part of text is the text alone: the same prompt, whichever way a client writes it."""
+    """A single text part becomes its text, so that both forms make the same prompt."""
     if isinstance(content, str):
         return content
     parts: list[JsonObject] = []
@@ -166,7 +166,7 @@ def _content(content: object, media: MediaRule | None, where: str) -> str | list
 
 
 def _is_one_of(value: object, names: Collection[str]) -> bool:
-    """Of any JSON: a list, say, can be in no set."""
+    """``value``: any JSON, also what no set can have."""
     return isinstance(value, str) and value in names
 
 

@@ -1,4 +1,4 @@
-"""Conversations, lists and deletions, as the API writes them; and the bodies that make or change conversations. Pure; reading
+"""Conversations, lists and deletions, as the API writes them, and bodies that create or change conversations. Pure; reading
 raises InvalidRequest."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from router.sessions.openai.values import JsonObject, read_list, read_metadata, 
 from router.wire.body_limits import BodyLimits
 
 MAX_NEW_ITEMS = 20
-"""At once, as the API has it."""
+"""Most items of one request, as in the API."""
 
 
 def conversation(conversation_id: str, created_at: int, metadata: Mapping[str, str]) -> JsonObject:
@@ -33,7 +33,7 @@ def response_deleted(response_id: str) -> JsonObject:
 
 
 def item_list(items: Sequence[JsonObject], *, has_more: bool) -> JsonObject:
-    """One page. The ids of an empty one are empty, since clients take them for strings."""
+    """One page. An empty one has empty ids, since clients expect strings."""
     first, last = (items[0]["id"], items[-1]["id"]) if items else ("", "")
     return {"object": "list", "data": list(items), "first_id": first, "last_id": last, "has_more": has_more}
 
@@ -41,19 +41,19 @@ def item_list(items: Sequence[JsonObject], *, has_more: bool) -> JsonObject:
 def read_new_conversation(
     members: Mapping[str, Any], limits: BodyLimits | None = None
 ) -> tuple[list[bytes], dict[str, str]]:
-    """Its first messages, and its metadata."""
+    """The conversation's first messages and its metadata."""
     return _read_items(members.get("items") or [], limits), read_metadata(members.get("metadata"))
 
 
 def read_new_items(members: Mapping[str, Any], limits: BodyLimits | None = None) -> list[bytes]:
-    """The messages that are to be added."""
+    """The messages to add."""
     if not members.get("items"):
         refuse("items is required", "items")
     return _read_items(members["items"], limits)
 
 
 def read_messages(members: Mapping[str, Any], limits: BodyLimits) -> list[bytes]:
-    """The same, for a session of our own, which may be given a whole history at once."""
+    """The messages to add to a session, which may be a whole history."""
     items = read_list(members.get("items") or [], "items")
     if not 0 < len(items) <= limits.max_messages:
         refuse(f"items must hold 1 to {limits.max_messages}", "items")

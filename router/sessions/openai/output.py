@@ -1,4 +1,4 @@
-"""A chat completion that was not streamed → the response, and the message that the log shall keep. Pure."""
+"""A chat completion that was not streamed → the response, and the message for the log. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from router.wire.completion import BadAnswer, read_whole
 
 
 def translate(body: bytes, head: Head, completed_at: int) -> Outcome:
-    """``body``: the worker's, whatever it is; what is no completion gives a response that failed. Linear."""
+    """``body``: the worker's reply. One that is no completion gives a failed response. Linear."""
     answer = ResponseAnswer(head)
     try:
         completion, choice, message = read_whole(body)

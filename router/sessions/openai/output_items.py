@@ -1,4 +1,4 @@
-"""Output items while they are being said: what an assistant says, and what it calls. Each tells of itself as it grows. Pure."""
+"""Output items of an answer under way, text and calls. Each writes events as it grows. Pure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from router.sessions.openai.values import JsonObject
 
 
 class Write(Protocol):
-    """Tell of one event: its type, and its members beside type and number."""
+    """Writes one event: its type, and its members beside type and number."""
 
     def __call__(self, kind: str, /, **members: Any) -> None: ...
 
 
-def tell_nobody(_kind: str, /, **_members: Any) -> None:
-    """For answers that nobody hears before they are whole."""
+def write_nothing(_kind: str, /, **_members: Any) -> None:
+    """For answers without events."""
 
 
 class _Part:
@@ -44,7 +44,7 @@ class _Part:
 
     @property
     def logprobs(self) -> dict[str, list[JsonObject]]:
-        """As a member of events, of those parts that have them."""
+        """The member for events of parts that have log probabilities."""
         return {"logprobs": self._logprobs} if self.kind == "output_text" else {}
 
     def add(self, text: str, logprobs: Sequence[JsonObject]) -> None:
@@ -63,7 +63,7 @@ class TextItem:
     def __init__(self, kind: str, item_id: str, output_index: int, write: Write) -> None:
         self.status = "in_progress"
         self.is_whole = True
-        """Whatever has been said is a whole item, if the next begins."""
+        """The item may end here, if the next begins."""
         self._kind = kind
         self._id = item_id
         self._write = write
@@ -72,19 +72,19 @@ class TextItem:
         write("response.output_item.added", output_index=output_index, item=self.shape())
 
     def add(self, kind: str, text: str, logprobs: Sequence[JsonObject] = ()) -> None:
-        """``kind`` of the content part: output_text, refusal or reasoning_text. An empty text opens it, and says nothing."""
+        """``kind`` of the content part: output_text, refusal or reasoning_text. An empty text opens the part."""
         if not self._parts or self._parts[-1].kind != kind:
             self._close_part()
             self._parts.append(_Part(kind))
-            self._tell("response.content_part.added", part=self._parts[-1].shape())
+            self._write_event("response.content_part.added", part=self._parts[-1].shape())
         part = self._parts[-1]
         part.add(text, logprobs)
         if text:
-            told = {"logprobs": logprobs} if kind == "output_text" else {}
-            self._tell(f"response.{kind}.delta", delta=text, **told)
+            members = {"logprobs": logprobs} if kind == "output_text" else {}
+            self._write_event(f"response.{kind}.delta", delta=text, **members)
 
     def close(self, status: str) -> None:
-        """Nothing where it is closed."""
+        """Does nothing if the item is closed."""
         if self.status != "in_progress":
             return
         self._close_part()
@@ -102,15 +102,15 @@ class TextItem:
         if self._parts:
             part = self._parts[-1]
             name = "refusal" if part.kind == "refusal" else "text"
-            self._tell(f"response.{part.kind}.done", **{name: part.text}, **part.logprobs)
-            self._tell("response.content_part.done", part=part.shape())
+            self._write_event(f"response.{part.kind}.done", **{name: part.text}, **part.logprobs)
+            self._write_event("response.content_part.done", part=part.shape())
 
-    def _tell(self, kind: str, **members: Any) -> None:
+    def _write_event(self, kind: str, **members: Any) -> None:
         self._write(kind, **self._place, content_index=len(self._parts) - 1, **members)
 
 
 class CallItem:
-    """A ``function_call``. It is told of once its name is known."""
+    """A ``function_call``. Its events begin once its name is known."""
 
     def __init__(self, item_id: str, output_index: int, write: Write) -> None:
         self.status = "in_progress"
@@ -119,7 +119,7 @@ class CallItem:
         self._write = write
         self._place = {"item_id": item_id, "output_index": output_index}
         self._arguments: list[str] = []
-        self._is_told = False
+        self._is_shown = False
 
     @property
     def arguments(self) -> str:
@@ -127,7 +127,7 @@ class CallItem:
 
     @property
     def is_whole(self) -> bool:
-        """Nothing but white space could follow."""
+        """True if nothing but white space can follow."""
         arguments = self.arguments
         if not arguments.rstrip().endswith("}"):
             return False
@@ -137,23 +137,23 @@ class CallItem:
             return False
 
     def add(self, call_id: str, name: str, arguments: str) -> None:
-        """Each may be empty. The first id and name hold, since some workers repeat them."""
+        """Each may be empty. The first id and name count, since some workers repeat them."""
         self.call_id = self.call_id or call_id
         self.name = self.name or name
-        if not self._is_told and self.name:
+        if not self._is_shown and self.name:
             self._begin()
         if arguments:
             self._arguments.append(arguments)
-            if self._is_told:
-                self._tell("delta", delta=arguments)
+            if self._is_shown:
+                self._write_event("delta", delta=arguments)
 
     def close(self, status: str) -> None:
-        """Nothing where it is closed."""
+        """Does nothing if the item is closed."""
         if self.status != "in_progress":
             return
-        if not self._is_told:
+        if not self._is_shown:
             self._begin()
-        self._tell("done", arguments=self.arguments)
+        self._write_event("done", arguments=self.arguments)
         self.status = status
         self._write("response.output_item.done", output_index=self._place["output_index"], item=self.shape())
 
@@ -161,14 +161,14 @@ class CallItem:
         return call_item(self._id, self.call_id, self.name, self.arguments, self.status)
 
     def _begin(self) -> None:
-        """What came of the arguments before the name is told behind it."""
+        """Arguments that came before the name follow it."""
         early, self._arguments = self.arguments, []
         self.call_id = self.call_id or f"call_{self._id}"
         self._write("response.output_item.added", output_index=self._place["output_index"], item=self.shape())
-        self._is_told = True
+        self._is_shown = True
         if early:
             self._arguments.append(early)
-            self._tell("delta", delta=early)
+            self._write_event("delta", delta=early)
 
-    def _tell(self, what: str, **members: Any) -> None:
+    def _write_event(self, what: str, **members: Any) -> None:
         self._write(f"response.function_call_arguments.{what}", **self._place, **members)

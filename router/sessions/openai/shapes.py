@@ -1,4 +1,4 @@
-"""The objects of the Responses API that answers are told in: response, output items, usage, errors. Pure."""
+"""The objects of answers in the Responses API: response, output items, usage, errors. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from router.sessions.openai.values import JsonObject
 
 MESSAGE, REASONING = 0, -1
-"""Which part of an assistant's message an item is: its text, its reasoning, and from 1 on its tool calls. So an item has the
-same id in an answer as in a list made of what was kept of it."""
+"""The part of an assistant's message that an item is: text, reasoning, and from 1 on tool calls. So an item has the same id in
+an answer and in a later list."""
 
 _FAILED = frozenset({"abort", "error"})
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -18,8 +18,8 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What of a response is there before its answer. ``created_at``: Unix seconds. ``echo``: from its request.
-    ``item_id``: the id of a part of the assistant's message; parts of no kept message have numbers below ``REASONING``."""
+    """The part of a response that precedes its answer. ``created_at``: Unix seconds. ``echo``: from its request. ``item_id``:
+    makes the id of a part of the assistant's message; parts of no stored message have numbers below ``REASONING``."""
 
     id: str
     created_at: int
@@ -53,7 +53,7 @@ def response(
 
 
 def ending(finish_reason: str) -> tuple[str, str | None]:
-    """Status, and why it is incomplete, by chat's reason for finishing."""
+    """The status, and why it is incomplete, from a chat completion's reason for finishing."""
     if finish_reason in _FAILED:
         return "failed", None
     reason = _INCOMPLETE.get(finish_reason)
@@ -92,7 +92,7 @@ def reasoning_part(text: str) -> JsonObject:
 
 
 def usage_of(counted: Mapping[str, Any] | None) -> JsonObject | None:
-    """From chat's; None where the worker counted nothing."""
+    """From a chat completion's usage; None where the worker counted nothing."""
     if not counted:
         return None
     taken, given = _count(counted, "prompt_tokens"), _count(counted, "completion_tokens")
@@ -115,8 +115,8 @@ def _count(counted: object, name: str) -> int:
 
 
 def failure(status: int, message: str) -> JsonObject:
-    """A response's error, of the closed set of codes that clients know. ``status``: HTTP's. What a worker says of its own
-    faults is not for clients."""
+    """A response's error, with a code that clients know. ``status``: HTTP's. A worker's words about its own faults are not for
+    clients."""
     if status == 429:
         return {"code": "rate_limit_exceeded", "message": message}
     if 400 <= status < 500:

@@ -1,8 +1,8 @@
 """Chunks of a chat completion → the events of a response. Pure.
 
-    response.created  response.in_progress  (items, see ``spoken``)  response.completed | .incomplete | .failed
+    response.created  response.in_progress  (items, see ``output_items``)  response.completed | .incomplete | .failed
 
-Events are numbered from 0 without a gap, and nothing follows the last: no ``[DONE]``.
+Events are numbered from 0 without a gap. Nothing follows the last one: there is no ``[DONE]``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from router.sessions.openai.answer import Outcome, ResponseAnswer
 from router.sessions.openai.shapes import Head, failure, response
 from router.sessions.openai.values import JsonObject
 from router.wire.completion import BadAnswer, Completion, Message, read_chunks
-from router.wire.sse import each_event, read_error
+from router.wire.dialects import read_error
+from router.wire.events import each_event
 
 _encoder = msgspec.json.Encoder()
 
 
-class _Told:
-    """Events that the client has yet to get. Apart from who makes them, since the answer writes, too: else the two would hold
-    each other, and a whole answer, long after the request."""
+class _Unsent:
+    """Events for the client. They are apart from ResponseEvents, since the answer writes them, too: otherwise the two would
+    hold each other, and a whole answer, long after the request."""
 
     def __init__(self) -> None:
         self._events: list[bytes] = []
@@ -33,34 +34,34 @@ class _Told:
         self._number += 1
 
     def take(self) -> bytes:
-        told = b"".join(self._events)
+        unsent = b"".join(self._events)
         self._events.clear()
-        return told
+        return unsent
 
 
 class ResponseEvents:
-    """``begin``, ``feed`` what the worker sends, and ``finish`` when it has closed its stream, or ``fail``. Each gives what
-    the client is to be sent. Keeps the answer once; how long it may be is for the worker's limits."""
+    """``begin``, ``feed`` the worker's events, and ``finish`` at their end, or ``fail``. Each returns events for the client.
+    The worker's limits bound the answer."""
 
     def __init__(self, head: Head) -> None:
         self.outcome: Outcome | None = None
-        """Once it is over, whichever way."""
+        """Set once the response has ended, well or not."""
         self._head = head
-        self._told = _Told()
-        self._answer = ResponseAnswer(head, self._told.write)
+        self._unsent = _Unsent()
+        self._answer = ResponseAnswer(head, self._unsent.write)
 
     def begin(self) -> bytes:
         for kind in ("response.created", "response.in_progress"):
-            self._told.write(kind, response=response(self._head, "in_progress"))
-        return self._told.take()
+            self._unsent.write(kind, response=response(self._head, "in_progress"))
+        return self._unsent.take()
 
     def feed(self, events: bytes) -> bytes:
-        """Whole events, grouped anyhow. Nothing is given once it is over."""
+        """Whole events in any groups. Returns nothing once the response has ended."""
         for event in each_event(events):
             if self.outcome is not None:
                 break
             self._take_event(event)
-        return self._told.take()
+        return self._unsent.take()
 
     def finish(self, completed_at: int) -> bytes:
         """``completed_at``: Unix seconds. Without a reason for finishing the answer has failed."""
@@ -69,13 +70,13 @@ class ResponseEvents:
                 self._end(self._answer.finish(completed_at))
             except BadAnswer as error:
                 self._fail({"code": "server_error", "message": str(error)})
-        return self._told.take()
+        return self._unsent.take()
 
     def fail(self, error: JsonObject) -> bytes:
-        """``error``: as ``shapes.failure`` gives it, or another of the API's codes with our own words."""
+        """``error``: as from ``shapes.failure``, or with another code of the API."""
         if self.outcome is None:
             self._fail(error)
-        return self._told.take()
+        return self._unsent.take()
 
     def _take_event(self, event: bytes) -> None:
         try:
@@ -96,7 +97,7 @@ class ResponseEvents:
         self._end(Outcome(response(self._head, "failed", self._answer.output, error=error), []))
 
     def _end(self, outcome: Outcome) -> None:
-        self._told.write(f"response.{outcome.response['status']}", response=outcome.response)
+        self._unsent.write(f"response.{outcome.response['status']}", response=outcome.response)
         self.outcome = outcome
 
 

@@ -1,5 +1,4 @@
-"""Tools, the choice among them and the text's format: as a response shows them, and as chat wants them. Pure; raises
-InvalidRequest."""
+"""Tools, tool choice and text format, for responses and for chat completions. Pure; raises InvalidRequest."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ _VERBOSITIES = frozenset({"low", "medium", "high"})
 
 
 def read_tools(value: object) -> tuple[list[JsonObject], list[JsonObject]]:
-    """Public and chat's, in the client's order."""
+    """Tools for the response and for chat, in the client's order."""
     public, chat = [], []
     for number, each in enumerate(read_list(value, "tools")):
         where = f"tools[{number}]"
@@ -36,7 +35,7 @@ def _function(tool: JsonObject, where: str) -> JsonObject:
 
 
 def read_tool_choice(value: object, *, has_tools: bool) -> tuple[Any, Any]:
-    """Public and chat's. The latter is None where there is nothing to choose from: workers refuse a choice without tools."""
+    """The choice for the response and for chat. The latter is None without tools, since workers refuse it then."""
     param = "tool_choice"
     if isinstance(value, dict):
         kind = str(value.get("type"))[:64]
@@ -55,7 +54,8 @@ def read_tool_choice(value: object, *, has_tools: bool) -> tuple[Any, Any]:
 
 
 def read_text_options(value: object) -> tuple[JsonObject, JsonObject | None]:
-    """Public, and chat's response_format where there is one. Verbosity is shown again, and means nothing to workers."""
+    """The options for the response, and chat's response_format if there is one. Verbosity is repeated, and means nothing to
+    workers."""
     options = read_object(value, "text")
     public: JsonObject = {"format": {"type": "text"}}
     response_format = None

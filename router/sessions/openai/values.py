@@ -1,4 +1,4 @@
-"""Members of a decoded body, read strictly: each is what it has to be, or an InvalidRequest names it. Pure."""
+"""Reads members of a decoded body strictly. An InvalidRequest names the one that is wrong. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from router.core.errors import InvalidRequest
 JsonObject = dict[str, Any]
 
 MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
-"""Of metadata, as the API has it."""
+"""Bounds of metadata, as in the API."""
 
 
 def refuse(message: str, param: str) -> NoReturn:
@@ -60,7 +60,7 @@ def read_choice(value: object, param: str, allowed: Collection[str]) -> str:
 
 
 def read_metadata(value: object, param: str = "metadata") -> dict[str, str]:
-    """None is no pairs."""
+    """``value`` None: no pairs."""
     pairs = {} if value is None else read_object(value, param)
     if len(pairs) > MAX_PAIRS:
         refuse(f"{param} may have {MAX_PAIRS} pairs at the most", param)

@@ -1,1 +1,1 @@
-"""What has left the window stays searchable: indexes of sessions' items, by words and by meaning."""
+"""Indexes of the items of sessions, by words and by meaning: items that left the context window stay searchable."""

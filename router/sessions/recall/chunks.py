@@ -14,9 +14,9 @@ OVERLAP_CHARS = 60
 """A piece begins up to this much before the end of the one before, so that a sentence on a border is whole in one of them."""
 PIECE_BITS = 7
 MAX_PIECES = 1 << PIECE_BITS
-"""Of one item. Text beyond them, after some 30,000 characters, is not found."""
+"""Pieces of one item. Text beyond them, after some 30,000 characters, is not found."""
 MAX_NUMBER = (1 << 31 - PIECE_BITS) - 1
-"""Of an item: its places are below 2**31."""
+"""Greatest number of an item: its places are below 2**31."""
 
 _BREAKS = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n"), re.compile(r"\s+"))
 """Where a text may be cut, in the order of preference: paragraphs, sentences and lines, words."""

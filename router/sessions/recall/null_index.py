@@ -1,4 +1,4 @@
-"""An index of nothing, where none is wanted."""
+"""The index where recall is off. It is never behind, and finds nothing."""
 
 from __future__ import annotations
 

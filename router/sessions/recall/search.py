@@ -29,12 +29,12 @@ class SearchLimits:
     max_pending: int = 256
     """Calls under way and waiting."""
     lifetime_s: float = 0.0
-    """Of a session after the last addition to it; 0: for ever."""
+    """Sessions expire so long after the last addition; 0: never."""
     search_timeout_s: float = 0.25
     embed_timeout_s: float = 0.15
     """To embed a query. After it, words alone decide."""
     max_session_pieces: int = 50_000
-    """Of some 300 characters. The oldest of a session are deleted first."""
+    """Pieces have some 300 characters. The oldest of a session are deleted first."""
 
 
 class Search:

@@ -1,8 +1,8 @@
-"""Vectors of meaning as bytes, and which of them are nearest to one. Pure, and exact: every vector is looked at.
+"""Vectors of meaning as bytes, and a search for the nearest. Pure, and exact: every vector is compared.
 
-A block is bytes: for each vector the place of the text that it means, a scale, and its numbers in steps of the scale, a byte
-each. So what is found is the same to within a rounding, at a quarter of the size. Blocks may be joined. Needs NumPy (the
-extra ``recall``).
+A block is bytes: for each vector the place of its text, a scale, and its numbers in steps of the scale, one byte each. This is
+a quarter of the size of floats, and the search differs by rounding only. Blocks may be joined. Needs NumPy (the extra
+``recall``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 MAX_STEP = 127
 AT_ONCE = 256
-"""Vectors that are multiplied as one: few enough to stay in a processor's cache."""
+"""Vectors multiplied together: few enough to stay in the cache of a processor."""
 
 
 def layout(dimensions: int) -> np.dtype[np.void]:
@@ -22,7 +22,7 @@ def layout(dimensions: int) -> np.dtype[np.void]:
 
 
 def pack(places: Sequence[int], vectors: Sequence[Sequence[float]]) -> bytes:
-    """A block of at least one. ``places``: below 2**32; ``vectors``: of unit length, all of as many numbers."""
+    """A block of at least one vector. ``places``: below 2**32; ``vectors``: of unit length and equal dimensions."""
     exact = np.asarray(vectors, np.float32)
     block = np.zeros(len(places), layout(exact.shape[1]))
     block["place"] = places
@@ -33,8 +33,8 @@ def pack(places: Sequence[int], vectors: Sequence[Sequence[float]]) -> bytes:
 
 
 def nearest(blocks: Sequence[bytes], query: Sequence[float], first: int, last: int, limit: int) -> list[int]:
-    """The ``limit`` places from ``first`` to ``last`` whose vectors have the greatest cosine with the query's, best first; of
-    equals the last. Linear. Raises ValueError where vectors are not of the query's length."""
+    """The ``limit`` places from ``first`` to ``last`` whose vectors have the greatest cosine with the query, best first; among
+    equals the last place first. Linear. Raises ValueError where the vectors have other dimensions than the query."""
     stored = np.frombuffer(b"".join(blocks), layout(len(query)))
     stored = stored[(stored["place"] >= first) & (stored["place"] <= last)]
     cosines = _products(stored["steps"], np.asarray(query, np.float32)) * stored["scale"]
@@ -47,7 +47,7 @@ def nearest(blocks: Sequence[bytes], query: Sequence[float], first: int, last: i
 
 
 def _products(steps: npt.NDArray[np.int8], query: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Not by BLAS: its threads wait for each other, which on a busy machine takes longer than the work."""
+    """Without BLAS: its threads wait for each other, which takes longer than the work on a busy machine."""
     products = np.empty(len(steps), np.float32)
     for at in range(0, len(steps), AT_ONCE):
         part = steps[at : at + AT_ONCE].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which words a text is found by. Pure."""
+"""The words by which a text is found. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from unicodedata import normalize
 
 MAX_QUERY_WORDS = 64
 MAX_WORD_CHARS = 100
-"""What is longer is cut here: a key of an index has a bound."""
+"""Longer words are cut: keys of an index are bounded."""
 
 _WORD = re.compile(r"[^\W_]+")
 _ACCENTS = re.compile("[\u0300-\u036f]")
@@ -16,18 +16,19 @@ _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0
 
 
 def spaced(text: str) -> str:
-    """The text as an index should read it: where a script puts no space between words, each two neighbouring characters
-    are one, and NUL is a space."""
+    """The text for an index: in scripts without spaces between words, each pair of neighbouring characters is a word. NUL
+    becomes a space."""
     return _UNSPACED.sub(_pairs, text.replace("\0", " "))
 
 
 def query_words(query: str) -> list[str]:
-    """Letters and digits only; each once, in the order in which they come, MAX_QUERY_WORDS at most."""
+    """Words of letters and digits, each once, in order, MAX_QUERY_WORDS at most."""
     return list(dict.fromkeys(_WORD.findall(spaced(query).lower())))[:MAX_QUERY_WORDS]
 
 
 def plain_words(text: str) -> list[str]:
-    """As ``query_words``, but all of them, and without accents: for an index that does not see to these itself. Linear."""
+    """All words of letters and digits, each once, in order and without accents: for an index that does not remove accents
+    itself. Linear."""
     plain = normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text).lower()))
     return list(dict.fromkeys(word[:MAX_WORD_CHARS] for word in _WORD.findall(spaced(plain))))
 

@@ -66,7 +66,7 @@ class OwnerFull(Exception):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an owner has stored."""
+    """Sessions, documents and bytes of an owner."""
 
     sessions: int = 0
     documents: int = 0
@@ -74,7 +74,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class OwnerLimits(msgspec.Struct, frozen=True):
-    """What one owner may store. ``max_sessions`` bounds the sessions, and also the documents."""
+    """Bounds for one owner. ``max_sessions`` bounds the sessions, and also the documents."""
 
     max_sessions: int = 1_000_000
     max_bytes: int = 4 << 30
@@ -102,7 +102,7 @@ class OwnerLimits(msgspec.Struct, frozen=True):
 DEFAULT_LIMITS = OwnerLimits()
 
 ENTRY_OVERHEAD_BYTES, SESSION_OVERHEAD_BYTES, DOCUMENT_OVERHEAD_BYTES = 64, 512, 256
-"""What a store needs besides the bytes that it is given, roughly."""
+"""Rough need of a store besides the bytes that it is given."""
 
 
 def size_of(entries: Sequence[bytes]) -> int:
@@ -118,7 +118,7 @@ class Fenced(Exception):
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """What a replica has of a session already. ``generation`` tells a session from an earlier one of the same name."""
+    """The part of a session that a replica has already. ``generation`` tells a session from an earlier one of the same name."""
 
     generation: str = ""
     head: int = 0

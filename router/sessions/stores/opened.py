@@ -1,4 +1,4 @@
-"""A session store with all that stands in front of it."""
+"""A session store with encryption and journal in front of it, and its figures."""
 
 from __future__ import annotations
 
@@ -15,51 +15,47 @@ from router.sessions.stores.write_behind import JournaledStore
 
 @dataclass(frozen=True, slots=True)
 class OpenedStore:
-    """``store``: with all that stands in front of it. ``secret``: what sessions' keys are made of."""
+    """``base``: the store itself. ``store``: with encryption and journal. ``secret``: sessions' keys are made with it."""
 
     kind: str
-    """A label: sqlite, redis, memory."""
+    """Label in metrics: sqlite, redis or memory."""
+    base: SqliteStore | RedisStore
     store: Store
     secret: bytes
     journaled: JournaledStore | None = None
-    redis: RedisStore | None = None
-    sqlite: SqliteStore | None = None
     limits: OwnerLimits = DEFAULT_LIMITS
-    """Of each tenant."""
+    """For each tenant."""
+
+    @property
+    def redis(self) -> RedisStore | None:
+        return self.base if isinstance(self.base, RedisStore) else None
 
     @property
     def pending(self) -> int:
-        """Calls that it is at, or that wait for it."""
-        known = self.sqlite or self.redis
-        return known.pending if known is not None else 0
+        """Calls under way and waiting."""
+        return self.base.pending
 
     @property
     def max_pending(self) -> int:
-        """How many a tenant may have at SQLite; how many connections to Redis there are, for which others wait."""
-        if self.sqlite is not None:
-            return self.sqlite.max_pending
-        return self.redis.max_connections if self.redis is not None else 0
+        """SQLite: calls that a tenant may have pending. Redis: connections, for which more calls wait."""
+        return self.base.max_pending
 
     @property
     def tidy(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """To be called now and then."""
-        known = self.sqlite or self.redis
-        return () if known is None else (known.tidy,)
+        """Calls for ``StoreHealth`` to make now and then."""
+        return (self.base.tidy,)
 
     @property
-    def count(self) -> Callable[[], Awaitable[Mapping[Tenant, Usage]]] | None:
-        """What each tenant has."""
-        known = self.sqlite or self.redis
-        return known.usage if known is not None else None
+    def count(self) -> Callable[[], Awaitable[Mapping[Tenant, Usage]]]:
+        """Counts what each tenant has stored."""
+        return self.base.usage
 
     @property
     def lines(self) -> Sequence[FairTurns]:
-        """In which calls wait for their tenants' turns."""
-        if self.sqlite is not None:
-            return self.sqlite.writes, self.sqlite.reads
-        return (self.redis.calls,) if self.redis is not None else ()
+        """Queues in which calls wait for other calls of their tenant."""
+        return self.base.lines
 
     @property
     def sweep(self) -> Callable[[int], Awaitable[int]] | None:
-        """Deletes what has expired; None where the store does that itself."""
-        return self.sqlite.sweep if self.sqlite is not None else None
+        """Deletes what has expired; None: the store does that itself."""
+        return self.base.sweep if isinstance(self.base, SqliteStore) else None

@@ -1,8 +1,8 @@
-"""Ends of turns that the store did not take, kept on disk until it does: an answer that a client was told of is never lost.
+"""Keeps ends of turns on disk that the store did not take, until it takes them: an answer that a client received is never lost.
 
-JSON lines in the state directory, each with a checksum, flushed to the disk before the turn ends. As soon as the
-store answers again they are appended in their order, as late ones, and doing so twice changes nothing; then the file is cut to
-nothing. A session of which something is in the journal begins no turn here before the store has it.
+The journal is lines of JSON with a checksum in the state directory, flushed to the disk before the turn ends. When the store
+answers again, they are appended in order as late ends, which changes nothing if done twice. Then the file is cut to nothing. A
+session with lines in the journal begins no turn in this process before the store has them.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ log = logging.getLogger("warmroute.sessions")
 T = TypeVar("T")
 
 MAX_ROUTERS = 64
-"""That may share a directory."""
+"""Routers that may share a directory."""
 
 SETTLING_S = 0.04
-"""With a call of the default ``sessions.timeout_s`` behind it, a client hears within a quarter of a second."""
+"""Together with a call of the default ``sessions.timeout_s``, a client gets an answer within a quarter of a second."""
 
 UNKNOWN_HEAD = -1
-"""What ``append`` returns where it is not known how long the log is now."""
+"""Returned by ``append`` where the length of the log is unknown."""
 
 
 class Late(Append, frozen=True, kw_only=True):
-    """The end of a turn that the store has yet to take. ``since``: Unix time, as another router may read it."""
+    """The end of a turn that the store has not taken yet. ``since``: Unix time, since another router may read it."""
 
     since: float
 
 
 class Journal:
-    """Files ``journal-N`` of a directory, of which each router locks one: the first that is free, so that one begins where a
-    dead one ended. Not more than ``max_bytes``; every call runs in one thread."""
+    """Files ``journal-N`` in a directory. Each router locks the first that is free, so a new router takes over the file of a
+    dead one. A journal has at most ``max_bytes``. All calls run in one thread."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
@@ -68,9 +68,11 @@ class Journal:
         self.bytes = 0
         self._files: list[int] = []
 
+    def __repr__(self) -> str:
+        return f"Journal({str(self.directory)!r}, bytes={self.bytes}, files={len(self._files)})"
+
     def open(self) -> list[Late]:
-        """What was left, also in files of routers that are gone. A line that is not whole was never acknowledged.
-        Raises OSError."""
+        """Returns what is left, also in files of dead routers. An incomplete line was never acknowledged. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = len(list(self.directory.glob("journal-*")))
         kept = []
@@ -80,11 +82,11 @@ class Journal:
             self._files.append(file)
             kept += self._read(file)
         if not self._files:
-            raise OSError(errno.EAGAIN, "all journals are in use")
+            raise OSError(errno.EAGAIN, "all journals are in use by other routers")
         return kept
 
     def _lock(self, number: int) -> int | None:
-        """None: another router has it."""
+        """None: another router has locked it."""
         path = self.directory / f"journal-{number}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -98,7 +100,7 @@ class Journal:
         data = os.pread(file, os.fstat(file).st_size, 0)
         *lines, torn = data.split(b"\n")
         if torn:
-            os.ftruncate(file, len(data) - len(torn))  # else the next line would be part of it
+            os.ftruncate(file, len(data) - len(torn))  # the next line must begin on its own
         self.bytes += len(data) - len(torn)
         found = [_decode(line) for line in lines]
         kept = [late for late in found if late is not None]
@@ -108,7 +110,7 @@ class Journal:
         return kept
 
     def write(self, late: Late) -> None:
-        """On the disk when it returns. Raises StoreUnavailable."""
+        """The line is on the disk when the call returns. Raises StoreUnavailable."""
         body = msgspec.json.encode(late)
         line = b"%d %b\n" % (zlib.crc32(body), body)
         if self.bytes + len(line) > self.max_bytes:
@@ -119,7 +121,7 @@ class Journal:
             _write_whole(file, line)
         except OSError as error:
             with suppress(OSError):
-                os.ftruncate(file, before)  # nobody was told of it, and the next line has to begin at its beginning
+                os.ftruncate(file, before)  # it was not acknowledged, and the next line must begin on its own
             raise StoreUnavailable(f"the journal cannot be written: {error.strerror}") from None
         self.bytes += len(line)
 
@@ -142,7 +144,7 @@ def _write_whole(file: int, line: bytes) -> None:
 
 
 def _decode(line: bytes) -> Late | None:
-    """None: it is not what was written."""
+    """None: the line is damaged."""
     checksum, _, body = line.partition(b" ")
     if not checksum.isdigit() or int(checksum) != zlib.crc32(body):
         return None
@@ -153,10 +155,12 @@ def _decode(line: bytes) -> Late | None:
 
 
 class JournaledStore:
-    """Satisfies Store, by another to which everything goes but what it did not take. ``run`` must be running.
+    """Satisfies Store. All calls go to another store; ends of turns that it does not take go to the journal. ``run`` must be
+    running.
 
-    ``retry_s``: between two attempts to hand over what waits. ``patience_s``: how long a turn or a reader of a session waits
-    for the ends of turns that are to be in the store first; beyond, the store is unavailable to it. ``wall_clock``: Unix time.
+    ``retry_s``: between two attempts to bring the journal to the store. ``patience_s``: time that a turn or a reader of a
+    session waits for its ends of turns to reach the store; after it the call raises StoreUnavailable. ``wall_clock``: Unix
+    time.
     """
 
     def __init__(
@@ -191,12 +195,12 @@ class JournaledStore:
 
     @property
     def waiting(self) -> int:
-        """Ends of turns that the store has not taken."""
+        """Number of ends of turns that the store has not taken."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def lag_s(self) -> float:
-        """How long the oldest of them has waited; 0: none does."""
+        """Time for which the oldest end of a turn has waited; 0: none waits."""
         now = self._wall_clock()
         since = min((late.since for ends in self._waiting.values() for late in ends), default=now)
         return max(0.0, now - since)
@@ -238,7 +242,7 @@ class JournaledStore:
                 raise
         late = Late(**(msgspec.structs.asdict(append) | {"is_late": True}), since=self._wall_clock())
         waiting = self._waiting.setdefault(append.sid, [])
-        waiting.append(late)  # first of all: whoever sees nothing waiting may clear the file
+        waiting.append(late)  # before the write: the file may be cleared while nothing waits
         try:
             await self._in_thread(self.journal.write, late)
         except StoreUnavailable:
@@ -266,15 +270,15 @@ class JournaledStore:
                 self._wake.clear()
 
     async def _settle(self, sid: Sid) -> None:
-        """What was acknowledged is seen by whoever asks later. Raises StoreUnavailable."""
+        """Brings acknowledged ends to the store before the session is read. Raises StoreUnavailable."""
         try:
             async with asyncio.timeout(self._patience_s), self._replaying:
                 await self._replay(sid)
         except TimeoutError:
-            raise StoreUnavailable("ends of turns wait to be stored") from None
+            raise StoreUnavailable("ends of earlier turns wait to be stored") from None
 
     async def _replay(self, sid: Sid) -> None:
-        """Raises StoreUnavailable. What the store refuses for good (the session was deleted) is gone with its session."""
+        """Raises StoreUnavailable. Drops an end that the store refuses for good, since the session was deleted."""
         waiting = self._waiting.get(sid, [])
         while waiting:
             late = waiting[0]
@@ -282,7 +286,7 @@ class JournaledStore:
                 await self._store.append(late)
             except (Fenced, Corrupt) as error:
                 log.warning("the end of a turn was dropped", extra={"sid": sid, "why": repr(error)})
-            if waiting and waiting[0] is late:  # else it could not be written meanwhile, and was taken out
+            if waiting and waiting[0] is late:  # ``append`` removes an end that the journal did not take
                 del waiting[0]
         self._waiting.pop(sid, None)
 

@@ -1,1 +1,1 @@
-"""How many tokens a text is, by the model that reads it."""
+"""Counts the tokens of texts, as the model that reads them does."""

@@ -1,4 +1,4 @@
-"""Which models are counted how: the configuration's tokenizers, loaded before anybody is served."""
+"""Builds the counters of all models from the configuration, and loads their tokenizers at the start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_KNOWN = 10_000
 async def open_counts(
     config: Config, fleet: Fleet, upstream: Upstream, observer: Observer, clock: Callable[[], float]
 ) -> TokenCounts:
-    """Raises ConfigError for a tokenizer that cannot be had."""
+    """Raises ConfigError for a tokenizer that is missing."""
     tokens = config.tokens
     threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="tokens")
     counters: dict[str, Counter] = {}
@@ -54,7 +54,7 @@ async def open_counts(
 
 
 def _tokenizers(config: Config) -> Iterator[tuple[str, str]]:
-    """Each that has to be made, with its key."""
+    """Tokenizers to load, each with its setting."""
     named = {f"{MODELS}.{name}": model.tokenizer for name, model in config.models.items()}
     for section, tokenizer in {"tokens": config.tokens.tokenizer, **named}.items():
         if tokenizer not in ("", ESTIMATE):

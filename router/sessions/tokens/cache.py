@@ -1,4 +1,4 @@
-"""Counts of texts seen before: system prompts and tools come again with every session."""
+"""A cache of counts: system prompts and tools come again with every session."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIGEST_BYTES = 16
 
 
 class CountCache:
-    """By the text's digest and its model. The least recently used goes when there are more than ``max_size``. O(1)."""
+    """By model and text. The least recently used goes when there are more than ``max_size``. O(1)."""
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
@@ -19,7 +19,7 @@ class CountCache:
         return len(self._counts)
 
     def key(self, model: str, text: bytes) -> bytes:
-        """A digest that nobody can find a second text for: one client's must not be another's count."""
+        """A cryptographic digest, so that no client can forge another's count."""
         name = blake2b(model.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
         return blake2b(text, digest_size=DIGEST_BYTES, key=name).digest()
 

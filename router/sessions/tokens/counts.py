@@ -1,8 +1,5 @@
-"""How many tokens messages are, and prompts of them: counted exactly where the model's tokenizer is known, else estimated.
-
-Never raises for what it counts: what cannot be counted now is estimated, and the operator told, once for each model. Knows no
-template; what one adds is learnt from what workers count.
-"""
+"""Counts the tokens of messages and prompts: exactly where the model's tokenizer is known, else by an estimate. A text that
+cannot be counted now is estimated, and logged once a model. Knows no template: what one adds is learnt from workers' counts."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ Means = CounterName | Literal["estimate", "cache"]
 
 
 class Calibration(Protocol):
-    """What is known of models without their tokenizers."""
+    """Figures of models without a tokenizer."""
 
     def knows(self, model: str) -> bool:
         """True if some worker ever listed it."""
@@ -39,7 +36,7 @@ class Observer(Protocol):
     def fell_back(self, cause: Cause) -> None: ...
 
     def erred(self, model: str, ratio: float) -> None:
-        """A prompt's tokens as they were told before, beside what its worker counted: how far off, as a share of the latter."""
+        """Called with the error of a prompt's count, as a share of what its worker counted."""
         ...
 
 
@@ -76,7 +73,7 @@ class TokenCounts:
         self._told: set[str] = set()
 
     async def count(self, model: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-        """Tokens of each message's own text, and of its parts that are none; of nothing that a template adds."""
+        """Tokens of each message's texts and media, without what a template adds."""
         texts = list(map(own_text, messages))
         counter = self._counter(model)
         counts = await self._count_texts(model, counter, texts) if counter is not None else {}
@@ -90,26 +87,26 @@ class TokenCounts:
         return [counts[at] + own.media * self._media_tokens for at, own in enumerate(texts)]
 
     def is_exact(self, model: str) -> bool:
-        """False: nothing but bytes is known of its tokens."""
+        """True if the model's tokens are counted and not estimated from bytes."""
         return self._counter(model) is not None
 
     def estimate(self, model: str, n_bytes: int) -> int:
-        """Of so many bytes of a prompt; at least 1, but for nothing."""
+        """Tokens of so many bytes of a prompt; at least 1 for any byte."""
         return max(1, round(n_bytes / self._calibration.bytes_per_token(model))) if n_bytes else 0
 
     def overhead(self, model: str) -> Overhead:
-        """The chat template's. None where tokens are estimated: bytes per token were learnt of whole prompts, with theirs."""
+        """What the chat template adds. Nothing where tokens are estimated: bytes per token are learnt of whole prompts."""
         if self._counter(model) is None:
             return NO_OVERHEAD
         fit = self._fits.get(model)
         return OverheadFit().overhead if fit is None else fit.overhead
 
     def total(self, model: str, counted_tokens: int, messages: int) -> int:
-        """Of a prompt of so many messages, with its template. ``counted_tokens``: of all its texts, tools among them."""
+        """Tokens of a prompt with its template. ``counted_tokens``: of all its texts and tools."""
         return max(0, round(counted_tokens + self.overhead(model).of(messages)))
 
     def learn(self, model: str, counted_tokens: int, messages: int, prompt_tokens: int) -> None:
-        """``prompt_tokens``: what the worker counted of that prompt."""
+        """``prompt_tokens``: as the worker counted that prompt."""
         if prompt_tokens <= 0 or messages <= 0 or not self._calibration.knows(model):
             return
         off = abs(self.total(model, counted_tokens, messages) - prompt_tokens)
@@ -118,11 +115,11 @@ class TokenCounts:
             self._fits.setdefault(model, OverheadFit()).add(messages, prompt_tokens - counted_tokens)
 
     async def aclose(self) -> None:
-        """Not waiting for what the threads are at."""
+        """Does not wait for running threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _counter(self, model: str) -> Counter | None:
-        """Remembered of models that there are: clients make up others."""
+        """Remembered for listed models only, since clients may invent names."""
         if model not in self._counters:
             if not self._calibration.knows(model):
                 return None
@@ -133,7 +130,7 @@ class TokenCounts:
         return self.estimate(model, len(text.encode()))
 
     async def _count_texts(self, model: str, counter: Counter, texts: Sequence[OwnText]) -> dict[int, int]:
-        """By place, of those that could be counted exactly."""
+        """Counts by index, of the texts that could be counted exactly."""
         counts: dict[int, int] = {}
         asked: list[tuple[int, bytes]] = []
         bytes_left = MAX_EXACT_BYTES
@@ -158,7 +155,7 @@ class TokenCounts:
         return counts
 
     async def _ask(self, model: str, counter: Counter, texts: Sequence[str]) -> Sequence[int]:
-        """Of each; nothing where it cannot."""
+        """Counts of the texts; empty: they cannot be counted."""
         began_at = self._clock()
         try:
             counts = await counter.count(model, texts)

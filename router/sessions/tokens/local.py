@@ -1,8 +1,8 @@
-"""Texts counted in this process: short ones at once, long ones in threads, so that the loop stops for no text.
+"""Counts texts in this process: short ones at once, long ones in threads, so that no text stops the loop.
 
-A text is counted in pieces. Tokenizers take more than linear time for what has no word in it, hold the interpreter while they
-build their lists, and one of them overflows its stack over a million spaces; in pieces none of that can be had from outside. A
-cut costs a token or two where it divides a word: 0.02 % of long prose.
+A text is counted in pieces. Tokenizers take more than linear time for text without words, hold the interpreter while they build
+their lists, and one overflows its stack over a million spaces. Pieces rule all of that out. A cut within a word costs a token
+or two: 0.02 % of long prose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CountText = Callable[[str], int]
 
 
 class LocalCounter:
-    """``max_loop_bytes``: texts of one call that are counted without a thread, together."""
+    """``max_loop_bytes``: texts of one call, together, that are counted without a thread."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class LocalCounter:
         self._max_loop_bytes = max_loop_bytes
 
     async def count(self, model: str, texts: Sequence[str]) -> Sequence[int]:  # noqa: ARG002  # a Counter
-        """The same for all models. Raises CannotCount."""
+        """All models have the same counts. Raises CannotCount."""
         if sum(len(text.encode()) for text in texts) <= self._max_loop_bytes:
             return self._count_all(texts)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._count_all, texts)
@@ -54,7 +54,7 @@ class LocalCounter:
 
 
 def guarded(count_text: CountText) -> CountText:
-    """Both libraries are written in Rust: what fails there is an Exception of no narrower class, and a panic not even that."""
+    """The two libraries are written in Rust. Their errors are plain Exceptions, and their panics are not even that."""
 
     def count(text: str) -> int:
         try:

@@ -1,9 +1,9 @@
 """What a model's chat template adds to its messages, learnt from what workers count. Pure.
 
-A template puts a few tokens around each message (``<|im_start|>user … <|im_end|>``) and some around all of them (a beginning,
-a preamble, the prompt to answer), so of ``m`` messages it adds ``per_message · m + fixed``: the line through what workers
-counted beyond the messages' own texts, by least squares. What is odd (an image, a worker that counts otherwise, a text that
-was estimated) is drawn in to a few times the usual error before it counts, as Huber's estimator does (1964).
+A template puts a few tokens around each message (``<|im_start|>user … <|im_end|>``) and some around all of them (a beginning, a
+preamble, the prompt to answer). So it adds ``per_message · m + fixed`` to ``m`` messages: the line, by least squares, through
+what workers counted beyond the messages' own texts. Outliers (an image, another tokenizer, an estimated text) are drawn in to a
+few times the usual error before they count, as Huber's estimator does (1964).
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 DECAY = 0.98
-"""What a sample weighs after the next one came: the last fifty or so count."""
+"""Weight of a sample after the next one: the last fifty or so count."""
 
 PRIOR_SAMPLES = 0.01
-"""What the first belief weighs for ever: enough to divide what was seen where all prompts had equally many messages."""
+"""Constant weight of the first belief. It decides where all prompts had equally many messages."""
 
 MAX_PER_MESSAGE, MAX_FIXED = 64.0, 4096.0
-"""No template adds more: a prompt that seems to was counted wrongly, or holds what is no text."""
+"""Most that a template adds. A prompt with more was counted wrongly, or has media."""
 
 MAX_ERRORS = 4.0
-"""Samples further off than so many usual errors are drawn in to there."""
+"""Samples are drawn in to so many usual errors."""
 
 ERROR_STEP = 1.2
-"""By this factor the usual error goes up or down with each sample beyond or within it: so it comes to the median, however far
-off the odd ones are."""
+"""Factor by which the usual error grows with a sample beyond it, and shrinks with one within it. So it approaches the median,
+however far outliers are."""
 
 FIRST_ERROR, MIN_ERROR = 256.0, 0.5
-"""The usual error before anything was seen, and the least one, in tokens."""
+"""The usual error at first, and the least one, in tokens."""
 
 
 class Overhead(NamedTuple):
@@ -43,12 +43,12 @@ class Overhead(NamedTuple):
 
 NO_OVERHEAD = Overhead(0.0, 0.0)
 BELIEVED = Overhead(4.0, 3.0)
-"""ChatML's, roughly; until there are samples."""
+"""About ChatML's, until there are samples."""
 
 
 @dataclass(slots=True)
 class OverheadFit:
-    """The sums that the line needs, each sample weighing less with every one after it. O(1) for a sample."""
+    """The sums of the regression. Each sample weighs less with every later one. O(1) a sample."""
 
     samples: float = 0.0
     messages: float = 0.0
@@ -59,8 +59,8 @@ class OverheadFit:
     overhead: Overhead = BELIEVED
 
     def add(self, messages: int, added_tokens: float) -> None:
-        """``added_tokens``: what a worker counted of a prompt of so many messages, less their own texts. What no template
-        does changes nothing."""
+        """``added_tokens``: the worker's count of a prompt of so many messages, less their own texts. Impossible values are
+        ignored."""
         if messages < 1 or abs(added_tokens) > MAX_PER_MESSAGE * messages + MAX_FIXED:
             return
         expected = self.overhead.of(messages)
@@ -79,8 +79,8 @@ class OverheadFit:
         self.messages_by_tokens = self.messages_by_tokens * DECAY + messages * tokens
 
     def _solve(self) -> Overhead:
-        """The two normal equations, with the first belief beside them, which keeps them from being singular. Where one of the
-        two comes out as no template has it, it is held at its bound, and the other one is found anew."""
+        """Solves the normal equations. The first belief keeps them from being singular. If one figure is out of bounds, it is
+        set to the bound and the other is solved anew."""
         squared, samples = self.messages_squared + PRIOR_SAMPLES, self.samples + PRIOR_SAMPLES
         by_tokens = self.messages_by_tokens + PRIOR_SAMPLES * BELIEVED.per_message
         tokens = self.tokens + PRIOR_SAMPLES * BELIEVED.fixed

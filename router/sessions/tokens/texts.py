@@ -1,4 +1,4 @@
-"""What of a message a model reads as text of its own. Pure. What a chat template writes around it is in no message."""
+"""The texts of a message that are its own. Pure. A chat template's text is not among them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import msgspec
 
 
 class OwnText(NamedTuple):
-    """``media``: how many parts are no text, such as images: their tokens no tokenizer of texts can tell."""
+    """``media``: parts that are no text, such as images. No text tokenizer can count them."""
 
     text: str
     media: int = 0
 
 
 def own_text(message: Mapping[str, Any]) -> OwnText:
-    """Its content, and the names and arguments of the functions that it calls. Encodable as UTF-8, whatever was sent."""
+    """The message's content, and the names and arguments of its function calls. Encodable as UTF-8."""
     content = message.get("content")
     texts: list[str] = []
     media = 0
@@ -36,7 +36,7 @@ def own_text(message: Mapping[str, Any]) -> OwnText:
 
 
 def _call_text(call: Any) -> str:
-    """As most templates have it: an object with name and arguments."""
+    """A call as most templates write it: an object with name and arguments."""
     function = call.get("function", call) if isinstance(call, dict) else call
     try:
         return msgspec.json.encode(function).decode()
@@ -45,7 +45,7 @@ def _call_text(call: Any) -> str:
 
 
 def _encodable(text: str) -> str:
-    """With a question mark in place of each lone surrogate, which no tokenizer takes."""
+    """The text with a question mark for each lone surrogate, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

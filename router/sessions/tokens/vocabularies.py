@@ -1,7 +1,5 @@
-"""Tokenizers out of files that are there before the router serves: a model's tokenizer.json, or one of tiktoken's vocabularies.
-
-Never fetches anything. Loading takes a second, and is done in a thread at the start.
-"""
+"""Loads tokenizers from files: a model's tokenizer.json, or a vocabulary of tiktoken. Never fetches anything. Loading takes a
+second, in a thread, at the start."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
 
 
 class Unusable(Exception):
-    """The tokenizer cannot be had. The message says what is missing, and how to get it."""
+    """The tokenizer is missing or broken. The message says what is missing and how to get it."""
 
 
 class Vocabulary(NamedTuple):
-    """A file of tiktoken's, as tiktoken names and checks it."""
+    """A vocabulary file, as tiktoken names and checks it."""
 
     url: str
     sha256: str
@@ -42,7 +40,7 @@ ENCODINGS = {"cl100k_base": _CL100K, "o200k_base": _O200K, "o200k_harmony": _O20
 
 
 def load_tokenizer_json(path: Path) -> CountText:
-    """Special tokens in a text count as one, as they do on the worker. Raises Unusable."""
+    """A special token in a text counts as one, as on the worker. Raises Unusable."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -63,8 +61,8 @@ def load_tokenizer_json(path: Path) -> CountText:
 
 
 def load_tiktoken(encoding: str, directory: Path | None) -> CountText:
-    """``encoding``: one of ENCODINGS. ``directory``: where its vocabulary is; None: where tiktoken's own variable says. What
-    looks like a special token counts as text. Raises Unusable."""
+    """``encoding``: one of ENCODINGS. ``directory``: of its vocabulary; None: tiktoken's own variable names it. Special tokens
+    in a text count as text. Raises Unusable."""
     try:
         import tiktoken
     except ImportError:
@@ -76,7 +74,9 @@ def load_tiktoken(encoding: str, directory: Path | None) -> CountText:
             raise Unusable(f"needs tokens.vocabulary_dir, or {CACHE_VARIABLE}, with {_wanted(vocabulary)}")
         directory = Path(named)
     _check(directory, vocabulary)
-    os.environ[CACHE_VARIABLE] = str(directory)  # the only way to tell tiktoken; what it finds there it does not fetch
+    os.environ[CACHE_VARIABLE] = str(
+        directory
+    )  # the only way to set it; tiktoken does not fetch a file that it finds there
     try:
         counter = tiktoken.get_encoding(encoding)
     except (ValueError, OSError) as error:
@@ -85,7 +85,7 @@ def load_tiktoken(encoding: str, directory: Path | None) -> CountText:
 
 
 def _check(directory: Path, vocabulary: Vocabulary) -> None:
-    """tiktoken would delete a file that is not the one, and fetch it. Raises Unusable."""
+    """Raises Unusable for a wrong file, which tiktoken would delete and fetch anew."""
     try:
         data = (directory / vocabulary.file_name).read_bytes()
     except OSError as error:

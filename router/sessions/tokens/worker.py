@@ -1,7 +1,7 @@
-"""Texts counted by the workers that will read them, over vLLM's /tokenize: always the right tokenizer, for a round trip.
+"""Counts texts by the workers that will read them, over vLLM's /tokenize: always the right tokenizer, for a round trip.
 
-A request has one text, so several are under way at once. There are no retries: whoever asks has an estimate to fall back on,
-and a turn that waits for it.
+A request has one text, so several are under way at once. Nothing is retried: an estimate takes the place of a failed count, and
+a turn is waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from router.proxy.ports import Upstream
 from router.sessions.tokens.counter import CannotCount, CounterName
 
 MAX_TOKENS_PER_BYTE = 8
-"""A worker that counts more is mistaken, whatever its tokenizer makes of a text before it cuts it."""
+"""Most tokens that a worker may count a byte. One that counts more is mistaken."""
 
 
 class _Answer(msgspec.Struct):
@@ -54,7 +54,7 @@ class WorkerCounter:
         return [_require(count) for count in counts]
 
     def _choose(self, model: str) -> WorkerAddress:
-        """The one with the fewest requests. Raises CannotCount."""
+        """The worker with the fewest requests. Raises CannotCount."""
         fleet = self._fleet
         try:
             eligible = fleet.catalog.eligible(model)
@@ -68,7 +68,7 @@ class WorkerCounter:
         return fleet.member(least).address
 
     async def _count(self, worker: WorkerAddress, model: str, text: str) -> int | str:
-        """Or why not."""
+        """The count, or why there is none."""
         body = msgspec.json.encode({"model": model, "prompt": text, "add_special_tokens": False})
         async with self._seats:
             try:

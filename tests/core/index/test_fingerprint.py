@@ -43,12 +43,11 @@ def test_equal_blocks_at_different_depths_have_different_hashes() -> None:
     assert len(set(hashes)) == 8
 
 
-@given(st.tuples(NAMES, NAMES, NAMES, NAMES), st.tuples(NAMES, NAMES, NAMES, NAMES))
+@given(st.tuples(NAMES, NAMES, NAMES), st.tuples(NAMES, NAMES, NAMES))
 def test_scopes_that_differ_share_nothing(one: tuple[str, ...], two: tuple[str, ...]) -> None:
     prompt = [bytes(2 * BLOCK_BYTES)]
     ours, theirs = (
-        fingerprint(prompt, model=model, adapter=adapter, cache_salt=salt, tenant=tenant)
-        for model, adapter, salt, tenant in (one, two)
+        fingerprint(prompt, model=model, cache_salt=salt, tenant=tenant) for model, salt, tenant in (one, two)
     )
     assert (ours.hashes == theirs.hashes) == (one == two)
 
@@ -63,11 +62,9 @@ def test_anchors_of_different_segments_differ(one: list[bytes], two: list[bytes]
     assert (anchor(one, model="m") == anchor(two, model="m")) == (one == two)
 
 
-@given(st.tuples(NAMES, NAMES, NAMES), st.tuples(NAMES, NAMES, NAMES))
+@given(st.tuples(NAMES, NAMES), st.tuples(NAMES, NAMES))
 def test_anchors_of_different_scopes_differ(one: tuple[str, ...], two: tuple[str, ...]) -> None:
-    ours, theirs = (
-        anchor([b"s"], tenant=tenant, model=model, adapter=adapter) for tenant, model, adapter in (one, two)
-    )
+    ours, theirs = (anchor([b"s"], tenant=tenant, model=model) for tenant, model in (one, two))
     assert (ours == theirs) == (one == two)
 
 

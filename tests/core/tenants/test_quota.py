@@ -14,13 +14,13 @@ from router.core.errors import BudgetExceeded, RateLimited
 from router.core.request.record import Record
 from router.core.request.request import Tenant
 from router.core.request.routes import Route
+from router.core.tenants.buckets import Bucket
 from router.core.tenants.quota import (
     DAY_S,
     FASTEST_TOKENS_S,
     INITIAL_COMPLETION_TOKENS,
     Account,
     Asked,
-    Bucket,
     Ledger,
     Reservation,
 )

@@ -75,13 +75,13 @@ def log_of(talk: Sequence[Sequence[dict[str, Any]]]) -> list[bytes]:
 
 @given(st.binary(max_size=4 * BLOCK_BYTES), st.lists(st.integers(0, 4 * BLOCK_BYTES), max_size=8))
 def test_a_chain_is_the_fingerprint_however_it_grew(prompt: bytes, cuts: list[int]) -> None:
-    grown = Chain(model="m", adapter="a", cache_salt="s", tenant="t")
+    grown = Chain(model="m", cache_salt="s", tenant="t")
     edges = sorted({0, len(prompt), *(min(cut, len(prompt)) for cut in cuts)})
     for start, end in pairwise(edges):
         copy = grown.copy()
         grown.extend([prompt[start:end]])
         copy.extend([b"what another turn said"])
-    whole = fingerprint([prompt], model="m", adapter="a", cache_salt="s", tenant="t")
+    whole = fingerprint([prompt], model="m", cache_salt="s", tenant="t")
     assert (list(grown.fingerprint().hashes), grown.prompt_bytes) == (list(whole.hashes), whole.prompt_bytes)
 
 

@@ -19,11 +19,11 @@ from router.sessions.context.messages import message_bytes
 from router.sessions.context.prompt import Incoming, Recipe, Scope, find_news, join_body, make_prompt, replay
 from router.sessions.context.provenance import (
     ACKNOWLEDGEMENT,
-    NOTES_FRAME_TOKENS,
+    SUMMARY_FRAME_TOKENS,
     defuse,
-    notes,
     recalled,
     recalled_numbers,
+    summary_text,
 )
 from router.sessions.context.recollection import Found, compose, excerpt
 from router.sessions.context.view import WHOLE, BadView, LogPosition, NewerView, Segment, View, decode_view, encode_view
@@ -182,13 +182,13 @@ def test_a_system_message_in_the_midst_of_what_goes_is_sent_before_the_notes_onc
     shown = [each["content"] for each in sent(read, user("next"))]
     assert shown[:3] == ["answer in verse", "[4 earlier messages are left out here.]", ACKNOWLEDGEMENT]
     assert shown[3:] == ["e", "f", "next"]
-    assert (read.aside_tokens, read.cut_tokens, read.tokens) == (1, 4, 2 + NOTES_FRAME_TOKENS)
+    assert (read.aside_tokens, read.cut_tokens, read.tokens) == (1, 4, 2 + SUMMARY_FRAME_TOKENS)
     assert rule not in [msgspec.json.decode(item.body) for item in source_of(read, read.view.cut).items]
 
 
 def test_what_stands_around_notes_is_counted_with_room_to_spare() -> None:
-    around = notes([""], 1_000_000) + ACKNOWLEDGEMENT
-    assert len(around) / 3.5 < NOTES_FRAME_TOKENS
+    around = summary_text([""], 1_000_000) + ACKNOWLEDGEMENT
+    assert len(around) / 3.5 < SUMMARY_FRAME_TOKENS
 
 
 def test_roles_alternate_behind_any_cut_at_a_question() -> None:
@@ -346,11 +346,11 @@ def test_defusing_again_changes_nothing(text: str) -> None:
 
 
 def test_notes_that_grow_grow_at_their_end() -> None:
-    one, two = notes(["first"], 0), notes(["first", "second"], 0)
+    one, two = summary_text(["first"], 0), summary_text(["first", "second"], 0)
     shared = one.index("first") + len("first")
     assert one[:shared] == two[:shared]
-    assert "were" not in notes([], 3)
-    assert notes([], 0) == ""
+    assert "were" not in summary_text([], 3)
+    assert summary_text([], 0) == ""
 
 
 def test_what_is_recalled_says_who_said_it_on_one_line_each() -> None:

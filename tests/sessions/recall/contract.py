@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.recall.index import Embedder, IndexUnavailable, RecallIndex
 from router.sessions.recall.postgres import PostgresIndex, PostgresLimits
 from router.sessions.recall.sqlite import SqliteIndex
@@ -40,7 +41,7 @@ def unit(vector: Sequence[float]) -> list[float]:
 
 @asynccontextmanager
 async def sqlite_in_memory(_: Path, embedder: Embedder | None) -> AsyncIterator[RecallIndex]:
-    index = await SqliteIndex.open(":memory:", embedder)
+    index = await SqliteIndex.open(IN_MEMORY, embedder)
     try:
         yield index
     finally:
@@ -49,7 +50,7 @@ async def sqlite_in_memory(_: Path, embedder: Embedder | None) -> AsyncIterator[
 
 @asynccontextmanager
 async def sqlite_in_a_file(directory: Path, embedder: Embedder | None) -> AsyncIterator[RecallIndex]:
-    index = await SqliteIndex.open(str(directory / "recall.db"), embedder)
+    index = await SqliteIndex.open(directory / "recall.db", embedder)
     try:
         yield index
     finally:

@@ -1,4 +1,4 @@
-"""Embedders that ask a service, against one on loopback, and the one with a model in this process where that is installed."""
+"""Embedders that ask a service, against one on loopback; and the embedder in this process, where its extra is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every index promises."""
+"""Every index keeps the contract in ``router.sessions.recall.index``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to the PostgreSQL index: its server, which may be away, its tables, and those who share them."""
+"""The PostgreSQL index: its server, which may be away, its tables, and routers that share them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions in this process's memory, for tests and trials: nothing outlives the process."""
+"""The reference model of a session store, without file, thread or server. Tests hold stores against it, and use it as one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What is sealed cannot be read without its secret, nor opened elsewhere than where it belongs; and that is never taken for
-nothing. That it is a store as any other is asked of it in ``test_stores``."""
+"""Encrypted values cannot be read without the secret, nor in another place, and are never taken for absent. ``test_stores``
+holds the store against the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk without room: it is told of, tenants can make room by deleting, and nothing that needs none is held up."""
+"""On a full disk the store reports it, tenants can free room by deleting, and calls that need no room go on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is particular to the Redis store: its errors, deadlines, scripts and connections. What every store promises is tested
-in ``test_stores.py``."""
+"""Errors, deadlines, scripts and connections of the Redis store. ``test_stores.py`` tests the contract of all stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""URLs of session stores, and what is said of wrong ones."""
+"""URLs of session stores in Redis, and the errors of wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that share a file and are killed: what they acknowledged is there, and no turn is half there."""
+"""Processes that share a file are killed: acknowledged writes are there, and every turn is whole or absent."""
 
 from __future__ import annotations
 

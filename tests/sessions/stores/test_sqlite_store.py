@@ -1,5 +1,4 @@
-"""What is particular to the SQLite store: its file, its threads, its clocks and its errors. What every store promises is
-tested in ``test_stores.py``."""
+"""File, threads, clocks and errors of the SQLite store. ``test_stores.py`` tests the contract of all stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``router.sessions.stores.contract`` promises, asked of every store."""
+"""Every store keeps the contract in ``router.sessions.stores.contract``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends of turns that a store does not take: on disk before they are acknowledged, in the store as soon as it is back, once."""
+"""Ends of turns that a store does not take are on disk before they are acknowledged, and once in the store when it is back."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Texts → vectors of meaning: by a model in this process, by a service, or by the fleet itself."""
+"""Make vectors of meaning from texts: by a model in this process, by a service, or by the fleet."""

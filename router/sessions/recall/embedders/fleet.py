@@ -1,5 +1,5 @@
-"""Vectors by a model that the fleet serves, asked for as a client would: so routing, retries and admission are those of any
-request. No tenant's limits count them.
+"""Vectors from a model that the fleet serves. They are requested like a client's, with the same routing, retries and
+admission, but count against no tenant's limits.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from router.sessions.recall.index import IndexUnavailable
 from router.wire.requests import parse_apart
 
 MAX_TEXT_CHARS = 2000
-"""What is sent of a text; a model that cannot read so much is told to cut it itself."""
+"""Longer texts are cut. A model that reads less is told to cut them itself."""
 TIMEOUT_S = 5.0
 
 
 class FleetEmbedder:
-    """One text alone is taken for a question."""
+    """A single text is treated as a query of a search, and gets the usual priority."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class FleetEmbedder:
         self._timeout_s = timeout_s
 
     async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """``timeout_s`` bounds it, with its wait for a worker."""
+        """Takes ``timeout_s`` at most, with the wait for a worker."""
         if not texts:
             return []
         rules = EVERYBODY if len(texts) == 1 else LOW_PRIORITY

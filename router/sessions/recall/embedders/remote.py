@@ -1,4 +1,4 @@
-"""Vectors by a service of the OpenAI API at a URL. Texts of sessions leave this process: the operator's decision."""
+"""Vectors from a service with the OpenAI API. Texts of sessions are sent to it: that is the decision of the operator."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_REPLY_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """``url``: to be posted to, whole. ``api_key``: empty for none. ``max_text_chars``: what is longer is cut, for services
-    refuse what their model cannot read whole."""
+    """``url``: the whole URL to post to. ``api_key``: empty for none. ``max_text_chars``: longer texts are cut, since services
+    refuse texts that their model cannot read whole."""
 
     url: str
     model: str
@@ -30,7 +30,7 @@ class Service:
     max_connections: int = 4
     max_text_chars: int = 2000
     max_texts: int = 64
-    """Of one request."""
+    """Texts of one request."""
 
 
 class RemoteEmbedder:
@@ -49,7 +49,7 @@ class RemoteEmbedder:
         return cls(service, aiohttp.ClientSession(connector=connector, headers=headers))
 
     async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """``timeout_s`` bounds each request, with its wait for a connection."""
+        """Each request takes ``timeout_s`` at most, with the wait for a connection."""
         vectors: list[Sequence[float]] = []
         for start in range(0, len(texts), self._service.max_texts):
             batch = [text[: self._service.max_text_chars] for text in texts[start : start + self._service.max_texts]]

@@ -1,4 +1,4 @@
-"""What a service of the OpenAI API answers to ``/v1/embeddings``: bytes → vectors. Pure."""
+"""Reads the answer to ``/v1/embeddings`` of the OpenAI API. Pure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DECODER = msgspec.json.Decoder(_Reply)
 
 
 def read_vectors(body: bytes, texts: int, dimensions: int) -> list[list[float]]:
-    """One for each of ``texts`` texts, in their order, each of unit length. Raises IndexUnavailable."""
+    """A vector of unit length for each of ``texts`` texts, in their order. Raises IndexUnavailable."""
     try:
         found = sorted(_DECODER.decode(body).data, key=lambda embedding: embedding.index)
     except msgspec.DecodeError as error:
         raise IndexUnavailable(f"the embeddings cannot be read: {error}") from None
     if [embedding.index for embedding in found] != list(range(texts)):
-        raise IndexUnavailable(f"{len(found)} embeddings for {texts} texts, or others")
+        raise IndexUnavailable(f"the answer has {len(found)} embeddings with other indexes than the {texts} texts")
     return [_unit(embedding.embedding, dimensions) for embedding in found]
 
 

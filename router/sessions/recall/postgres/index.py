@@ -16,14 +16,14 @@ from router.sessions.recall.postgres.pool import Pool
 from router.sessions.recall.search import FUSED, FUSED_PIECES, Search, SearchLimits
 
 ADDED_AT_ONCE, EMBEDDED_AT_ONCE, SWEPT_AT_ONCE = 50, 32, 20
-"""Items, pieces and sessions of one transaction."""
+"""Items, pieces and sessions in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresLimits(SearchLimits):
     max_connections: int = 8
     call_timeout_s: float = 10.0
-    """Of another call's transaction, with the wait for a connection."""
+    """For a transaction that is no search, with the wait for a connection."""
 
 
 DEFAULT_LIMITS = PostgresLimits()
@@ -37,7 +37,7 @@ class PostgresIndex:
         limits: PostgresLimits = DEFAULT_LIMITS,
     ) -> None:
         """``url``: postgresql://user:password@host:port/database?sslmode=…, or with ``?host=`` the directory of a socket. The
-        embedder is the caller's to close."""
+        caller closes the embedder."""
         self._embedder = embedder
         self._limits = limits
         self._model = rows.Model(embedder.name, embedder.dimensions) if embedder else rows.Model("", 0)
@@ -46,7 +46,7 @@ class PostgresIndex:
 
     @property
     def pending(self) -> int:
-        """Calls that have a connection, or wait for one."""
+        """Calls with a connection, and calls that wait for one."""
         return self._pool.pending
 
     @property
@@ -86,7 +86,7 @@ class PostgresIndex:
         await self._pool.run(self._due(), rows.forget, sid, owner)
 
     async def sweep(self) -> None:
-        """Deletes what has expired."""
+        """Deletes expired sessions."""
         if not self._limits.lifetime_s:
             return
         while await self._pool.run(self._due(), rows.sweep, self._limits.lifetime_s, SWEPT_AT_ONCE) == SWEPT_AT_ONCE:

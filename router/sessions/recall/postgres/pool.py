@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL: so many at most, each used by one call at a time. A call that did not come to its end, since it
-failed, was cancelled or took too long, takes its connection with it, so that no reply is ever read by another; asyncpg's own
-pool would wait for the server to confirm, and one that hangs does not.
+"""A bounded number of connections to PostgreSQL, each used by one call at a time. A call that fails, is cancelled or takes too
+long closes its connection, so that no call reads the reply of another. The pool of asyncpg would wait for the server to
+confirm that, and a server that hangs does not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.ReadOnlySQLTransactionError,
 )
-"""What says that the server, or no longer this one, serves; as against one call that it refused."""
+"""Errors which show that this server does not serve, as opposed to refusing one call."""
 NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
@@ -43,8 +43,8 @@ class Pool:
         statement_timeout_s: float,
         prepare: Callable[[Connection], Awaitable[None]],
     ) -> None:
-        """``prepare``: done once, with the first connection; and again if the server has lost what it made.
-        ``statement_timeout_s``: after it the server ends what nobody waits for any more."""
+        """``prepare``: runs with the first connection, and again if the server has lost the schema. ``statement_timeout_s``:
+        the server ends a statement after it, also where no caller waits any more."""
         self._url = url
         self._statement_timeout = f"{round(statement_timeout_s * 1000)}ms"
         self._prepare = prepare
@@ -63,14 +63,14 @@ class Pool:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """In a transaction, whole or not at all. ``deadline``: in the loop's time. Raises IndexUnavailable."""
+        """Runs ``work`` in a transaction. ``deadline``: by the loop's clock. Raises IndexUnavailable."""
         self._check()
         self.pending += 1
         try:
             async with asyncio.timeout_at(deadline), self._seats:
                 done = await self._transact(lambda connection: work(connection, *args, **kwargs))
         except AWAY as error:
-            # A failure that closed one connection, or stopped its server, has met the others as well.
+            # The failure has met idle connections as well.
             self._drop_idle()
             self._breaker.failed(asyncio.get_running_loop().time())
             raise _unavailable(error) from error
@@ -97,7 +97,7 @@ class Pool:
         if self.pending >= self.max_pending:
             raise IndexUnavailable(f"PostgreSQL: {self.pending} calls wait already")
         if not self._breaker.admits(asyncio.get_running_loop().time()):
-            raise IndexUnavailable("PostgreSQL: it did not answer lately")
+            raise IndexUnavailable("PostgreSQL: it did not answer lately, and is not asked for a while")
 
     async def _transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         connection = await self._take()
@@ -138,7 +138,8 @@ class Pool:
 
 
 async def _whole(connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """In a transaction. One that fails is not rolled back, which would wait for the server: its connection ends."""
+    """Runs ``work`` in a transaction. A failed one is not rolled back, which would wait for the server: the caller closes the
+    connection."""
     transaction = connection.transaction()
     await transaction.start()
     done = await work(connection)
@@ -147,7 +148,7 @@ async def _whole(connection: Connection, work: Callable[[Connection], Awaitable[
 
 
 def _unavailable(error: BaseException) -> IndexUnavailable:
-    """Without the error's own words, which may quote a text."""
+    """The message leaves out the text of the error, which may quote a session."""
     if isinstance(error, TimeoutError):
         return IndexUnavailable("PostgreSQL: no answer in time")
     code = getattr(error, "sqlstate", None) or getattr(error, "strerror", None)

@@ -1,5 +1,5 @@
-"""What sessions' items say, in pieces, in the tables of ``schema.py``: added, found and deleted, inside a transaction. Whatever
-is found, the query itself asks for it by owner and session; and whatever came from outside is a parameter.
+"""Adds, finds and deletes pieces of items in the tables of ``schema.py``, inside a transaction. Every query names owner and
+session, and passes text from outside as a parameter.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from router.sessions.recall.postgres.schema import SCHEMA
 from router.sessions.recall.words import MAX_QUERY_WORDS, plain_words
 
 MAX_POSTINGS = 2000
-"""A word that more of a session's pieces have says little; the newest of them are read only if all words are such."""
+"""A word in more pieces of a session says little. It is read, with its newest pieces, only if all words of the query are
+such."""
 TRIM_SHARE = 16
-"""Of the pieces that a session may have, one in so many goes besides when there are too many: seldom, and many at once."""
+"""When a session has too many pieces, one in so many of the allowed number is deleted besides: rarely, and many at once."""
 
 MINE = "s.owner = $1 AND s.sid = $2"
 MODEL = f"(SELECT id FROM {SCHEMA}.model WHERE name = $3 AND dimensions = $4)"  # noqa: S608
 STEMS = "unnest(coalesce(nullif(ts_lexize('pg_catalog.english_stem', word), '{}'), ARRAY[word])) AS stem"
-"""Of a word; a word of which that dictionary thinks nothing is its own: how rare it is decides what it is worth."""
+"""Stems of a word. A stop word, for which the dictionary has no stem, is its own stem: its rarity decides its weight."""
 
-# Of a word that df of the n pieces have, the weight is that of ``rarity.py``.
+# A word in df of n pieces has the weight of ``rarity.py``.
 BY_WORDS = f"""
 WITH asked AS (
     SELECT DISTINCT stem FROM unnest($3::text[]) AS word, {STEMS}
@@ -78,7 +79,7 @@ ON CONFLICT DO NOTHING
 
 
 class Split(NamedTuple):
-    """Pieces in order: their places, their texts, and their words with a space between; and the greatest number."""
+    """Pieces in order: their places, texts, and words joined by spaces; and the greatest number of an item."""
 
     places: list[int]
     texts: list[str]
@@ -98,7 +99,7 @@ class Piece(NamedTuple):
 
 
 def split(passages: Sequence[Passage]) -> Split:
-    """Linear in the texts: tens of microseconds a piece."""
+    """Linear in the texts: tens of microseconds for each piece."""
     known = [passage for passage in passages if passage.number <= MAX_NUMBER]
     found = [
         (passage.number << PIECE_BITS | at, piece)
@@ -120,7 +121,8 @@ async def newest(connection: Any, sid: Sid, owner: Tenant) -> int:
 
 
 async def add(connection: Any, sid: Sid, owner: Tenant, new: Split, max_session_pieces: int) -> None:
-    """Those after the newest; the oldest go where there are too many. Other calls for the session wait meanwhile."""
+    """Adds pieces of items after the newest, and deletes the oldest where there are too many. Other calls for the session wait
+    meanwhile."""
     session, newest = await connection.fetchrow(BEGIN, *_key(sid, owner))
     first = next((at for at, place in enumerate(new.places) if place > last_place(newest)), len(new.places))
     places = new.places[first:]
@@ -156,7 +158,7 @@ async def _trim(connection: Any, session: int, kept: int) -> None:
 async def by_words(
     connection: Any, sid: Sid, owner: Tenant, words: Sequence[str], upto: int, limit: int
 ) -> list[tuple[int, float]]:
-    """Items' numbers, each once, and how much of the query their best piece has; best first."""
+    """Numbers of items, each once, with the share of the query in their best piece; best first."""
     found = await connection.fetch(BY_WORDS, *_key(sid, owner), words, last_place(upto), MAX_POSTINGS, limit)
     return [(number, share) for number, share in found]
 
@@ -164,13 +166,13 @@ async def by_words(
 async def by_meaning(
     connection: Any, sid: Sid, owner: Tenant, model: Model, vector: Sequence[float], upto: int, limit: int
 ) -> list[int]:
-    """The numbers of ``limit`` pieces' items, each once, best first. Linear in the session's pieces."""
+    """Numbers of the items of the ``limit`` nearest pieces, each once, best first. Linear in the pieces of the session."""
     found = await connection.fetch(BY_MEANING, *_key(sid, owner), *model, last_place(upto), vector, limit)
     return list(dict.fromkeys(number for (number,) in found))
 
 
 async def without_vector(connection: Any, sid: Sid, owner: Tenant, model: Model, limit: int) -> list[Piece]:
-    """The first pieces after the last that has one of that model's: vectors are added in order."""
+    """The first pieces after the last that has a vector of the model: vectors are added in order."""
     return [Piece(*row) for row in await connection.fetch(WITHOUT_VECTOR, *_key(sid, owner), *model, limit)]
 
 
@@ -182,7 +184,7 @@ async def add_vectors(
     embedded: Sequence[Piece],
     vectors: Sequence[Sequence[float]],
 ) -> None:
-    """Nothing is added where there is one already, or the session has begun anew."""
+    """Adds nothing where a piece has a vector already, or the session has begun anew."""
     key = _key(sid, owner)
     rows = [(*key, *model, piece.session, piece.place, vector) for piece, vector in zip(embedded, vectors, strict=True)]
     await connection.executemany(ADD_VECTOR, rows)
@@ -193,7 +195,7 @@ async def forget(connection: Any, sid: Sid, owner: Tenant) -> None:
 
 
 async def sweep(connection: Any, lifetime_s: float, limit: int) -> int:
-    """Deletes at most ``limit`` sessions to which nothing was added for so long: how many."""
+    """Deletes at most ``limit`` sessions to which nothing was added for so long. Returns their number."""
     deleted = await connection.fetch(
         f"""DELETE FROM {SCHEMA}.session WHERE id IN (
             SELECT id FROM {SCHEMA}.session WHERE touched_at < now() - make_interval(secs => $1)
@@ -206,10 +208,10 @@ async def sweep(connection: Any, lifetime_s: float, limit: int) -> int:
 
 
 def _storable(text: str) -> str:
-    """PostgreSQL's texts hold neither NUL nor half a surrogate pair."""
+    """Texts of PostgreSQL hold neither NUL nor half a surrogate pair."""
     return text.replace("\0", " ").encode(errors="replace").decode()
 
 
 def _key(sid: Sid, owner: Tenant) -> tuple[bytes, bytes]:
-    """As bytes, which may be any."""
+    """Bytes, since text columns refuse some characters."""
     return owner.encode(), sid.encode()

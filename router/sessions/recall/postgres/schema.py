@@ -1,5 +1,5 @@
-"""The tables. Their schema's name says their version: routers of two releases, side by side, have each their own, and neither
-breaks the other's. An index is a mirror, so the newer release builds its own, and nobody moves anything.
+"""The tables. The name of their schema has their version, so routers of two releases side by side each have their own tables.
+An index mirrors the log, so a newer release builds its own, and nothing is migrated.
 
 A piece's ``place`` is its item's number << 7 | its place in the item. ``word`` says in which pieces of a session a word's stem
 is: one row each, found by its key, where one index of all sessions' words would be searched for every session's. A vector is
@@ -13,7 +13,7 @@ from typing import Any
 
 SCHEMA = "warmroute_recall_1"
 LOCK = 0x77617278
-"""Of PostgreSQL's advisory locks: two routers that start at once make the tables one after the other."""
+"""Number of an advisory lock: of two routers that start at once, one creates the tables before the other."""
 
 WORDS = (
     f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}",
@@ -57,12 +57,12 @@ VECTORS = (
         PRIMARY KEY (session, model, place)
     )""",
 )
-"""Vectors of several models may stand side by side: only one's are compared."""
+"""Vectors of several models may be there together. Only vectors of one model are compared."""
 
 
 async def create(connection: Any, *, has_vectors: bool) -> None:
-    """In a transaction, where they are missing: who made them needs no right to do so again. Vectors need the extension
-    pgvector (0.7)."""
+    """Creates missing tables, in a transaction of the caller. Where they exist, the user needs no right to create them. Vectors
+    need the extension pgvector (0.7)."""
     parts = {f"{SCHEMA}.word": WORDS} | ({f"{SCHEMA}.vector": VECTORS} if has_vectors else {})
     await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
     for last_table, statements in parts.items():
@@ -72,7 +72,7 @@ async def create(connection: Any, *, has_vectors: bool) -> None:
 
 
 async def keep_model(connection: Any, name: str, dimensions: int) -> None:
-    """Its vectors are told from others' by both."""
+    """Name and dimensions tell the vectors of models apart."""
     await connection.execute(
         f"INSERT INTO {SCHEMA}.model (name, dimensions) VALUES ($1, $2) ON CONFLICT DO NOTHING",  # noqa: S608
         name,

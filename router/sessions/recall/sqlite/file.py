@@ -1,6 +1,6 @@
-"""A SQLite file, or memory, and the one thread that reads and writes it: every call is a transaction, whole or not at all.
+"""A SQLite file, or memory, and the thread that reads and writes it: every call is a transaction, whole or not at all.
 
-The file is a mirror. One of an older release is emptied and built again; one of another program is not touched.
+The index mirrors the log, so the file of an older release is emptied and built again. A file of another program is not touched.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 APPLICATION_ID = 0x77617278
-"""Tells the file from other programs' databases: the letters "warx"."""
+"""Marks the file as ours: the letters "warx"."""
 VERSION = 2
 BUSY_S = 5.0
-"""How long a transaction waits for another process."""
+"""Time that a transaction waits for another process."""
 
-# A piece's id is made of its session's and its place there (see rows.py), so a session's are neighbours in each table.
-# "used" grows with each addition, whose Unix time is "touched_at". "dropped" names sessions that nobody finds any more, and
-# whose pieces are still to be deleted. A row of "vector" is a block of several, with the id of the first. "total" is the sum
-# of the sessions' bytes.
+# The id of a piece is made of its session and its place there (see rows.py), so the pieces of a session are neighbours in
+# each table. "used" grows with each addition, whose Unix time is "touched_at". "dropped" has the sessions that are not found
+# any more and whose pieces are still to be deleted. A row of "vector" is a block of vectors, with the id of the first.
+# "total" is the sum of the bytes of sessions.
 SCHEMA = (
     """CREATE TABLE session (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -60,13 +60,13 @@ TABLES = ("word", "session", "total", "dropped", "piece", "vector", "model")
 
 
 class IndexFile:
-    def __init__(self, path: str, max_pending: int) -> None:
+    def __init__(self, path: Path, max_pending: int) -> None:
         self.path = path
         self._thread = SqliteThread("recall", max_pending)
 
     @property
     def pending(self) -> int:
-        """Calls that wait for the thread, and the one that it is at."""
+        """Calls that wait for the thread, and the one that it runs."""
         return self._thread.pending
 
     @property
@@ -74,8 +74,8 @@ class IndexFile:
         return self._thread.max_pending
 
     @classmethod
-    async def open(cls, path: str, max_pending: int) -> Self:
-        """Only its owner can read a file that is made here. Raises IndexUnavailable."""
+    async def open(cls, path: Path, max_pending: int) -> Self:
+        """A new file can be read by its owner only. Raises IndexUnavailable."""
         file = cls(path, max_pending)
         try:
             await file._run(file._connect)
@@ -85,24 +85,25 @@ class IndexFile:
         return file
 
     async def read(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Raises IndexUnavailable. A call that is cancelled is not begun, or runs to its end; so with ``write``."""
+        """Raises IndexUnavailable. A cancelled call is not begun, or runs to its end."""
         return await self._run(self._thread.transact, "BEGIN", lambda connection: work(connection, *args, **kwargs))
 
     async def write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """As ``read``, but other processes' writes come before or after it. Raises IndexUnavailable."""
+        """Runs with the lock of the file, so that other processes write before or after it. Raises IndexUnavailable. A
+        cancelled call is not begun, or runs to its end."""
         return await self._run(
             self._thread.transact, "BEGIN IMMEDIATE", lambda connection: work(connection, *args, **kwargs)
         )
 
     async def overwrite(self) -> None:
-        """What was deleted, in the write-ahead log as well: it is brought into the file, and cut to nothing. Raises
-        IndexUnavailable, also where another process is at it."""
+        """Removes deleted data from the write-ahead log, by bringing the log into the file and cutting it to nothing. Raises
+        IndexUnavailable, also where another process reads the file."""
         await self._run(self._thread.truncate_wal)
 
     async def close(self) -> None:
-        """What was asked before is done first. Closing again does nothing."""
+        """Earlier calls are done first. Closing again does nothing."""
         await self._thread.close()
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -116,10 +117,10 @@ class IndexFile:
         except OSError as error:
             raise IndexUnavailable(f"{self.path}: {error.strerror}") from error
 
-    # From here on in the thread.
+    # The methods below run in the thread.
 
     def _connect(self) -> None:
-        create_private(Path(self.path))
+        create_private(self.path)
         connection = self._thread.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         _check(connection)
         # NORMAL: what a power failure takes away is indexed anew. Deleted words of FTS5 are overwritten from SQLite 3.42 on;

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from sqlite3 import Connection
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
@@ -24,21 +25,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ADDED_AT_ONCE, EMBEDDED_AT_ONCE = 50, 32
-"""Items and pieces, that searches need not wait long for the thread."""
+"""Items and pieces in one transaction: few, so that searches wait for a short time only."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexLimits(SearchLimits):
     max_bytes: int = 1 << 30
-    """Texts and vectors; the file takes up to twice that. The sessions that were not added to for longest go first, and the one
-    that is added to stays in any case."""
+    """Bound of texts and vectors; the file takes up to twice that. The session that was added to least recently is deleted
+    first, and the session being added to stays in any case."""
 
 
 DEFAULT_LIMITS = IndexLimits()
 
 
 class SqliteIndex:
-    """Several processes may share a file, if their embedder is the same."""
+    """Several processes with the same embedder may share a file."""
 
     def __init__(
         self,
@@ -54,23 +55,23 @@ class SqliteIndex:
         self._search = Search(embedder, limits, weights)
         self._wall_clock = wall_clock
         self.bytes = 0
-        """Of texts and vectors, when this process changed something last."""
+        """Bytes of texts and vectors after the last change by this process."""
         self._is_untidy = False
-        """Something was deleted that still lies in the log of writes."""
+        """Deleted data is still in the write-ahead log."""
         self.evicted: Counter[str] = Counter({"sessions": 0, "pieces": 0})
-        """Sessions that went for others, and pieces that went for their own session's."""
+        """Sessions deleted to make room for others, and pieces deleted to make room in their session."""
 
     @classmethod
     async def open(
         cls,
-        path: str,
+        path: Path,
         embedder: Embedder | None = None,
         limits: IndexLimits = DEFAULT_LIMITS,
         weights: Weights = DEFAULT_WEIGHTS,
         wall_clock: Callable[[], float] = lambda: 0.0,
     ) -> Self:
-        """``path``: a file, made where it is missing, so that only its owner can read it; or ``:memory:``. The embedder is
-        the caller's to close. ``wall_clock``: Unix time, by which sessions expire. Raises IndexUnavailable."""
+        """``path``: a file, which is created where it is missing and can then be read by its owner only; or ``IN_MEMORY``. The
+        caller closes the embedder. ``wall_clock``: Unix time, by which sessions expire. Raises IndexUnavailable."""
         if embedder is not None and find_spec("numpy") is None:
             raise IndexUnavailable("vectors need the package numpy: warmroute[recall]")
         index = cls(await IndexFile.open(path, limits.max_pending), embedder, limits, weights, wall_clock)
@@ -85,7 +86,7 @@ class SqliteIndex:
 
     @property
     def pending(self) -> int:
-        """Calls that wait for the thread, and the one that it is at."""
+        """Calls that wait for the thread, and the one that it runs."""
         return self._file.pending
 
     @property
@@ -137,14 +138,14 @@ class SqliteIndex:
         await self._delete_dropped()
 
     async def sweep(self) -> None:
-        """Deletes what has expired. Raises IndexUnavailable."""
+        """Deletes expired sessions. Raises IndexUnavailable."""
         if not self._limits.lifetime_s:
             return
         while await self._change(rows.forget_expired, self._wall_clock() - self._limits.lifetime_s):
             await self._delete_dropped()
 
     async def tidy(self) -> None:
-        """To be called now and then: what was deleted is overwritten in the log of writes as well. Raises IndexUnavailable."""
+        """To be called now and then: removes deleted data from the write-ahead log. Raises IndexUnavailable."""
         if self._is_untidy:
             self._is_untidy = False
             try:
@@ -157,7 +158,7 @@ class SqliteIndex:
         await self._file.close()
 
     async def _change(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As the file's ``write``; and how much there is then is noted."""
+        """Writes, and notes the bytes of the index after it."""
 
         def change(connection: Connection) -> tuple[T, int]:
             return work(connection, *args, **kwargs), rows.total_bytes(connection)
@@ -181,7 +182,7 @@ class SqliteIndex:
 def _by_words(
     connection: Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int
 ) -> list[tuple[int, float]]:
-    """Items' numbers, each once, and how much of the query their best piece has; best first."""
+    """Numbers of items, each once, with the share of the query in their best piece; best first."""
     session = rows.find(connection, sid, owner)
     if session is None:
         return []
@@ -191,7 +192,7 @@ def _by_words(
 
 
 def _by_meaning(connection: Connection, sid: Sid, owner: Tenant, vector: Sequence[float], upto: int) -> list[int]:
-    """Items' numbers, each once, best first."""
+    """Numbers of items, each once, best first."""
     from router.sessions.recall.vectors import nearest
 
     oldest, blocks = rows.vectors(connection, sid, owner, upto)

@@ -1,5 +1,5 @@
-"""What sessions' items say, in pieces, in the tables of ``file.py``: added, found and deleted, inside a transaction. Whatever
-is found, the query itself asks for it by ``sid`` and ``owner``.
+"""Adds, finds and deletes pieces of items in the tables of ``file.py``, inside a transaction. Every query that finds something
+names ``sid`` and ``owner``.
 
 A piece's id is ``session << 32 | its place in the session``.
 """
@@ -17,16 +17,18 @@ from router.sessions.recall.words import spaced
 
 SESSION_BITS = 32
 MAX_POSTINGS = 2000
-"""A word that more of a session's pieces have says little; the newest of them are read only if all words are such."""
+"""A word in more pieces of a session says little. It is read, with its newest pieces, only if all words of the query are
+such."""
 MAX_BLOCK_BYTES = 32 * 1024
-"""Of vectors, from which on a new block is begun: a search reads all of a session's, and few long rows are read fastest."""
+"""A block of vectors of this size is followed by a new one. A search reads all blocks of a session, fastest from few long
+rows."""
 DROPPED_AT_ONCE = 500
-"""Pieces deleted by one transaction at most, that searches need not wait long."""
+"""Pieces deleted by one transaction at most, so that searches wait for a short time only."""
 
 
 class Session(NamedTuple):
-    """Its row. ``newest``: the greatest number that was added. ``embedded``: the place of the last piece that has a vector.
-    ``bytes``: of its texts and vectors."""
+    """``newest``: the greatest number that was added. ``embedded``: the place of the last piece that has a vector. ``bytes``:
+    of texts and vectors."""
 
     id: int
     newest: int
@@ -41,7 +43,7 @@ class Piece(NamedTuple):
 
 
 def place_of(id_: int) -> int:
-    """Within its session."""
+    """The place in its session."""
     return id_ & ((1 << SESSION_BITS) - 1)
 
 
@@ -65,7 +67,8 @@ def add(
     max_session_pieces: int,
     now: float,
 ) -> int:
-    """Those after the newest; the oldest go where there are too many: how many pieces. ``now``: Unix time."""
+    """Adds passages after the newest, and deletes the oldest pieces where there are too many. Returns the number of deleted
+    pieces. ``now``: Unix time."""
     session = find(connection, sid, owner) or _begin(connection, sid, owner)
     new = [passage for passage in passages if session.newest < passage.number <= MAX_NUMBER]
     rows = [
@@ -112,7 +115,7 @@ def without_vector(connection: sqlite3.Connection, sid: Sid, owner: Tenant, limi
 def add_vectors(
     connection: sqlite3.Connection, sid: Sid, owner: Tenant, embedded: Sequence[Piece], block: bytes
 ) -> None:
-    """``block``: of the vectors of these pieces. Nothing is added if some have one already, or the session has begun anew."""
+    """``block``: the vectors of these pieces. Adds nothing if a piece has a vector already, or the session has begun anew."""
     session = find(connection, sid, owner)
     first, last = embedded[0].id, embedded[-1].id
     if session is None or first >> SESSION_BITS != session.id or place_of(first) <= session.embedded:
@@ -133,8 +136,8 @@ def add_vectors(
 def postings(
     connection: sqlite3.Connection, sid: Sid, owner: Tenant, words: Sequence[str], upto: int
 ) -> list[list[int]]:
-    """For each word that is not too common the places of the pieces that have it, newest first. ``words``: letters and digits
-    only."""
+    """For each word that is not too common, the places of the pieces that have it, newest first. ``words``: of letters and
+    digits only."""
     query = (
         "SELECT w.rowid - (s.id << 32) FROM session s CROSS JOIN word w WHERE s.sid = ? AND s.owner = ?"
         " AND w.word MATCH ? AND w.rowid BETWEEN s.id << 32 AND (s.id << 32) + ? ORDER BY w.rowid DESC LIMIT ?"
@@ -148,7 +151,7 @@ def postings(
 
 
 def vectors(connection: sqlite3.Connection, sid: Sid, owner: Tenant, upto: int) -> tuple[int, list[bytes]]:
-    """The place of the oldest piece, and blocks with the vectors of all pieces up to the item ``upto``, and some besides."""
+    """The place of the oldest piece, and blocks with the vectors of all pieces up to the item ``upto`` and perhaps of more."""
     (oldest,) = connection.execute(
         "SELECT min(p.id) - (s.id << 32) FROM session s CROSS JOIN piece p WHERE s.sid = ? AND s.owner = ?"
         " AND p.id BETWEEN s.id << 32 AND (s.id << 32) + ?",
@@ -163,7 +166,7 @@ def vectors(connection: sqlite3.Connection, sid: Sid, owner: Tenant, upto: int) 
 
 
 def keep_model(connection: sqlite3.Connection, name: str) -> None:
-    """Vectors of another model than ``name`` go: they cannot be compared."""
+    """Deletes the vectors of any other model than ``name``: they cannot be compared."""
     if connection.execute("SELECT name FROM model").fetchall() != [(name,)]:
         stored = connection.execute(
             "SELECT sum(length(body)), id >> 32 AS session FROM vector GROUP BY session"
@@ -175,20 +178,20 @@ def keep_model(connection: sqlite3.Connection, name: str) -> None:
 
 
 def forget(connection: sqlite3.Connection, sid: Sid, owner: Tenant) -> None:
-    """From now on nobody finds it; ``delete_dropped`` then deletes it."""
+    """From now on the session is not found. ``delete_dropped`` deletes it later."""
     connection.execute("INSERT INTO dropped SELECT s.id FROM session s WHERE s.sid = ? AND s.owner = ?", (sid, owner))
     connection.execute("DELETE FROM session AS s WHERE s.sid = ? AND s.owner = ?", (sid, owner))
 
 
 def total_bytes(connection: sqlite3.Connection) -> int:
-    """Of all sessions' texts and vectors."""
+    """Bytes of the texts and vectors of all sessions."""
     (total,) = connection.execute("SELECT bytes FROM total").fetchone()
     return int(total)
 
 
 def forget_oldest(connection: sqlite3.Connection, max_bytes: int) -> int:
-    """As ``forget``: those that were not added to for longest, until the others have ``max_bytes`` at most. The one that was
-    added to last stays in any case. How many."""
+    """Forgets the sessions that were added to least recently, until the others have ``max_bytes`` at most. The session that was
+    added to last stays in any case. Returns the number of forgotten sessions."""
     forgotten = 0
     while total_bytes(connection) > max_bytes:
         oldest = connection.execute("SELECT id FROM session ORDER BY used LIMIT 2").fetchall()
@@ -201,7 +204,7 @@ def forget_oldest(connection: sqlite3.Connection, max_bytes: int) -> int:
 
 
 def forget_expired(connection: sqlite3.Connection, before: float) -> bool:
-    """As ``forget``: one to which nothing was added since that Unix time. Whether there was one."""
+    """Forgets a session to which nothing was added since that Unix time. False: there was none."""
     row = connection.execute(
         "SELECT id FROM session WHERE touched_at < ? ORDER BY touched_at LIMIT 1", (before,)
     ).fetchone()
@@ -213,7 +216,7 @@ def forget_expired(connection: sqlite3.Connection, before: float) -> bool:
 
 
 def delete_dropped(connection: sqlite3.Connection) -> bool:
-    """DROPPED_AT_ONCE pieces of a session that was dropped. Whether there was one."""
+    """Deletes DROPPED_AT_ONCE pieces of a dropped session. False: there was none."""
     row = connection.execute("SELECT id FROM dropped LIMIT 1").fetchone()
     if row is None:
         return False
@@ -226,7 +229,7 @@ def delete_dropped(connection: sqlite3.Connection) -> bool:
 
 
 def _delete_oldest(connection: sqlite3.Connection, session: int, pieces: int) -> int:
-    """How many."""
+    """Returns the number of deleted pieces."""
     gone, bytes_ = _delete(connection, session, pieces)
     connection.execute(
         "UPDATE session SET pieces = pieces - ?, bytes = bytes - ? WHERE id = ?", (gone, bytes_, session)
@@ -235,8 +238,8 @@ def _delete_oldest(connection: sqlite3.Connection, session: int, pieces: int) ->
 
 
 def _delete(connection: sqlite3.Connection, session: int, limit: int) -> tuple[int, int]:
-    """The session's first pieces, with their words, and the blocks of vectors that are of these only. How many pieces, and
-    bytes."""
+    """Deletes the first pieces of a session with their words, and the blocks that have vectors of these pieces only. Returns
+    the number of pieces and of bytes."""
     first = session << SESSION_BITS
     found = connection.execute(
         "SELECT id, text FROM piece WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
@@ -244,7 +247,7 @@ def _delete(connection: sqlite3.Connection, session: int, limit: int) -> tuple[i
     ).fetchall()
     if not found:
         return 0, 0
-    # An index whose text is kept outside is told what the text was.
+    # FTS5 with external content needs the old text to delete its words.
     connection.executemany("INSERT INTO word (word, rowid, text) VALUES ('delete', ?, ?)", found)
     last = found[-1][0]
     connection.execute("DELETE FROM piece WHERE id BETWEEN ? AND ?", (first, last))

@@ -17,7 +17,7 @@ _FIELD = re.compile(rb"^(maxmemory|maxmemory_policy|evicted_keys):(\S+)", re.MUL
 
 
 class Evictions:
-    """Of the server that is asked; in a Cluster, of one node."""
+    """Evictions of the server that is asked; in a Cluster, of one node."""
 
     def __init__(self) -> None:
         self.may_evict = False

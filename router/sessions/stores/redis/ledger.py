@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 
 from router.core.request.request import Tenant
-from router.sessions.stores.contract import OwnerLimits, Usage
+from router.sessions.stores.contract import OwnerFull, OwnerLimits, Usage
 
 MAX_NOTED = 50_000
 """Sessions and documents. More are counted when they are used next."""
@@ -38,6 +38,13 @@ class Ledger:
         """Raises OwnerFull."""
         usage = self._usage.get(owner, Usage())
         self._limits.require_room(usage, sessions=sessions, documents=documents, added_bytes=added_bytes)
+
+    def is_full(self, owner: Tenant, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> bool:
+        try:
+            self.require_room(owner, sessions=sessions, documents=documents, added_bytes=added_bytes)
+        except OwnerFull:
+            return True
+        return False
 
     def note(
         self,

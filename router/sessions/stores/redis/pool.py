@@ -60,6 +60,9 @@ class Pool:
         """Grows with each failure. Connections of an earlier era are not used again."""
         self.pending = 0
 
+    def __repr__(self) -> str:
+        return f"Pool({self._server!r}, {self.state.name}, idle={len(self._idle)}, pending={self.pending})"
+
     @property
     def state(self) -> BreakerState:
         return self._breaker.state(self._clock())

@@ -45,6 +45,9 @@ class Primary:
             self._sentinels = Sentinel(list(target.addresses), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         self._asking = asyncio.Lock()
 
+    def __repr__(self) -> str:
+        return f"Primary({self._target!r}, at={self._address!r})"
+
     async def connect(self) -> AbstractConnection:
         """Raises what redis-py raises, or RedisUnavailable."""
         async with self._asking:

@@ -18,20 +18,14 @@ has. Redis must be set up so:
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Self
-
-from redis.exceptions import NoScriptError
+from typing import Self
 
 from router.core.request.request import NO_TENANT, Tenant
-from router.runtime.breaker import BreakerState, Patience
-from router.runtime.fair_turns import FairTurns
+from router.runtime.breaker import BreakerState
 from router.sessions.stores.contract import (
-    DEFAULT_LIMITS,
     DOCUMENT_OVERHEAD_BYTES,
     LINE_PATIENCE_S,
     SESSION_OVERHEAD_BYTES,
@@ -39,12 +33,9 @@ from router.sessions.stores.contract import (
     Begin,
     Begun,
     Busy,
-    Crowded,
     Cursor,
     Fenced,
     Loaded,
-    OwnerFull,
-    OwnerLimits,
     Repeated,
     Sid,
     TurnRecord,
@@ -52,83 +43,49 @@ from router.sessions.stores.contract import (
     size_of,
 )
 from router.sessions.stores.redis import scripts
-from router.sessions.stores.redis.cluster import Cluster
-from router.sessions.stores.redis.errors import Reason, RedisUnavailable, translate
 from router.sessions.stores.redis.eviction import QUESTIONS, Evictions
 from router.sessions.stores.redis.ledger import Ledger
-from router.sessions.stores.redis.pool import Command, Pool
-from router.sessions.stores.redis.servers import Primary
-from router.sessions.stores.redis.url import Address, Target, parse
+from router.sessions.stores.redis.runner import RedisLimits, Runner
+from router.sessions.stores.redis.url import parse
 
 _PATIENCE_MS = int(LINE_PATIENCE_S * 1000)
-
-
-@dataclass(frozen=True, slots=True)
-class RedisLimits:
-    deadline_s: float = 0.2
-    """Of a whole call: from the wait for a connection to the last reply."""
-    max_connections: int = 64
-    """To each server. More calls wait for a connection, within their deadlines."""
-    max_waiting: int = 256
-    """Calls of one owner that may wait."""
-    wait_replicas: int = 0
-    """Replicas that must confirm a write before it is acknowledged."""
-    wait_s: float = 0.1
-    """Time for replicas to confirm; less than ``deadline_s``."""
-    patience: Patience = field(default_factory=Patience)
-    owner: OwnerLimits = DEFAULT_LIMITS
 
 
 PULSE, PULSE_LIFETIME_S = Sid("pulse"), 60.0
 """A document that is written to learn whether Redis takes writes."""
 
-MAX_OWNER_CALLS = 16
-"""Calls of one owner that this replica sends at once. Redis runs one script after another, so the calls of others wait for
-no more than these."""
-MAX_TURN_WAIT_S = 2.0
-"""For other calls of the same owner."""
-
 
 class RedisStore:
-    def __init__(self, servers: Pool | Cluster, limits: RedisLimits) -> None:
-        self._servers = servers
-        self.max_connections = limits.max_connections
-        self._deadline_s = limits.deadline_s
-        self._replicas = limits.wait_replicas
-        self.evictions = Evictions()
+    def __init__(self, runner: Runner, limits: RedisLimits) -> None:
+        self._runner = runner
         self._ledger = Ledger(limits.owner)
-        self.calls = FairTurns(
-            max_calls=limits.max_connections,
-            max_owner_calls=min(MAX_OWNER_CALLS, limits.max_connections),
-            max_waiting=limits.max_waiting,
-            max_wait_s=max(MAX_TURN_WAIT_S, limits.deadline_s),
-            refuse=Crowded,
-        )
-        self._wait: Command = ("WAIT", limits.wait_replicas, ceil(limits.wait_s * 1000))
+        self.evictions = Evictions()
+        self.calls = runner.calls
+        self.lines = (runner.calls,)
+        self.max_pending = limits.max_connections
 
     @classmethod
     def from_url(cls, url: str, limits: RedisLimits, clock: Callable[[], float]) -> Self:
         """Connects with the first call. ``clock``: monotonic. Raises ValueError, whose message shows no secret."""
-        return cls(_servers(parse(url), limits, clock), limits)
+        return cls(Runner(parse(url), limits, clock), limits)
 
     @property
     def breaker_state(self) -> BreakerState:
-        return self._servers.state
+        return self._runner.breaker_state
 
     @property
     def pending(self) -> int:
-        """Calls that wait for other calls of their owner, for a connection or for their replies."""
-        return self._servers.pending + self.calls.waiting
+        return self._runner.pending
 
     async def ping(self) -> None:
         """Writes, since a full server and a replica refuse only writes."""
-        await self._run_now(scripts.PUT_DOCUMENT, _document(PULSE), NO_TENANT, b"", _ms(PULSE_LIFETIME_S), 1)
+        await self._runner.run_now(scripts.PUT_DOCUMENT, _document(PULSE), NO_TENANT, b"", _ms(PULSE_LIFETIME_S), 1)
 
     async def begin(self, begin: Begin) -> Begun | Busy | Repeated | None:
         known = begin.cursor
         self._ledger.require_room(begin.owner, added_bytes=size_of(begin.entries) + len(begin.record))
-        may_create = begin.creates and not self._is_full(begin.owner, sessions=1)
-        reply = await self._run(
+        may_create = begin.creates and not self._ledger.is_full(begin.owner, sessions=1)
+        reply = await self._runner.run(
             scripts.BEGIN,
             _session(begin.sid),
             begin.owner,
@@ -183,7 +140,7 @@ class RedisStore:
         added_bytes = size_of(append.entries)
         if added_bytes and not append.ends:
             self._ledger.require_room(append.owner, added_bytes=added_bytes)
-        reply = await self._run(
+        reply = await self._runner.run(
             scripts.APPEND,
             _session(append.sid),
             append.owner,
@@ -206,18 +163,18 @@ class RedisStore:
         return head
 
     async def renew(self, sid: Sid, owner: Tenant, fence: int, lease_s: float) -> None:
-        reply = await self._run(scripts.RENEW, _session(sid), owner, fence, _ms(lease_s))
+        reply = await self._runner.run(scripts.RENEW, _session(sid), owner, fence, _ms(lease_s))
         if reply[0] == b"fenced":
             raise Fenced
 
     async def release(self, sid: Sid, owner: Tenant, fence: int) -> None:
-        await self._run(scripts.RELEASE, _session(sid), owner, fence)
+        await self._runner.run(scripts.RELEASE, _session(sid), owner, fence)
 
     async def leave(self, sid: Sid, owner: Tenant, token: str) -> None:
-        await self._run(scripts.LEAVE, _session(sid), owner, token)
+        await self._runner.run(scripts.LEAVE, _session(sid), owner, token)
 
     async def load(self, sid: Sid, owner: Tenant, cursor: Cursor) -> Loaded | None:
-        reply = await self._run(scripts.LOAD, _session(sid), owner, cursor.generation, cursor.head, cursor.epoch)
+        reply = await self._runner.run(scripts.LOAD, _session(sid), owner, cursor.generation, cursor.head, cursor.epoch)
         if reply[0] == b"absent":
             return None
         generation, head, epoch, view, starts_over, attributes, turns, is_claimed, created_us, tail = reply[1:]
@@ -252,7 +209,7 @@ class RedisStore:
         return await self._does(b"committed", scripts.COMMIT_VIEW, _session(sid), owner, generation, epoch, view)
 
     async def read_turn(self, sid: Sid, owner: Tenant, turn: int) -> TurnRecord | None:
-        reply = await self._run(scripts.READ_TURN, _session(sid), owner, turn)
+        reply = await self._runner.run(scripts.READ_TURN, _session(sid), owner, turn)
         if reply[0] == b"absent":
             return None
         return TurnRecord(bool(reply[1]), reply[2])
@@ -265,8 +222,8 @@ class RedisStore:
 
     async def put_document(self, key: Sid, owner: Tenant, body: bytes, lifetime_s: float) -> None:
         added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
-        may_add = not self._is_full(owner, documents=1, added_bytes=added_bytes)
-        reply = await self._run(scripts.PUT_DOCUMENT, _document(key), owner, body, _ms(lifetime_s), int(may_add))
+        may_add = not self._ledger.is_full(owner, documents=1, added_bytes=added_bytes)
+        reply = await self._runner.run(scripts.PUT_DOCUMENT, _document(key), owner, body, _ms(lifetime_s), int(may_add))
         if reply[0] == b"full":
             self._ledger.require_room(owner, documents=1, added_bytes=added_bytes)
         elif reply[0] != b"anothers":
@@ -277,7 +234,7 @@ class RedisStore:
             )
 
     async def get_document(self, key: Sid, owner: Tenant) -> bytes | None:
-        reply = await self._run(scripts.GET_DOCUMENT, _document(key), owner)
+        reply = await self._runner.run(scripts.GET_DOCUMENT, _document(key), owner)
         if reply[0] == b"absent":
             return None
         body: bytes = reply[1]
@@ -291,7 +248,7 @@ class RedisStore:
 
     async def tidy(self) -> None:
         """To be called now and then: counts what owners have, and looks whether Redis evicts keys."""
-        self.evictions.learn(await self._servers.exchange(b"", QUESTIONS, self._deadline()))
+        self.evictions.learn(await self._runner.ask(QUESTIONS))
         await self._ledger.bring(self._count)
 
     async def usage(self) -> Mapping[Tenant, Usage]:
@@ -299,59 +256,17 @@ class RedisStore:
         return dict(self._ledger.usage)
 
     async def close(self) -> None:
-        await self._servers.close()
+        await self._runner.close()
 
     async def _count(self, owner: Tenant, notes: Sequence[str | int]) -> Usage:
-        sessions, documents, total_bytes = (await self._run_now(scripts.USAGE, _usage(owner), owner, *notes))[1:]
+        sessions, documents, total_bytes = (await self._runner.run_now(scripts.USAGE, _usage(owner), owner, *notes))[1:]
         return Usage(sessions, documents, total_bytes)
-
-    def _is_full(self, owner: Tenant, *, sessions: int = 0, documents: int = 0, added_bytes: int = 0) -> bool:
-        try:
-            self._ledger.require_room(owner, sessions=sessions, documents=documents, added_bytes=added_bytes)
-        except OwnerFull:
-            return True
-        return False
 
     async def _does(
         self, done: bytes, script: scripts.Script, key: bytes, owner: Tenant, *arguments: bytes | str | int
     ) -> bool:
-        word: bytes = (await self._run(script, key, owner, *arguments))[0]
+        word: bytes = (await self._runner.run(script, key, owner, *arguments))[0]
         return word == done
-
-    async def _run(self, script: scripts.Script, key: bytes, owner: Tenant, *arguments: bytes | str | int) -> list[Any]:
-        """The script's reply: a word, and what belongs to it. Raises RedisUnavailable, Crowded or Corrupt."""
-        async with self.calls.of(owner):
-            return await self._run_now(script, key, owner, *arguments)
-
-    async def _run_now(self, script: scripts.Script, key: bytes, *arguments: bytes | str | int) -> list[Any]:
-        deadline = self._deadline()
-        confirms = script.writes and self._replicas > 0
-        after: list[Command] = [self._wait] if confirms else []
-        replies = await self._servers.exchange(key, [(b"EVALSHA", script.sha, 1, key, *arguments), *after], deadline)
-        if isinstance(replies[0], NoScriptError):
-            # Nothing was run. A server that was restarted, took over or was flushed needs the text again.
-            replies = await self._servers.exchange(key, [(b"EVAL", script.text, 1, key, *arguments), *after], deadline)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise translate(reply)
-        if confirms and not (isinstance(replies[1], int) and replies[1] >= self._replicas):
-            raise RedisUnavailable(Reason.UNCONFIRMED)
-        found: list[Any] = replies[0]
-        return found
-
-    def _deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._deadline_s
-
-
-def _servers(target: Target, limits: RedisLimits, clock: Callable[[], float]) -> Pool | Cluster:
-    step_s = limits.deadline_s / 4
-
-    def pool_at(address: Address | None) -> Pool:
-        return Pool(Primary(target, address, step_s), limits.max_connections, limits.patience, clock)
-
-    if target.kind == "cluster":
-        return Cluster(target, pool_at, limits.patience, step_s, clock)
-    return pool_at(target.addresses[0] if target.kind == "alone" and target.addresses else None)
 
 
 def _session(sid: Sid) -> bytes:

@@ -32,7 +32,7 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_.-]+))(?:
 class Target:
     kind: Literal["alone", "sentinel", "cluster"]
     addresses: tuple[Address, ...]
-    """Of the server, of the Sentinels, or of some nodes of the cluster; empty for a socket in the file system."""
+    """The server, the Sentinels, or some nodes of the cluster; empty for a socket in the file system."""
     service: str
     """Name of the primary for the Sentinels."""
     connection_class: type[Connection | UnixDomainSocketConnection]

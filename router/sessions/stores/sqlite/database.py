@@ -109,6 +109,9 @@ class Database:
         self._checkpointing: Future[None] = Future()
         self._checkpointing.set_result(None)
 
+    def __repr__(self) -> str:
+        return f"Database({str(self.path)!r}, synchronous={self._synchronous}, {self._thread!r})"
+
     @property
     def pending(self) -> int:
         """Calls that wait for the thread, and the one that it runs."""

@@ -138,7 +138,7 @@ def unknown(at: Transaction, session: Session, cursor: Cursor) -> tuple[bool, li
 
 
 def _entries_behind(at: Transaction, session: Session, head: int) -> list[bytes]:
-    """As many as one tail may have."""
+    """Entries after ``head``, as many as one tail may have."""
     tail: list[bytes] = []
     if head == session.head:
         return tail
@@ -243,6 +243,10 @@ def sweep_session(at: Transaction, max_rows: int) -> bool | None:
     return remove_part(at, row[0], max_rows)
 
 
+def usage(at: Transaction) -> dict[Tenant, Usage]:
+    return {owner: Usage(*of_owner) for owner, *of_owner in at.connection.execute("SELECT * FROM usage")}
+
+
 def usage_of(at: Transaction, owner: Tenant) -> Usage:
     row = at.connection.execute("SELECT sessions, documents, bytes FROM usage WHERE owner = ?", (owner,)).fetchone()
     return Usage(*row) if row else Usage()
@@ -262,10 +266,3 @@ def require_room(
         free_bytes, disk_bytes = at.disk()
         limits = limits.within(max(DISK_SHARE * free_bytes, disk_bytes // MUCH))
     limits.require_room(usage_of(at, owner), sessions=sessions, documents=documents, added_bytes=added_bytes)
-
-
-def sweep_documents(at: Transaction, limit: int) -> int:
-    return at.connection.execute(
-        "DELETE FROM document WHERE id IN (SELECT id FROM document WHERE expires_at <= ? LIMIT ?)",
-        (at.unix_time, limit),
-    ).rowcount

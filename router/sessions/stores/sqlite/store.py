@@ -18,7 +18,6 @@ from router.runtime.fair_turns import FairTurns
 from router.runtime.sqlite_thread import IN_MEMORY
 from router.sessions.stores.contract import (
     DEFAULT_LIMITS,
-    DOCUMENT_OVERHEAD_BYTES,
     Append,
     Begin,
     Begun,
@@ -35,7 +34,7 @@ from router.sessions.stores.contract import (
     Usage,
     size_of,
 )
-from router.sessions.stores.sqlite import rows, turns
+from router.sessions.stores.sqlite import documents, rows, turns
 from router.sessions.stores.sqlite.database import Clock, Database, Synchronous, Transaction
 
 P = ParamSpec("P")
@@ -45,7 +44,6 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 WRITES_PER_CHECKPOINT = 64
 SWEPT_ENTRIES, SWEPT_DOCUMENTS = 500, 50
 """Deleted by one transaction at most, so that other calls wait for a short time only."""
-
 
 MAX_OWNER_CALLS = 2
 """Calls of one owner in the queue of each thread: two keep the thread busy, and others wait for no more than two."""
@@ -61,6 +59,7 @@ class SqliteStore:
         self._limits = limits
         bounds = {"max_calls": MAX_CALLS, "max_owner_calls": MAX_OWNER_CALLS, "max_waiting": writer.max_pending}
         self.writes, self.reads = (FairTurns(max_wait_s=timeout_s, refuse=Crowded, **bounds) for _ in range(2))
+        self.lines = (self.writes, self.reads)
         self._writes = 0
         self._is_untidy = False
         """Deleted data is still in the write-ahead log."""
@@ -205,45 +204,17 @@ class SqliteStore:
         return True
 
     async def put_document(self, key: Sid, owner: Tenant, body: bytes, lifetime_s: float) -> None:
-        def work(at: Transaction) -> None:
-            at.connection.execute(
-                "DELETE FROM document WHERE id = ? AND (owner = ? OR expires_at <= ?)", (key, owner, at.unix_time)
-            )
-            added_bytes = len(body) + DOCUMENT_OVERHEAD_BYTES
-            rows.require_room(at, owner, self._limits, documents=1, added_bytes=added_bytes)
-            at.connection.execute(
-                "INSERT INTO document VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-                (key, owner, body, rows.end_of(at, lifetime_s)),
-            )
-
-        await self._write(owner, work)
+        await self._write(owner, documents.put, key, owner, body, lifetime_s, self._limits)
 
     async def get_document(self, key: Sid, owner: Tenant) -> bytes | None:
-        def work(at: Transaction) -> bytes | None:
-            row = at.connection.execute(
-                "SELECT body FROM document WHERE id = ? AND owner = ? AND expires_at > ?", (key, owner, at.unix_time)
-            ).fetchone()
-            return row[0] if row else None
-
-        return await self._read(owner, work)
+        return await self._read(owner, lambda at: documents.get(at, key, owner))
 
     async def delete_document(self, key: Sid, owner: Tenant) -> bool:
-        def work(at: Transaction) -> bool:
-            return bool(
-                at.connection.execute(
-                    "DELETE FROM document WHERE id = ? AND owner = ? AND expires_at > ?", (key, owner, at.unix_time)
-                ).rowcount
-            )
-
-        return await self._erase(owner, work)
+        return await self._erase(owner, documents.delete, key, owner)
 
     async def usage(self) -> Mapping[Tenant, Usage]:
-        """Of each owner that ever stored anything."""
-
-        def work(at: Transaction) -> dict[Tenant, Usage]:
-            return {owner: Usage(*of_owner) for owner, *of_owner in at.connection.execute("SELECT * FROM usage")}
-
-        return await self._reader.do(work)
+        """Counts of each owner that ever stored anything."""
+        return await self._reader.do(rows.usage)
 
     async def tidy(self) -> None:
         """To be called now and then: removes deleted data from the write-ahead log, and restores the reserve for deletions."""
@@ -260,7 +231,7 @@ class SqliteStore:
         """Deletes at most ``limit`` expired sessions and as many documents, in small transactions. Returns the number of
         both."""
         swept = 0
-        while gone := await self._erase(NO_TENANT, rows.sweep_documents, min(limit - swept, SWEPT_DOCUMENTS)):
+        while gone := await self._erase(NO_TENANT, documents.sweep, min(limit - swept, SWEPT_DOCUMENTS)):
             swept += gone
         for _ in range(limit):
             while (is_gone := await self._erase(NO_TENANT, rows.sweep_session, SWEPT_ENTRIES)) is False:

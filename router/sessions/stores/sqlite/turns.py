@@ -1,4 +1,4 @@
-"""What turns do to a session: claim it, wait for it, write to it and give it back. Each call runs in a transaction."""
+"""The calls of turns: to claim a session, wait for it, write to it and give it back. Each runs in a transaction."""
 
 from __future__ import annotations
 

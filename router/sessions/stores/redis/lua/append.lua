@@ -4,7 +4,7 @@ local worker, lifetime_ms, first_entry = ARGV[9], number(ARGV[10]), 11
 
 local session = find(owner)
 if not session or session.generation ~= generation then return {'fenced'} end
--- A turn of that number which another claim began is not this turn: the one that was meant fell to a failover.
+-- A turn of that number with another fence is another turn: the one that is meant was lost in a failover.
 local old = turn(n)
 if not old or old.fence ~= fence then return {'fenced'} end
 if ends and old.has_ended then return {'appended', session.head} end

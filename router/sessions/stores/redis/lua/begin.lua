@@ -60,7 +60,7 @@ if appends then
   end
 end
 local bytes = session.bytes + #record + (appends and size_of(first_entry) or 0)
--- By the clock, so that two servers that were both primary for a moment have not given the same one.
+-- Fences go by the clock, so that two servers that were primary at the same time give different ones.
 local fence = math.max(session.fence + 1, now_us)
 put(changes, 'fence', fence, 'holder', token, 'claimed', number_of_turn, 'until', now + lease_ms, 'line', line_text(line),
   'turns', number_of_turn, 'head', head, 'bytes', bytes, 't:' .. number_of_turn, turn_text(false, fence, record))

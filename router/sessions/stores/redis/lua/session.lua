@@ -1,24 +1,24 @@
--- What the scripts of sessions have in common; it is put before each of them.
+-- The common part of all scripts, put before each of them.
 --
--- A session is one hash, so that nothing of it can expire, be evicted or move to another node without the rest:
+-- A session is one hash, so that no part of it can expire, be evicted or move to another node alone:
 --   owner generation created fence holder claimed until line head turns epoch view worker attributes bytes
 --   e:N  entry N          t:N  turn N: has it ended (0, 1), its fence, a colon, its record
---   k:K  the turn that was begun with idempotency key K
--- All is read and understood before the first write: a script that fails has changed nothing.
+--   k:K  number of the turn with idempotency key K
+-- A script reads and checks everything before its first write: a script that fails has changed nothing.
 
 local key = KEYS[1]
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
-local CHUNK = 1000 -- arguments to one call: Lua's stack has room for a few thousand
-local MAX_TAIL_BYTES = 4194304 -- of entries in one reply: others wait while it is made
-local SESSION_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES = 512, 64 -- what owners are charged with besides
+local CHUNK = 1000 -- arguments of one call: the stack of Lua holds a few thousand
+local MAX_TAIL_BYTES = 4194304 -- of entries in one reply: other calls wait meanwhile
+local SESSION_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES = 512, 64 -- charged to owners besides
 
 local function number(value)
   return tonumber(value) or error('CORRUPT: not a number')
 end
 
--- The session, or nil and whether it is somebody else's.
+-- The session, or nil and whether another owner has it.
 local function find(owner)
   local found = redis.call('HMGET', key, 'owner', 'generation', 'fence', 'holder', 'claimed', 'until', 'line',
     'head', 'turns', 'epoch', 'worker', 'bytes')
@@ -42,7 +42,7 @@ local function find(owner)
   }
 end
 
--- What a new session is, as names and values for HSET.
+-- Fields of a new session, as names and values for HSET.
 local function newborn(owner, generation)
   return {
     'owner', owner, 'generation', generation, 'created', now_us, 'fence', 0, 'holder', '', 'claimed', 0, 'until', 0,
@@ -60,7 +60,7 @@ local function write(list)
   end
 end
 
--- Entries first … last, as many as one tail has at most.
+-- Entries first … last, as many as one tail may have.
 local function entries(first, last)
   local size, stop = 0, first - 1
   while stop < last and size < MAX_TAIL_BYTES do
@@ -78,7 +78,7 @@ local function entries(first, last)
   return all
 end
 
--- What the arguments from there on cost, which are entries.
+-- Size of the entries in the arguments from there on.
 local function size_of(first)
   local size = 0
   for i = first, #ARGV do size = size + #ARGV[i] + ENTRY_OVERHEAD_BYTES end
@@ -98,12 +98,13 @@ local function turn_text(has_ended, fence, record)
   return (has_ended and '1' or '0') .. string.format('%d', fence) .. ':' .. record
 end
 
--- Of the claim, as names and values for HSET.
+-- Adds the fields of a free claim, as names and values for HSET.
 local function put_release(list)
   put(list, 'holder', '', 'claimed', 0, 'until', 0)
 end
 
--- Must all be read anew, also where more is known than there is (an older state was restored); what is not known; the view where another one is known.
+-- Whether the caller must drop its copy, also if it knows more entries than there are (an older state was restored); the
+-- entries that it lacks; the view, if the caller has another.
 local function unknown(session, generation, head, epoch)
   local is_same = generation == session.generation and head <= session.head
   local tail = entries((is_same and head or 0) + 1, session.head)
@@ -120,7 +121,7 @@ local function live(lifetime_ms)
   end
 end
 
--- Who waits for the claim, in order: a flat list of token, when it last asked.
+-- The line, in order: a flat list of token, time of its last call.
 local function read_line(session)
   if session.line == '' then return {} end
   local is_good, line = pcall(cmsgpack.unpack, session.line)

@@ -1,7 +1,7 @@
--- What an owner has, beside its sessions and documents: they may be on other nodes. A hash, and behind its name with an x a
--- sorted set of when its members expire (ms):
+-- Counts what an owner has. Its sessions and documents may be on other nodes. The count is a hash, and a sorted set with an x
+-- after the name has the times when its members expire (ms):
 --   s d b   sessions, documents, bytes      m:ID   bytes of one of them, whose ID ends in s or d
--- ARGV, behind the owner: ID, bytes (0: it is gone), when it expires (0: never), and so on.
+-- ARGV after the owner: ID, bytes (0: deleted), time until it expires (ms, 0: never), and so on.
 local ages = key .. 'x'
 local total = {}
 for _, kind in ipairs({'s', 'd', 'b'}) do total[kind] = number(redis.call('HGET', key, kind) or 0) end

@@ -1,4 +1,4 @@
-"""What turns did, as metrics read it."""
+"""Counts of turns, for metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from router.core.request.record import Record
 from router.sessions.context.entry import Kind
 from router.sessions.context.history import History
 from router.sessions.context.messages import split_system
-from router.sessions.planner import ApiName, Ask, Plan
+from router.sessions.planner import ApiName, Plan, TurnRequest
 
 OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
 
@@ -20,21 +20,21 @@ class TurnCounts:
     turns: dict[tuple[str, str], int] = field(
         default_factory=lambda: dict.fromkeys(product(get_args(ApiName), OUTCOMES), 0)
     )
-    """By door and outcome."""
+    """By API and outcome."""
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))
     prefixes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("warm", "cold", "unknown"), 0))
-    """Was what earlier turns had computed still cached?"""
+    """Turns by whether the workers still had the prefix cached."""
     breaks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("system_changed", "tools_changed"), 0))
     fence_rejections: int = 0
     spared_bytes: int = 0
-    """Of what workers were sent, what clients did not have to send."""
+    """Bytes that workers were sent and clients were not asked for."""
     resent_messages: int = 0
 
-    def count_news(self, ask: Ask, history: History, plan: Plan) -> None:
-        """What a turn brought, of which nothing counts yet in ``history``."""
+    def count_news(self, request: TurnRequest, history: History, plan: Plan) -> None:
+        """Counts what a turn adds, before it counts in ``history``."""
         own = [draft for draft in plan.drafts if draft.kind is Kind.MESSAGE]
-        if ask.incoming.resends:
-            self.resent_messages += len(split_system(ask.incoming.messages)[1]) - len(own)
+        if request.incoming.resends:
+            self.resent_messages += len(split_system(request.incoming.messages)[1]) - len(own)
         kinds = {draft.kind for draft in plan.drafts}
         self.breaks["system_changed"] += Kind.SYSTEM in kinds and history.log.system.number > 0
         self.breaks["tools_changed"] += Kind.TOOLS in kinds and history.log.tools.number > 0

@@ -1,4 +1,4 @@
-"""What every page of the stateful routes says of a turn."""
+"""A turn's request, as far as all stateful routes make it alike."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import partial
 from router.server.page_routes import Call
 from router.sessions.api.rules import read_idempotency_key, read_overrides
 from router.sessions.context.prompt import Incoming
-from router.sessions.planner import ApiName, Ask
+from router.sessions.planner import ApiName, TurnRequest
 
 
-def asking(call: Call, api: ApiName, incoming: Incoming, asked: str) -> partial[Ask]:
+def turn_request(call: Call, api: ApiName, incoming: Incoming, asked: str) -> partial[TurnRequest]:
     """``asked``: digest of the body. Raises InvalidRequest."""
     return partial(
-        Ask,
+        TurnRequest,
         api=api,
         caller=call.caller,
         incoming=incoming,
