@@ -20,7 +20,7 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.ports import Client
-from router.runtime import freed_memory
+from router.runtime import memory_trim
 from router.sessions.api.chat_codec import ChatCodec
 from router.sessions.api.chat_requests import read_chat
 from router.sessions.context.prompt import Incoming
@@ -152,7 +152,7 @@ async def talk(turns: Turns, sid: Sid, body: bytes) -> None:
 
 
 def main() -> None:
-    freed_memory.keep_some()
+    memory_trim.keep_some()
     for items in (20, 200, 2000):
         found = asyncio.run(measure(items))
         print(f"{items:>5} items: " + ", ".join(f"{name} {value:,.0f} µs" for name, value in found.items()))

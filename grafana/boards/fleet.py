@@ -160,13 +160,13 @@ BOARD = Board(
                     ),
                 ),
                 Panel(
-                    title="Answers that broke the protocol",
-                    description="Answers of workers that the router ended, by what was wrong. An engine that dies "
+                    title="Rejected replies",
+                    description="Replies of workers that the router rejected, by what was wrong. An engine that dies "
                     "ends its streams this way; any other kind means a broken worker, a proxy before it, or an "
                     "attack.",
                     unit="cps",
                     kind="stack",
-                    queries=(Query(rate("worker_breaches_total", by="kind"), "{{kind}}"),),
+                    queries=(Query(rate("rejected_replies_total", by="kind"), "{{kind}}"),),
                 ),
                 Panel(
                     title="Broken streams",

@@ -45,6 +45,9 @@ from router.upstream.pool import Pool
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+STALE_LOAD_S = 5.0
+"""Age after which a worker's load figures are no longer used."""
+
 log = logging.getLogger("warmroute")
 
 
@@ -106,7 +109,7 @@ def build_data_plane(
         clock,
         admission,
         read=parsers.run,
-        look_for_models=lambda: fleet_sync.look_for_models(),
+        look_for_models=lambda: fleet_sync.refresh_models(),
     )
     sources = _sources(config.fleet, lambda: fleet_sync.wake(), clock)
     fleet_sync = FleetSync(sources, fleet, pool, upstream, config, selector.use_ring, clock, background)
@@ -172,7 +175,7 @@ def _fleet_rules(config: Config) -> FleetRules:
         health=HealthRules(probes.failures, probes.ejection_s, probes.max_ejection_s, probes.slow_start_s),
         initial_prefill_rate=config.policy.initial_prefill_rate,
         initial_bytes_per_token=config.policy.initial_bytes_per_token,
-        stale_load_s=config.load.stale_s,
+        stale_load_s=STALE_LOAD_S,
         default_cache_tokens=config.index.default_worker_tokens,
         declared_models=frozenset(config.fleet.models),
     )

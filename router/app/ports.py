@@ -32,7 +32,7 @@ from router.server.admin import AdminPort
 from router.server.audit import Audit
 from router.server.auth import OpenGate
 from router.server.certificate import Certificate
-from router.server.client_server import ClientServer, Observers
+from router.server.client_server import ClientServer, ConnectionHooks
 from router.server.data import DataPort
 from router.server.failed_logins import FailedLogins
 from router.server.key_connections import KeyConnections
@@ -83,7 +83,7 @@ class Ports:
     async def working(self, background: Background) -> AsyncIterator[None]:
         """Inside the block traces are sent, viewers see the past, and a renewed certificate is taken."""
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(sending(self.tracing, self.config.tracing.flush_s))
+            await stack.enter_async_context(sending(self.tracing))
             await stack.enter_async_context(background.running("status", self.feed.run))
             if self.certificate:
                 await stack.enter_async_context(background.running("certificate", self.certificate.run))
@@ -152,16 +152,16 @@ def build_ports(
     may_connect, may_administer = connections_within(
         resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.limits.max_connections, config.admin.max_viewers
     )
-    observers = Observers(cuts.observe, plane.metrics.observe_refusal, data.new_request_id)
-    clients = ClientServer(handle, _limited_to(config.limits, may_connect), observers, data.key_connections)
-    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), observers, KeyConnections(0))
+    hooks = ConnectionHooks(cuts.observe, plane.metrics.observe_refusal, data.new_request_id)
+    clients = ClientServer(handle, _limited_to(config.limits, may_connect), hooks, data.key_connections)
+    admins = ClientServer(admin.handle, _limited_to(config.limits, may_administer), hooks, KeyConnections(0))
     server = config.server
-    certificate = Certificate(server.tls_cert, server.tls_key, server.tls_reload_s) if server.tls_cert else None
+    certificate = Certificate(server.tls_cert, server.tls_key) if server.tls_cert else None
     register(
         registry,
         client_rows(data, clients, admins, cuts, config.limits),
         memory_rows(memory),
-        key_rows(keys, data, config.auth, config.limits),
+        key_rows(keys, data, config.limits),
         certificate_rows(certificate),
         admin_rows(admins, feed, failed_logins, audit, plane.decisions),
         trace_rows(trace_counts),

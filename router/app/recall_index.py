@@ -92,7 +92,6 @@ async def _open_sqlite(
 
 def _sqlite_limits(context: ContextConfig) -> IndexLimits:
     return IndexLimits(
-        max_pending=context.max_recall_calls,
         max_bytes=context.max_recall_bytes,
         lifetime_s=context.recall_lifetime_s,
         search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
@@ -108,7 +107,6 @@ async def _open_postgres(context: ContextConfig, dispatch: Dispatch, clock: Call
         raise ConfigError("context.recall_index=***: PostgreSQL needs the package of warmroute[postgres]") from None
     embedder, close = await _open_embedder(context, dispatch, clock)
     limits = PostgresLimits(
-        max_connections=context.recall_connections,
         search_timeout_s=context.recall_timeout_s * SEARCH_SHARE,
         embed_timeout_s=context.recall_timeout_s * EMBED_SHARE,
         lifetime_s=context.recall_lifetime_s,

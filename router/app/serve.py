@@ -29,7 +29,7 @@ from router.app.ports import build_ports, open_keys
 from router.app.sessions import build_state
 from router.config.schema import Config
 from router.core.fleet.fleet import Fleet
-from router.runtime import freed_memory
+from router.runtime import memory_trim
 from router.runtime.background import Background
 from router.runtime.logs import AUDIT
 from router.runtime.metrics import background_rows, register
@@ -75,7 +75,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
         if router.keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.keys.wake)
         _calm_collector()
-        freed_memory.keep_some()
+        memory_trim.keep_some()
         _allow_descriptors(config.limits.max_connections)
         sys.setswitchinterval(SWITCH_S)
         log.info("serving", extra={"url": router.url, "admin": router.admin_url})
@@ -109,7 +109,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         await start(contextlib.aclosing(counts))
         await start(state.working(background))
         await start(ports.working(background))
-        await start(background.running("freed_memory", freed_memory.Trimmer().run))
+        await start(background.running("memory_trim", memory_trim.Trimmer().run))
         await start(background.running("audit", audit.run))
         if keys is not None:
             await start(background.running("keys", keys.run))

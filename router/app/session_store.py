@@ -74,7 +74,6 @@ async def _open_sqlite(
             wall_clock,
             synchronous=config.sqlite_synchronous,
             max_pending=config.max_store_calls,
-            timeout_s=config.sqlite_timeout_s,
             limits=limits,
         )
     except (StoreUnavailable, Corrupt) as error:

@@ -20,7 +20,7 @@ from router.core.tenants.tenant import EVERYBODY
 from router.runtime.background import Background
 from router.runtime.metrics import register
 from router.runtime.steady_clock import SteadyClock
-from router.server.data import body_limits
+from router.server.bodies import body_limits
 from router.server.key_file import KeyFile
 from router.server.page_routes import PageRoutes
 from router.sessions.api.conversations import ConversationPages
@@ -146,7 +146,6 @@ async def build_state(
         usage_rows(opened, lambda: watch.usage, plane.admission.limits.ledger.accounts),
         context_rows(
             context_window,
-            config.context.max_waiting,
             lambda: keys.gate.keyring.rules if keys else (EVERYBODY,),
         ),
         recall_rows(context_window, index.index, index.sqlite),

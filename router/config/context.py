@@ -62,15 +62,6 @@ class ContextConfig(Section, frozen=True):
     summary_api_key: Annotated[str, Meta(description="API key for context.summary_url.", extra=SECRET)] = ""
     summary_api_key_file: Annotated[str, Meta(description="File that holds context.summary_api_key.")] = ""
     summary_tokens: Annotated[int, Meta(ge=16, le=100_000, description="Most tokens of the summary of one cut.")] = 400
-    summary_source_tokens: Annotated[
-        int,
-        Meta(
-            ge=200,
-            le=10_000_000,
-            description="Most tokens that one request for a summary covers. The rest follows part by part. Less if the "
-            "model's window is smaller.",
-        ),
-    ] = 32_000
     summary_timeout_s: Annotated[
         float,
         Meta(
@@ -86,9 +77,6 @@ class ContextConfig(Section, frozen=True):
             "limit.",
         ),
     ] = 0
-    max_waiting: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Most sessions that may wait for the compactor.")
-    ] = 10_000
     janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that the compactor works on at once.")] = 4
     recall_index: Annotated[
         str,
@@ -99,10 +87,6 @@ class ContextConfig(Section, frozen=True):
             extra=SECRET,
         ),
     ] = "sqlite"
-    recall_connections: Annotated[
-        int,
-        Meta(ge=1, le=1000, description="Connections to PostgreSQL, if it is the recall index; further calls wait."),
-    ] = 8
     recall_lifetime_s: Annotated[
         float,
         Meta(
@@ -152,9 +136,6 @@ class ContextConfig(Section, frozen=True):
             "Sessions that were not added to for longest are dropped first.",
         ),
     ] = 1 << 30
-    max_recall_calls: Annotated[
-        int, Meta(ge=1, le=10_000, description="Most calls that may wait for the recall index.")
-    ] = 256
 
     @property
     def recall_in_postgres(self) -> bool:

@@ -111,14 +111,6 @@ class ResumptionConfig(Section, frozen=True):
     wait_s: Annotated[
         float, Meta(ge=0, le=600, description="Seconds for which a broken stream waits while no worker is up.")
     ] = 10.0
-    max_kept_bytes: Annotated[
-        int,
-        Meta(
-            ge=1 << 16,
-            le=1 << 30,
-            description="Most bytes kept of one stream for its resumption, beyond its newest 64 KiB.",
-        ),
-    ] = 4 << 20
     max_total_kept_bytes: Annotated[
         int,
         Meta(

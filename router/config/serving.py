@@ -19,14 +19,6 @@ class ServerConfig(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535, description="Port for clients; 0 takes any free port.")] = 8080
     tls_cert: Annotated[str, Meta(description="PEM certificate chain of the port for clients; empty: no TLS.")] = ""
     tls_key: Annotated[str, Meta(description="PEM private key of server.tls_cert.")] = ""
-    tls_reload_s: Annotated[
-        float,
-        Meta(
-            ge=0.05,
-            le=3600,
-            description="Seconds between two checks whether server.tls_cert and server.tls_key were renewed.",
-        ),
-    ] = 10.0
     cors_origins: Annotated[
         list[str],
         Meta(
@@ -74,11 +66,6 @@ class AuthConfig(Section, frozen=True):
             extra=SECRET,
         ),
     ] = []
-    reload_s: Annotated[
-        float,
-        Meta(ge=0.05, le=3600, description="Seconds between two reads of auth.keys_file. SIGHUP reads it at once."),
-    ] = 2.0
-    max_keys: Annotated[int, Meta(ge=1, le=1_000_000, description="Most API keys that may be listed.")] = 100_000
     salt_secret: Annotated[
         str,
         Meta(
@@ -114,10 +101,6 @@ class LimitsConfig(Section, frozen=True):
     """Bounds on what clients may cost."""
 
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 32 << 20
-    max_header_bytes: Annotated[
-        int, Meta(ge=512, le=1 << 20, description="Largest header field of a request, in bytes.")
-    ] = 8190
-    max_headers: Annotated[int, Meta(ge=8, le=1000, description="Most header fields of a request.")] = 64
     head_timeout_s: Annotated[
         float,
         Meta(gt=0, le=3600, description="Seconds in which a request's head must arrive, and a TLS handshake end."),
@@ -243,21 +226,3 @@ class TracingConfig(Section, frozen=True):
         ),
     ] = 0.1
     service_name: Annotated[str, Meta(min_length=1, description="The router's service.name in traces.")] = "warmroute"
-    max_queue: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=1_000_000,
-            description="Requests whose spans may wait to be sent; spans of further ones are dropped.",
-        ),
-    ] = 2048
-    interval_s: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds for which spans wait so that they are sent together.")
-    ] = 1.0
-    timeout_s: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds in which the collector must take a batch of spans.")
-    ] = 5.0
-    flush_s: Annotated[
-        float,
-        Meta(ge=0, le=60, description="Seconds for which a router that stops waits until its last spans are sent."),
-    ] = 2.0

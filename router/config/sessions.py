@@ -84,15 +84,6 @@ class SessionsConfig(Section, frozen=True):
             gt=0, le=60, description="Seconds in which Redis must answer a call; after that it counts as unavailable."
         ),
     ] = 0.2
-    sqlite_timeout_s: Annotated[
-        float,
-        Meta(
-            gt=0,
-            le=600,
-            description="Seconds in which SQLite must begin a call. After that the call is not made, and the store counts "
-            "as unavailable.",
-        ),
-    ] = 5.0
     max_store_calls: Annotated[
         int,
         Meta(ge=1, le=10_000, description="Redis: most connections. SQLite: most calls of one tenant that may wait."),

@@ -97,12 +97,6 @@ class LoadConfig(Section, frozen=True):
     poll_interval_s: Annotated[
         float, Meta(gt=0, le=60, description="Seconds between two reads of a worker's /metrics.")
     ] = 0.25
-    timeout_s: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds in which a worker must answer a read of its /metrics.")
-    ] = 2.0
-    stale_s: Annotated[
-        float, Meta(gt=0, le=3600, description="Seconds after which load figures of a worker are no longer used.")
-    ] = 5.0
 
 
 class TimeoutsConfig(Section, frozen=True):

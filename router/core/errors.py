@@ -1,12 +1,12 @@
-"""The one tree of errors that a client may see.
+"""All errors that a client may see, in one tree.
 
     RouterError
     ├── ClientError                the request is wrong, and will stay wrong
     │   ├── InvalidJson            400  invalid_json
     │   ├── InvalidRequest         400  invalid_request_error
     │   │   ├── ContextTooLong     400  context_length_exceeded: the prompt cannot fit the model's window
-    │   │   ├── SessionFull        400  session_full: its log is as long as it may be
-    │   │   ├── StorageFull        400  storage_full: the tenant has stored as much as it may
+    │   │   ├── SessionFull        400  session_full: its log has reached its longest length
+    │   │   ├── StorageFull        400  storage_full: the tenant has stored its most bytes
     │   │   └── MalformedRequest   400  invalid_request_error: not HTTP, so the connection is closed
     │   ├── InvalidApiKey          401  invalid_api_key
     │   ├── ModelNotFound          404  model_not_found, also where the key may not use it
@@ -16,28 +16,28 @@
     │   ├── MethodNotAllowed       405  method_not_allowed
     │   ├── BodyTimeout            408  request_timeout
     │   ├── SessionBusy            409  session_busy: another turn has not ended
-    │   │   └── ConversationLocked 400  conversation_locked: the same, as the Conversations API says it
+    │   │   └── ConversationLocked 400  conversation_locked: another turn has not ended, in the words of the Conversations API
     │   ├── RequestTooLarge        413  request_too_large
     │   ├── UnsupportedEncoding    415  unsupported_encoding
     │   ├── HostNotAllowed         421  host_not_allowed
     │   ├── HeadersTooLarge        431  headers_too_large
-    │   └── TenantLimited          429  the tenant's own limit: come back after ``retry_after_s``
+    │   └── TenantLimited          429  the tenant's own limit: retry after ``retry_after_s``
     │       ├── RateLimited             rate_limit_exceeded
-    │       │   └── ConnectionsLimited  rate_limit_exceeded: too many of them, and this one is closed
+    │       │   └── ConnectionsLimited  rate_limit_exceeded: too many connections, and this one is closed
     │       └── BudgetExceeded          budget_exceeded
-    ├── SessionCorrupt             500  session_corrupt: what is stored of it cannot be read; nothing else is affected
+    ├── SessionCorrupt             500  session_corrupt: its stored data cannot be read; no other session is affected
     ├── WorkerError                502  worker_error: every attempt failed
-    │   ├── PoisonRequest                     worker_error: workers died under it, one after another
+    │   ├── PoisonRequest                     worker_error: workers died while they served it, one after another
     │   └── WorkerTimeout          504  worker_timeout
-    └── Unavailable                503  ours, for now: come back after ``retry_after_s``
+    └── Unavailable                503  ours, for now: retry after ``retry_after_s``
         ├── NoWorkerAvailable           no_worker_available
         ├── ModelUnavailable            model_unavailable
         ├── Overloaded                  overloaded
-        │   └── WorkersBusy             overloaded: the workers said so themselves
+        │   └── WorkersBusy             overloaded: the workers answered that they are busy
         ├── StateUnavailable            state_unavailable: the session store cannot be reached
         └── Draining                    draining
 
-The class says whose fault it is. A message never holds a worker's URL, a worker's 5xx body or a prompt.
+The class says whose fault an error is. A message never holds a worker's URL, a worker's 5xx body or a prompt.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from typing import ClassVar
 
 
 class RouterError(Exception):
-    """``status``: HTTP status. ``code``: the closed set of interface names. ``retryable``: may a retry help? The class says
-    what holds mostly, and whoever raises it may know better."""
+    """``status``: HTTP status. ``code``: one of the closed set of interface names. ``retryable``: a retry may help; the class
+    has the default, and a raised error may differ."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
     retryable: bool = False
     is_counted: bool = False
-    """The request's record tells of it already."""
+    """The request's record has counted it among the requests."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class InvalidRequest(ClientError):
 
 
 class ContextTooLong(InvalidRequest):
-    """Clients look for its code, to shorten a conversation and try again."""
+    """Clients that read its code shorten the conversation and try again."""
 
     code = "context_length_exceeded"
 
@@ -112,7 +112,7 @@ class ModelNotFound(ClientError):
 
     @classmethod
     def of(cls, model: str) -> ModelNotFound:
-        """The same words whether nobody serves the model or only this client may not use it."""
+        """The message is the same whether no worker serves the model or only this client may not use it."""
         return cls(f"the model {model!r} does not exist", param="model")
 
 
@@ -185,7 +185,7 @@ class WorkerError(RouterError):
 
 
 class PoisonRequest(WorkerError):
-    """``workers``: names of those that died under the request."""
+    """``workers``: names of the workers that died while they served the request."""
 
     retryable = False
 

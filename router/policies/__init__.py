@@ -1,4 +1,4 @@
-"""The policies by name. A policy ranks; whether a worker may be tried at all is the fleet's question."""
+"""The policies by name. A policy ranks workers; the fleet decides which of them may be tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a policy is: facts in, a ranking out. Pure and synchronous; health, retries and leases are not its question."""
+"""The interface of a policy: it takes facts and returns a ranking. Pure and synchronous. Health, retries and leases are decided
+elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class NoParameters(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Every eligible position once, best first, and why the first is first."""
+    """Every eligible position once, best first, and the reason for the first."""
 
     order: Sequence[int]
     reason: str
@@ -27,8 +28,8 @@ class Ranking:
 class Policy(Protocol):
     name: str
     reasons: frozenset[str]
-    """Every reason that ``rank`` can give, so that metric labels are a closed set."""
+    """All reasons that ``rank`` gives, so that metric labels are a closed set."""
 
     def rank(self, facts: Facts) -> Ranking:
-        """Order ``facts.eligible``: a permutation of it, nothing dropped and nothing added."""
+        """Returns a permutation of ``facts.eligible``: it never drops or adds a worker."""
         ...

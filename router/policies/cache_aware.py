@@ -1,4 +1,4 @@
-"""Where the first token is expected soonest: the default."""
+"""The worker with the least expected time to first token: the default policy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from router.policies.base import Ranking
 from router.policies.ring_order import take_eligible
 
 RATE_BAND = 1.25
-"""Learnt rates that differ by less are taken as equal: measurement noise would otherwise pull the same way at each decision,
-and give one worker the load and the cache churn of two."""
+"""Learnt rates that differ by a smaller factor count as equal. Otherwise measurement noise would favour one worker at each
+decision, and give it the load and the cache churn of two."""
 REQUEST_TOKENS = 100.0
-"""What each request in flight costs beyond its prefill: it takes a slot and a share of every step."""
+"""Cost of each request in flight beyond its prefill: it takes a slot and a share of every step."""
 CROWD_TOKENS = 400.0
-"""What those above the fleet's mean cost more, and the more the further above."""
+"""Additional cost of requests above the fleet's mean; it grows with the distance."""
 
 
 Chance = Annotated[float, Meta(ge=0, le=1)]
@@ -38,24 +38,24 @@ class CacheAwareParameters(Struct, frozen=True):
 
 
 class CacheAware:
-    """Ascending by expected time to first token, and by what the choice costs those who come after.
+    """Ascending by expected time to first token, plus the cost of the choice for later requests.
 
     Formula, in prefill tokens, then times the worker's pace::
 
         cost(w) = queued(w) + foreign_queued(w) + miss(w) + crowd(w) + [w is not the ring's first] · s · μ · prompt
 
     ``miss(w)`` is ``λ · (1 - s/2)`` for each token of the prompt that w is not expected to hold: an uncached token delays
-    this request and those queued behind it, and evicts something. ``s`` is the share of the requests in flight that are
+    this request and those queued after it, and evicts another block. ``s`` is the share of the requests in flight that are
     not ours: the less of a queue is known, the less it is worth waiting in it for a hit.
 
-    A stretch of the prompt that also came in another request, fewer requests ago than are now in flight, is *hot*:
-    several in flight have it, so it repays being held on more workers, and missing it costs less, down to 1. (The turns of
-    one conversation follow one another and are not hot; a system prompt that everyone sends is.) Otherwise a shared
-    prefix gathers λ times its own prefill in the queue of its first worker before a second may learn it.
+    A stretch of the prompt is *hot* if it came in another request, fewer requests ago than are now in flight. Several requests
+    in flight share it, so it pays to hold it on more workers, and missing it costs less, down to 1. (The turns of one
+    conversation follow one another and are not hot; a system prompt of all clients is.) Otherwise a shared prefix would gather
+    λ times its own prefill in the queue of its first worker before a second worker gets it.
 
-    Expected to be held is what the index knows and, on the anchor's first ring workers, at least ``p_k · earlier_tokens``:
-    another replica would have put the earlier turns there. Where no other router routes, or ``alone`` is set, ``s`` is 0 and
-    the ring only breaks ties.
+    A worker is expected to hold what the index knows. The anchor's first ring workers are expected to hold at least ``p_k ·
+    earlier_tokens``, since another replica would have sent the earlier turns there. If no other router sends requests, or
+    ``alone`` is set, ``s`` is 0 and the ring only breaks ties.
 
     ``crowd(w) = 100 · (load - least load + 1) + 400 · max(load - mean, 0)² / (mean + 2)``, where a load is all requests in
     flight: decoding takes slots and steps. Relative to the fleet, so that an error in a worker's pace does not
@@ -102,7 +102,8 @@ class CacheAware:
         return Ranking(order, self._explain(facts, order[0], near[0] if near else None))
 
     def _expect_on_ring(self, facts: Facts, near: Sequence[int], weight: float, miss: list[float]) -> None:
-        """Lower the cost where other replicas would have put the earlier turns, as far as the index knows of less."""
+        """Lower the cost of workers to which other replicas would have sent the earlier turns, unless the index knows of
+        more."""
         for position, chance in zip(near, self._prior, strict=False):
             unknown = chance * facts.earlier_tokens - facts.matches.tokens(position)
             if unknown > 0:
@@ -121,7 +122,11 @@ class CacheAware:
 
 
 def _weigh_misses(facts: Facts, weight: float, in_flight: int) -> list[float]:
-    """By position: what the prompt's uncached tokens there cost, each ``weight``, or less where they are hot."""
+    """By position, the cost of the prompt's uncached tokens: ``weight`` for each, or less if it is hot.
+
+    Of three workers, let a hold 3,000 of 4,000 tokens, b and c 1,000 of them. Walking from the deepest group, the cost is
+    ``weight · 1000`` on a; b and c miss 2,000 tokens more. Each worker holds some, so none misses all 4,000.
+    """
     groups = facts.matches.groups
     if not groups:
         return [weight * facts.prompt_tokens] * len(facts.fleet.names)
@@ -132,7 +137,7 @@ def _weigh_misses(facts: Facts, weight: float, in_flight: int) -> list[float]:
         shallower = groups[number + 1][1] if number + 1 < len(groups) else 0.0
         rarity = min(1.0, (age + 1) / (in_flight + 1))
         cost += (1.0 + (weight - 1.0) * rarity) * (tokens - shallower)
-    # Most workers are alike: they hold nothing, or what everybody holds. Only the others are set one by one.
+    # Most workers are alike: they hold none, or the prefix that all share. Only the others are set one by one.
     by_cost = [(workers, held_cost) for (workers, _tokens, _age), held_cost in zip(groups, costs, strict=True)]
     size = len(facts.fleet.names)
     holding_none = (1 << size) - 1
@@ -153,7 +158,8 @@ def _count_workers(group: tuple[int, float]) -> int:
 
 
 def _put_ring_first(facts: Facts, order: list[int], cost_of: Callable[[int], float]) -> None:
-    """Of the cheapest, all equal, the ring's first two come first. The ring is walked only when there are such."""
+    """Of the cheapest workers, the ring's first two come first. Call it only if several are equally cheap: it walks the
+    ring."""
     least = cost_of(order[0])
     for position in reversed(take_eligible(facts, 2)):
         if cost_of(position) == least:
@@ -162,7 +168,7 @@ def _put_ring_first(facts: Facts, order: list[int], cost_of: Callable[[int], flo
 
 
 class _Rows(Struct, frozen=True):
-    """The fleet's figures of the eligible workers only, in their order: others, and free positions, set no mean."""
+    """The figures of the eligible workers, in their order: other workers and free positions must not change a mean."""
 
     in_flight: Sequence[int]
     loads: Sequence[int]
@@ -188,18 +194,18 @@ def _take_rows(facts: Facts) -> _Rows:
 
 
 def _add_up(rows: _Rows, miss: Iterable[float]) -> list[float]:
-    """By row: the whole cost, never negative, so that a slowdown always makes it more."""
+    """By row, the whole cost. It is never negative, so that a slowdown always increases it."""
     loads = rows.loads
     mean, least = sum(loads) / len(loads), min(loads) - 1
     bend = CROWD_TOKENS / (mean + 2.0)
     crowd = {load: REQUEST_TOKENS * (load - least) + bend * max(load - mean, 0.0) ** 2 for load in set(loads)}
-    # Sums of whole columns in C: with a thousand workers an expression a row costs more than all the rest.
+    # Whole columns are added in C: with a thousand workers, an expression for each row would cost more than all the rest.
     work = map(add, map(add, rows.queued, rows.foreign_queued), map(add, miss, map(crowd.__getitem__, loads)))
     return list(map(mul, work, _pace(rows)))
 
 
 def _pace(rows: _Rows) -> Sequence[float]:
-    """By row: how much longer than the fleet's mean a token takes there; rates within the band count as the mean."""
+    """By row, the time of a token over the fleet's mean. Rates within the band count as the mean."""
     seconds, slowdown = rows.seconds, rows.slowdown
     mean_s = sum(seconds) / len(seconds)
     low_s, high_s = mean_s / RATE_BAND, mean_s * RATE_BAND

@@ -1,4 +1,4 @@
-"""Where the fewest requests are."""
+"""The worker with the fewest requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LeastLoaded:
-    """Ascending by requests in flight; equals by lot, so that an idle fleet does not send all to its first worker.
+    """Ascending by requests in flight. Equal ones are in random order, so that an idle fleet uses all its workers.
 
     Formula: ``(in_flight + foreign_in_flight + 1) · slowdown``. Inputs: those three and ``eligible``.
     Parameters: none. Complexity: O(eligible · log eligible).

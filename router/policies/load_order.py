@@ -1,4 +1,4 @@
-"""How busy a worker is in requests: our own leases and what other replicas have there."""
+"""The load of a worker in requests: our own leases, and those of other replicas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from router.core.fleet.figures import Figures
 
 
 def measure_load(fleet: Figures) -> Callable[[int], float]:
-    """Position → requests in flight there from all replicas, this one more included, times the worker's slowdown."""
+    """Position → requests in flight from all replicas, plus this one, times the worker's slowdown."""
     own, foreign, slowdown = fleet.in_flight, fleet.foreign_in_flight, fleet.slowdown
 
     def load(position: int) -> float:

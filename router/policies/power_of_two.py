@@ -1,4 +1,4 @@
-"""The better of two drawn by lot."""
+"""The less loaded of two random workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PowerOfTwo:
-    """A uniform permutation whose first two stand in order of load; the others follow as drawn.
+    """A random permutation whose first two are in order of load.
 
     Formula: of two drawn workers the one of less ``(in_flight + foreign_in_flight + 1) · slowdown`` comes first.
     Inputs: those three and ``eligible``. Parameters: none. Complexity: O(eligible) for the permutation, O(1) comparisons.

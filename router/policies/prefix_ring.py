@@ -11,7 +11,7 @@ from router.policies.base import Ranking
 from router.policies.ring_order import order_eligible
 
 MIN_CAP = 4.0
-"""Requests that a worker may always have: a quiet fleet does not bounce its keys."""
+"""Least bound in requests, so that a quiet fleet does not move its keys."""
 
 
 class PrefixRingParameters(Struct, frozen=True):
@@ -22,7 +22,7 @@ class PrefixRingParameters(Struct, frozen=True):
 
 
 class PrefixRing:
-    """The anchor's ring order, those over their bound last.
+    """The anchor's ring order; workers over their bound come last.
 
     Formula: ``cap = max(4, c · (total + 1) / n)`` over the ``n`` eligible workers, where ``total`` counts requests in flight
     from all replicas (Mirrokni, Thorup, Zadimoghaddam, "Consistent hashing with bounded loads", 2018). Workers with

@@ -9,7 +9,7 @@ from router.core.fleet.facts import Facts
 
 
 def walk_eligible(facts: Facts) -> Iterator[int]:
-    """Eligible positions from the anchor on, each once, lazily.
+    """Eligible positions in ring order from the anchor, each once, lazily.
 
     A worker that joined after the ring was built is not on it, and so not in the walk.
     """
@@ -17,12 +17,12 @@ def walk_eligible(facts: Facts) -> Iterator[int]:
 
 
 def take_eligible(facts: Facts, count: int) -> list[int]:
-    """The first ``count`` of them, fewer where the ring has fewer."""
+    """The first ``count`` eligible positions in ring order, or all if there are fewer."""
     return list(islice(walk_eligible(facts), count))
 
 
 def order_eligible(facts: Facts) -> list[int]:
-    """All of them in ring order; after them, ascending, the eligible workers that are not on the ring."""
+    """All eligible positions: those on the ring in its order, then the others ascending."""
     order = list(walk_eligible(facts))
     if len(order) < len(facts.eligible):
         order += sorted(set(facts.eligible).difference(order))

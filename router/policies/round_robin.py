@@ -1,4 +1,4 @@
-"""Each worker in its turn."""
+"""Workers take turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from router.policies.base import Ranking
 
 
 class RoundRobin:
-    """The first eligible position from a counter on, then those after it, cyclically.
+    """The next eligible position after a counter, then those after it, cyclically.
 
     Formula: ``start = calls mod n``; order ``start, start + 1, …`` over the fleet's positions, only eligible ones.
     Inputs: ``eligible`` and the fleet's size. Parameters: none. Complexity: O(eligible).

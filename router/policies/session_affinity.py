@@ -1,4 +1,4 @@
-"""Where the session was last."""
+"""The worker of the session's last turn."""
 
 from __future__ import annotations
 

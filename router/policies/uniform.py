@@ -1,4 +1,4 @@
-"""Any worker, by lot."""
+"""A random worker."""
 
 from __future__ import annotations
 

@@ -84,6 +84,9 @@ class Admission:
         self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
         self.limits = TenantLimits(fleet, clock, wall_clock, self.refusals)
 
+    def __repr__(self) -> str:
+        return f"Admission({self.queue!r}, {self.warm_waiting()} wait for a warm worker, {self.pausing} pause)"
+
     # Room
 
     def has_room(self, model: str) -> bool:

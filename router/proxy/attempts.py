@@ -48,6 +48,9 @@ class Attempts:
         self._poison_guard = poison_guard
         self.made = 0
 
+    def __repr__(self) -> str:
+        return f"Attempts({self.made} of {self._most}, {self._retries} retries)"
+
     def __enter__(self) -> Attempts:
         return self
 

@@ -7,7 +7,6 @@ first event.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -16,18 +15,15 @@ from router.core.errors import WorkerError
 from router.core.fleet.facts import Facts
 from router.core.fleet.member import Lease, Member
 from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
-from router.core.request.poison_guard import PoisonGuard
-from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request, Tenant
 from router.core.tenants.memory import REPLY, MemoryFull
-from router.proxy.ports import Client, Exchange, Upstream
-from router.proxy.resumption import CAUSES
+from router.proxy.flight import CAUSES, Break, Flight
+from router.proxy.ports import Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
 from router.wire.dialects import DIALECTS
 from router.wire.refusals import with_known_code
 from router.wire.sse import StreamFilter
-from router.wire.transcript import Transcript
 from router.wire.usage import Usage, read_usage
 
 T = TypeVar("T")
@@ -46,27 +42,6 @@ async def read_here(_tenant: Tenant, parse: Callable[[bytes], T], *pieces: bytes
     return parse(b"".join(pieces))
 
 
-@dataclass(slots=True)
-class Flight:
-    """One request on its way."""
-
-    request: Request
-    client: Client
-    record: Record
-    transcript: Transcript | None
-    """What the client has of a stream that other workers can continue."""
-    poison_guard: PoisonGuard
-
-
-@dataclass(frozen=True, slots=True)
-class Break:
-    """A stream that broke after its first event."""
-
-    member: Member
-    end: StreamEnd
-    watch: StreamFilter
-
-
 class Delivery:
     """One for the process."""
 
@@ -82,26 +57,26 @@ class Delivery:
         """``request``: as this worker gets it. None: the client has its answer, or is gone. Raises WorkerError for an answer
         that is too large, and MemoryFull; neither is asked of another worker."""
         client, record, selector = flight.client, flight.record, self._selector
-        watch = record.tally = _watch(flight) if request.stream else None
+        stream_filter = record.tally = _filter_for(flight) if request.stream else None
         record.begin_attempt(member.name)
         lease, cached = selector.send_to(member, request, facts)
         record.worker, record.predicted_cached_tokens = member.name, cached
         with lease, self._upstream.exchange(member.address) as exchange:
             # An answer that is held shows nothing before its end, however long that takes: it has a deadline of its own.
             patience_s = selector.first_event_s(member, facts, cached) if request.stream else None
-            reply = await self._ask(flight, request, exchange, lease, watch, patience_s)
+            reply = await self._ask(flight, request, exchange, lease, stream_filter, patience_s)
             if isinstance(reply, AttemptRefusal):
                 return reply
             record.first_byte_at, record.status = self._clock(), reply.status
             if record.trace is not None and request.stream:
                 record.trace.on_first_event(record.first_byte_at)
-            if reply.is_stream and watch is not None:
+            if reply.is_stream and stream_filter is not None:
                 lease.on_first_token(record.first_byte_at)
                 end = await exchange.relay(client, record)
-                record.outcome, usage = end.value, watch.usage
+                record.outcome, usage = end.value, stream_filter.usage
                 if end in CAUSES:
                     record.fail_attempt(CAUSES[end], broke=True)
-                    return Break(member, end, watch)
+                    return Break(member, end, stream_filter)
             else:
                 end, usage = StreamEnd.DONE, await self._hand_over(flight, reply)
         if end is StreamEnd.TOO_LARGE:
@@ -115,14 +90,14 @@ class Delivery:
         request: Request,
         exchange: Exchange,
         lease: Lease,
-        watch: StreamFilter | None,
+        stream_filter: StreamFilter | None,
         patience_s: float | None,
     ) -> Reply | AttemptRefusal:
         """Raises WorkerError, MemoryFull."""
         record, memory, member = flight.record, flight.client.memory, lease.member
         had_one, record.was_sent = record.was_sent, True
         try:
-            reply = await exchange.ask(request, watch, memory, patience_s)
+            reply = await exchange.ask(request, stream_filter, memory, patience_s)
             refusal = self._selector.on_answered(member, reply, request.model)
         except ReplyTooLarge:
             record.fail_attempt(ReplyTooLarge.cause)
@@ -165,7 +140,7 @@ class Delivery:
         return await self._read(request.tenant, read_usage, *pieces)
 
 
-def _watch(flight: Flight) -> StreamFilter:
+def _filter_for(flight: Flight) -> StreamFilter:
     """For one attempt: what an earlier one began was never sent."""
     request, transcript = flight.request, flight.transcript
     if transcript is not None:

@@ -32,6 +32,7 @@ from router.core.errors import (
 )
 from router.core.fleet.facts import Facts
 from router.core.fleet.member import Member
+from router.core.request.attempt import Failure
 from router.core.request.poison_guard import PoisonGuard
 from router.core.request.record import Record
 from router.core.request.reply import StreamEnd, Verdict, judge
@@ -42,11 +43,12 @@ from router.core.tenants.quota import Reservation
 from router.core.tenants.tenant import EVERYBODY, TenantRules
 from router.proxy.admission import Admission
 from router.proxy.attempts import Attempts
-from router.proxy.delivery import Break, Delivery, Flight, Read, read_here
+from router.proxy.delivery import Delivery, Read, read_here
+from router.proxy.flight import Break, Flight
 from router.proxy.ports import Client, Upstream
 from router.proxy.resumption import Resumer
-from router.proxy.selection import NO_MODEL, AttemptRefusal, WorkerSelector
-from router.runtime.freed_memory import untie_error
+from router.proxy.selection import AttemptRefusal, WorkerSelector
+from router.runtime.reference_cycles import untie_error
 from router.wire.dialects import read_error
 from router.wire.transcript import Transcript, TranscriptBudget
 
@@ -54,6 +56,10 @@ log = logging.getLogger("warmroute.dispatch")
 
 CLIENT_GONE = 499
 """nginx's status for a request whose client left before its answer began. It stands in records only."""
+
+
+MAX_KEPT_BYTES = 4 << 20
+"""Kept of one stream for its resumption, beyond its newest 64 KiB."""
 
 
 async def look_nowhere() -> None:
@@ -79,7 +85,6 @@ class Dispatcher:
         """``read``: parses large answers for their usage. ``look_for_models``: reads the workers' lists of models anew."""
         self._look_for_models = look_for_models
         self._retries = retries
-        self._max_kept_bytes = resumption.max_kept_bytes
         self._admission = admission
         self._selector = selector
         self._delivery = Delivery(selector, upstream, clock, read)
@@ -88,6 +93,9 @@ class Dispatcher:
         self.budget = RetryBudget(retries.budget_ratio, retries.min_budget)
         self.kept = TranscriptBudget(resumption.max_total_kept_bytes)
         self._resumer = Resumer(resumption, selector, upstream, self.budget, clock, sleep)
+
+    def __repr__(self) -> str:
+        return f"Dispatcher({self._selector.policy.name}, {self._selector.fleet!r}, {self.budget!r})"
 
     async def dispatch(
         self, request: Request, client: Client, started_at: float, rules: TenantRules = EVERYBODY
@@ -103,7 +111,7 @@ class Dispatcher:
         )
         if (trace := trace_of(request.request_id)) is not None:
             request = _begin_trace(trace, record, request, self._clock())
-        transcript = Transcript(self._max_kept_bytes, self.kept) if request.is_resumable else None
+        transcript = Transcript(MAX_KEPT_BYTES, self.kept) if request.is_resumable else None
         self.budget.on_request()
         reservation: Reservation | None = None
         is_foreseen = False
@@ -199,7 +207,7 @@ class Dispatcher:
                 if not isinstance(outcome, AttemptRefusal):
                     return outcome
                 refusal = outcome.or_sooner(refusal)
-        if refusal is not None and refusal.cause == NO_MODEL:
+        if refusal is not None and refusal.cause is Failure.NO_MODEL:
             raise refusal.error
         if refusal is None or self._selector.fleet.catalog.eligible(request.model).panic:
             raise NoWorkerAvailable("no worker is up", retry_after_s=1)
@@ -212,7 +220,11 @@ class Dispatcher:
         ejected before may be all that is left."""
         if (member := _untried(ranked, tried)) is not None:
             return member
-        if refusal is not None and refusal.cause == NO_MODEL and not self._selector.fleet.catalog.serves(request.model):
+        if (
+            refusal is not None
+            and refusal.cause is Failure.NO_MODEL
+            and not self._selector.fleet.catalog.serves(request.model)
+        ):
             return None
         ranked[:] = self._members(self._selector.rank(request)[1].order)
         return _untried(ranked, tried)
@@ -223,17 +235,16 @@ class Dispatcher:
 
     async def _mend(self, flight: Flight, broken: Break) -> None:
         """Another worker continues the stream, or the client gets an error event."""
-        member, end, watch = broken.member, broken.end, broken.watch
-        request, client, record = flight.request, flight.client, flight.record
-        if self._selector.on_stream_end(member, end, watch.error):
+        member, event, client, record = broken.member, broken.stream_filter.error, flight.client, flight.record
+        if self._selector.on_stream_end(member, broken.end, event):
             flight.poison_guard.add(member.name, record.chunks)
-        if watch.error and not watch.finished and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+        if event and not broken.stream_filter.finished and judge(read_error(event)[0]) is Verdict.ANSWER:
             record.outcome = "client_error"
-            client.break_off_with(watch.error)  # another worker would say the same
+            client.break_off_with(event)  # another worker would say the same
             return
         error = WorkerError("the worker failed while it answered")
         try:
-            if await self._resumer.resume(request, member, end, watch, client, record, flight.poison_guard):
+            if await self._resumer.resume(flight, broken):
                 return
         except PoisonRequest as given_up:
             _note_given_up(record, given_up)

@@ -19,7 +19,7 @@ class Exchange(Protocol):
     """One request to one worker. A context: leaving it gives the connection back, or ends the worker's work on the request."""
 
     async def ask(
-        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, stream_filter: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
         """Send the request. ``memory`` grows with the held bytes of the answer. ``first_event_s``: how long a stream's first
         event may take; None: as configured. Raises AttemptFailed, MemoryFull."""

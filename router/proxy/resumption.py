@@ -26,14 +26,14 @@ from router.core.fleet.facts import Facts
 from router.core.fleet.member import Member
 from router.core.request.attempt import (
     AttemptFailed,
-    CannotConnect,
+    Failure,
     ReplyTooLarge,
     WorkerDied,
     WorkerErred,
     WorkerSilent,
 )
 from router.core.request.poison_guard import PoisonGuard
-from router.core.request.record import Record, Resumption
+from router.core.request.record import Record, Resumption, ResumptionOutcome
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request
 from router.core.request.retry import RetryBudget
@@ -41,9 +41,10 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName
 from router.proxy.attempts import Attempts
+from router.proxy.broken_stream import finish, plan
+from router.proxy.flight import CAUSES, Break, Flight
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
-from router.wire.completion import BadAnswer
 from router.wire.continuation import (
     Asked,
     Seam,
@@ -51,14 +52,11 @@ from router.wire.continuation import (
     Unsafe,
     exact_body,
     has_one_answer,
-    read_asked,
-    require_plain,
     text_body,
 )
-from router.wire.continued import ContinuedFilter, leaks, usage_event
+from router.wire.continued import ContinuedFilter, leaks
 from router.wire.dialects import read_error
-from router.wire.sse import StreamFilter
-from router.wire.transcript import Delivered, Transcript
+from router.wire.transcript import Delivered
 
 log = logging.getLogger("warmroute.resumption")
 
@@ -67,9 +65,6 @@ LOOK_AGAIN_S, MAX_LOOK_AGAIN_S = 0.05, 1.0
 
 TEXT_OF_S = 5.0
 """How long a worker may take to turn ids into text."""
-
-CAUSES = {StreamEnd.DIED: "died", StreamEnd.SILENT: "timeout", StreamEnd.SLOW: "timeout", StreamEnd.ERRED: "error"}
-"""Ends of a stream that another worker may continue; the value is a label of the resumption counter."""
 
 
 class _Refused(Exception):
@@ -92,7 +87,7 @@ class _Stream:
     client: Client
     record: Record
     poison_guard: PoisonGuard
-    cause: str
+    cause: Failure
     broke_at: float
     failed: set[WorkerName] = field(default_factory=set)
     """Workers that are not asked again while there are others."""
@@ -117,36 +112,28 @@ class Resumer:
         self._clock = clock
         self._sleep = sleep
 
-    async def resume(
-        self,
-        request: Request,
-        member: Member,
-        end: StreamEnd,
-        watch: StreamFilter,
-        client: Client,
-        record: Record,
-        poison_guard: PoisonGuard,
-    ) -> bool:
-        """``member`` broke the stream. True: the client's stream has ended, well or because of the client. False, or
-        PoisonRequest: the caller has to break it off."""
-        cause, broke_at = CAUSES[end], self._clock()
+    async def resume(self, flight: Flight, broken: Break) -> bool:
+        """True: the client's stream has ended, well or because of the client. False, or PoisonRequest: the caller has to break
+        it off."""
+        request, record, guard = flight.request, flight.record, flight.poison_guard
+        member, cause, broke_at = broken.member, CAUSES[broken.end], self._clock()
         try:
-            if watch.finished and has_one_answer(msgspec.json.decode(request.body)):
-                _finish(request, watch, client)
+            if broken.stream_filter.finished and has_one_answer(msgspec.json.decode(request.body)):
+                finish(flight, broken)
                 record.outcome = StreamEnd.DONE.value
-                record.resumptions.append(Resumption(cause, "finished"))
+                record.resumptions.append(Resumption(cause, ResumptionOutcome.FINISHED))
                 return True
-            poison_guard.check()
-            asked, delivered = _plan(request, watch)
-            stream = _Stream(request, asked, delivered, client, record, poison_guard, cause, broke_at, {member.name})
+            guard.check()
+            asked, delivered = plan(flight, broken)
+            stream = _Stream(request, asked, delivered, flight.client, record, guard, cause, broke_at, {member.name})
             return await self._go_on(stream)
         except PoisonRequest:
-            record.resumptions.append(Resumption(cause, "failed"))
+            record.resumptions.append(Resumption(cause, ResumptionOutcome.FAILED))
             raise
         except Unsafe as unsafe:
-            outcome, reason = "unsafe", unsafe.reason
+            outcome, reason = ResumptionOutcome.UNSAFE, unsafe.reason
         except RouterError as error:
-            outcome, reason = "failed", error.code
+            outcome, reason = ResumptionOutcome.FAILED, error.code
         record.resumptions.append(Resumption(cause, outcome))
         fields = {"request_id": request.request_id, "worker": member.name, "cause": cause, "reason": reason}
         log.warning("stream not resumed", extra=fields)
@@ -164,7 +151,7 @@ class Resumer:
                 outcome = await attempts.run(member, stream.request, partial(self._try, stream, member, facts))
                 if isinstance(outcome, AttemptRefusal):
                     is_free = outcome.is_free
-                    attempts.made -= outcome.cause == CannotConnect.cause  # the time for waiting is the bound
+                    attempts.made -= outcome.cause is Failure.CONNECT  # the time for waiting is the bound
                 elif outcome not in CAUSES:
                     return outcome is not StreamEnd.TOO_LARGE
                 else:
@@ -217,37 +204,50 @@ class Resumer:
         """Raises AttemptFailed, _Refused, Unsafe, MemoryFull: until the relay begins the client has seen nothing of it."""
         seam = await self._find_seam(stream, member) if stream.delivered.has_ids else None
         if member.removed:  # while it was asked for the seam: its position may be another's
-            raise _Refused(AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), "left", is_free=True))
+            raise _Refused(
+                AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), Failure.LEFT, is_free=True)
+            )
         request = self._rest_of(stream, given, member, seam)
-        watch = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
-        stream.record.tally = watch
+        stream_filter = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
+        stream.record.tally = stream_filter
         lease, cached = self._selector.send_to(member, stream.request, facts)
         with lease, self._upstream.exchange(member.address) as exchange:
             try:
                 reply = await exchange.ask(
-                    request, watch, stream.client.memory, self._selector.first_event_s(member, facts, cached)
+                    request, stream_filter, stream.client.memory, self._selector.first_event_s(member, facts, cached)
                 )
-                await self._require_rest(stream, member, reply, watch)
+                await self._require_rest(stream, member, reply, stream_filter)
                 exchange.require_unbroken()
             except (AttemptFailed, _Refused):
                 self._selector.on_unanswered(stream.request, lease)
-                if watch.unsafe:
-                    raise Unsafe(watch.unsafe) from None
+                if stream_filter.unsafe:
+                    raise Unsafe(stream_filter.unsafe) from None
                 raise
             lease.on_first_token(self._clock())
-            return await self._relay(stream, member, exchange, watch, "exact" if seam else "text")
+            return await self._relay(
+                stream, member, exchange, stream_filter, ResumptionOutcome.EXACT if seam else ResumptionOutcome.TEXT
+            )
 
-    async def _require_rest(self, stream: _Stream, member: Member, reply: Reply, watch: ContinuedFilter) -> None:
+    async def _require_rest(
+        self, stream: _Stream, member: Member, reply: Reply, stream_filter: ContinuedFilter
+    ) -> None:
         """Check that the reply is the rest of the answer. Raises AttemptFailed, _Refused, Unsafe."""
         if (refusal := self._selector.on_answered(member, reply, stream.request.model)) is not None:
             raise _Refused(refusal)
         if not reply.is_stream:
             raise Unsafe("refused")
-        if watch.first_ids and leaks(watch.first_text, await self._text_of(stream, member, watch.first_ids)):
+        if stream_filter.first_ids and leaks(
+            stream_filter.first_text, await self._text_of(stream, member, stream_filter.first_ids)
+        ):
             raise Unsafe("leak")
 
     async def _relay(
-        self, stream: _Stream, member: Member, exchange: Exchange, watch: ContinuedFilter, outcome: str
+        self,
+        stream: _Stream,
+        member: Member,
+        exchange: Exchange,
+        stream_filter: ContinuedFilter,
+        outcome: ResumptionOutcome,
     ) -> StreamEnd:
         """Raises Unsafe."""
         record = stream.record
@@ -256,20 +256,20 @@ class Resumer:
         record.resumptions.append(Resumption(stream.cause, outcome, now - stream.broke_at))
         if record.trace is not None:
             record.trace.on_first_event(now)
-        stream.delivered = watch.delivered
+        stream.delivered = stream_filter.delivered
         end = await exchange.relay(stream.client, record)
-        if watch.unsafe:
-            raise Unsafe(watch.unsafe)
-        if end in CAUSES and self._selector.on_stream_end(member, end, watch.error):
+        if stream_filter.unsafe:
+            raise Unsafe(stream_filter.unsafe)
+        if end in CAUSES and self._selector.on_stream_end(member, end, stream_filter.error):
             stream.poison_guard.add(member.name, record.chunks)
-        if end in CAUSES and watch.finished:
-            stream.client.end_stream(watch.rest())
-            record.resumptions.append(Resumption(CAUSES[end], "finished"))
+        if end in CAUSES and stream_filter.finished:
+            stream.client.end_stream(stream_filter.rest())
+            record.resumptions.append(Resumption(CAUSES[end], ResumptionOutcome.FINISHED))
             end = StreamEnd.DONE
-        elif watch.error and judge(read_error(watch.error)[0]) is Verdict.ANSWER:
+        elif stream_filter.error and judge(read_error(stream_filter.error)[0]) is Verdict.ANSWER:
             raise Unsafe("refused")  # the worker is well, but the request cannot go on
         if end is StreamEnd.DONE:
-            self._selector.remember(stream.request, member, record, watch.usage)
+            self._selector.remember(stream.request, member, record, stream_filter.usage)
         return end
 
     def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
@@ -302,31 +302,3 @@ class Resumer:
             return msgspec.json.decode(reply.body, type=_Text).prompt
         except msgspec.DecodeError:
             raise Unsafe("seam") from None
-
-
-def _finish(request: Request, watch: StreamFilter, client: Client) -> None:
-    """The whole answer came, and only the events after it are missing: no worker is needed. Raises Unsafe."""
-    events = watch.rest()
-    if watch.transcript is not None and watch.usage is None and not request.hides_usage:
-        events += usage_event(request.route, _read(watch.transcript))
-    client.end_stream(events + watch.dialect.closing_event)
-
-
-def _read(transcript: Transcript) -> Delivered:
-    """Raises Unsafe."""
-    try:
-        return transcript.delivered()
-    except BadAnswer:
-        raise Unsafe("parsed") from None
-
-
-def _plan(request: Request, watch: StreamFilter) -> tuple[Asked, Delivered]:
-    """The request, and what the client has of its answer. Raises Unsafe."""
-    if watch.transcript is None:
-        raise Unsafe("route")
-    if watch.transcript.is_lost:
-        raise Unsafe("length")
-    asked = read_asked(request.route, request.body, wants_usage=not request.hides_usage, hides_ids=request.hides_ids)
-    delivered = _read(watch.transcript)
-    require_plain(delivered)
-    return asked, delivered

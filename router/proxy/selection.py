@@ -19,7 +19,7 @@ from router.core.fleet.ring import Ring
 from router.core.index.cache_use import CacheMisses
 from router.core.index.fingerprint import BLOCK_BYTES
 from router.core.index.prefix_index import PrefixIndex
-from router.core.request.attempt import CannotConnect, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
+from router.core.request.attempt import CannotConnect, Failure, WorkerDied, WorkerErred, WorkerSilent, WorkerSlow
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request
@@ -45,29 +45,21 @@ PATIENCE = 10.0
 """A first token may take this many times its expected time; until then a worker is slow, and not ill."""
 
 
-BUSY = "busy"
-"""The cause of a refusal for lack of room."""
-
-
-NO_MODEL = "no_model"
-"""The cause of a refusal by a worker that does not serve a model of its list, which is old."""
-
-
 class AttemptRefusal(NamedTuple):
     """Why an attempt on one worker failed. ``is_free``: the next attempt costs nothing of the retry budget. ``is_death``: the
     worker had the request, and died."""
 
     error: RouterError
-    cause: str
+    cause: Failure
     is_free: bool
     is_death: bool = False
 
     def or_sooner(self, before: AttemptRefusal | None) -> AttemptRefusal:
         """This refusal or the one before: the sooner retry of two busy workers, and else the newer. A worker without the model
         says nothing of the others."""
-        if before is not None and self.cause == NO_MODEL:
+        if before is not None and self.cause is Failure.NO_MODEL:
             return before
-        if before is None or not before.cause == self.cause == BUSY:
+        if before is None or not before.cause is self.cause is Failure.BUSY:
             return self
         return min(self, before, key=lambda refusal: refusal.error.retry_after_s or 0)
 
@@ -151,17 +143,17 @@ class WorkerSelector:
         verdict = judge(reply.status)
         if verdict is Verdict.BUSY:
             return AttemptRefusal(
-                WorkersBusy("all workers are busy", retry_after_s=_retry_after(reply)), BUSY, is_free=True
+                WorkersBusy("all workers are busy", retry_after_s=_retry_after(reply)), Failure.BUSY, is_free=True
             )
         if verdict is Verdict.FAILED:
             self._heed(member, member.health.on_error_answer(now))
             is_death = says_engine_died(reply.body)
             return AttemptRefusal(
-                WorkerError("the workers answered with errors"), "error", is_free=False, is_death=is_death
+                WorkerError("the workers answered with errors"), Failure.ERROR, is_free=False, is_death=is_death
             )
         if reply.status == 404 and says_no_model(reply.body, model):
             self.fleet.disown(member, model)
-            return AttemptRefusal(ModelNotFound.of(model), NO_MODEL, is_free=True)
+            return AttemptRefusal(ModelNotFound.of(model), Failure.NO_MODEL, is_free=True)
         if reply.status < 400:
             self._heed(member, member.health.on_success(now))
         return None

@@ -1,5 +1,5 @@
-"""Tasks that run beside the requests for as long as the router does. What ends one that nobody cancelled is a mistake of
-ours: it is told and counted, and the task begins again behind a pause. Never decides what a task does.
+"""Runs the router's background tasks. A task that ends by an error has a defect of the router: the error is logged and
+counted, and the task begins again after a pause. This module never decides what a task does.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from contextlib import asynccontextmanager
 log = logging.getLogger("warmroute.background")
 
 PAUSE_S, MAX_PAUSE_S = 0.1, 10.0
-"""Before a task begins again; twice as long each time."""
+"""Pause before a task begins again. It doubles each time."""
 
 STEADY_S = 60.0
-"""A task that ran for so long has done with whatever ended it before."""
+"""After a run of this length the pause is the shortest again."""
 
 TASKS = (
     "sweep",
     "client_sweep",
-    "freed_memory",
+    "memory_trim",
     "fleet_sync",
     "source",
-    "watch",
+    "health_check",
     "keys",
     "certificate",
     "audit",
@@ -36,11 +36,11 @@ TASKS = (
     "compactor",
     "status",
 )
-"""What there is: labels of the failure counter."""
+"""All tasks. Label values of the failure counter."""
 
 
 class Background:
-    """One for the process. Who starts a task owns it, and cancels it in the end."""
+    """One for the process. The caller of ``start`` owns the task, and cancels it in the end."""
 
     def __init__(self, clock: Callable[[], float], sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         self._clock = clock
@@ -48,7 +48,8 @@ class Background:
         self.failures: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
 
     def start(self, task: str, work: Callable[[], Awaitable[None]], of: str = "") -> asyncio.Task[None]:
-        """``task``: one of TASKS. ``work`` is called for each beginning; when it returns, it is done. ``of``: whose it is."""
+        """Start a task. ``task`` is one of TASKS. ``work`` is called for each run, and the task is done when it returns.
+        ``of`` names the task's object in logs."""
         return asyncio.create_task(self._keep(task, work, of), name=f"{task} {of}".strip())
 
     @asynccontextmanager

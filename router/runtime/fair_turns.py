@@ -1,5 +1,5 @@
-"""Whose call is next where only a few can be under way: each tenant has its own line, and the tenants take turns, so that no
-flood of one delays the others by more than its calls under way.
+"""Decides whose call is next when only a few calls can run at once. Each tenant has a queue of its own, and the tenants take
+turns, so a flood of one delays the others by no more than its running calls.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from types import TracebackType
 
 
 class FairTurns:
-    """``max_calls``: under way at once, of all owners. ``max_owner_calls``: of one owner. ``max_waiting``: of one owner; a call
-    beyond is refused. ``max_wait_s``: a call that has waited for so long is refused. ``refuse`` makes the error."""
+    """``max_calls`` run at once, ``max_owner_calls`` of one owner. ``max_waiting`` calls of one owner wait, and a further one
+    is refused. So is a call that has waited ``max_wait_s``. ``refuse`` makes the error."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class FairTurns:
         self._under_way = 0
         self._of_owner: dict[str, int] = {}
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
-        """In the order in which their owners come next; none of them is empty."""
+        """Waiting calls by owner, in the order of the owners' turns. No queue is empty."""
         self.refused = 0
 
     @property
@@ -46,7 +46,7 @@ class FairTurns:
         return len(self._lines.get(owner, ()))
 
     def of(self, owner: str) -> _Turn:
-        """``async with``: the block is one call. Raises what ``refuse`` makes."""
+        """``async with`` runs its block as one call. Raises what ``refuse`` makes."""
         return _Turn(self, owner)
 
     async def take(self, owner: str) -> None:
@@ -64,7 +64,7 @@ class FairTurns:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self.give(owner)  # its turn came in the same moment
+                self.give(owner)  # it got its turn in the same moment
             else:
                 self._leave(owner, turn)
             if not isinstance(error, TimeoutError):
@@ -95,13 +95,13 @@ class FairTurns:
                 del self._lines[owner]
 
     def _call_next(self) -> None:
-        """One owner's first, whose turn it is; the owner comes last then."""
+        """Start the first call of the next owner, who then goes to the end of the order."""
         while (owner := next(filter(self._has_room, self._lines), None)) is not None:
             line = self._lines.pop(owner)
             turn = line.popleft()
             if line:
                 self._lines[owner] = line
-            if not turn.cancelled():  # else it has left just now
+            if not turn.cancelled():  # a cancelled one has just left
                 self._begin(owner)
                 turn.set_result(None)
                 return

@@ -1,7 +1,7 @@
-"""Log lines: a constant message, its fields apart, never a prompt, never a key.
+"""Writes log lines: a constant message and separate fields, never a prompt, never a key.
 
-Values are cut to a bound and escaped, whatever looks like a key is struck out, and of an exception only its type and
-place are told: its text may quote what a client sent.
+Values are cut to a bound and escaped. Whatever looks like a key is replaced. Of an exception only its type and place are
+logged, since its text may quote a client.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ MAX_CAUSES = 4
 
 AUDIT = "warmroute.audit"
 AUDIT_READS = f"{AUDIT}.reads"
-"""What somebody was shown: of the audit log the part that ``log.level`` holds for, on standard error."""
+"""The part of the audit log that says what was read. On standard error ``log.level`` applies to it."""
 
 ABOUT: ContextVar[tuple[str, str]] = ContextVar("about", default=("", ""))
-"""Ids of the request that this task serves, and of its trace if that is sampled: fields of each line that it writes."""
+"""Ids of the request that this task serves, and of its trace if that is sampled. They are fields of each line that the task
+logs."""
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(wr|sk)-[A-Za-z0-9_-]{8,}|\b(bearer)(\s+|%20)[^\s\"'\\,;]+", re.IGNORECASE)
 
 _CREDENTIALS = re.compile(r"(://)[^\s'\"]{0,1000}@|(^|[\s'\"(=])[^\s'\"/@:]{0,100}:(?!//)[^\s'\"]{0,1000}@")
-"""User and password of a URL, up to the last @, for a password may hold one that was not escaped; and of one that lost its
-scheme, where a value begins."""
+"""User and password of a URL, up to the last @, since a password may hold one that is not escaped. Also those of a value that
+begins with them and has no scheme."""
 
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a key (``wr-…``, ``sk-…``, and whatever stands behind ``Bearer``) and without user and
-    password of URLs. Every message that people or machines may read goes through here."""
+    """``text`` without anything that looks like a key (``wr-…``, ``sk-…``, and what follows ``Bearer``) and without user and
+    password of URLs. Every message for people or machines passes through here."""
     if "@" in text:
         text = _CREDENTIALS.sub(lambda found: f"{found[1] or found[2]}***@", text)
     return _KEY.sub(lambda found: f"{found[1]}-***" if found[1] else f"{found[2]} ***", text)
 
 
 class JsonFormatter(logging.Formatter):
-    """An object a line: time, level, logger, message, then the fields."""
+    """One JSON object a line: time, level, logger, message, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -79,7 +80,7 @@ class TextFormatter(logging.Formatter):
 
 
 def set_up_logging(level: str, style: str = "text", audit_file: str = "") -> None:
-    """``style``: json or text. Raises OSError where the audit file cannot be written."""
+    """Set up all loggers. ``style`` is json or text. Raises OSError if the audit file cannot be written."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
@@ -87,14 +88,14 @@ def set_up_logging(level: str, style: str = "text", audit_file: str = "") -> Non
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     audit = logging.getLogger(AUDIT)
-    audit.setLevel(logging.INFO)  # it is not the less true where only errors are wanted
+    audit.setLevel(logging.INFO)  # audit lines do not depend on log.level
     for old in audit.handlers:
         old.close()
     audit.handlers[:] = [_audit_handler(audit_file)] if audit_file else []
 
 
 class _PrivateFile(logging.handlers.WatchedFileHandler):
-    """A file that it makes is for its owner alone. One that is there keeps its mode."""
+    """Creates a file for its owner alone. A file that exists keeps its mode."""
 
     def _open(self) -> Any:
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_make_private)
@@ -105,7 +106,7 @@ def _make_private(path: str, flags: int) -> int:
 
 
 def _audit_handler(file: str) -> logging.Handler:
-    """Opened anew when it was moved away, so that it can be rotated."""
+    """The audit file's handler. It opens the file anew when that was moved away, so that it can be rotated."""
     handler = _PrivateFile(file, encoding="utf-8")
     handler.setFormatter(JsonFormatter())
     return handler
@@ -122,7 +123,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _plain(value: object, depth: int) -> Any:
-    """As JSON knows it, and bounded."""
+    """A bounded value that JSON can represent."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float) and value - value == 0.0:  # neither infinite nor a NaN
@@ -136,8 +137,8 @@ def _plain(value: object, depth: int) -> Any:
 
 
 def _text(text: str) -> str:
-    """Cut, without keys, and without what a terminal or a decoder would stumble over."""
-    shown = redact(text[: 2 * MAX_VALUE_LENGTH])  # before it is cut, for half a key does not look like one
+    """Text that is cut, has no keys, and nothing that a terminal or a decoder fails on."""
+    shown = redact(text[: 2 * MAX_VALUE_LENGTH])  # before the cut, since half a key does not look like one
     if len(shown) > MAX_VALUE_LENGTH:
         shown = shown[:MAX_VALUE_LENGTH] + "…"
     text = shown.encode("utf-8", "backslashreplace").decode()
@@ -145,7 +146,7 @@ def _text(text: str) -> str:
 
 
 def _whereabouts(error: BaseException) -> list[str]:
-    """A line for each exception of the chain: its type, and the frames that it came through, the last first."""
+    """One line for each exception of the chain: its type and its frames, the last first."""
     lines: list[str] = []
     at: BaseException | None = error
     while at is not None and len(lines) < MAX_CAUSES:

@@ -1,4 +1,4 @@
-"""Unix time that does not jump ahead: what lives until a time is not gone because a clock was put wrong for a moment."""
+"""Unix time that does not jump ahead, so that nothing expires because a clock was wrong for a moment."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 log = logging.getLogger("warmroute.sessions")
 
 JUMP_S = 60.0
-"""By which the wall clock may pass the monotonic one between two looks; more is a jump."""
+"""A larger lead of the wall clock over the monotonic one, between two readings, is a jump."""
 BELIEVED_AFTER_S = 3600.0
-"""From then on a clock that has jumped ahead, and stayed there, is believed."""
+"""A clock that jumped ahead is trusted again after this time."""
 
 
 class SteadyClock:
-    """Goes as the wall clock does, also back; ahead only as fast as the monotonic one, until the wall clock is believed."""
+    """Follows the wall clock, also back. It goes ahead only as fast as the monotonic clock, until the wall clock is trusted."""
 
     def __init__(self, wall_clock: Callable[[], float], clock: Callable[[], float]) -> None:
         self._wall_clock = wall_clock
         self._clock = clock
         self._seen = (wall_clock(), clock())
-        """Unix time that is believed, and when it was, by the monotonic clock."""
+        """Trusted Unix time, and the monotonic clock at that moment."""
         self._jumped_at: float | None = None
 
     def __call__(self) -> float:

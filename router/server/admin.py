@@ -1,4 +1,4 @@
-"""The admin port: the status page, metrics, workers, decisions. For people who run the router; never for clients."""
+"""The admin port: status page, metrics, workers, decisions. It is for the people who run the router, never for clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUS = {
         ("/script.js", "script.js", "text/javascript"),
     )
 }
-"""Without any figure in them, so that a browser may have them before it has a token."""
+"""Files without any figure, which a browser may load before it has a token."""
 _STATUS_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -46,11 +46,11 @@ _EVENTS_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 WRITE_S = 10.0
-"""For a viewer to take an event, before it is left."""
+"""How long a viewer may take to read an event."""
 
 
 class AdminPort:
-    """``decisions`` is what dispatch fills: the newest record last."""
+    """``decisions`` has the records of dispatch, the newest last."""
 
     def __init__(
         self,
@@ -80,13 +80,13 @@ class AdminPort:
         answer.headers["Server"] = SERVER
         page = request.path if request.path in _PAGES else "other"
         is_read = answer.status < 400
-        if page != "/health" and not (page == "/metrics" and is_read):  # asked for every few seconds, by machines
+        if page != "/health" and not (page == "/metrics" and is_read):  # machines read these every few seconds
             self._audit.count("admin call", request.remote, is_read=is_read, page=page, status=answer.status)
         return answer
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Snapshots, until the viewer leaves, does not read, or has had its turn."""
-        events = self._feed.watch()
+        """Send snapshots until the viewer leaves, stops reading, or has had its number of them."""
+        events = self._feed.events()
         response = web.StreamResponse(headers={**_EVENTS_HEADERS, "Server": SERVER})
         try:
             async with aclosing(events):
@@ -96,7 +96,8 @@ class AdminPort:
                     async with asyncio.timeout(WRITE_S):
                         await response.write(event)
         except TooManyViewers:
-            return web.Response(status=503, text=f"{self._feed.max_viewers} look already (admin.max_viewers)\n")
+            text = f"{self._feed.max_viewers} viewers are connected, and admin.max_viewers allows no more\n"
+            return web.Response(status=503, text=text)
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
@@ -106,7 +107,7 @@ class AdminPort:
         if request.path in _STATUS and request.method in ("GET", "HEAD"):
             body, content_type = _STATUS[request.path]
             return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_STATUS_HEADERS)
-        if request.path == "/health" and request.method in ("GET", "HEAD"):  # whoever restarts routers has no token
+        if request.path == "/health" and request.method in ("GET", "HEAD"):  # probes have no token
             return web.Response(text="ok\n")
         if not self._token and not is_machines_own(request.headers.get("Host", "")):
             return web.Response(status=421, text="without admin.token it is asked by address, or as localhost\n")
@@ -127,7 +128,7 @@ class AdminPort:
         return web.Response(status=404, text="not found\n")
 
     def _refuse_token(self, request: web.BaseRequest) -> web.Response | None:
-        """None for the right token."""
+        """The refusal of a wrong token; None for the right one."""
         given = request.headers.getall("Authorization", ())
         required = web.Response(status=401, text="token required\n", headers={"WWW-Authenticate": "Bearer"})
         if not given:
@@ -150,7 +151,7 @@ def show_decision(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "route": record.route.path,
-        "model": redact(record.model),  # where no worker serves it, it is whatever a client wrote
+        "model": redact(record.model),  # a client may write any text here
         "stream": record.stream,
         "worker": record.worker,
         "first_choice": record.first_choice,

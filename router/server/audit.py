@@ -1,8 +1,8 @@
-"""The audit log: who was let in or kept out, which keys came and went, who looked at the admin port.
+"""Writes the audit log: access that was granted or refused, keys that were added or removed, readers of the admin port.
 
-Lines of the logger ``warmroute.audit``, and of ``warmroute.audit.reads`` for what was shown. Never a key, a whole digest or a
-path that a client made up. What outsiders can cause is counted and written once a second, so that a flood of it cannot fill a
-disk.
+Lines of the logger ``warmroute.audit``, and of ``warmroute.audit.reads`` for reads. A line never has a key, a whole digest, or
+a path that a client made up. Events that outsiders can cause are counted and written once a second, so that a flood of them
+cannot fill a disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 FLUSH_S = 1.0
 MAX_REMOTES = 8
-"""Addresses that one line names."""
+"""Most addresses in one line."""
 
 
 @dataclass(slots=True)
@@ -34,12 +34,12 @@ class Audit:
         return len(self._counted)
 
     def note(self, event: str, **fields: object) -> None:
-        """At once: what only operators can cause."""
+        """Write a line at once, for an event that only operators can cause."""
         self._log.info(event, extra=fields)
 
     def count(self, event: str, remote: str | None, *, is_read: bool = False, **fields: object) -> None:
-        """With the others of its second. ``fields`` come from closed sets: each combination is a line a second. ``is_read``: it
-        was let in, and was shown something."""
+        """Count an event, and write it with the others of its second. ``fields`` come from closed sets: each combination is a
+        line a second. ``is_read``: access was granted and something was shown."""
         counted = self._counted.setdefault((is_read, event, tuple(fields.items())), _Counted())
         counted.times += 1
         if remote and remote not in counted.remotes and len(counted.remotes) < MAX_REMOTES:
@@ -52,7 +52,7 @@ class Audit:
             log.info(event, extra={**dict(fields), "times": each.times, "remotes": each.remotes})
 
     async def run(self) -> None:
-        """Until cancelled; what is counted by then is written."""
+        """Write once a second until cancelled, and the rest then."""
         try:
             while True:
                 await asyncio.sleep(FLUSH_S)

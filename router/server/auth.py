@@ -1,7 +1,7 @@
-"""Who is asking: the key in a request's head → Caller. Whoever cannot be told is refused, never taken for nobody.
+"""Finds the caller of a request by its API key. A request without a valid key is refused, never served as anonymous.
 
-Clients hear the same of a key that is absent, malformed, unknown, disabled or expired; the metric and the audit log know
-which it was.
+Clients get the same answer for a key that is absent, malformed, unknown, disabled or expired. The metric and the audit log
+have the reason.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class Gate(Protocol):
     connections: KeyConnections
 
     def admit(self, request: web.BaseRequest, *, takes_x_api_key: bool = False) -> Caller:
-        """``takes_x_api_key``: Anthropic's clients ask for this path, too. Raises InvalidApiKey, ConnectionsLimited."""
+        """``takes_x_api_key``: also read ``x-api-key``, which Anthropic's clients send. Raises InvalidApiKey,
+        ConnectionsLimited."""
         ...
 
 
 class OpenGate:
-    """Of a router that was told to serve everybody."""
+    """The gate of a router that serves everybody."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -41,10 +42,11 @@ class OpenGate:
 
 
 class KeyGate:
-    """``keyring`` is replaced as a whole when the keys change. ``now``: seconds since the epoch."""
+    """Lets in requests with a key of the keyring. ``keyring`` is replaced as a whole when the keys change. ``now``: seconds
+    since the epoch."""
 
     def __init__(self, keyring: Keyring, audit: Audit, now: Callable[[], float], max_connections: int = 0) -> None:
-        """``max_connections``: of one key; 0: any number."""
+        """``max_connections`` may show one key; 0 means any number."""
         self.keyring = keyring
         self.connections = KeyConnections(max_connections)
         self._audit = audit
@@ -66,8 +68,8 @@ class KeyGate:
 
 
 def _presented(request: web.BaseRequest, *, takes_x_api_key: bool) -> list[str]:
-    """The keys that the head has: one, where both headers have the same. Of two different ones the caller is in no doubt where
-    one alone opens: clients that fill both headers may have the other of somebody else's API."""
+    """The keys in the head. If both headers have the same key, it counts once. If they have two keys, the caller is known when
+    only one of them is valid: clients that fill both headers may send a key of another API in one."""
     keys = [bearer_token(each) for each in request.headers.getall("Authorization", _NONE)]
     if takes_x_api_key:
         keys += request.headers.getall("x-api-key", _NONE)
@@ -77,16 +79,16 @@ def _presented(request: web.BaseRequest, *, takes_x_api_key: bool) -> list[str]:
 def _refusal(
     request: web.BaseRequest, found: Collection[Caller | AuthRefusal], *, takes_x_api_key: bool
 ) -> AuthRefusal:
-    """Why no key of the head is taken: ``found`` has what each opens."""
+    """Why no key of the head was accepted. ``found`` has the result of each."""
     refusals = [each for each in found if isinstance(each, AuthRefusal)]
     if refusals:
         return next((each for each in refusals if each is not AuthRefusal.UNKNOWN), AuthRefusal.UNKNOWN)
     is_shown = "Authorization" in request.headers or (takes_x_api_key and "x-api-key" in request.headers)
-    return AuthRefusal.MALFORMED if is_shown else AuthRefusal.ABSENT  # malformed: also two keys that would both open
+    return AuthRefusal.MALFORMED if is_shown else AuthRefusal.ABSENT  # two valid keys are malformed, too
 
 
 def bearer_token(authorization: str) -> str:
-    """Of an Authorization header (RFC 6750, section 2.1) the token; empty if it is none."""
+    """The token of an Authorization header (RFC 6750, section 2.1); empty if there is none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

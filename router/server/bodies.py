@@ -1,4 +1,4 @@
-"""Bodies: read within their bounds, or left unread with the connection closed behind the answer."""
+"""Reads the bodies of requests within their limits, or leaves them unread and closes the connection after the answer."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from router.config.serving import LimitsConfig
 from router.core.errors import BodyTimeout, MalformedRequest, RequestTooLarge, RouterError
 from router.core.tenants.memory import BODY, UNCOUNTED_BYTES, Holding
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, ClientProtocol
+from router.wire.body_limits import BodyLimits
+from router.wire.media import MediaRule
 
 LINGER_S = 1.0
-"""How long the bytes of a refused body are taken in, so that a client which sends before it reads hears the answer and not
-a reset."""
+"""How long a refused body is read and dropped, so that a client that sends before it reads gets the answer and not a reset."""
 
 
 MAX_FRAMING_BYTES = 4 << 10
 FRAMING_RATIO = 1 / 16
-"""What a chunked body may have beside its payload: sizes, line ends, extensions, trailers. Chunks of 80 bytes and more pass; a
+"""Most bytes of a chunked body beside its payload: sizes, line ends, extensions, trailers. Chunks of 80 bytes and more pass. A
 chunk costs 0.4 µs, however small it is."""
 
 
 AHEAD_BYTES = 2 * READ_BUFFER_BYTES + LARGE_READ_BYTES
-"""So much of a body may be read before somebody has taken it: what pauses reading, and one read more."""
+"""Bytes of a body that may be read before they are used: the amount at which reading pauses, and one read more."""
 
 
 async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Holding) -> bytes:
-    """Counted in ``memory`` before it comes. Raises BodyTimeout, MalformedRequest, RequestTooLarge, MemoryFull."""
+    """The body. It is counted in ``memory`` before it arrives. Raises BodyTimeout, MalformedRequest, RequestTooLarge,
+    MemoryFull."""
     content = request.content
-    if content.is_eof():  # most came with their head
+    if content.is_eof():  # most bodies come with their head
         body = content.read_nowait()
         require_room(len(body), limits)
         if len(body) > UNCOUNTED_BYTES:
@@ -42,7 +44,7 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if isinstance(request.protocol, ClientProtocol):
         request.protocol.begin_body()
-    received, received_bytes = BytesIO(), 0  # pieces of one byte would take forty times as much
+    received, received_bytes = BytesIO(), 0  # a list of one-byte pieces would take forty times as much
     now = asyncio.get_running_loop().time
     started_at = now()
     due_at = started_at + min(limits.body_grace_s, limits.body_timeout_s)
@@ -59,23 +61,35 @@ async def read_body(request: web.BaseRequest, limits: LimitsConfig, memory: Hold
     except TimeoutError:
         raise BodyTimeout(f"the body came too slowly: {received_bytes} bytes in {now() - started_at:.1f} s") from None
     except web.RequestPayloadError:
-        raise MalformedRequest("the request's body is not framed as HTTP is") from None
+        raise MalformedRequest("the framing of the body is not valid HTTP") from None
     except RouterError:
-        received.close()  # this frame lives as long as the error, and that until the refusal is read
+        received.close()  # the error holds this frame until the client has read the answer
         raise
     memory.resize(BODY, received_bytes)
     return received.getvalue()
 
 
 def next_due_at(due_at: float, now: float, piece_bytes: int, limits: LimitsConfig) -> float:
-    """When the next piece of a body has to be there: each byte earns time, of which ``body_timeout_s`` can be saved up, so that
-    a client that sent much at once cannot rest for long."""
+    """When the next piece of a body is due. Each byte earns time. At most ``body_timeout_s`` can be saved, so that a client
+    that sent much at once cannot pause for long."""
     return min(due_at + piece_bytes / limits.min_body_bytes_per_s, now + limits.body_timeout_s)
 
 
 def _bytes_ahead(request: web.BaseRequest, received_bytes: int) -> int:
     length = request.content_length
     return AHEAD_BYTES if length is None else min(AHEAD_BYTES, max(length - received_bytes, 0))
+
+
+def body_limits(limits: LimitsConfig) -> BodyLimits:
+    return BodyLimits(
+        max_json_depth=limits.max_json_depth,
+        max_messages=limits.max_messages,
+        max_inputs=limits.max_inputs,
+        max_choices=limits.max_choices,
+        max_logprobs=limits.max_logprobs,
+        max_stops=limits.max_stops,
+        media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
+    )
 
 
 def require_room(body_bytes: int, limits: LimitsConfig) -> None:
@@ -93,7 +107,7 @@ def _check_framing(request: web.BaseRequest, payload_bytes: int) -> None:
 
 
 async def answer_unread(request: web.BaseRequest, response: web.Response, linger_bytes: int) -> None:
-    """Answer a request whose body is not whole, take in at most ``linger_bytes`` of what comes, unread, and close."""
+    """Answer a request whose body is incomplete, drop up to ``linger_bytes`` of the rest, and close the connection."""
     response.force_close()
     with contextlib.suppress(ConnectionError):
         await response.prepare(request)

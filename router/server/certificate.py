@@ -1,5 +1,5 @@
-"""The data port's certificate: whoever connects is shown what its files hold, also where they were renewed since the router
-began. Files that cannot be had, or do not belong together, leave the old one as it is.
+"""Loads the data port's certificate, and loads it anew when its files change. Files that are missing or do not match leave the
+old certificate in use.
 """
 
 from __future__ import annotations
@@ -15,50 +15,53 @@ from router.server.listen import tls_context
 log = logging.getLogger("warmroute.tls")
 
 
-class Certificate:
-    """``cert``, ``key``: PEM files. ``reload_s``: between looks. Raises OSError where they cannot be taken at first."""
+RELOAD_S = 10.0
+"""Between two checks of the files."""
 
-    def __init__(self, cert: str, key: str, reload_s: float) -> None:
+
+class Certificate:
+    """``cert`` and ``key`` are PEM files. Raises OSError if the first load fails."""
+
+    def __init__(self, cert: str, key: str) -> None:
         self._cert = cert
         self._key = key
-        self._reload_s = reload_s
         self._errors = LogOnce()
         self._content, self._newest = self._load()
         self.context = self._newest
-        """What to listen with: each handshake goes on with the newest."""
+        """The context to listen with. Each handshake switches to the newest one."""
         self.context.sni_callback = self._show
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check the files at intervals, until cancelled."""
         while True:
-            await asyncio.sleep(self._reload_s)
+            await asyncio.sleep(RELOAD_S)
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Look once."""
+        """Check the files once."""
         try:
             if await asyncio.to_thread(self._read) != self._content:
                 self._content, self._newest = await asyncio.to_thread(self._load)
                 log.info("certificate renewed", extra={"file": self._cert})
-        except OSError as error:  # ssl's own are among them
+        except OSError as error:  # errors of ssl are among them
             self._on_error(str(error))
         else:
             self._errors.succeeded()
 
     @property
     def failures(self) -> int:
-        """Looks that failed."""
+        """Checks that failed."""
         return self._errors.failures
 
     def _show(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called in each handshake, also where the client names no host."""
+        """Called in each handshake, also if the client names no host."""
         handshake.context = self._newest
 
     def _read(self) -> tuple[bytes, bytes]:
         return Path(self._cert).read_bytes(), Path(self._key).read_bytes()
 
     def _load(self) -> tuple[tuple[bytes, bytes], ssl.SSLContext]:
-        """Read before it is loaded: what changes between is loaded once more."""
+        """The files are read before they are loaded. A change in between causes one more load."""
         return self._read(), tls_context(self._cert, self._key)
 
     def _on_error(self, error: str) -> None:

@@ -1,8 +1,7 @@
-"""A client's connection as dispatch and the splice meet it. aiohttp read the request; the answer's bytes are written here.
+"""Writes an answer to a client's connection. aiohttp has read the request.
 
-For replies from workers the head is our own and leaves in one write with the first bytes of the body, since every write is
-a system call. aiohttp is told that the response has been sent: ``SENT`` and ``SENT_AND_CLOSE`` do nothing when it prepares
-and ends them.
+The head of a worker's reply is our own, and leaves in one write with the first bytes of the body, since every write is a
+system call. aiohttp gets ``SENT`` or ``SENT_AND_CLOSE``, which do nothing when it prepares and ends them.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from router.core.request.reply import Reply
 from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, UNREAD, Holding, MemoryFull
 from router.server.errors import error_body
-from router.server.slow_reader import StallRule
+from router.server.slow_client import SlowClientRule
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _CONTENT_TYPES = (b"application/json", b"text/event-stream", b"text/plain")
-"""What workers' answers are. A page or a script would be the worker's own, under the router's name."""
+"""Content types of workers' replies. A page or a script would appear to come from the router."""
 
 _MAX_HEADER_BYTES = 128
 
@@ -41,7 +40,7 @@ _ONE_WRITE_BYTES = 65536
 
 
 class _Sent(web.StreamResponse):
-    """A response whose bytes have left already. It holds no state of a request, so one serves them all."""
+    """A response whose bytes are already sent. It holds no state of a request, so one object serves all requests."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
@@ -59,7 +58,7 @@ class _Sent(web.StreamResponse):
 
 
 class ClientConnection:
-    """One request's way back. Satisfies dispatch's Client and the splice's Sink."""
+    """One request's answer. Implements ``proxy.ports.Client``."""
 
     __slots__ = (
         "_decision_headers",
@@ -68,7 +67,7 @@ class ClientConnection:
         "_hidden",
         "_protocol",
         "_request",
-        "_stall",
+        "_slow_rule",
         "_transport",
         "has_started",
         "is_chunked",
@@ -83,20 +82,21 @@ class ClientConnection:
         route: Route,
         *,
         extra_head: bytes,
-        stall: StallRule,
+        slow_rule: SlowClientRule,
         decision_headers: bool,
         memory: Holding,
         stays_open: bool = True,
         hidden: str = "",
     ) -> None:
-        """``hidden``: what the router put into the request's body; workers quote bodies in their complaints. ``memory``: what
-        is held for the request; its owner releases it once the client has read the answer."""
+        """``hidden`` is text that the router added to the request's body. Workers quote bodies in their errors, and the client
+        must not see it. ``memory`` counts what is held for the request; its owner releases it once the client has read the
+        answer."""
         self._request = request
         self._transport = request.transport
         self._protocol = request.protocol
         self._extra_head = extra_head
         self._hidden = hidden.encode()
-        self._stall = stall
+        self._slow_rule = slow_rule
         self._decision_headers = decision_headers
         self.memory = memory
         self.route = route
@@ -105,15 +105,18 @@ class ClientConnection:
         self.keep_alive = stays_open and request.keep_alive and self.is_chunked
         self.has_started = False
 
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self.route.value} started={self.has_started} ended={self._has_ended}>"
+
     def add_head(self, name: str, value: str) -> None:
-        """Before the answer begins. What is not visible ASCII is written by its numbers."""
+        """Add a header before the answer begins. Characters other than visible ASCII are percent-encoded."""
         self._extra_head += b"%b: %b\r\n" % (name.encode(), quote(value, safe=_VISIBLE).encode())
 
-    # The splice's side
+    # Streams
 
     def write(self, data: bytes) -> None:
-        if self._has_ended:  # the client would take it for the next answer
-            log.error("bytes behind the end of an answer: the connection was aborted")
+        if self._has_ended:  # the client would read it as the next answer
+            log.error("bytes after the end of an answer: the connection was aborted")
             self.abort()
             return
         self._transport.write(data)  # type: ignore[union-attr]  # is_closing is asked before
@@ -128,7 +131,7 @@ class ClientConnection:
     def is_full(self) -> bool:
         return self._protocol.writing_paused
 
-    # Dispatch's side
+    # Answers and their ends
 
     async def answer(self, reply: Reply, record: Record) -> None:
         pieces = reply.pieces
@@ -153,8 +156,8 @@ class ClientConnection:
         return self._head(reply, record) + b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n" + framing
 
     async def drained(self) -> bool:
-        """Until the client has read on (True) or is gone (False): one that reads too little for the stall limit is cut, and so
-        is one for whose unread bytes there is no memory."""
+        """Wait until the client has read enough. True if it has; False if it is gone, or was aborted. It is aborted if it
+        reads too slowly, or if there is no memory for its unread bytes."""
         if self.is_full() and not self.is_closing():
             if not self._holds_unread():
                 self.abort()
@@ -163,8 +166,8 @@ class ClientConnection:
             try:
                 while not room.done():
                     left = self._unsent_bytes()
-                    await asyncio.wait((room,), timeout=self._stall.within_s)
-                    if not room.done() and self._stall.is_too_slow(left - self._unsent_bytes()):
+                    await asyncio.wait((room,), timeout=self._slow_rule.within_s)
+                    if not room.done() and self._slow_rule.is_too_slow(left - self._unsent_bytes()):
                         self.abort()
                         break
             finally:
@@ -173,7 +176,7 @@ class ClientConnection:
         return not self.is_closing()
 
     def _holds_unread(self) -> bool:
-        """A whole answer is counted already."""
+        """Count the unread bytes, except those of a whole reply, which are counted already."""
         try:
             self.memory.resize(UNREAD, max(self._unsent_bytes() - self.memory[REPLY], 0))
         except MemoryFull:
@@ -181,7 +184,7 @@ class ClientConnection:
         return True
 
     async def _room(self) -> None:
-        """Waited for without a timeout of its own, which would cancel the one future that every drain of aiohttp waits for."""
+        """Wait until there is room. A timeout here would cancel the one future that every drain of aiohttp waits for."""
         with contextlib.suppress(ConnectionError):
             await self._request.writer.drain()
 
@@ -202,10 +205,10 @@ class ClientConnection:
             self.write(frame(event) if self.is_chunked else event)
         self.keep_alive = False
         if self._transport is not None:
-            self._transport.close()  # what is buffered leaves, without the chunk that would end the body
+            self._transport.close()  # the buffer is sent, and no chunk ends the body
 
     def cut_short(self, error: RouterError) -> None:
-        """The router cannot wait any longer: an error, whether an answer has begun or not, and the end of the connection."""
+        """Send an error, whether or not an answer has begun, and close the connection."""
         if self.has_started:
             self.break_off(error)
             return
@@ -245,7 +248,8 @@ class ClientConnection:
 
 
 def _passed(headers: Mapping[bytes, bytes]) -> list[bytes]:
-    """Lines that a worker's headers may add. What is too long or odd is left out, or named as bytes of no kind."""
+    """The lines of the head that come from the worker. A header that is too long or unusual is left out, and such a content
+    type becomes application/octet-stream."""
     kind = headers.get(b"content-type", b"")
     if not kind.startswith(_CONTENT_TYPES) or len(kind) > _MAX_HEADER_BYTES:
         kind = b"application/octet-stream"

@@ -1,7 +1,7 @@
-"""Clients' connections to one port: how many there may be, how large a head may be, and how long it may take.
+"""Accepts clients' connections to one port, and limits their number, the size of heads, and the time for a head.
 
-aiohttp bounds none of these. The deadlines are numbers that one sweep a second compares, since a timer for every request would
-be set and cancelled for nothing.
+aiohttp limits none of these. Deadlines are numbers that one sweep a second compares, since a timer for each request would
+almost always be set and cancelled for nothing.
 """
 
 from __future__ import annotations
@@ -19,49 +19,53 @@ from router.core.errors import HeadersTooLarge, Overloaded, RouterError
 from router.server.errors import error_body
 from router.server.key_connections import KeyConnections
 from router.server.protocol import LARGE_READ_BYTES, READ_BUFFER_BYTES, SMALL_READ_BYTES, ClientProtocol
-from router.server.slow_reader import stall_rule
+from router.server.slow_client import slow_client_rule
 
 SWEEP_S = 1.0
 CUTS_AT_ONCE = 32
-"""Each costs about 0.1 ms, most of it after the sweep has moved on."""
+"""Connections that are cut in one turn of the loop. Each costs about 0.1 ms, most of it after the sweep."""
 
 LINGER_S = 1.0
+
+MAX_FIELD_BYTES, MAX_FIELDS = 8190, 64
+"""Largest header field of a request, and most of them."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
-class Observers:
-    """``cut(cause)`` for a connection that ends unanswered; ``refusal(route, status)`` for what no handler saw."""
+class ConnectionHooks:
+    """``on_cut(cause)`` is called for a connection that is closed without an answer, ``on_refusal(route, status)`` for a
+    request that no handler saw."""
 
-    cut: Callable[[str], None]
-    refusal: Callable[[str, int], None]
+    on_cut: Callable[[str], None]
+    on_refusal: Callable[[str, int], None]
     new_request_id: Callable[[], str]
 
 
 class ClientServer(web.Server):
-    """Every client's connection on one port. ``run`` must be running: it enforces the deadlines of heads."""
+    """All clients' connections to one port. ``run`` must be running: it enforces the deadlines."""
 
     def __init__(
-        self, handler: Handler, limits: LimitsConfig, observers: Observers, key_connections: KeyConnections
+        self, handler: Handler, limits: LimitsConfig, hooks: ConnectionHooks, key_connections: KeyConnections
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.key_connections = key_connections
         self._limits = limits
-        self.observers = observers
+        self.hooks = hooks
         self.head_bytes = 0
-        """Of all heads that are not whole."""
+        """Bytes of all incomplete heads."""
         self.lingering = 0
-        """Connections whose refused bodies are being taken in."""
+        """Connections whose refused bodies are being dropped."""
         self.large_buffer = memoryview(bytearray(LARGE_READ_BYTES))
         self.small_buffer = self.large_buffer[:SMALL_READ_BYTES]
-        self._stall = stall_rule(limits)
+        self._slow_rule = slow_client_rule(limits)
         self._protocol_kwargs: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": limits.keepalive_s,
-            "max_line_size": limits.max_header_bytes,
-            "max_field_size": limits.max_header_bytes,
-            "max_headers": limits.max_headers,
+            "max_line_size": MAX_FIELD_BYTES,
+            "max_field_size": MAX_FIELD_BYTES,
+            "max_headers": MAX_FIELDS,
             "lingering_time": LINGER_S,
             "read_bufsize": READ_BUFFER_BYTES,
             "auto_decompress": False,
@@ -83,33 +87,33 @@ class ClientServer(web.Server):
         return len(self._connections) < self.max_connections
 
     def transport_of(self, client: ClientProtocol) -> asyncio.Transport | None:
-        """Also of one that is closing."""
+        """The transport of a connection, also of one that is closing."""
         return self._connections.get(client)
 
     def next_due(self) -> float:
         return self._loop.time() + self._limits.head_timeout_s
 
     def turn_away(self, transport: asyncio.Transport) -> None:
-        """The newest, so that whoever is served stays so."""
-        self.observers.cut("too_many")
+        """Refuse the newest connection, so that those that are served stay."""
+        self.hooks.on_cut("too_many")
         self._refuse(transport, Overloaded("the router has as many connections as it may have", retry_after_s=1))
 
     def check_head(self, client: ClientProtocol) -> None:
-        """A head that is not whole is refused when it is too large, or when all of them are; whoever sends a head in one read
-        is never concerned."""
+        """Refuse an incomplete head if it is too large, or if all of them together are. A head that comes in one read is never
+        affected."""
         if client.head_bytes > self._limits.max_head_bytes:
             error: RouterError = HeadersTooLarge(f"the head is larger than {self._limits.max_head_bytes} bytes")
         elif self.head_bytes > self._limits.max_total_head_bytes:
             error = Overloaded("too many heads are not whole", retry_after_s=1)
         else:
             return
-        self.observers.cut("head_size")
+        self.hooks.on_cut("head_size")
         if client.transport is not None:
             self._refuse(client.transport, error)
         client.drop_head()
 
     def _refuse(self, transport: asyncio.Transport, error: RouterError) -> None:
-        """Before there is a request that could be answered."""
+        """Answer a connection that has no complete request yet."""
         body = error_body(error, None)
         retry = b"Retry-After: %d\r\n" % error.retry_after_s if error.retry_after_s else b""
         transport.write(
@@ -119,7 +123,7 @@ class ClientServer(web.Server):
                 error.status,
                 HTTPStatus(error.status).phrase.encode(),
                 retry,
-                self.observers.new_request_id().encode(),
+                self.hooks.new_request_id().encode(),
                 len(body),
                 body,
             )
@@ -127,7 +131,7 @@ class ClientServer(web.Server):
         transport.close()
 
     async def run(self) -> None:
-        """Sweep until cancelled. Nobody is given up more than two SWEEP_S late, and others are served between many of them."""
+        """Enforce the deadlines until cancelled, each at most two SWEEP_S late. Requests run between many cuts."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._loop.time()
@@ -135,14 +139,14 @@ class ClientServer(web.Server):
             overdue = [
                 (client, transport)
                 for client, transport in clients
-                if now > client.head_due or client.has_stalled(transport, now, self._stall)
+                if now > client.head_due or client.reads_too_slowly(transport, now, self._slow_rule)
             ]
             for number, (client, transport) in enumerate(overdue):
                 if number % CUTS_AT_ONCE == CUTS_AT_ONCE - 1:
                     await asyncio.sleep(0)
                 if now > client.head_due and client.transport is not None:
                     client.transport.abort()
-                    self.observers.cut("head_timeout")
-                elif client.has_stalled(transport, now, self._stall):
+                    self.hooks.on_cut("head_timeout")
+                elif client.reads_too_slowly(transport, now, self._slow_rule):
                     transport.abort()
-                    self.observers.cut("write_stall")
+                    self.hooks.on_cut("write_stall")

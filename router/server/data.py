@@ -1,7 +1,7 @@
-"""The data port: routes, limits on what a client may send, and errors → status. Routing itself is dispatch's.
+"""The data port: routes a request, admits it, reads its body, and maps errors to answers. Dispatch selects the worker.
 
-Paths are matched exactly, and anything else is 404: nothing passes through. aiohttp's low-level server calls ``handle`` for
-each request; its router, middlewares and access log would cost more than the whole decision.
+Paths are matched exactly, and any other path is 404. aiohttp's low-level server calls ``handle`` for each request, since its
+router, middlewares and access log would cost more than the whole selection.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from router.core.tenants.memory import UNCOUNTED_BYTES, UNREAD, Holding, MemoryB
 from router.core.tenants.tenant import Caller
 from router.proxy.ports import Dispatch
 from router.proxy.tenant_limits import TenantLimits
-from router.runtime.freed_memory import untie_error
 from router.runtime.logs import ABOUT, redact
+from router.runtime.reference_cycles import untie_error
 from router.server.auth import Gate
-from router.server.bodies import answer_unread, read_body, require_room
+from router.server.bodies import answer_unread, body_limits, read_body, require_room
 from router.server.client import ClientConnection
 from router.server.errors import SERVER, error_response
 from router.server.openapi import describe
@@ -48,10 +48,8 @@ from router.server.origins import Origins
 from router.server.page_routes import Call, Match, PageRoutes
 from router.server.parsing.pool import CHEAP_BYTES, Parsers, is_cheap
 from router.server.plain_pages import PlainPages
-from router.server.slow_reader import stall_rule
-from router.wire.body_limits import BodyLimits
+from router.server.slow_client import slow_client_rule
 from router.wire.client_head import check_fields, check_target, exact_path
-from router.wire.media import MediaRule
 from router.wire.requests import Parsed, parse_apart
 
 log = logging.getLogger("warmroute.server")
@@ -62,7 +60,7 @@ REQUEST_ID_BYTES = 9
 
 
 class Phase(Enum):
-    """How a router leaves: first it says so, and serves on; then it takes nothing new."""
+    """How a router stops: it announces that, and serves on; then it takes nothing new."""
 
     OPEN = 0
     LEAVING = 1
@@ -89,8 +87,8 @@ class DataPort:
         *,
         resumes: bool = True,
     ) -> None:
-        """``state``: the routes whose state is kept here; None: there are none. ``resumes``: streams are kept so that another
-        worker may go on with them."""
+        """``state``: the stateful routes, if there are any. ``resumes``: keep streams so that another worker can resume
+        them."""
         self.memory = memory
         self._parsers = parsers
         self._tenant_limits = tenant_limits
@@ -107,7 +105,7 @@ class DataPort:
         self._clock = clock
         self._observe_refusal = observe_refusal
         self._observe_cut = observe_cut
-        self._stall = stall_rule(limits)
+        self._slow_rule = slow_client_rule(limits)
         self.key_connections = gate.connections
         self._parse = partial(parse_apart, limits=body_limits(limits), resumes=resumes)
         description = describe(limits, state.describe if state is not None else None)
@@ -116,10 +114,10 @@ class DataPort:
         self.phase = Phase.OPEN
         self.live = 0
         self._clients: dict[asyncio.BaseProtocol, ClientConnection] = {}
-        """By connection, of which each has one request at a time."""
+        """Clients by connection. A connection has one request at a time."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """aiohttp's entry. The only place that may meet an exception nobody foresaw."""
+        """Answer one request; called by aiohttp. Only this function catches unexpected exceptions."""
         started_at = self._clock()
         path = request.raw_path
         route = self._routes.get(path) or self._routes.get(exact_path(path))
@@ -161,7 +159,7 @@ class DataPort:
     async def _infer(
         self, request: web.BaseRequest, route: Route, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
-        """A request that a worker answers."""
+        """Answer a request by a worker."""
         limits = self._limits_of[route]
         takes_x_api_key = route.spec.errors is Api.ANTHROPIC
         caller = self._admit(request, route.path, ("POST",), memory, limits, takes_x_api_key=takes_x_api_key)
@@ -170,7 +168,7 @@ class DataPort:
             parsed = self._parse(body, route, request.headers, caller, request_id).of(body)
         else:
             parsed = (await self._parse_large(route, body, request, caller, request_id)).of(body)
-        del body  # it is the request's now, and need not be kept twice
+        del body  # the request holds it now
         if not caller.rules.may_use(parsed.model):
             raise ModelNotFound.of(parsed.model)
         client = self._connect(request, route, request_id, caller, parsed.hidden_salt, memory)
@@ -180,7 +178,7 @@ class DataPort:
     async def _answer_state(
         self, request: web.BaseRequest, match: Match, request_id: str, started_at: float, memory: Holding
     ) -> web.StreamResponse:
-        """A page of the routes whose state is kept here: it returns JSON, or answers the client's connection itself."""
+        """Answer a request of a stateful route. Its page returns JSON, or answers the client's connection itself."""
         if (trace := TRACE.get()) is not None:
             trace.route = match.template
         caller = self._admit(request, match.template, match.by_method, memory, self._limits)
@@ -205,7 +203,7 @@ class DataPort:
         return await self._written(request, response, memory)
 
     async def _written(self, request: web.BaseRequest, response: web.Response, memory: Holding) -> web.StreamResponse:
-        """An answer of our own; of a large one, all but a rest has been read when this returns."""
+        """Send an answer of the router itself. Most of a large one has been read when this returns."""
         self._origins.add_to(request, response)
         if self.phase is not Phase.OPEN:
             response.force_close()
@@ -216,8 +214,7 @@ class DataPort:
         return response
 
     async def _sent(self, request: web.BaseRequest, client: ClientConnection) -> web.StreamResponse:
-        """The client's answer is on its way, and nothing may follow it. Workers and sessions are free; the client has yet to
-        read the end."""
+        """Wait until the client has read the answer. Workers and sessions are released already."""
         del self._clients[request.protocol]
         await client.drained()
         return client.sent()
@@ -230,7 +227,7 @@ class DataPort:
             route,
             memory=memory,
             extra_head=b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._origins.head(request)),
-            stall=self._stall,
+            slow_rule=self._slow_rule,
             decision_headers=self._server.decision_headers or caller.rules.sees_decisions,
             stays_open=self.phase is Phase.OPEN,
             hidden=hidden,
@@ -242,11 +239,11 @@ class DataPort:
         return os.urandom(REQUEST_ID_BYTES).hex()
 
     def cut_short(self) -> None:
-        """Whoever is not served yet shall not wait: an error event ends a stream, and a 503 what has not begun."""
+        """End all requests: a stream by an error event, and a request without an answer by a 503."""
         for client in tuple(self._clients.values()):
             client.cut_short(Draining("the router is shutting down", retry_after_s=1))
 
-    # What comes in
+    # Requests
 
     def _admit(
         self,
@@ -258,7 +255,7 @@ class DataPort:
         *,
         takes_x_api_key: bool = False,
     ) -> Caller:
-        """The caller of a request with a body, which is refused by its head if it can be. Raises ClientError, Draining."""
+        """The caller of a request with a body, which is refused by its head if possible. Raises ClientError, Draining."""
         caller = self._gate.admit(request, takes_x_api_key=takes_x_api_key)
         memory.owner = caller.rules.tenant
         if request.method not in methods:
@@ -283,12 +280,12 @@ class DataPort:
         parse = partial(self._parse, route=route, headers=headers, caller=caller, request_id=request_id)
         return parse(body) if is_cheap(body) else await self._parsers.run(caller.rules.tenant, parse, body)
 
-    # What is answered here
+    # Errors
 
     async def _answer_error(
         self, request: web.BaseRequest, error: RouterError, route: Route | None, request_id: str
     ) -> web.StreamResponse:
-        """Count it and answer it. The rest of a body is not waited for."""
+        """Count the error, and answer it without waiting for the rest of the body."""
         if not error.is_counted:
             self._observe_refusal(route.path if route else "other", error.status)
         response = error_response(error, route, request_id)
@@ -301,15 +298,3 @@ class DataPort:
             is_lost = isinstance(error, BodyTimeout | MalformedRequest)
             await answer_unread(request, response, 0 if is_lost else self._limits.max_body_bytes)
         return response
-
-
-def body_limits(limits: LimitsConfig) -> BodyLimits:
-    return BodyLimits(
-        max_json_depth=limits.max_json_depth,
-        max_messages=limits.max_messages,
-        max_inputs=limits.max_inputs,
-        max_choices=limits.max_choices,
-        max_logprobs=limits.max_logprobs,
-        max_stops=limits.max_stops,
-        media=MediaRule(frozenset(map(str.lower, limits.allowed_media_domains))),
-    )

@@ -1,8 +1,8 @@
-"""How the router stops without anybody being refused or cut.
+"""Stops the router without refusing or cutting requests, as far as time allows.
 
-leaving    /ready fails, everybody is served, and each answer closes its connection: load balancers look away
-draining   nothing new is accepted; what is under way may end
-the end    a stream that takes longer gets an error event, what has not begun a 503
+leaving    /ready fails, all requests are served, each answer closes its connection: load balancers turn away
+draining   no new request is accepted; live ones may end
+the end    a stream that takes longer gets an error event, a request without an answer a 503
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from router.server.data import DataPort, Phase
 
 log = logging.getLogger("warmroute.drain")
 
-LOOK_S = 0.05
+POLL_S = 0.05
 FLUSH_S = 1.0
-"""How long the last error events may take to leave."""
+"""How long the last error events may take to be sent."""
 
 
 class StopSignals:
-    """SIGTERM and SIGINT. After a second one, and after an interrupt from a terminal, nobody waits for load balancers."""
+    """SIGTERM and SIGINT. After a second one, and after an interrupt from a terminal, the router does not wait for load
+    balancers."""
 
     def __init__(self) -> None:
         self.came = asyncio.Event()
@@ -45,7 +46,7 @@ async def drain(
     leave_s: float,
     drain_s: float,
 ) -> None:
-    """Returns when no request is under way, at the latest after both times and a second. ``hurry`` skips the first."""
+    """Returns when no request is live, at the latest after both times and a second. ``hurry`` skips the first time."""
     log.info("leaving", extra={"live": data.live, "for_s": leave_s})
     data.phase = Phase.LEAVING
     await _wait(hurry, leave_s)
@@ -68,11 +69,11 @@ async def _wait(event: asyncio.Event, at_most_s: float) -> None:
 
 
 async def _ended(data: DataPort, at_most_s: float) -> bool:
-    """False where requests are still under way after so long."""
+    """False if requests are still live after this time."""
     try:
         async with asyncio.timeout(at_most_s):
             while data.live:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_S)
     except TimeoutError:
         return False
     return True

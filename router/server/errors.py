@@ -1,4 +1,4 @@
-"""Errors as clients read them: OpenAI's shape, and Anthropic's on its routes."""
+"""Writes errors in the shape that clients read: OpenAI's, and Anthropic's on its routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from router.core.errors import RouterError
 from router.core.request.routes import Api, Route
 
 SERVER = "warmroute"
-"""Without a version, which would tell what to attack."""
+"""Value of the Server header. It has no version, which would help attackers."""
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -23,7 +23,7 @@ _ANTHROPIC_TYPES = {
 }
 
 _RETRIED = frozenset({408, 409, 429})
-"""With every 5xx, the statuses upon which the official clients try again, unless they are told not to."""
+"""Statuses that official clients retry by default, besides every 5xx."""
 
 
 def error_body(error: RouterError, route: Route | None) -> bytes:

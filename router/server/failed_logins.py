@@ -1,7 +1,8 @@
-"""How often an address may show a wrong admin token: so guesses are slow, and operators elsewhere are never kept out.
+"""Limits how often an address may show a wrong admin token, so that guessing is slow and operators at other addresses are
+never locked out.
 
-Past the bound the address gets no answer to the question whether its token is right. Counts of one window are held, of at most
-``MAX_ADDRESSES``; whoever comes from more addresses than that guesses faster, and a token of 16 bytes stands that.
+Above the limit the address is not told whether its token is right. Counts of one window are kept, of at most
+``MAX_ADDRESSES``. An attacker with more addresses guesses faster, which a token of 16 bytes withstands.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ipaddress import IPv6Address, ip_address
 MAX_WRONG, WINDOW_S = 5, 10.0
 MAX_ADDRESSES = 1024
 _IPV6_HOST_BITS = 64
-"""A network's own (RFC 4291, section 2.5.4): one machine has all of its addresses."""
+"""Host bits of an IPv6 address (RFC 4291, section 2.5.4). One machine has all addresses of its network."""
 
 
 class FailedLogins:

@@ -1,5 +1,6 @@
-"""How many connections show the same API key. A connection counts for the key of its latest request until it is closed, so what
-rests counts, too; the key's digest is all that is kept of it."""
+"""Counts the connections that show the same API key. A connection counts for the key of its latest request until it is closed,
+also while it is idle. Only the key's digest is kept.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +12,32 @@ from router.core.errors import ConnectionsLimited
 
 class Connection(Protocol):
     key: bytes
-    """Digest of the key that it counts for; empty: none."""
+    """Digest of the key that it counts for; empty means none."""
 
 
 class KeyConnections:
-    """``most``: of one key; 0: any number."""
+    """At most ``most`` connections may show one key; 0 means any number."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._counts: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
-        """Keys that some connection shows."""
+        """Keys that at least one connection shows."""
         return len(self._counts)
 
     @property
     def peak(self) -> int:
-        """Connections that show the key which most show now."""
+        """Connections of the key that is shown by most."""
         return max(self._counts.values(), default=0)
 
     def claim(self, connection: Connection, key: bytes) -> None:
-        """Raises ConnectionsLimited, and then the connection counts for none."""
+        """Count the connection for ``key``. Raises ConnectionsLimited; then it counts for no key."""
         if connection.key == key:
             return
         self.release(connection)
         if self._most and self._counts[key] >= self._most:
-            raise ConnectionsLimited(f"{self._most} connections show this key, which is the most", retry_after_s=1)
+            raise ConnectionsLimited(f"the key has {self._most} connections, and may have no more", retry_after_s=1)
         connection.key = key
         self._counts[key] += 1
 

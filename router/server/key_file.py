@@ -1,4 +1,6 @@
-"""Keeps a gate's keyring as its file says. A file that cannot be had, or is wrong, leaves the old keys as they are."""
+"""Loads API keys from a file, and loads them anew when it changes. A file that cannot be read, or is invalid, leaves the old
+keys in use.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ from router.server.auth import KeyGate
 
 log = logging.getLogger("warmroute.auth")
 
+RELOAD_S = 2.0
+"""Between two reads of auth.keys_file; SIGHUP is one at once."""
+
+MAX_KEYS = 100_000
 MAX_FILE_BYTES = 256 << 20
 MAX_NAMED_IDS = 50
-"""Key ids that one line of the audit log names."""
+"""Most key ids in one line of the audit log."""
 
 
 def read_keys_file(file: str) -> bytes:
@@ -37,13 +43,13 @@ def read_keys_file(file: str) -> bytes:
 
 
 def list_keys(auth: AuthConfig, content: bytes) -> KeyList:
-    """Those of the file, whose content is given, and those of ``auth.keys``. Raises BadKeys."""
+    """The keys of the file's content and of ``auth.keys``. Raises BadKeys."""
     try:
         listed = joined(parse_keys(content.decode()), parse_entries(auth.keys))
     except UnicodeDecodeError:
         raise BadKeys("is not UTF-8") from None
-    if len(listed.entries) > auth.max_keys:
-        raise BadKeys(f"lists {len(listed.entries)} keys, and auth.max_keys is {auth.max_keys}")
+    if len(listed.entries) > MAX_KEYS:
+        raise BadKeys(f"lists {len(listed.entries)} keys, and {MAX_KEYS} is the most")
     return listed
 
 
@@ -57,18 +63,18 @@ def load_keys(auth: AuthConfig) -> tuple[bytes, KeyList]:
 
 
 class KeyFile:
-    """Raises ConfigError where the first look already fails. ``now``: seconds since the epoch; ``tell_tenants``: called with
-    all that there are, when the list has changed; ``max_connections``: that show one key, 0: any number."""
+    """``now``: seconds since the epoch. ``on_tenants`` is called with all tenants after each change. ``max_connections`` may
+    show one key; 0 means any number. Raises ConfigError if the first load fails."""
 
     def __init__(
         self,
         auth: AuthConfig,
         audit: Audit,
         now: Callable[[], float],
-        tell_tenants: Callable[[Collection[Tenant]], None] = lambda _tenants: None,
+        on_tenants: Callable[[Collection[Tenant]], None] = lambda _tenants: None,
         max_connections: int = 0,
     ) -> None:
-        self._tell_tenants = tell_tenants
+        self._on_tenants = on_tenants
         self._auth = auth
         self._audit = audit
         self._salt_secret = read_salt_secret(auth)
@@ -81,7 +87,7 @@ class KeyFile:
 
     @property
     def failures(self) -> int:
-        """Looks that failed."""
+        """Checks of the file that failed."""
         return self._errors.failures
 
     @property
@@ -93,26 +99,26 @@ class KeyFile:
         return self.gate.refusals
 
     def wake(self) -> None:
-        """Look at the file now."""
+        """Check the file now."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Look at the file again and again, until cancelled."""
+        """Check the file at intervals, until cancelled."""
         while self._auth.keys_file:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._auth.reload_s):
+                async with asyncio.timeout(RELOAD_S):
                     await self._woken.wait()
             self._woken.clear()
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Look once; off the loop, for a long list takes seconds."""
+        """Check the file once, off the loop, since a long list takes seconds."""
         try:
             content = await asyncio.to_thread(read_keys_file, self._auth.keys_file)
             if content != self._content:
                 self.gate.keyring = await self._replaced(content, self.gate.keyring)
                 self._content = content
-                self._tell_tenants(self.gate.keyring.tenants)
+                self._on_tenants(self.gate.keyring.tenants)
         except BadKeys as error:
             self._on_error(str(error))
         else:

@@ -1,4 +1,4 @@
-"""Sockets, set up the way that both ports need them."""
+"""Opens the listening sockets of both ports."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from router.config.schema import ConfigError
 from router.config.serving import AdminConfig, ServerConfig
 
 SEND_BUFFER_BYTES = 128 << 10
-"""What the kernel may hold for a client that does not read. Its own default hides megabytes from back-pressure."""
+"""Size of the kernel's send buffer. Its default hides megabytes from back-pressure."""
 
 BACKLOG = 4096
 
 
 def require_c_parser() -> None:
-    """Raises RuntimeError where aiohttp would parse clients' bytes in Python, which is slower and has had its own holes."""
+    """Raises RuntimeError if aiohttp would parse requests in Python. That parser is slower and has had vulnerabilities of its
+    own."""
     if HttpRequestParser is HttpRequestParserPy:
         raise RuntimeError("aiohttp's C extensions are missing: install a wheel of aiohttp for this platform")
 
 
 def listen(section: str, where: ServerConfig | AdminConfig) -> socket.socket:
-    """A listening socket; accepted ones inherit its buffer sizes. ``section``: of the configuration. Raises ConfigError."""
+    """A listening socket. Accepted sockets inherit its buffer sizes. ``section`` is the configuration's. Raises ConfigError."""
     try:
         return _bound(where.host, where.port)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 
-from router.config.serving import AuthConfig, LimitsConfig
+from router.config.serving import LimitsConfig
 from router.core.request.record import Record
 from router.core.tenants.keyring import AuthRefusal
 from router.core.tenants.memory import MemoryBudget
@@ -15,7 +15,7 @@ from router.server.certificate import Certificate
 from router.server.client_server import ClientServer
 from router.server.data import DataPort
 from router.server.failed_logins import MAX_ADDRESSES, FailedLogins
-from router.server.key_file import KeyFile
+from router.server.key_file import MAX_KEYS, KeyFile
 from router.server.parsing.pool import Parsers
 from router.server.status.feed import StatusFeed
 
@@ -98,7 +98,7 @@ def memory_rows(memory: MemoryBudget) -> Iterable[Row]:
     )
 
 
-def key_rows(keys: KeyFile | None, data: DataPort, auth: AuthConfig, limits: LimitsConfig) -> Iterable[Row]:
+def key_rows(keys: KeyFile | None, data: DataPort, limits: LimitsConfig) -> Iterable[Row]:
     """All zero where no keys are asked for."""
 
     def refusals() -> Mapping[str, int]:
@@ -112,7 +112,7 @@ def key_rows(keys: KeyFile | None, data: DataPort, auth: AuthConfig, limits: Lim
             lambda: keys.failures if keys else 0,
         ),
         gauge("keys_loaded", "API keys that are loaded.", lambda: keys.loaded_keys if keys else 0),
-        gauge("max_keys", "Most API keys that may be loaded.", lambda: auth.max_keys),
+        gauge("max_keys", "Most API keys that may be loaded.", lambda: MAX_KEYS),
         gauge(
             "peak_key_connections",
             "Connections of the API key that has most of them open now.",

@@ -1,6 +1,6 @@
-"""The data port described for machines, in OpenAPI 3.1: every route, what its body must have, and how errors look.
+"""Describes the data port in OpenAPI 3.1: every route, its body, and its errors.
 
-Bodies are described as loosely as they are checked: what only a worker judges is left open.
+Bodies are described as loosely as they are checked. What only a worker checks is left open.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from router.core.request.routes import Api, PromptForm, Route
 
 Schema = dict[str, Any]
 DescribePages = Callable[[LimitsConfig, Schema, Schema], Schema]
-"""Paths, from the limits, the body of chat completions, and errors by status."""
+"""Returns paths. Takes the limits, the body of chat completions, and the errors by status."""
 
 _TEXT: Schema = {"type": "string"}
 _PARTS: Schema = {"type": "array", "items": {"type": "object"}}
 _MESSAGES: Schema = {"type": "array", "items": {"type": "object"}}
 _ERRORS = {
-    400: "The request is wrong, or the worker says so.",
+    400: "The router or the worker found the request invalid.",
     404: "No worker ever listed this model.",
-    405: "The route takes another method.",
+    405: "The route does not accept this method.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body is compressed.",
     421: "This host name is not served.",
-    422: "The worker found the request wrong.",
-    429: "Too much was asked.",
+    422: "The worker found the request invalid.",
+    429: "A limit of the tenant or of the router is reached. Retry-After says when to retry.",
     431: "The head is too large.",
     502: "Every worker that was tried failed.",
-    503: "Nobody can serve this now; Retry-After says when to come back.",
+    503: "No worker can serve this now. Retry-After says when to retry.",
     504: "No worker answered in time.",
 }
 _STATE_ERRORS = {
     404: "There is no such session, response, conversation, item or model.",
-    409: "Another turn has not ended, or the name is taken.",
-    500: "What is stored of it cannot be read.",
+    409: "Another turn is running, or the name is taken.",
+    500: "The stored data cannot be read.",
 }
 
 
 API_VERSION = "1"
-"""Of the routes (/v1). The program's own would tell strangers what to attack."""
+"""Version of the routes (/v1). The program's own version would help attackers."""
 
 
 def describe(limits: LimitsConfig, describe_pages: DescribePages | None = None) -> bytes:
-    """The document as JSON. ``describe_pages``: for routes besides those of workers."""
+    """The document in JSON. ``describe_pages`` adds routes that need no worker."""
     paths: Schema = {route.path: {"post": _inference(route, limits)} for route in Route}
     paths["/v1/models"] = {"get": _plain("The models that may be asked for", _json({"$ref": _named("Models")}))}
     paths["/health"] = {"get": _plain("Whether the process lives", _plain_text())}
@@ -80,7 +80,7 @@ def _inference(route: Route, limits: LimitsConfig) -> Schema:
 
 
 def _errors(texts: Mapping[int, str], schema: str) -> Schema:
-    """What a worker says of a request it found wrong is its own."""
+    """Errors by status. A worker's own error for an invalid request has its own text."""
     error = _json({"$ref": _named(schema)})
     return {
         str(status): {"description": text, "content": {"application/json": {}} if status == 422 else error}
@@ -113,7 +113,7 @@ def _body(route: Route, limits: LimitsConfig) -> Schema:
 
 
 def _plain(summary: str, content: Schema, *also: int) -> Schema:
-    error = {"description": "The request is wrong.", "content": _json({"$ref": _named("Error")})}
+    error = {"description": "The request is invalid.", "content": _json({"$ref": _named("Error")})}
     refusals = {str(status): error for status in (400, 405, 421, 431)}
     answers = {str(status): {"description": summary, "content": content} for status in (200, *also)}
     return {"summary": summary, "responses": {**answers, **refusals}}

@@ -1,4 +1,4 @@
-"""Host names that are served, and browsers' origins that may read answers: for those who listed any."""
+"""Checks the Host header and browsers' Origin against the lists in the configuration, if it has any."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ EXPOSED = (
     "x-warmroute-state",
     "x-warmroute-worker",
 )
-"""Headers of answers that pages may read, beside those that every page may (Fetch standard, CORS-safelisted response-header
-name)."""
+"""Headers of answers that pages may read, besides those that every page may read (Fetch standard, CORS-safelisted
+response-header name)."""
 
 PROBES = ("/health", "/ready")
-"""Asked for by address, as Kubernetes' nodes do: they tell nothing that a page of another origin could use."""
+"""Paths that Kubernetes requests by address. Their answers are useless to a page of another origin."""
 
 
 class Origins:
@@ -40,7 +40,7 @@ class Origins:
         self.any_listed = bool(self._hosts or self._origins)
 
     def check(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        """The answer to a browser's question whether it may ask. Raises HostNotAllowed."""
+        """The answer to a browser's preflight request; None for any other request. Raises HostNotAllowed."""
         named = target_host(request.raw_path) or request.headers.get("Host", "")
         if self._hosts and request.path not in PROBES and host_name(named) not in self._hosts:
             raise HostNotAllowed("this host name is not served here")
@@ -59,7 +59,7 @@ class Origins:
         response.headers.update(self._headers(request))
 
     def head(self, request: web.BaseRequest) -> bytes:
-        """The same as lines of a head."""
+        """The CORS headers as lines of a head."""
         return "".join(f"{name}: {value}\r\n" for name, value in self._headers(request).items()).encode("latin-1")
 
     def _headers(self, request: web.BaseRequest) -> dict[str, str]:
@@ -73,7 +73,8 @@ class Origins:
         }
 
     def _origin_of(self, request: web.BaseRequest) -> str:
-        """As it may be told: itself, or * for any; empty where it is not listed, or nobody asks for a page."""
+        """The origin for the answer: the page's own, or * for any. Empty if it is not listed, or if the request is not a
+        page's."""
         if not self._origins:
             return ""
         origin = request.headers.get("Origin", "")
@@ -83,14 +84,14 @@ class Origins:
 
 
 def host_name(header: str) -> str:
-    """Of a Host header (RFC 9110, section 7.2) the name, without a port or an address's brackets; empty if it is none."""
+    """The name in a Host header (RFC 9110, section 7.2), without a port or the brackets of an address; empty if it has none."""
     match = _HOST.fullmatch(header)
     return (match[1] or match[2]).lower() if match else ""
 
 
 def is_machines_own(header: str) -> bool:
-    """Whether a Host header is an address, or the name that is this machine's for every browser: no name that somebody else may
-    let lead here for a moment, so that a page of theirs reads what is answered (DNS rebinding)."""
+    """True if a Host header is an address, or a name that means this machine in every browser. Any other name may be made to
+    resolve to this machine for a moment, so that a foreign page could read the answer (DNS rebinding)."""
     name = host_name(header)
     if name == "localhost":
         return True
@@ -102,8 +103,8 @@ def is_machines_own(header: str) -> bool:
 
 
 def is_own_page(headers: Mapping[str, str]) -> bool:
-    """Whether no browser asks this for a page of another origin. Origin is not sent with every question of a page (an image has
-    none), so Sec-Fetch-Site (W3C Fetch Metadata) is read too; programs send neither."""
+    """False if a browser sends this for a page of another origin. Not every request of a page has an Origin, for example for
+    an image, so Sec-Fetch-Site (W3C Fetch Metadata) is read, too. Programs send neither."""
     if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         return False
     origin = headers.get("Origin")

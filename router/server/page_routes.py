@@ -1,6 +1,6 @@
-"""The routes whose state the router keeps: which page answers a path, and what a page is told of a request.
+"""Finds the page that answers a stateful route, and defines what a page gets.
 
-Paths are matched segment by segment, exactly; a segment in braces takes any name. Anything else is 404.
+Paths are matched exactly, segment by segment. A segment in braces matches any name. Any other path is 404.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request. ``connect``: its client's connection, for pages that answer there; its argument is text of the request to
-    the worker that the client must not read."""
+    """One request. ``connect`` opens the client's connection, for pages that answer there. Its argument is text in the
+    worker's request that the client must not see."""
 
     names: Sequence[str]
-    """What the path had in place of braces."""
+    """Segments of the path in place of braces."""
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
@@ -43,8 +43,8 @@ class Call:
     memory: Holding
 
     async def read(self, parse: Callable[[bytes], T]) -> T:
-        """What the body says. ``parse`` is pure and can be pickled: a costly body is read in another process. The values are
-        held until the request ends, and count as such. Raises what it raises, MemoryFull."""
+        """The parsed body. ``parse`` is pure and can be pickled: a costly body is parsed in another process. The values count
+        as memory until the request ends. Raises MemoryFull, and what ``parse`` raises."""
         if is_cheap(self.body):
             self.memory.grow(DECODED, expected_weight(self.body))
             return parse(self.body)
@@ -55,14 +55,14 @@ class Call:
 
 
 Page = Callable[[Call], Awaitable[bytes | None]]
-"""Returns JSON, or None where it has answered the client's connection."""
+"""Returns JSON, or None if it has answered the client's connection."""
 
 
 class Pages(Protocol):
-    """What one door serves."""
+    """One API."""
 
     def pages(self) -> Mapping[tuple[str, str], Page]:
-        """By method and path."""
+        """Its pages by method and path."""
         ...
 
 
@@ -74,18 +74,18 @@ class Match:
 
 
 class PageRoutes:
-    """``describe``: the same routes for machines; see ``server.openapi``."""
+    """``describe`` describes the routes; see ``server.openapi``."""
 
-    def __init__(self, doors: Sequence[Pages], describe: DescribePages) -> None:
+    def __init__(self, apis: Sequence[Pages], describe: DescribePages) -> None:
         self.describe = describe
         self._by_segments: dict[tuple[str, ...], dict[str, Page]] = {}
-        for door in doors:
-            for (method, path), page in door.pages().items():
+        for api in apis:
+            for (method, path), page in api.pages().items():
                 self._by_segments.setdefault(_template(path), {})[method] = page
         self._first = frozenset(segments[1] for segments in self._by_segments if len(segments) > 1)
 
     def find(self, raw_path: str) -> Match | None:
-        """``raw_path``: as it came, escapes and query included. Raises InvalidRequest for a name that is none."""
+        """``raw_path`` has its escapes and query. Raises InvalidRequest for an invalid name."""
         path = exact_path(raw_path)
         segments = path.strip("/").split("/") if path.startswith("/v1/") else []
         if len(segments) < 2 or segments[1] not in self._first or path.endswith("/"):
@@ -104,7 +104,7 @@ def _template(path: str) -> tuple[str, ...]:
 
 
 def _name(segment: str) -> str:
-    """Names are printable, so that logs and people can read them."""
+    """A name is printable, for logs and people."""
     try:
         name = unquote(segment, errors="strict")
     except UnicodeDecodeError:

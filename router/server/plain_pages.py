@@ -33,7 +33,7 @@ class PlainPages:
         path = exact_path(request.raw_path)
         page = self._pages.get(path)
         if page is None:
-            raise RouteNotFound("there is no such path")  # unquoted: people put keys into URLs
+            raise RouteNotFound("there is no such path")  # the path is not quoted, since people put keys into URLs
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{path} takes GET")
         response = page(request)

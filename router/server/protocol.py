@@ -1,7 +1,7 @@
-"""A client's connection as aiohttp reads it: how much of one read is parsed before others have their turn, and when reading
-stops.
+"""Reads a client's connection for aiohttp: limits how much of one read is parsed in one turn of the loop, and decides when
+reading stops.
 
-Bodies have deadlines of their own in ``bodies``.
+Deadlines of bodies are in ``bodies``.
 """
 
 from __future__ import annotations
@@ -16,38 +16,41 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _ErrInfo
 
 from router.core.errors import ClientError, HeadersTooLarge, MalformedRequest
-from router.runtime.freed_memory import untie_error, untie_transport
+from router.runtime.reference_cycles import untie_error, untie_transport
 from router.server.errors import error_response
-from router.server.slow_reader import StallRule
+from router.server.slow_client import SlowClientRule
 
 if TYPE_CHECKING:
     from router.server.client_server import ClientServer
 
 MAX_LINGERING = 64
-"""Connections whose refused bodies are taken in at once; others are closed with their answer. Two thousand that send as fast as
-they can would hold up everybody."""
+"""Connections whose refused bodies are dropped at once. Further ones are closed with their answer: two thousand that send at
+full speed would delay all requests."""
 
 READ_BUFFER_BYTES = 128 << 10
 NOTHING = memoryview(b"")
 NOT_HTTP = b"\0"
-"""Makes the parser refuse a head wherever it is."""
+"""The parser refuses a head with this byte in any place."""
 
 PIECE_BYTES = 8 << 10
-"""So much of a head, or of a chunked body, is parsed at once: up to 1.3 ms, where each chunk has one byte."""
+"""Bytes of a head, or of a chunked body, that are parsed at once. They take up to 1.3 ms if each chunk has one byte."""
 
 SMALL_READ_BYTES, LARGE_READ_BYTES = 16 << 10, 256 << 10
-"""One read before a request's head is whole, and of its body. What is behind the head is kept until somebody asks for it."""
+"""Largest read before a head is complete, and of a body. What follows the head is kept until it is asked for."""
 
 MAX_UNSENT_BYTES = 16 << 10
-"""Beyond this a connection counts as full, and what is not read has to be paid for from the memory budget."""
+"""Above this a connection counts as full, and its unread bytes count in the memory budget."""
 
 
 class ClientProtocol(web.RequestHandler):
-    """``head_due``: when the head that is awaited must be whole; never while a request is served or the connection rests.
-    ``head_bytes``: what came of a head that is not whole. ``wire_bytes``: what came of the body, framing and all.
-    ``unsent_bytes``: what the client had not read yet at ``unsent_since``, when it was last held against the stall rule.
+    """One client's connection.
 
-    A beginning that came in one read with the request before it is bounded by ``limits.keepalive_s`` alone, like rest.
+    ``head_due`` is when the awaited head must be complete; infinite while a request is served or the connection is idle.
+    ``head_bytes`` counts the bytes of an incomplete head, ``wire_bytes`` those of a body with its framing. ``unsent_bytes`` is
+    what the client had not read at ``unsent_since``, when its speed was last checked.
+
+    A head that begins in one read with the request before it is limited by ``limits.keepalive_s`` alone, like an idle
+    connection.
     """
 
     __slots__ = (
@@ -70,14 +73,14 @@ class ClientProtocol(web.RequestHandler):
         super().__init__(clients, **kwargs)
         self._clients = clients
         self._rest = NOTHING
-        """Read, and not parsed yet; while there is any, nothing more is read."""
+        """Bytes that are read and not parsed yet. While there are any, nothing more is read."""
         self._discarded: asyncio.Future[None] | None = None
-        """What comes is dropped, and this is done when it was too much, or nothing more can come."""
+        """Set while reads are dropped. Done when too much was dropped, or when nothing more can come."""
         self._discard_bytes = 0
         self._is_awaited = False
-        """Somebody reads the newest request's body."""
+        """The body of the newest request is asked for."""
         self._newest: Any = None
-        """The newest request and its body, while that is not whole."""
+        """The newest request and its body, while that is incomplete."""
         self._line: bytes | None = b""
         """The beginning of a request line; None once the line is complete."""
         self.head_due = inf
@@ -104,9 +107,9 @@ class ClientProtocol(web.RequestHandler):
         untie_transport(self._clients.transport_of(self))
         super().connection_lost(exc)
 
-    def has_stalled(self, transport: asyncio.Transport, now: float, rule: StallRule) -> bool:
-        """Is what is unsent read too slowly, or not at all? aiohttp waits for ever for a client to read its answer, and a
-        transport that is closed waits for ever until all of it is sent."""
+    def reads_too_slowly(self, transport: asyncio.Transport, now: float, rule: SlowClientRule) -> bool:
+        """True if the client reads its unsent bytes too slowly, or not at all. aiohttp waits for ever for a client to read its
+        answer, and a closed transport waits for ever until all of it is sent."""
         unsent_bytes = transport.get_write_buffer_size()
         if not unsent_bytes or unsent_bytes > self.unsent_bytes:
             self.unsent_bytes, self.unsent_since = unsent_bytes, now
@@ -117,8 +120,8 @@ class ClientProtocol(web.RequestHandler):
         return False
 
     def get_buffer(self, _size_hint: int) -> memoryview:
-        """Where the next read goes: at once from there to the parser, so all connections share it. The small one is the large
-        one's beginning."""
+        """The buffer for the next read. It is parsed at once, so all connections share it. The small buffer is the beginning
+        of the large one."""
         return self._clients.small_buffer if self._newest is None else self._clients.large_buffer
 
     def buffer_updated(self, count: int) -> None:
@@ -128,7 +131,7 @@ class ClientProtocol(web.RequestHandler):
         if self._discarded is not None:
             self._discard(len(data))
         elif not self._rest and (len(data) <= PIECE_BYTES or self._takes_as_it_is(len(data))):
-            self._parse(data)  # also nothing: aiohttp looks again at what its parser has left
+            self._parse(data)  # also nothing: aiohttp then continues with what its parser has left
         elif data:
             self._rest = memoryview(bytes(self._rest) + data)
             self._pause_transport_reading()
@@ -137,19 +140,19 @@ class ClientProtocol(web.RequestHandler):
             self._parse(data)
 
     def begin_body(self) -> None:
-        """Somebody reads it."""
+        """Read the body: it is asked for."""
         self._is_awaited = True
         self._parse_rest()
 
     def discard(self, most_bytes: int) -> asyncio.Future[None]:
-        """From now on nothing is parsed: to do so would cost more than the request that was refused. Done at once where too
-        many others linger."""
+        """Drop all further reads, up to ``most_bytes``. Parsing them would cost more than the refused request. The future is
+        done at once if too many other connections linger."""
         self._rest = NOTHING
         self._discard_bytes = most_bytes
         self._discarded = self._loop.create_future()
         self._clients.lingering += 1
         if self._newest is not None and self._newest[1].exception() is None:
-            self._newest[1].read_nowait()  # nobody else will
+            self._newest[1].read_nowait()  # no handler reads it
         if self._clients.lingering > MAX_LINGERING:
             self._end_discarding()
         else:
@@ -157,7 +160,7 @@ class ClientProtocol(web.RequestHandler):
         return self._discarded
 
     def _discard(self, count: int) -> None:
-        """One read, and the next when others had their turn."""
+        """Drop one read, and read on in the next turn of the loop."""
         self._discard_bytes -= count
         self._pause_transport_reading()
         if self._discard_bytes <= 0:
@@ -171,7 +174,8 @@ class ClientProtocol(web.RequestHandler):
             self._clients.lingering -= 1
 
     def _parse_rest(self) -> None:
-        """A piece of a body, and the next when others had their turn. One of known length costs nothing to parse."""
+        """Parse one piece of a body, and the next one in another turn of the loop. A body of known length costs nothing to
+        parse."""
         while self._rest and self._may_parse():
             if self._takes_as_it_is(len(self._rest)):
                 piece, self._rest = self._rest, NOTHING
@@ -186,12 +190,12 @@ class ClientProtocol(web.RequestHandler):
             super()._resume_transport_reading()
 
     def _may_parse(self) -> bool:
-        """Not while aiohttp has enough, nor a body that nobody has asked for: whoever is refused is refused by the head."""
+        """False while aiohttp has enough, and for a body that is not asked for: a request may be refused by its head."""
         is_wanted = self._is_awaited or self._newest is None
         return is_wanted and not (self._reading_paused or self._buffer_paused) and self.transport is not None
 
     def _resume_transport_reading(self) -> None:
-        if self._newest is None and not self._rest:  # as with most: they came whole
+        if self._newest is None and not self._rest:  # most requests come in one read
             super()._resume_transport_reading()
         elif self._rest:
             self._loop.call_soon(self._parse_rest)
@@ -199,7 +203,7 @@ class ClientProtocol(web.RequestHandler):
             super()._resume_transport_reading()
 
     def _takes_as_it_is(self, count: int) -> bool:
-        """Are the next bytes all of a body whose length is known?"""
+        """True if the next bytes all belong to a body of known length."""
         if self._newest is None:
             return False
         message, payload = self._newest
@@ -249,7 +253,7 @@ class ClientProtocol(web.RequestHandler):
         return line.find(b"  ", 0, len(line) if end < 0 else end) >= 0
 
     def drop_head(self) -> None:
-        """Nothing more is parsed, and what the parser holds of the head is let go at once: the connection may end later."""
+        """Parse nothing more, and release what the parser holds of the head at once. The connection may end later."""
         self.force_close()
         self._parser = None
         self._end_head()
@@ -262,8 +266,8 @@ class ClientProtocol(web.RequestHandler):
     def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
-        """Where the answer needed no body: a short one is thrown away when it comes, and the connection goes on. The client is
-        told that the connection ends behind any other."""
+        """If the answer did not need the body, drop a short body when it comes, and keep the connection. After any other body
+        the answer says that the connection ends."""
         if self._newest is not None and not request.content.is_eof() and not self._force_close:
             if not self._newest[0].chunked and (request.content_length or 0) <= LARGE_READ_BYTES:
                 self.begin_body()
@@ -278,7 +282,7 @@ class ClientProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what cannot be parsed in the errors' own shape, and closes."""
+        """Answer a request that cannot be parsed by an error of our shape, and close."""
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         error: ClientError = MalformedRequest("the request is not valid HTTP")
@@ -286,7 +290,7 @@ class ClientProtocol(web.RequestHandler):
             error = HeadersTooLarge("a line of the request's head is too long")
         elif exc is not None and "Too many headers" in str(exc):
             error = HeadersTooLarge("the request has too many headers")
-        self._clients.observers.refusal("other", error.status)
-        response = error_response(error, None, self._clients.observers.new_request_id())
+        self._clients.hooks.on_refusal("other", error.status)
+        response = error_response(error, None, self._clients.hooks.new_request_id())
         response.force_close()
         return response

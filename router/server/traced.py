@@ -1,4 +1,5 @@
-"""The data port's handler with a trace around each request. Where tracing is off it is not there, and costs nothing."""
+"""Wraps the data port's handler in a trace for each request. Without tracing the wrapper is not installed, and costs
+nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def traced(handle: Handler, tracer: Tracer) -> Handler:
         try:
             response = await handle(request)
             status = response.status
-            if response is SENT or response is SENT_AND_CLOSE:  # it says nothing of what was sent
+            if response is SENT or response is SENT_AND_CLOSE:  # these do not know the status that was sent
                 status = STORED_ANSWER if trace.record is None else 0
             return response
         finally:

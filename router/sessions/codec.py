@@ -13,7 +13,7 @@ from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
 from router.core.tenants.memory import Holding
 from router.proxy.ports import Client
-from router.runtime.freed_memory import untie_error
+from router.runtime.reference_cycles import untie_error
 from router.sessions.stores.contract import Sid
 from router.wire.completion import BadAnswer
 from router.wire.framing import frame

@@ -12,7 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -25,6 +25,7 @@ from router.sessions.context.summaries import reject
 from router.sessions.context.view import START, LogPosition, Segment, View, Work
 from router.sessions.histories import Histories
 from router.sessions.planner import TurnRequest
+from router.sessions.recaller import Recaller
 from router.sessions.stores.contract import Sid
 from router.sessions.summaries import SummaryWriter, Written
 from router.sessions.summary_budget import SummaryBudget
@@ -38,6 +39,12 @@ ATTEMPTS = 4
 LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
 """A summary is asked to be a quarter of its source at most, and may always have so many tokens."""
 
+
+MAX_WAITING = 10_000
+"""Sessions that may wait. A further one is compacted after its next turn."""
+
+MAX_SOURCE_TOKENS = 32_000
+"""Most tokens that one summary is made of. The next summary is made of the rest."""
 
 RETRY_S = 10.0
 """Pause after a failed summary; doubled each time."""
@@ -91,12 +98,6 @@ class SummaryPlan(NamedTuple):
         return self.source.tokens + self.max_tokens
 
 
-class Indexer(Protocol):
-    async def catch_up(self, history: History) -> None:
-        """Makes searchable what left the prompt. Raises nothing."""
-        ...
-
-
 class Compactor:
     """One for the process. ``run`` may run several times at once, and once without writing, so that slow summaries hold up no
     cut."""
@@ -107,21 +108,23 @@ class Compactor:
         views: Views,
         histories: Histories,
         writer: SummaryWriter,
-        indexer: Indexer,
+        recaller: Recaller,
         wall_clock: Callable[[], float],
         clock: Callable[[], float],
         observe_lag: Callable[[float], None],
     ) -> None:
         self._config = config
+        self.max_waiting = MAX_WAITING
         self._views = views
         self._histories = histories
         self._writer = writer
-        self._indexer = indexer
+        self._recaller = recaller
         self._wall_clock = wall_clock
         self._clock = clock
         self._observe_lag = observe_lag
-        self._waiting: dict[Sid, CompactionJob] = {}
-        self._at_work: set[Sid] = set()
+        self.jobs: dict[Sid, CompactionJob] = {}
+        """Jobs that wait, by session."""
+        self.at_work: set[Sid] = set()
         self._news = asyncio.Event()
         self.budget = SummaryBudget(config.summary_tokens_per_day, wall_clock)
         self.results: Counter[str] = Counter(dict.fromkeys(Result, 0))
@@ -129,33 +132,33 @@ class Compactor:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.jobs)
 
     def submit(self, sid: Sid, request: TurnRequest, view_plan: ViewPlan) -> None:
-        if sid not in self._waiting and len(self._waiting) >= self._config.max_waiting:
+        if sid not in self.jobs and len(self.jobs) >= self.max_waiting:
             self.results[Result.DROPPED] += 1
             return
-        self._waiting[sid] = CompactionJob(sid, request, view_plan, self._clock())
+        self.jobs[sid] = CompactionJob(sid, request, view_plan, self._clock())
         self._news.set()
 
     async def run(self, *, writes: bool = True) -> None:
         """Until cancelled. ``writes``: also jobs that need a summary."""
         while True:
-            sid = next((sid for sid in self._waiting if self._may_begin(sid, writes=writes)), None)
+            sid = next((sid for sid in self.jobs if self._may_begin(sid, writes=writes)), None)
             if sid is None:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            job = self._waiting.pop(sid)
-            self._at_work.add(sid)
+            job = self.jobs.pop(sid)
+            self.at_work.add(sid)
             try:
                 await self.do(job)
             finally:
-                self._at_work.discard(sid)
+                self.at_work.discard(sid)
                 self._news.set()
 
     def _may_begin(self, sid: Sid, *, writes: bool) -> bool:
-        return sid not in self._at_work and (writes or not self._waiting[sid].view_plan.writes)
+        return sid not in self.at_work and (writes or not self.jobs[sid].view_plan.writes)
 
     async def do(self, job: CompactionJob) -> None:
         """One job, to its end. A failure is counted, and the session is tried again after another turn."""
@@ -179,7 +182,7 @@ class Compactor:
             is_ours = await self._histories.commit_view(history, cut_view(history, cut))
             result = Result.CUT if is_ours else Result.RACED
         if traits.recalls:
-            await self._indexer.catch_up(history)
+            await self._recaller.catch_up(history)
         return result
 
     async def _summarize(self, job: CompactionJob, history: History) -> Result:
@@ -215,7 +218,7 @@ class Compactor:
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
     def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
-        room = min(self._config.summary_source_tokens, self._writer.room(job.request, history, max_tokens))
+        room = min(MAX_SOURCE_TOKENS, self._writer.room(job.request, history, max_tokens))
         return source_of(history, upto, low_tokens=job.view_plan.low, max_tokens=room)
 
     async def _reserve(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Work | Result:

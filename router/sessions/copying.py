@@ -148,7 +148,7 @@ def _aside(histories: Histories, sid: Sid, owner: Tenant, copy: Copy) -> History
 
 
 def _changed() -> SessionBusy:
-    return SessionBusy("another has begun in the copy, or deleted it, before it was whole", retry_after_s=1)
+    return SessionBusy("the copy was changed or deleted by others before it was complete", retry_after_s=1)
 
 
 def _parts_of(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:

@@ -155,9 +155,7 @@ def history_rows(turns: Turns) -> Iterable[Row]:
     )
 
 
-def context_rows(
-    window: ContextWindow, max_waiting: int, tenants: Callable[[], Sequence[TenantRules]]
-) -> Iterable[Row]:
+def context_rows(window: ContextWindow, tenants: Callable[[], Sequence[TenantRules]]) -> Iterable[Row]:
     """``tenants``: those that are configured."""
     views, compactor, counts = window.views, window.compactor, window.views.counts
 
@@ -196,7 +194,7 @@ def context_rows(
             "kind",
         ),
         gauge("janitor_waiting", "Sessions that wait for the compactor.", lambda: compactor.waiting),
-        gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: max_waiting),
+        gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: compactor.max_waiting),
         gauge(
             "tenant_summary_tokens_left",
             "Tokens that summaries of the tenant's sessions may still use until midnight UTC.",

@@ -97,7 +97,7 @@ class Recaller:
             history.indexed = history.view.cut.number
         except IndexUnavailable as error:
             self.index_failures += 1
-            log.warning("what left a prompt was not made searchable", extra={"why": str(error)})
+            log.warning("cut items were not made searchable", extra={"why": str(error)})
 
     async def forget(self, history: History) -> None:
         """Forgets a session that is deleted, or whose items must be indexed anew."""

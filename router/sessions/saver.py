@@ -34,17 +34,17 @@ class Saver:
     bytes_per_token: Callable[[str], float]
 
     async def save_answer(
-        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
+        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, gate: CommitGate
     ) -> None:
         """Raises Fenced, StateUnavailable, WorkerError."""
-        kept = read_answer(codec, held)
+        kept = read_answer(codec, gate)
         bytes_per_token = self.bytes_per_token(request.incoming.model)
         drafts = [
             Draft(Kind.MESSAGE, message, _tokens_of(message, kept.tokens, bytes_per_token)) for message in kept.messages
         ]
         entries = self.histories.encode(history, drafts, claim.turn, ends=True)
         note = msgspec.structs.replace(plan.note, note=msgspec.Raw(codec.note()))
-        worker = held.record.worker if held.record is not None else ""
+        worker = gate.record.worker if gate.record is not None else ""
         await self.end(claim, request, history, entries, note, worker)
 
     async def append(
@@ -77,12 +77,12 @@ class Saver:
         claim.fence = 0
 
 
-def read_answer(codec: AnswerCodec, held: CommitGate) -> StoredAnswer:
+def read_answer(codec: AnswerCodec, gate: CommitGate) -> StoredAnswer:
     """Raises RouterError where the answer is not whole."""
-    if held.error is not None:
-        raise held.error
+    if gate.error is not None:
+        raise gate.error
     try:
-        held.translate()
+        gate.translate()
         return codec.kept()
     except BadAnswer:
         raise WorkerError("the worker's answer cannot be understood") from None

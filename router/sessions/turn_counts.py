@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import product
 from typing import get_args
 
@@ -12,13 +13,23 @@ from router.sessions.context.history import History
 from router.sessions.context.messages import split_system
 from router.sessions.planner import ApiName, Plan, TurnRequest
 
-OUTCOMES = ("ok", "repeated", "refused", "failed", "lost")
+
+class TurnOutcome(StrEnum):
+    """How a turn ended: a label of metrics."""
+
+    OK = "ok"
+    REPEATED = "repeated"
+    """Answered again from the log."""
+    REFUSED = "refused"
+    FAILED = "failed"
+    LOST = "lost"
+    """Answered without its history, since the store was away."""
 
 
 @dataclass(slots=True)
 class TurnCounts:
     turns: dict[tuple[str, str], int] = field(
-        default_factory=lambda: dict.fromkeys(product(get_args(ApiName), OUTCOMES), 0)
+        default_factory=lambda: dict.fromkeys(product(get_args(ApiName), TurnOutcome), 0)
     )
     """By API and outcome."""
     conflicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("queue", "reject", "fork"), 0))

@@ -42,7 +42,7 @@ from router.sessions.planner import Plan, Planner, TurnRequest, read_note, read_
 from router.sessions.saver import Saver, read_answer
 from router.sessions.session_ids import affinity_key
 from router.sessions.stores.contract import Fenced, Repeated, Sid
-from router.sessions.turn_counts import TurnCounts
+from router.sessions.turn_counts import TurnCounts, TurnOutcome
 
 KEY_CHARS = 32
 """Characters of the digest of a body and its request id."""
@@ -83,44 +83,46 @@ class Turns:
         self._reach("receive")
         request = await self.context_window.count(request)
 
-        async def run() -> str:
+        async def run() -> TurnOutcome:
             with self.claims.wanted(request.sid, request.caller.rules.tenant) as claim:
                 return await self._run(claim, request, codec, client)
 
-        await self._judge(request, run())
+        await self._run_counted(request, run())
 
     async def run_ephemeral(
         self, request: TurnRequest, codec: AnswerCodec, client: Client, after: tuple[Sid, TurnPosition] | None
     ) -> None:
         """Runs a turn that leaves nothing behind. ``after``: the place in a session whose history it sees."""
-        await self._judge(request, self._run_ephemeral(await self.context_window.count(request), codec, client, after))
+        await self._run_counted(
+            request, self._run_ephemeral(await self.context_window.count(request), codec, client, after)
+        )
 
-    async def _judge(self, request: TurnRequest, turn: Awaitable[str]) -> None:
+    async def _run_counted(self, request: TurnRequest, turn: Awaitable[TurnOutcome]) -> None:
         """Counts the turn, and raises its errors as clients are told of them."""
-        outcome = "failed"
+        outcome = TurnOutcome.FAILED
         try:
             outcome = await turn
         except SessionNotFound:
-            outcome = "refused"
+            outcome = TurnOutcome.REFUSED
             raise request.absent() from None
         except NoSuchItem:
-            outcome = "refused"
+            outcome = TurnOutcome.REFUSED
             raise InvalidRequest(
                 "nothing can follow a response that has not ended, did not end well, or was deleted from its conversation",
                 param="previous_response_id",
             ) from None
         except RouterError as error:
-            outcome = "refused" if error.status < 500 else "failed"
+            outcome = TurnOutcome.REFUSED if error.status < 500 else TurnOutcome.FAILED
             raise
         except Fenced:
-            outcome = "refused"
+            outcome = TurnOutcome.REFUSED
             raise self._fenced(request) from None
         finally:
             self.counts.turns[request.api, outcome] += 1
 
     async def _run_ephemeral(
         self, request: TurnRequest, codec: AnswerCodec, client: Client, after: tuple[Sid, TurnPosition] | None
-    ) -> str:
+    ) -> TurnOutcome:
         owner, session = request.caller.rules.tenant, None
         if after is None:
             history = History(request.sid, owner, "")
@@ -133,19 +135,19 @@ class Turns:
             history, plan = fitting, self._planner.require_plan(request, fitting, 1)
         self.context_window.views.require_window(request, plan.prompt)
         codec.begin(request.sid, 1, history.head + 1)
-        held = CommitGate(client, codec)
-        if not await self._dispatch_turn(request, session, plan, held):
-            return "refused"
+        gate = CommitGate(client, codec)
+        if not await self._dispatch_turn(request, session, plan, gate):
+            return TurnOutcome.REFUSED
         try:
-            read_answer(codec, held)
+            read_answer(codec, gate)
         except RouterError as error:
-            held.fail_or_raise(error)
-            return "failed"
-        self.counts.count_prefix(plan, held.record)
-        await held.finish()
-        return "ok"
+            gate.fail_or_raise(error)
+            return TurnOutcome.FAILED
+        self.counts.count_prefix(plan, gate.record)
+        await gate.finish()
+        return TurnOutcome.OK
 
-    async def _run(self, claim: Claim, request: TurnRequest, codec: AnswerCodec, client: Client) -> str:
+    async def _run(self, claim: Claim, request: TurnRequest, codec: AnswerCodec, client: Client) -> TurnOutcome:
         try:
             if request.copies:
                 await self._claimer.branch(claim, request)
@@ -160,7 +162,7 @@ class Turns:
             return await self._run_stateless(claim, request, request.on_lost, client)
         if isinstance(begun, Repeated):
             await codec.repeat(bytes(read_same_note(request, begun.record).note), client)
-            return "repeated"
+            return TurnOutcome.REPEATED
         history, plan = begun
         if plan is None:
             request = await self.context_window.recall(request, history)
@@ -173,33 +175,33 @@ class Turns:
         return await self._carry(claim, request, history, plan, codec, CommitGate(client, codec))
 
     async def _carry(
-        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, held: CommitGate
-    ) -> str:
+        self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, gate: CommitGate
+    ) -> TurnOutcome:
         """Sends the turn to a worker, its answer to the client, and stores the answer."""
-        if not await self._dispatch_turn(request, affinity_key(claim.sid), plan, held):
-            return "refused"
+        if not await self._dispatch_turn(request, affinity_key(claim.sid), plan, gate):
+            return TurnOutcome.REFUSED
         try:
-            await self._saver.save_answer(claim, request, history, plan, codec, held)
+            await self._saver.save_answer(claim, request, history, plan, codec, gate)
         except (RouterError, Fenced) as error:
-            held.fail_or_raise(self._fenced(request) if isinstance(error, Fenced) else error)
-            return "failed"
+            gate.fail_or_raise(self._fenced(request) if isinstance(error, Fenced) else error)
+            return TurnOutcome.FAILED
         finally:
             self._reach("save")
-        self.counts.count_prefix(plan, held.record)
-        self.context_window.on_end(claim.sid, request, history, plan, held.record)
-        await held.finish()
-        return "ok"
+        self.counts.count_prefix(plan, gate.record)
+        self.context_window.on_end(claim.sid, request, history, plan, gate.record)
+        await gate.finish()
+        return TurnOutcome.OK
 
     async def _dispatch_turn(
-        self, request: TurnRequest, session: SessionKey | None, plan: Plan, held: CommitGate
+        self, request: TurnRequest, session: SessionKey | None, plan: Plan, gate: CommitGate
     ) -> bool:
         """False: the worker refused the request, and the client has been told."""
         worker_request = request_of(request, session, plan)
         self.counts.spared_bytes += max(0, len(worker_request.body) - request.body_bytes)
         self._observe_overhead(self._clock() - request.started_at)
-        await self._dispatch.dispatch(worker_request, held, request.started_at, request.caller.rules)
-        if held.reply is not None and held.reply.status != 200:
-            await held.refuse()
+        await self._dispatch.dispatch(worker_request, gate, request.started_at, request.caller.rules)
+        if gate.reply is not None and gate.reply.status != 200:
+            await gate.refuse()
             return False
         return True
 
@@ -209,13 +211,13 @@ class Turns:
 
     async def _run_stateless(
         self, claim: Claim, request: TurnRequest, on_lost: Callable[[], None], client: Client
-    ) -> str:
+    ) -> TurnOutcome:
         """Answers without history and stores nothing, as the request allows. Raises InvalidRequest."""
         on_lost()
         plan = self._planner.require_plan(request, History(claim.sid, claim.owner, ""), 1)
         worker_request = request_of(request, affinity_key(claim.sid), plan)
         await self._dispatch.dispatch(worker_request, client, request.started_at, request.caller.rules)
-        return "lost"
+        return TurnOutcome.LOST
 
     async def add(self, request: TurnRequest) -> tuple[History, int]:
         """Adds messages to the session without asking a model, all at once. Returns the turn's number. The same body under the

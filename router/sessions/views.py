@@ -81,7 +81,8 @@ class Views:
         if self.is_too_long(request, prompt):
             window, total = self._lookups.window(request.incoming.model), self._total(request, prompt)
             raise ContextTooLong(
-                f"the model's context has {window} tokens, and the prompt about {total}: send less, or let the session be cut",
+                f"the model's context has {window} tokens, and the prompt about {total}: send less, or set a context strategy "
+                "that cuts the session",
                 param="messages",
             )
 

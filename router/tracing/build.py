@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from router.tracing.tracer import Tracer
 
 
+FLUSH_S = 2.0
+"""Time for the last spans when the router stops."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tracing:
     tracer: Tracer
@@ -38,19 +42,18 @@ def open_tracing(
         from router.tracing.tracer import Tracer
     except ImportError:
         raise ConfigError(f"tracing.endpoint={config.endpoint!r}: needs the extra warmroute[otel]") from None
-    counts.max_traces = config.max_queue
     otlp = otlp_exporter(config)
     resource = {"service.name": config.service_name, **resource}
     exporter = TraceExporter(otlp.export, otlp.shutdown, resource, is_known, lambda: wall_clock() - clock(), counts)
-    sender = TraceSender(config, exporter, counts)
+    sender = TraceSender(exporter, counts)
     return Tracing(Tracer(config.sample_ratio, clock, sender.put), sender)
 
 
 @asynccontextmanager
-async def sending(tracing: Tracing | None, flush_s: float) -> AsyncIterator[None]:
-    """Traces that wait at the end of the block are sent within ``flush_s``."""
+async def sending(tracing: Tracing | None) -> AsyncIterator[None]:
+    """Traces that wait at the end of the block are sent within ``FLUSH_S``."""
     try:
         yield
     finally:
         if tracing is not None:
-            await tracing.sender.close(flush_s)
+            await tracing.sender.close(FLUSH_S)

@@ -33,6 +33,15 @@ log = logging.getLogger("warmroute.tracing")
 BATCH = 64
 """Requests whose spans are sent at once."""
 
+MAX_QUEUE = 2048
+"""Requests whose spans may wait to be sent; those of others are dropped."""
+
+INTERVAL_S = 1.0
+"""Time for which spans wait so that they are sent together."""
+
+EXPORT_S = 5.0
+"""Time for the collector to take a batch."""
+
 _KINDS = {Kind.INTERNAL: SpanKind.INTERNAL, Kind.SERVER: SpanKind.SERVER, Kind.CLIENT: SpanKind.CLIENT}
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
@@ -47,14 +56,14 @@ class _Request:
 
 
 class TraceSender:
-    """No request waits for it. A request that finds ``max_queue`` others waiting is dropped and counted."""
+    """Queues sampled requests. No request waits for it. A request that finds ``MAX_QUEUE`` others waiting is dropped and
+    counted."""
 
-    def __init__(self, config: TracingConfig, exporter: TraceExporter, counts: TraceCounts) -> None:
+    def __init__(self, exporter: TraceExporter, counts: TraceCounts) -> None:
+        counts.max_traces = MAX_QUEUE
         self._counts = counts
         self._exporter = exporter
-        self._processor = BatchSpanProcessor(
-            exporter, config.max_queue, config.interval_s * 1e3, min(BATCH, config.max_queue)
-        )
+        self._processor = BatchSpanProcessor(exporter, MAX_QUEUE, INTERVAL_S * 1e3, min(BATCH, MAX_QUEUE))
 
     def put(self, trace: Trace) -> None:
         if self._counts.waiting >= self._counts.max_traces:  # the SDK would drop the oldest, and count it nowhere
@@ -71,7 +80,7 @@ class TraceSender:
         self._exporter.shutdown()
         if left := self._counts.waiting:
             self._counts.dropped["stopped"] += left
-            log.warning("traces were not sent before the end", extra={"traces": left})
+            log.warning("the router stopped before these traces were sent", extra={"traces": left})
 
 
 class TraceExporter:
@@ -140,7 +149,7 @@ class TraceExporter:
 
 
 def otlp_exporter(config: TracingConfig) -> OTLPSpanExporter:
-    """An export takes ``timeout_s`` at the most, but for a collector that answers drop by drop."""
+    """An export takes ``EXPORT_S`` at the most, but for a collector that answers drop by drop."""
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # its messages hold URLs; TraceExporter logs failures
     session = requests.Session()
     session.trust_env = False
@@ -148,7 +157,7 @@ def otlp_exporter(config: TracingConfig) -> OTLPSpanExporter:
     return OTLPSpanExporter(
         config.endpoint,
         headers=dict(each.split("=", 1) for each in config.headers),
-        timeout=config.timeout_s,
+        timeout=EXPORT_S,
         compression=Compression.NoCompression,
         session=session,
     )

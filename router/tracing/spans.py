@@ -1,11 +1,12 @@
-"""A trace → its spans. Pure: names, kinds, times and attributes; what of a request may leave the router is decided here.
+"""Makes the spans of a trace. Pure. This module decides names, kinds, times and attributes, and so what of a request may leave
+the router.
 
-No text of a prompt or an answer, no key, no tenant, no session's name, no path with a name in it, and no model's name that
-no worker serves: a client may write there what it likes.
+No span holds text of a prompt or an answer, a key, a tenant, a session's name, a path with a name in it, or a model's name
+that no worker serves: a client may write anything there.
 
 Attributes follow OpenTelemetry's semantic conventions for HTTP servers and for clients of generative AI
-(https://opentelemetry.io/docs/specs/semconv/), whose ``gen_ai.*`` are in development; what they have no name for begins with
-``warmroute.``.
+(https://opentelemetry.io/docs/specs/semconv/), whose ``gen_ai.*`` are in development. Attributes without a convention begin
+with ``warmroute.``.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ PROVIDER = "vllm"
 """``gen_ai.provider.name``."""
 
 _FINE = frozenset({"ok", "client_gone", "client_stalled", "cancelled"})
-"""Outcomes that are no worker's failure."""
+"""Outcomes that are not a worker's failure."""
 
 
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-"""Others are whatever a client wrote."""
+"""Known methods. Any other text comes from a client."""
 
 
 class Kind(Enum):
@@ -37,7 +38,7 @@ class Kind(Enum):
 
 
 class Span(NamedTuple):
-    """Times are seconds on the router's monotonic clock. ``error``: why it failed; empty: it did not."""
+    """Times are seconds on the router's monotonic clock. ``error`` is the reason of a failure; empty means none."""
 
     name: str
     kind: Kind
@@ -50,7 +51,7 @@ class Span(NamedTuple):
 
 
 def spans_of(trace: Trace, is_known: Callable[[str], bool]) -> Sequence[Span]:
-    """The request's own first, then its children in their order. ``is_known(model)``: some worker serves it."""
+    """The request's span first, then its children in order. ``is_known(model)``: a worker serves it."""
     model = trace.record.model if trace.record is not None and is_known(trace.record.model) else ""
     return [_request(trace, model), *_phases(trace), *_attempts(trace, model)]
 
@@ -118,7 +119,7 @@ def _attempts(trace: Trace, model: str) -> Iterator[Span]:
 
 
 def _attempt(trace: Trace, record: Record, attempt: TracedAttempt, model: str, *, has_answered: bool) -> Span:
-    """Tokens are told where they were counted: by the worker that ended the answer."""
+    """An attempt's span. The attempt that ended the answer has the tokens, as its worker counted them."""
     operation = record.route.spec.operation
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": operation,

@@ -2,44 +2,36 @@
 
 ``connection_state`` has the states and what moves them, ``reply_reader`` reads a reply, ``relay`` writes a stream to the
 client. This module joins them to the transport, the deadlines and the owner that waits. A large read is processed in slices,
-so that no worker can stop the event loop (see ``shares``). Any error makes the connection unusable, and ``release`` aborts
-one that is not idle and clean.
+so that no worker can stop the event loop (see ``read_scheduler``). Any error makes the connection unusable, and ``release``
+aborts one that is not idle and clean.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 
 from router.config.workers import TimeoutsConfig
-from router.core.fleet.patience import Signs, Silence, may_wait_s
-from router.core.request.attempt import (
-    AttemptFailed,
-    WorkerDied,
-    WorkerErred,
-    WorkerHungUp,
-    WorkerSilent,
-    WorkerSlow,
-)
+from router.core.fleet.patience import Signs
+from router.core.request.attempt import AttemptFailed, WorkerDied, WorkerErred, WorkerHungUp
 from router.core.request.reply import Reply
 from router.core.tenants.memory import Holding, MemoryFull
 from router.proxy.ports import Client
-from router.runtime.freed_memory import untie_transport
+from router.runtime.reference_cycles import untie_transport
 from router.upstream.connection_state import TRANSITIONS, Event, State
+from router.upstream.read_scheduler import SLICE_BYTES, ReadScheduler
 from router.upstream.relay import Relay, RelayEvent
 from router.upstream.reply_reader import RejectedReply, ReplyReader
-from router.upstream.shares import SHARE_BYTES, Shares
+from router.upstream.silence import Silence
+from router.upstream.sockets import prepare
 from router.wire.dialects import read_error
 from router.wire.framing import ChunkedReader, UntilClosed
 from router.wire.sse import Filter
 
 SMALL_BODY_BYTES = 16384
 """Up to this size a copy is cheaper than a second buffer for the kernel."""
-
-KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 11_000))
-"""A host that vanishes sends no FIN. These options report it after eleven seconds, where the system has them."""
 
 UNRESPONSIVE_S, UNRESPONSIVE_WHOLE_S = 3.0, 30.0
 """When a worker answers no probes, a stream and a whole reply are aborted after this silence. The worker may be too busy for
@@ -51,30 +43,27 @@ EAGER_BYTES = 4096
 TAIL_S = 1.0
 """How long a worker may take for its last chunk, which usually is in the read that closed the stream."""
 
-RECEIVE_BUFFER_BYTES = 64 << 10
-"""Size of the kernel's buffer, which the kernel doubles. One read takes all of it, and a client that stops reading leaves that
-much in our memory."""
-
 _AWAITED = (State.HEAD, State.WHOLE, State.EVENTS, State.RELAY)
 """The worker owes a reply."""
 
 
 class WorkerConnection(asyncio.Protocol):
-    """Owned by one request at a time, from ``ask`` to ``release``. ``rejected`` counts rejected replies by their kind."""
+    """Owned by one request at a time, from ``ask`` to ``release``. ``rejected_replies`` counts replies by why they were
+    rejected."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         limits: TimeoutsConfig,
         on_idle: Callable[[WorkerConnection], None],
-        shares: Shares,
-        rejected: Counter[str],
+        scheduler: ReadScheduler,
+        rejected_replies: Counter[str],
     ) -> None:
         self._loop = loop
         self._limits = limits
         self._on_idle = on_idle
-        self._shares = shares
-        self._rejected = rejected
+        self._scheduler = scheduler
+        self._rejected_replies = rejected_replies
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._filter: Filter | None = None
@@ -84,15 +73,10 @@ class WorkerConnection(asyncio.Protocol):
         """A read that waits for its share of the loop, or for its client. It is processed up to ``_backlog_at``."""
         self._backlog_at = 0
         self._is_paused = False
-        self._read_at = 0.0
-        self._answer_within_s = 0.0
-        self._may_wait = False
+        self._silence = Silence()
         self.state = State.IDLE
         self.error: AttemptFailed | MemoryFull | None = None
-        self.deadline = float("inf")
-        """On the loop's clock. The pool calls ``expire`` after it."""
         self.idle_since = 0.0
-        self.chunks = 0
 
     def __repr__(self) -> str:
         return f"<WorkerConnection {self.peer_host or 'closed'} {self.state.name} error={self.error!r}>"
@@ -112,6 +96,11 @@ class WorkerConnection(asyncio.Protocol):
     def has_answered(self) -> bool:
         """True once a byte of the reply has come."""
         return self._reader.has_answered
+
+    @property
+    def deadline(self) -> float:
+        """On the loop's clock. The pool calls ``expire`` after it."""
+        return self._silence.due_at
 
     @property
     def peer_host(self) -> str:
@@ -141,13 +130,11 @@ class WorkerConnection(asyncio.Protocol):
         self._reader = ReplyReader(max_bytes, limits.max_event_bytes, memory)
         self._filter = stream_filter
         self._is_paused = False
-        self.chunks = 0
         self._move(Event.ASK)
         limit_s = limits.answer_s if stream_filter is None else limits.first_event_s
-        self._answer_within_s = limit_s if within_s is None else min(limit_s, within_s)
-        self._may_wait = may_wait
-        self._read_at = now = self._loop.time()
-        self.deadline = now + self._answer_within_s
+        allowed_s = limit_s if within_s is None else min(limit_s, within_s)
+        queued_s = max(limits.first_event_s, allowed_s)
+        self._silence.begin(self._loop.time(), allowed_s, queued_s, limits.silence_s if may_wait else 0.0)
         if len(body) <= SMALL_BODY_BYTES:
             transport.write(head + body)
         else:
@@ -163,24 +150,25 @@ class WorkerConnection(asyncio.Protocol):
         is_stream = self.state is State.EVENTS
         return Reply(reader.head.status, reader.head.headers, b"" if is_stream else reader.take_whole(), is_stream)
 
-    def start_relay(self, client: Client, head: bytes, observe_gap: Callable[[float], None]) -> None:
+    def start_relay(self, client: Client, head: bytes, observe_gap: Callable[[float], None]) -> Relay:
         """Relay the stream to ``client``. ``head`` and the events that are here leave in one write."""
         if self._filter is None:
             raise RuntimeError("only a stream is relayed")
         reader = self._reader
-        self._relay = Relay(client, self._filter, reader, observe_gap)
+        relay = self._relay = Relay(client, self._filter, reader, observe_gap)
         self._move(Event.RELAY)
         if self.state is not State.RELAY:
-            return  # it failed since ``reply``
+            return relay  # it failed since ``reply``
         was_paused, self._is_paused = self._is_paused, False
-        self._touch()
+        self._silence.begin_stream(self._loop.time(), self._limits.event_gap_s)
         events = b"".join(reader.pieces)
         reader.pieces.clear()
-        self._on_relay(self._relay.send(events, head))
+        self._on_relay(relay.send(events, head))
         if reader.body.finished:
             self._on_body_end()
         if was_paused:
             self._read_on()
+        return relay
 
     async def relay_event(self) -> RelayEvent:
         """Wait until the stream needs its owner."""
@@ -193,7 +181,7 @@ class WorkerConnection(asyncio.Protocol):
     def resume(self) -> None:
         """The client reads again."""
         self._is_paused = False
-        self._touch()
+        self._silence.hear(self._loop.time())
         self._read_on()
 
     def release(self) -> None:
@@ -204,7 +192,7 @@ class WorkerConnection(asyncio.Protocol):
         if self.state is State.IDLE:
             self._on_idle(self)
         elif self.state is State.TAIL:
-            self.deadline = self._loop.time() + TAIL_S
+            self._silence.due_at = self._loop.time() + TAIL_S
         else:
             self.abort()
 
@@ -216,47 +204,29 @@ class WorkerConnection(asyncio.Protocol):
         longest silence. A paused stream waits for its client, and its owner ends that wait."""
         if self.state is State.TAIL:
             self.abort()
-            return
-        if self._is_paused:
-            return
-        limits, now = self._limits, self._loop.time()
-        lasted_s = now - self._read_at
-        queued_s = 0.0 if self.state is State.RELAY else max(limits.first_event_s, self._answer_within_s)
-        more_s = may_wait_s(Silence(lasted_s, self._allowed_s, queued_s), signs)
-        left_s = limits.silence_s - lasted_s if self._may_wait else 0.0
-        if more_s <= 0.0:
-            self._fail(WorkerSilent("the worker sent nothing in time"))
-        elif left_s <= 0.0:
-            self._fail(WorkerSlow("the worker is at work, and sent nothing in time"))
-        else:
-            self.deadline = now + min(more_s, left_s)
+        elif not self._is_paused and (error := self._silence.extend(self._loop.time(), signs)) is not None:
+            self._fail(error)
 
     def abort_unresponsive(self) -> None:
         """The worker answers no probes: a request that has heard nothing of it for a while fails before its deadline."""
         patience_s = UNRESPONSIVE_WHOLE_S if self._filter is None else UNRESPONSIVE_S
-        if self._is_awaited and self._loop.time() - self._read_at >= patience_s:
+        if self._is_awaited and self._loop.time() - self._silence.heard_at >= patience_s:
             self._fail(WorkerDied("the worker fell silent, and answers no probes"))
 
     def is_overdue(self, now: float) -> bool:
         """The worker is silent beyond its deadline, and the request still waits."""
-        return self._is_awaited and now - self._read_at > self._allowed_s
+        return self._is_awaited and self._silence.is_overdue(now)
 
     @property
     def _is_awaited(self) -> bool:
         return self.state in _AWAITED and not self._is_paused
-
-    @property
-    def _allowed_s(self) -> float:
-        """How long the worker may be silent if nothing shows that it is at work."""
-        return self._limits.event_gap_s if self.state is State.RELAY else self._answer_within_s
 
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a socket's transport reads and writes
         if (sock := transport.get_extra_info("socket")) is not None:
-            _detect_lost_hosts(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            prepare(sock)
 
     def connection_lost(self, exc: Exception | None) -> None:
         untie_transport(self._transport)
@@ -279,11 +249,11 @@ class WorkerConnection(asyncio.Protocol):
             self._backlog_at = 0
         elif state is State.RELAY:
             relay: Relay = self._relay  # type: ignore[assignment]  # there is one in this state
-            now = self._loop.time()
-            relay.observe_gap(now - self._read_at)
-            self._read_at = now
-            self.deadline = now + self._limits.event_gap_s
-            self.chunks += 1
+            silence, now = self._silence, self._loop.time()
+            relay.observe_gap(now - silence.heard_at)
+            silence.heard_at = now  # in place of ``hear``, to save each chunk a call
+            silence.due_at = now + silence.allowed_s
+            relay.reads += 1
             if not (frame := relay.plain_frame(data)):
                 self._on_body(data)
             elif (event := relay.write(frame)) is not None:
@@ -318,14 +288,14 @@ class WorkerConnection(asyncio.Protocol):
         self._backlog_at = 0
         if self._transport is not None:
             self._transport.pause_reading()
-        self._shares.add(self)
+        self._scheduler.add(self.process_slice)
 
-    def take_share(self) -> bool:
+    def process_slice(self) -> bool:
         """Process one slice of the backlog. True if more is left."""
         if self._is_paused or not self._backlog:
             return False
         at = self._backlog_at
-        piece = self._backlog[at : at + SHARE_BYTES]
+        piece = self._backlog[at : at + SLICE_BYTES]
         self._backlog_at = at + len(piece)
         if self._backlog_at >= len(self._backlog):
             self._backlog = b""
@@ -403,7 +373,7 @@ class WorkerConnection(asyncio.Protocol):
             is_released = self.state is State.TAIL and self._relay is None
             if self._reader.head.keeps_alive and not self._reader.body.surplus and not self._backlog:
                 self._move(Event.END_CLEAN)
-                self.deadline = float("inf")
+                self._silence.due_at = inf
                 if is_released:
                     self._on_idle(self)
             else:
@@ -411,10 +381,6 @@ class WorkerConnection(asyncio.Protocol):
             self._wake()
 
     # Pauses and ends
-
-    def _touch(self) -> None:
-        self._read_at = self._loop.time()
-        self.deadline = self._read_at + self._limits.event_gap_s
 
     def _pause(self) -> None:
         """Until the owner goes on: with ``start_relay``, or ``resume``."""
@@ -427,7 +393,7 @@ class WorkerConnection(asyncio.Protocol):
         if self._is_paused:
             return
         if self._backlog:
-            self._shares.add(self)
+            self._scheduler.add(self.process_slice)
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -436,13 +402,13 @@ class WorkerConnection(asyncio.Protocol):
 
     def _close(self, event: Event) -> None:
         self._move(event)
-        self.deadline = float("inf")
+        self._silence.due_at = inf
         self._backlog = b""
         if self._transport is not None:
             self._transport.abort()
 
     def _reject(self, rejected: RejectedReply) -> None:
-        self._rejected[rejected.kind] += 1
+        self._rejected_replies[rejected.kind] += 1
         self._fail(rejected.error)
 
     def _fail(self, error: AttemptFailed | MemoryFull) -> None:
@@ -463,10 +429,3 @@ class WorkerConnection(asyncio.Protocol):
 
 
 _EARLY_ENDS = {State.FAILED: RelayEvent.FAILED, State.ABORTED: RelayEvent.CLIENT_GONE}
-
-
-def _detect_lost_hosts(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE:
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

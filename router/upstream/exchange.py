@@ -1,4 +1,4 @@
-"""One request to one worker: on an idle connection if there is one, and its stream on to the client."""
+"""Sends one request to one worker, on an idle connection if there is one, and relays a stream to the client."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from router.upstream.relay import RelayEvent
 from router.wire.sse import Filter
 
 MAX_POST_BYTES = 32 << 20
-"""Of an answer to what the router asks for itself: the ids of a long prompt, or their text."""
+"""Largest reply to a request of the router itself: the ids of a long prompt, or their text."""
 
 
 class Upstream:
-    """All workers, as dispatch meets them. ``gaps(model)`` is where the times between a stream's reads are observed."""
+    """Makes exchanges with all workers. ``gaps(model)`` returns the function that observes the seconds between a stream's
+    reads."""
 
     def __init__(self, pool: Pool, gaps: Callable[[str], Callable[[float], None]]) -> None:
         self._pool = pool
@@ -44,15 +45,15 @@ class Upstream:
         self._numbers = count(1)
 
     @property
-    def breaches(self) -> Counter[str]:
-        """Answers that were ended since they were not as they must be, by what was wrong."""
-        return self._pool.breaches
+    def rejected_replies(self) -> Counter[str]:
+        """Replies of workers that were rejected, by what is wrong with them."""
+        return self._pool.rejected_replies
 
     def exchange(self, worker: WorkerAddress) -> Exchange:
         return Exchange(self._pool, self._pool.port(worker), self._gaps, f"{self._name}{next(self._numbers):x}")
 
     def abort_unresponsive(self, worker: WorkerAddress) -> None:
-        """It answers no probes: end those of its exchanges that have been silent for a while."""
+        """The worker answers no probes: fail its exchanges that have been silent for a while."""
         self._pool.abort_unresponsive(worker)
 
 
@@ -60,13 +61,13 @@ _JSON_HEADER = f"Content-Type: {BodyCodec.JSON.value}\r\n"
 
 
 class Exchange:
-    """A context: leaving it gives the connection back, or aborts it if it is not clean."""
+    """A context manager. Its end gives the connection back, or aborts it if it is not clean."""
 
     __slots__ = ("_connection", "_gaps", "_name", "_pool", "_port", "_reply")
 
     def __init__(self, pool: Pool, port: WorkerPort, gaps: Callable[[str], Callable[[float], None]], name: str) -> None:
-        """``name``: of no other exchange with any worker, on any replica. It goes behind the request's id, which a client may
-        have chosen, and which engines may take for one of another request under way."""
+        """``name`` is unique among all exchanges of all replicas. The worker gets it after the request's id: a client may have
+        chosen that id, and an engine may take two requests with the same id for one."""
         self._name = name
         self._pool = pool
         self._port = port
@@ -74,25 +75,31 @@ class Exchange:
         self._connection: WorkerConnection | None = None
         self._reply: Reply | None = None
 
+    def __repr__(self) -> str:
+        return f"<Exchange {self._name} {self._port.address.url} {self._connection!r}>"
+
     async def ask(
-        self, request: Request, watch: Filter | None, memory: Holding, first_event_s: float | None = None
+        self, request: Request, stream_filter: Filter | None, memory: Holding, first_event_s: float | None = None
     ) -> Reply:
-        """Send the request; returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held of
-        the answer. Raises AttemptFailed, MemoryFull."""
+        """Send the request. Returns a whole reply, or a stream whose first event is here. ``memory`` grows with what is held
+        of the reply. Raises AttemptFailed, MemoryFull."""
         route = request.route
         headers = f"Content-Type: {route.spec.codec.value}\r\nX-Request-Id: {request.request_id}-{self._name}\r\n"
         if request.traceparent:
             headers += f"traceparent: {request.traceparent}\r\n"
             if request.tracestate:
                 headers += f"tracestate: {request.tracestate}\r\n"
-        return await self._send("POST", route.path, request.body, headers, watch, first_event_s, memory, may_wait=True)
+        return await self._send(
+            "POST", route.path, request.body, headers, stream_filter, first_event_s, memory, may_wait=True
+        )
 
     async def get(self, path: str, max_reply_bytes: int) -> Reply:
-        """What the router asks for itself. Raises AttemptFailed."""
+        """Send a GET request of the router itself. Raises AttemptFailed."""
         return await self._send("GET", path, b"", "", None, None, max_reply_bytes=max_reply_bytes)
 
     async def post(self, path: str, body: bytes, answer_s: float) -> Reply:
-        """The same, with JSON, and an answer within so many seconds. Raises AttemptFailed."""
+        """Send a POST request of the router itself, with a JSON body. ``answer_s`` limits the wait for the reply. Raises
+        AttemptFailed."""
         return await self._send("POST", path, body, _JSON_HEADER, None, answer_s, max_reply_bytes=MAX_POST_BYTES)
 
     async def _send(
@@ -101,16 +108,16 @@ class Exchange:
         path: str,
         body: bytes,
         headers: str,
-        watch: Filter | None,
+        stream_filter: Filter | None,
         within_s: float | None,
         memory: Holding | None = None,
         max_reply_bytes: int | None = None,
         *,
         may_wait: bool = False,
     ) -> Reply:
-        """A kept connection that the worker closes before any byte of an answer was idle for too long, which is nobody's
-        failure: the request is sent again, once, on a fresh one. Where there is none to be had, the worker died with the
-        request. What the router itself gave up is not sent again: the worker has it, and may be at work on it."""
+        """Send the request on a kept connection, or on a new one. If the worker closes a kept connection before any byte of
+        the reply, the connection was idle for too long, and the request is sent once more on a new one. A request that the
+        router aborted is not sent again, since the worker may be at work on it."""
         head = self._port.head(method, path, len(body), headers)
         kept, was_sent = self._port.take_idle(), False
         while True:
@@ -120,7 +127,13 @@ class Exchange:
                 raise WorkerDied("the worker closed the connection, and is gone") if was_sent else refused from None
             try:
                 connection.ask(
-                    head, body, watch, within_s, may_wait=may_wait, memory=memory, max_reply_bytes=max_reply_bytes
+                    head,
+                    body,
+                    stream_filter,
+                    within_s,
+                    may_wait=may_wait,
+                    memory=memory,
+                    max_reply_bytes=max_reply_bytes,
                 )
                 self._reply = await connection.reply()
             except WorkerHungUp:
@@ -132,23 +145,23 @@ class Exchange:
                 return self._reply
 
     def require_unbroken(self) -> None:
-        """For whoever awaited something between ``ask`` and ``relay``. Raises AttemptFailed."""
+        """Call this after any wait between ``ask`` and ``relay``. Raises AttemptFailed if the stream broke meanwhile."""
         if self._connection is not None and self._connection.error is not None:
             raise self._connection.error
 
     async def relay(self, client: Client, record: Record) -> StreamEnd:
-        """Splice until the stream or the client ends. Only a client that does not read makes this task run in between."""
+        """Relay the stream until it or the client ends. This task runs in between only if the client does not read."""
         connection, reply = self._connection, self._reply
         if connection is None or reply is None:
             raise RuntimeError("relay comes after ask")
-        connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
+        relay = connection.start_relay(client, client.stream_head(reply, record), self._gaps(record.model))
         try:
             while (event := await connection.relay_event()) is RelayEvent.FULL:
                 if not await client.drained():
                     return StreamEnd.CLIENT_STALLED
                 connection.resume()
         finally:
-            record.chunks += connection.chunks
+            record.chunks += relay.reads
         return _BREAKS[type(connection.error)] if event is RelayEvent.FAILED and connection.error else _ENDS[event]
 
     def __enter__(self) -> Exchange:

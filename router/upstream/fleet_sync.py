@@ -1,4 +1,4 @@
-"""Keeps the fleet true: reads the sources, adds and removes workers, builds the ring, and has each worker watched."""
+"""Keeps the fleet in step with its sources: adds and removes workers, starts a monitor for each, and builds the ring."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from router.upstream.health_check import WorkerMonitor
 from router.upstream.pool import Pool
 
 FRESH_S = 0.5
-"""A look for a model that nobody lists serves all who ask within so long, whatever the names."""
+"""One refresh serves all requests for unlisted models that come within this time, whatever the models."""
 
 log = logging.getLogger("warmroute.fleet")
 
 
 class FleetSync:
-    """Owns one task for each worker. ``use_ring`` takes each new ring; it is built off the loop."""
+    """Owns one monitoring task for each worker. ``use_ring`` takes each new ring, which is built off the loop."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class FleetSync:
         self._ring_due = asyncio.Event()
         self._live: list[asyncio.Task[None]] = []
         self.failures: Counter[str] = Counter(dict.fromkeys(sorted({source.kind for source in sources}), 0))
-        """Looks at sources that failed, by the kind of source."""
+        """Reads of sources that failed, by the kind of source."""
         self.found: dict[str, int] = dict.fromkeys(self.failures, 0)
-        """Workers that each kind of source last named."""
+        """Workers that each kind of source named last."""
         self._sources = [(source, LogOnce()) for source in sources]
         self._fleet = fleet
         self._pool = pool
@@ -56,25 +56,26 @@ class FleetSync:
         self._config = config
         self._use_ring = use_ring
         self._last: dict[int, Sequence[WorkerAddress]] = {}
-        self._watched: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
+        self._monitors: dict[Member, tuple[WorkerMonitor, asyncio.Task[None]]] = {}
         self._clock = clock
-        self._look: asyncio.Task[None] | None = None
-        self._look_due = 0.0
+        self._refresh: asyncio.Task[None] | None = None
+        self._refresh_due = 0.0
 
     async def start(self, at_most_s: float) -> None:
-        """Find the workers and look at each once, so that the first request does not come before the first answer."""
+        """Find the workers and check each once, so that the first request does not come before the first reply. Takes
+        ``at_most_s`` for the checks."""
         for source, _errors in self._sources:
             if isinstance(source, LiveSource):
                 self._live.append(self._background.start("source", source.run, source.kind))
         await self.refresh()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most_s):
-                for watch, _task in self._watched.values():
-                    await watch.has_looked.wait()
+                for monitor, _task in self._monitors.values():
+                    await monitor.has_checked.wait()
 
     async def run(self) -> None:
-        """Look at the sources again and again, and at once when one has news, until cancelled. Rings are built beside that: a
-        worker that has left is sent nothing from then on, however long a ring takes."""
+        """Read the sources at intervals, and at once when one has news, until cancelled. Rings are built in a task of their
+        own: a worker that has left gets no request from then on, however long a ring takes."""
         building = asyncio.create_task(self._renew_rings())
         try:
             while True:
@@ -86,38 +87,38 @@ class FleetSync:
                 if self._is_ring_old:
                     self._ring_due.set()
                 if building.done():
-                    await building  # to fail with it
+                    await building  # raises its error
         finally:
             building.cancel()
             await asyncio.gather(building, return_exceptions=True)
 
-    async def look_for_models(self) -> None:
-        """A client asks for a model that no worker lists: each healthy worker's list is read anew. Requests that ask meanwhile
-        share the look. It takes a probe's timeout at most."""
-        if self._look is None or (self._look.done() and self._clock() >= self._look_due):
-            self._look_due = self._clock() + FRESH_S
-            self._look = asyncio.create_task(self._look_everywhere(), name="look for models")
-        await asyncio.shield(self._look)
+    async def refresh_models(self) -> None:
+        """Read each healthy worker's list of models now, since a client asks for a model that no worker lists. Requests that
+        ask meanwhile share the refresh. It takes a probe's timeout at most."""
+        if self._refresh is None or (self._refresh.done() and self._clock() >= self._refresh_due):
+            self._refresh_due = self._clock() + FRESH_S
+            self._refresh = asyncio.create_task(self._refresh_all_models(), name="refresh models")
+        await asyncio.shield(self._refresh)
 
-    async def _look_everywhere(self) -> None:
-        looks = [watch.look_for_models() for watch, _task in self._watched.values()]
-        await asyncio.gather(*looks, return_exceptions=True)
+    async def _refresh_all_models(self) -> None:
+        refreshes = [monitor.refresh_models() for monitor, _task in self._monitors.values()]
+        await asyncio.gather(*refreshes, return_exceptions=True)
 
     def wake(self) -> None:
-        """A source has news."""
+        """Read the sources now: one has news."""
         self._news.set()
 
     async def close(self) -> None:
-        """Leave no task behind."""
-        tasks = [*self._live, *(task for _watch, task in self._watched.values())]
-        if self._look is not None:
-            tasks.append(self._look)
+        """Cancel all tasks, and wait for their end."""
+        tasks = [*self._live, *(task for _monitor, task in self._monitors.values())]
+        if self._refresh is not None:
+            tasks.append(self._refresh)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """Read the sources once and act on what changed. What an earlier call left undone, having failed, is made up for."""
+        """Read the sources once and act on what changed, and on what an earlier call could not finish."""
         await self._follow()
         if self._is_ring_old:
             await self._renew_ring()
@@ -128,11 +129,11 @@ class FleetSync:
         for member in left:
             self._pool.forget(member.address)
             log.info("worker left", extra={"worker": member.name})
-        for member in [member for member in self._watched if member.removed]:
-            self._watched.pop(member)[1].cancel()
+        for member in [member for member in self._monitors if member.removed]:
+            self._monitors.pop(member)[1].cancel()
         for member in self._fleet.members():
-            if member not in self._watched:
-                self._watched[member] = self._watch(member)
+            if member not in self._monitors:
+                self._monitors[member] = self._start_monitor(member)
 
     async def _renew_rings(self) -> None:
         while True:
@@ -149,10 +150,10 @@ class FleetSync:
             self._is_ring_old = True
             raise
 
-    def _watch(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
+    def _start_monitor(self, member: Member) -> tuple[WorkerMonitor, asyncio.Task[None]]:
         log.info("worker joined", extra={"worker": member.name, "url": member.address.url})
         config = self._config
-        watch = WorkerMonitor(
+        monitor = WorkerMonitor(
             member,
             self._fleet,
             self._upstream,
@@ -161,10 +162,11 @@ class FleetSync:
             self._clock,
             has_worker_key=bool(config.fleet.worker_key),
         )
-        return watch, self._background.start("watch", watch.run, member.name)
+        return monitor, self._background.start("health_check", monitor.run, member.name)
 
     async def _read(self) -> list[WorkerAddress]:
-        """Of a source that cannot be read, what it said last. Each failure is counted, and told once."""
+        """The addresses of all sources. A source that cannot be read counts with its last addresses; each failure is counted,
+        and logged once."""
         addresses: list[WorkerAddress] = []
         for number, (source, errors) in enumerate(self._sources):
             try:
@@ -183,7 +185,7 @@ class FleetSync:
 
     @property
     def restarts(self) -> dict[str, int]:
-        """Watches that broke, by the kind of source; none of one that is not watched."""
+        """Watches that broke, by the kind of source. A source that is not watched has none."""
         return {
             source.kind: source.restarts if isinstance(source, LiveSource) else 0 for source, _errors in self._sources
         }

@@ -1,6 +1,6 @@
-"""Looks at one worker again and again: is it there, what does it serve, how busy is it. Requests never wait for this.
+"""Checks one worker at intervals: its health, its models, its load. Requests never wait for this.
 
-What a worker says is bounded in size and in what is kept of it, and is read in steps of a few milliseconds.
+Replies are bounded in size, little of them is kept, and they are parsed in steps of a few milliseconds.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -16,25 +15,21 @@ from router.config.workers import LoadConfig, ProbesConfig
 from router.core.fleet.fleet import Fleet
 from router.core.fleet.health import WorkerState
 from router.core.fleet.load import LoadReport
-from router.core.fleet.member import Member, ModelCard
+from router.core.fleet.member import Member
 from router.core.printable import printable
 from router.core.request.attempt import AttemptFailed, CannotConnect, ReplyTooLarge, WorkerDied
 from router.core.request.reply import Reply
 from router.upstream.exchange import Upstream
 from router.upstream.load import BadLoad, LoadReader, slices
+from router.upstream.model_list import read_models
 
 log = logging.getLogger("warmroute.fleet")
 
-MAX_MODELS = 1000
-"""Models and adapters that one worker may list."""
-
-MAX_NAME_CHARS, MAX_FIELD_BYTES = 256, 512
-
 MAX_PROBE_BYTES, MAX_METRICS_BYTES = 1 << 20, 4 << 20
-"""Of answers to looks. A worker of many engines writes some hundred KB of metrics."""
+"""Largest replies to probes. A worker of many engines writes some hundred KB of metrics."""
 
-TOLD_EVERY_S, MAX_TOLD = 60.0, 16
-"""An error of a probe that lasts is logged so often, and so many different ones of one worker in that time."""
+LOG_AGAIN_S, MAX_LOGGED = 60.0, 16
+"""A probe's error that lasts is logged again after this time, and this many different errors of one worker within it."""
 
 MAX_ERROR_CHARS = 200
 
@@ -44,60 +39,18 @@ ILL_INTERVAL_S = 0.25
 MODELS_INTERVAL_S = 5.0
 """Between two reads of a worker's /v1/models."""
 
+LOAD_TIMEOUT_S = 2.0
+"""For a worker's /metrics."""
+
 WAKE_WAIT_S = 1.0
-"""A worker that sleeps is asked for its load no less often: that is how its waking is noticed."""
+"""Longest time between two polls of a sleeping worker. A poll notices that it wakes."""
 
 BAD_LOAD_WAIT_S = 5.0
-"""Until a worker is asked again whose metrics were too large or made no sense: reading them costs others' time."""
-
-
-_NOTHING = msgspec.Raw()
-
-
-class _Card(msgspec.Struct):
-    """What is kept of a model's card. Its other members are skipped, and nothing is made of them."""
-
-    id: msgspec.Raw = _NOTHING
-    object: msgspec.Raw = _NOTHING
-    created: msgspec.Raw = _NOTHING
-    owned_by: msgspec.Raw = _NOTHING
-    root: msgspec.Raw = _NOTHING
-    parent: msgspec.Raw = _NOTHING
-    max_model_len: msgspec.Raw = _NOTHING
-
-
-class _Models(msgspec.Struct):
-    data: list[_Card]
-
-
-_scalar = msgspec.json.Decoder(str | int | float | bool | None)
-
-
-def read_models(body: bytes) -> dict[str, ModelCard]:
-    """By name. A card without a sane name is left out, and so is a member that is long or no scalar. Raises
-    msgspec.MsgspecError, RecursionError."""
-    cards: dict[str, ModelCard] = {}
-    for listed in msgspec.json.decode(body, type=_Models).data[:MAX_MODELS]:
-        card = {
-            name: value for name in _Card.__struct_fields__ if (value := _read(getattr(listed, name))) is not _NOTHING
-        }
-        name = card.get("id")
-        if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable():
-            cards[name] = card
-    return cards
-
-
-def _read(raw: msgspec.Raw) -> Any:
-    if not 0 < len(bytes(raw)) <= MAX_FIELD_BYTES:
-        return _NOTHING
-    try:
-        return _scalar.decode(raw)
-    except msgspec.MsgspecError:
-        return _NOTHING
+"""Pause after metrics that were too large or invalid, since parsing them delays requests."""
 
 
 class WorkerMonitor:
-    """The watch over one member, until its task is cancelled."""
+    """Monitors one member until its task is cancelled."""
 
     def __init__(
         self,
@@ -121,11 +74,14 @@ class WorkerMonitor:
         self._models_due = 0.0
         self._is_load_bad = False
         self._errors: dict[str, str] = {}
-        """By path, what is wrong with its last answer."""
-        self._told: dict[tuple[str, str], float] = {}
-        """When a path's error was logged last."""
-        self.has_looked = asyncio.Event()
-        """Set once the worker was probed and its load read, whatever came of it."""
+        """The error of each path's last reply."""
+        self._logged: dict[tuple[str, str], float] = {}
+        """When each path's error was logged last."""
+        self.has_checked = asyncio.Event()
+        """Set after the first probe and the first poll, whatever their results."""
+
+    def __repr__(self) -> str:
+        return f"<WorkerMonitor {self._member.name} {self._member.state.value} errors={self._errors}>"
 
     async def run(self) -> None:
         await self.probe()
@@ -142,14 +98,14 @@ class WorkerMonitor:
     async def _poll_forever(self) -> None:
         while True:
             await self.poll()
-            self.has_looked.set()
+            self.has_checked.set()
             wait_s = self._load.poll_interval_s
             if self._member.state is WorkerState.ASLEEP:
                 wait_s = min(wait_s, WAKE_WAIT_S)
             await asyncio.sleep(max(wait_s, BAD_LOAD_WAIT_S) if self._is_load_bad else wait_s)
 
     async def probe(self) -> None:
-        """Once: health, and the models if it is time for them."""
+        """Probe the worker's health once, and its models if they are due."""
         health = self._member.health
         reply = await self._get("/health", self._probes.timeout_s, MAX_PROBE_BYTES)
         now = self._clock()
@@ -171,7 +127,8 @@ class WorkerMonitor:
             self._fleet.on_alive(self._member)
 
     async def poll(self) -> None:
-        """Once: the load. A worker that does not say is not ill; its last figures are believed until they are stale."""
+        """Read the worker's load once. A worker that reports none is not ill, and its last figures count until they are
+        stale."""
         member = self._member
         asked, asked_at = self._fleet.own_load(member), self._clock()
         report = await self._read_load()
@@ -183,13 +140,15 @@ class WorkerMonitor:
             if self._fleet.on_load(member, report, asked, now):
                 log.info("worker restarted: its cache is empty", extra={"worker": member.name})
         if member.state is WorkerState.ASLEEP:
-            self._upstream.abort_unresponsive(member.address)  # what was sent in the moment before it was seen
+            self._upstream.abort_unresponsive(
+                member.address
+            )  # requests that were sent just before the sleep was noticed
 
     async def _read_load(self) -> LoadReport | None:
         if self._member.state is WorkerState.EJECTED and not self._member.leases:
-            return None  # requests there may be waited for as long as it shows that it is at work
+            return None  # its figures matter only while requests wait for it
         self._is_load_bad = False
-        reply = await self._get("/metrics", self._load.timeout_s, MAX_METRICS_BYTES)
+        reply = await self._get("/metrics", LOAD_TIMEOUT_S, MAX_METRICS_BYTES)
         if reply is None:
             return None
         try:
@@ -200,8 +159,8 @@ class WorkerMonitor:
         self._clear("/metrics")
         return report
 
-    async def look_for_models(self) -> None:
-        """Read the list of models now, of a worker that is healthy."""
+    async def refresh_models(self) -> None:
+        """Read the list of models now, if the worker is healthy."""
         if self._member.health.state is WorkerState.UP:
             await self._read_models(self._clock())
 
@@ -222,7 +181,7 @@ class WorkerMonitor:
         self._fleet.set_models(self._member, models)
 
     async def _get(self, path: str, timeout_s: float, max_bytes: int) -> Reply | None:
-        """An answer of status 200; None, and its error is noted, where there is none."""
+        """The reply if its status is 200. None otherwise; the error is recorded."""
         try:
             async with asyncio.timeout(timeout_s):
                 with self._upstream.exchange(self._member.address) as exchange:
@@ -242,7 +201,8 @@ class WorkerMonitor:
         return reply
 
     def _failure(self, error: AttemptFailed) -> str:
-        """A server of TLS closes a connection on which plain HTTP comes; so may one that is ill, once it was well."""
+        """The error's text, with a hint if the worker may expect TLS: such a server closes a connection on which plain HTTP
+        comes. A worker that was healthy before is ill instead."""
         member = self._member
         is_refused = isinstance(error, WorkerDied) and not isinstance(error, CannotConnect)
         if is_refused and member.address.scheme == "http" and member.health.state is WorkerState.STARTING:
@@ -260,23 +220,23 @@ class WorkerMonitor:
         return f"HTTP status {status}" + (": is this a vLLM server?" if status in (404, 405) else "")
 
     def _count_bad(self, path: str, error: str) -> None:
-        """The answer came and cannot be used. The error is never in the worker's words, of which there may be megabytes."""
+        """Record a reply that cannot be used. ``error`` never quotes the worker, whose text may be megabytes."""
         self._is_load_bad |= path == "/metrics"
-        self._upstream.breaches["probe"] += 1
+        self._upstream.rejected_replies["probe"] += 1
         self._note(path, error)
 
     def _note(self, path: str, error: str) -> None:
-        """The error is logged at once, and once a minute while it lasts. While a worker is not healthy, nothing is said of its
-        metrics."""
+        """Record the error, log it at once, and again once a minute while it lasts. Errors of the metrics are not logged while
+        the worker is not healthy."""
         error = printable(error[:MAX_ERROR_CHARS])
         self._errors[path] = error
         self._show_error()
         now = self._clock()
-        self._told = {told: at for told, at in self._told.items() if now - at < TOLD_EVERY_S}
+        self._logged = {error: at for error, at in self._logged.items() if now - at < LOG_AGAIN_S}
         is_implied = path == "/metrics" and "/health" in self._errors
-        if is_implied or (path, error) in self._told or len(self._told) >= MAX_TOLD:
+        if is_implied or (path, error) in self._logged or len(self._logged) >= MAX_LOGGED:
             return
-        self._told[path, error] = now
+        self._logged[path, error] = now
         member = self._member
         fields = {"worker": member.name, "url": member.address.url, "path": path, "error": error}
         log.warning("a probe of a worker failed", extra=fields)
@@ -286,7 +246,7 @@ class WorkerMonitor:
             self._show_error()
 
     def _show_error(self) -> None:
-        """Of several, the one that the others follow from."""
+        """Show the error that causes the others, if there are several."""
         path = next((path for path in _PROBED if path in self._errors), None)
         self._member.last_error = None if path is None else f"GET {path}: {self._errors[path]}"
 
@@ -295,7 +255,7 @@ _PROBED = ("/health", "/v1/models", "/metrics")
 
 
 async def _parse_in_steps(text: bytes) -> LoadReport:
-    """Others are served in between. Raises BadLoad."""
+    """Parse the metrics and let requests run between the slices. Raises BadLoad."""
     reader = LoadReader()
     for number, lines in enumerate(slices(text)):
         if number:

@@ -1,4 +1,4 @@
-"""A worker's /metrics → LoadReport."""
+"""Parses a worker's /metrics page into a LoadReport."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ _LINES = re.compile(
     rb"|prompt_tokens_total|generation_tokens_total))"
     rb"(\{[^\n]*\})? ([^ \n]{1,40})(?![^ \n])"
 )
-"""Only these of a worker's hundreds of lines are read, since it is asked several times a second."""
+"""The only lines that are read of a worker's hundreds, since each worker is polled several times a second."""
 
 _COMPUTED = b"vllm:prompt_tokens_by_source_total"
-"""Of which only what was computed counts, and not what came from a cache."""
+"""Only computed tokens count here, not those from a cache."""
 
 _LOOKED_UP = b"vllm:prefix_cache_queries_total"
 
 _SIZES = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
-"""Labels; inside another label's value every quotation mark is escaped, so none looks like this."""
+"""Labels. Every quotation mark inside another label's value is escaped, so no value matches this."""
 
 
 _AWAKE = re.compile(rb'[{,]sleep_state="awake"')
 
 SLICE_BYTES = 128 << 10
-"""Read at once: 3 ms at worst. Most workers write less."""
+"""Size of a slice, which takes 3 ms at worst. Most pages are smaller."""
 
 MAX_FIGURES = 10_000
-"""Lines that count: a dozen for each data-parallel engine."""
+"""Most lines that count. A data-parallel engine has a dozen."""
 
 MAX_FIGURE = 1e15
-"""Counters of tokens stay below it for centuries; a larger figure would spread through every sum that it is part of."""
+"""Largest valid figure. Counters of tokens stay below it for centuries, and a larger one would spoil each sum."""
 
 
 class BadLoad(Exception):
-    """The text is not what a worker exports."""
+    """The text is not a vLLM worker's metrics page."""
 
 
 def slices(text: bytes) -> Iterator[bytes]:
-    """Whole lines, some at a time. Raises BadLoad."""
+    """Split the text into slices of whole lines. Raises BadLoad."""
     at = 0
     while len(text) - at > SLICE_BYTES:
         end = text.rfind(b"\n", at, at + SLICE_BYTES) + 1
@@ -54,7 +54,7 @@ def slices(text: bytes) -> Iterator[bytes]:
 
 
 class LoadReader:
-    """Takes the text in slices of whole lines. Data-parallel engines of one worker are added up."""
+    """Reads slices of whole lines. Adds up the data-parallel engines of a worker."""
 
     def __init__(self) -> None:
         self._sums: dict[bytes, float] = {}
@@ -87,7 +87,7 @@ class LoadReader:
         """Raises BadLoad."""
         sums = self._sums
         if not all(isfinite(figure) and abs(figure) <= MAX_FIGURE for figure in sums.values()):
-            raise BadLoad("a figure is out of all bounds")
+            raise BadLoad("a figure is out of range")
         running, waiting = (int(sums.get(b"vllm:num_requests_" + kind, 0)) for kind in (b"running", b"waiting"))
         return LoadReport(
             running=running,
@@ -103,7 +103,7 @@ class LoadReader:
 
 
 def parse_load(text: bytes) -> LoadReport:
-    """All of it at once. Raises BadLoad."""
+    """Parse a whole page in one step. Raises BadLoad."""
     reader = LoadReader()
     for lines in slices(text):
         reader.feed(lines)
@@ -124,6 +124,6 @@ def _computed(sums: dict[bytes, float]) -> float | None:
 
 
 def _cache_tokens(labels: bytes) -> int:
-    """Of one engine."""
+    """Size of one engine's cache in tokens."""
     sizes = {name: int(value) for name, value in _SIZES.findall(labels)}
     return sizes.get(b"kv_cache_size_tokens") or sizes.get(b"num_gpu_blocks", 0) * sizes.get(b"block_size", 0)

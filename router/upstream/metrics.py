@@ -178,13 +178,13 @@ def pool_rows(pool: Pool) -> Iterable[Row]:
         gauge(
             "worker_reads_waiting",
             "Large reads from workers that wait for their share of the event loop.",
-            lambda: len(pool.shares),
+            lambda: len(pool.scheduler),
         ),
         counter(
-            "worker_breaches",
-            "Answers of workers that the router ended because they broke the protocol, by what was wrong: the head, the "
-            "framing, an event or the end of the stream, the size, or a probe's answer.",
-            lambda: pool.breaches,
+            "rejected_replies",
+            "Replies of workers that the router rejected, by what is wrong with them: the head, the framing, the events or the "
+            "end of a stream, the size, or the answer to a probe.",
+            lambda: pool.rejected_replies,
             "kind",
         ),
     )

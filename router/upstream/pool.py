@@ -1,6 +1,7 @@
-"""The connections to all workers: opened, kept while idle, swept by their deadlines, closed.
+"""Owns the connections to all workers: opens them, keeps idle ones, enforces their deadlines, closes them.
 
-Last used, first reused; the idle limit is below the worker's own, so that a request seldom meets a closing connection.
+The connection that was used last is reused first. The idle limit is below the worker's own, so that a request seldom meets a
+closing connection.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from router.core.fleet.patience import Signs
 from router.core.request.attempt import CannotConnect
 from router.core.worker import WorkerAddress
 from router.upstream.connection import WorkerConnection
+from router.upstream.read_scheduler import ReadScheduler
 from router.upstream.reply_reader import REJECTION_KINDS
-from router.upstream.shares import Shares
 
 SWEEP_S = 0.25
 
 
 class WorkerPort:
-    """One worker's address as requests need it, and its idle connections."""
+    """One worker's address in the form that requests need, and its idle connections."""
 
     def __init__(self, address: WorkerAddress, worker_key: str, idle_s: float, max_idle: int) -> None:
         self.address = address
@@ -34,6 +35,9 @@ class WorkerPort:
         host = address.url.partition("://")[2]
         self._common = f" HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n{key}"
         self._now = asyncio.get_running_loop().time
+
+    def __repr__(self) -> str:
+        return f"<WorkerPort {self.address.url} idle={len(self.idle)}>"
 
     def head(self, method: str, path: str, body_bytes: int, headers: str) -> bytes:
         content = f"Content-Length: {body_bytes}\r\n" if body_bytes else ""
@@ -56,7 +60,7 @@ class WorkerPort:
             self.idle.append(connection)
 
     def close(self) -> None:
-        """Close what is idle, and keep nothing from now on."""
+        """Close the idle connections, and keep none from now on."""
         self._max_idle = 0
         while self.idle:
             self.idle.pop().abort()
@@ -75,7 +79,7 @@ class Pool:
         timeouts: TimeoutsConfig,
         signs: Callable[[WorkerAddress], Signs | None] = lambda _address: None,
     ) -> None:
-        """``signs``: of a worker's work, which silence is waited for. Raises OSError for files of ``fleet``."""
+        """``signs`` returns the signs of a worker's work. A request waits longer for a silent worker that shows some."""
         self._fleet = fleet
         self._timeouts = timeouts
         self._tls = _tls_context(fleet)
@@ -83,18 +87,22 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._ports: dict[WorkerAddress, WorkerPort] = {}
         self._open: dict[WorkerConnection, WorkerAddress] = {}
-        self.shares = Shares(self._loop)
-        self.breaches: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
-        """Answers that were ended since they were not as they must be, by what was wrong."""
+        self.scheduler = ReadScheduler(self._loop)
+        self.rejected_replies: Counter[str] = Counter(dict.fromkeys(REJECTION_KINDS, 0))
+        """Replies that were rejected, by what is wrong with them."""
+
+    def __repr__(self) -> str:
+        return f"<Pool ports={len(self._ports)} connections={self.open_connections}>"
 
     def forget(self, address: WorkerAddress) -> None:
-        """The worker left: close what is idle. Live requests end in their own time, and their connections with them."""
+        """The worker left the fleet: close its idle connections. Live requests end in their own time, and so do their
+        connections."""
         port = self._ports.pop(address, None)
         if port is not None:
             port.close()
 
     def abort_unresponsive(self, address: WorkerAddress) -> None:
-        """The worker answers no probes: end what has been silent for a while."""
+        """The worker answers no probes: fail its requests that have heard nothing for a while."""
         for connection in [each for each, there in self._open.items() if there == address]:
             connection.abort_unresponsive()
 
@@ -105,7 +113,9 @@ class Pool:
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: WorkerConnection(self._loop, self._timeouts, port.put_idle, self.shares, self.breaches),
+                    lambda: WorkerConnection(
+                        self._loop, self._timeouts, port.put_idle, self.scheduler, self.rejected_replies
+                    ),
                     address.host,
                     address.port,
                     ssl=tls,
@@ -114,14 +124,14 @@ class Pool:
             raise CannotConnect("no connection in time") from None
         except (OSError, UnicodeError) as error:
             raise CannotConnect(f"cannot connect: {_reason(error)}") from None
-        if is_forbidden(connection.peer_host):  # what its name resolves to now
+        if is_forbidden(connection.peer_host):  # the name may resolve to another address by now
             connection.abort()
-            raise CannotConnect("the worker's name resolves to where no worker may be")
+            raise CannotConnect("the worker's name resolves to a link-local address or a metadata service")
         self._open[connection] = address
         return connection
 
     async def run(self) -> None:
-        """Sweep until cancelled. A deadline is enforced at most SWEEP_S late, and costs a stream nothing but a number."""
+        """Enforce the deadlines until cancelled, each at most SWEEP_S late. A stream only writes a number for it."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._loop.time()
@@ -144,7 +154,7 @@ class Pool:
 
     @property
     def overdue(self) -> int:
-        """Exchanges whose worker is silent beyond the deadline, and waited for."""
+        """Requests whose worker is silent beyond the deadline and that still wait."""
         now = self._loop.time()
         return sum(connection.is_overdue(now) for connection in self._open)
 
@@ -158,7 +168,8 @@ class Pool:
 
 
 def _reason(error: OSError | UnicodeError) -> str:
-    """An SSLError is an OSError, and names a cause that few know. A host that no DNS name can be is a UnicodeError."""
+    """The system's reason. A TLS error is an OSError with an obscure text, and a host that cannot be a DNS name is a
+    UnicodeError."""
     if isinstance(error, UnicodeError):
         return "its host is no host name"
     if isinstance(error, ssl.SSLError) and error.reason in _PLAIN:
@@ -167,11 +178,11 @@ def _reason(error: OSError | UnicodeError) -> str:
 
 
 _PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
-"""How OpenSSL calls what answers a handshake in plain text."""
+"""OpenSSL's names for a plain-text answer to a handshake."""
 
 
 def _tls_context(fleet: FleetConfig) -> ssl.SSLContext:
-    """For https workers: the system's authorities and no certificate of our own, unless the configuration names some."""
+    """For https workers: the system's authorities and no client certificate, unless the configuration names some."""
     context = ssl.create_default_context(cafile=fleet.ca_file or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if fleet.client_cert:

@@ -27,7 +27,7 @@ class RelayEvent(Enum):
 class Relay:
     """One stream's way to one client. ``observe_gap`` is called with the seconds between two reads."""
 
-    __slots__ = ("_client", "_filter", "_reader", "observe_gap")
+    __slots__ = ("_client", "_filter", "_reader", "observe_gap", "reads")
 
     def __init__(
         self, client: Client, stream_filter: Filter, reader: ReplyReader, observe_gap: Callable[[float], None]
@@ -36,6 +36,8 @@ class Relay:
         self._filter = stream_filter
         self._reader = reader
         self.observe_gap = observe_gap
+        self.reads = 0
+        """Reads from the worker since the relay began."""
 
     def plain_frame(self, data: bytes) -> bytes:
         """A read that is one frame of whole plain events, as the client gets it; empty where ``data`` needs ``send``."""

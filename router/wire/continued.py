@@ -1,7 +1,8 @@
-"""The stream of the worker that goes on with an answer, made over into the rest of the first one's.
+"""Turns the stream of the worker that continues an answer into the rest of the first worker's stream.
 
-Same id, creation time and model; no second role; stop strings searched across the seam; one reason for finishing; a usage
-that counts the whole answer. A stream here is rare and short, so its events are parsed and written anew.
+The id, creation time and model stay; there is no second role; stop strings are searched across the seam; one reason for
+finishing; and a usage that counts the whole answer. Such streams are rare and short, so their events are parsed and written
+anew.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from router.wire.usage import Usage, read_event_usage
 _encode = msgspec.json.encode
 
 MAX_FIRST_IDS = 10_000
-"""Tokens that a continuation may begin with before any text comes."""
+"""Most tokens with which a continuation may begin before any text comes."""
 
 
 class StopSearch:
-    """Text in, text out, up to the first stop string; what may be the beginning of one is held back."""
+    """Passes text up to the first stop string. A possible beginning of a stop string is held back."""
 
     def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool, sent: str, held: str) -> None:
-        """``sent``: what the client has; ``held``: what follows it, unsent."""
+        """``sent``: the client's text; ``held``: unsent text after it."""
         self._stops = stops
         self._keeps_stop = keeps_stop
         self._reach = max(map(len, stops), default=1) - 1
         self._buffer = held
         self._tail = self._end_of(sent) if keeps_stop else ""
-        """With ``keeps_stop`` text leaves at once, and so a stop may begin in what the client has."""
+        """With ``keeps_stop`` text leaves at once, so a stop string may begin in the client's text."""
         self.found: str | None = None
 
     def _end_of(self, sent: str) -> str:
         return sent[-self._reach :] if self._reach else ""
 
     def feed(self, text: str) -> str:
-        """What may be sent now."""
+        """Returns the text that may be sent now."""
         if self.found is not None:
             return ""
         self._buffer += text
@@ -61,23 +62,23 @@ class StopSearch:
         return out
 
     def flush(self) -> str:
-        """The answer ends without a stop string: all that was held back."""
+        """The answer ends without a stop string: returns the text that was held back."""
         out, self._buffer = self._buffer, ""
         return out if self.found is None else ""
 
 
 class ContinuedFilter:
-    """Follows the new stream; satisfies what the splice asks of a watch. ``delivered``, a copy of one's own, grows with what
-    the client will be sent, so that this stream may break, too."""
+    """The filter of the new stream. ``delivered``, its own copy, grows with each event for the client, so that this stream may
+    break, too."""
 
     def __init__(self, asked: Asked, delivered: Delivered, seam: Seam | None) -> None:
-        """``seam``: of an exact continuation; None for one by text."""
+        """``seam``: for an exact continuation; None for one by text."""
         self._asked = asked
         self.delivered = delivered
         self._is_exact = seam is not None
         self._skipped = seam.skipped if seam else ""
         self._known_ids: list[int] = []
-        """Ids that a client which asked for them has, although the new answer begins before them."""
+        """Ids that the client has already, although the new answer begins before them. Only for clients that asked for ids."""
         if seam is not None:
             if asked.wants_ids:
                 self._known_ids = delivered.ids[seam.kept_ids :].tolist()
@@ -88,17 +89,17 @@ class ContinuedFilter:
         self._finish: tuple[str, int | str | None] | None = None
         self._began = False
         self._empty = 0
-        """Events without data since the last one that had some."""
+        """Events without data since the last event with data."""
         self._unsent_ids: list[int] = []
-        """Nothing is sent before the first text, which tells whether this is the answer's rest at all."""
+        """Ids without text. They wait for the first text, which shows whether this is the rest of the answer."""
         self.first_ids: list[int] = []
-        """Of the new answer, the ids up to its first text."""
+        """The new answer's ids up to its first text."""
         self.first_text = ""
         self.finished = False
         self.closed = False
         self.failed = False
         self.unsafe = ""
-        """Why nobody may go on with this, where that is not the worker's fault."""
+        """Why no worker may continue this answer, if it is not the worker's fault; else empty."""
         self.error = b""
         self.usage: Usage | None = None
 
@@ -110,7 +111,7 @@ class ContinuedFilter:
         return data
 
     def take(self, events: bytes) -> bytes:
-        """Whole events in; out come those of the answer's rest."""
+        """Takes whole events; returns those of the rest of the answer."""
         out = []
         for event in each_event(events):
             if self.failed or self.closed:
@@ -123,12 +124,12 @@ class ContinuedFilter:
         return b"".join(out)
 
     def tokens(self, bytes_per_token: float) -> float:
-        """Of the whole answer so far."""
+        """Tokens of the whole answer so far."""
         delivered = self.delivered
         return len(delivered.ids) if delivered.has_ids else max(delivered.chunks, delivered.chars / bytes_per_token)
 
     def rest(self) -> bytes:
-        """What still belongs to a stream that was broken after its reason for finishing."""
+        """For a stream that broke after its reason for finishing: the events that still belong to it."""
         return self._close() if self.finished and not self.closed else b""
 
     def _take_one(self, event: bytes) -> bytes:
@@ -154,7 +155,7 @@ class ContinuedFilter:
 
     def _take_choice(self, choice: Choice) -> bytes:
         if not choice.is_plain or (self._is_exact and choice.content and not choice.token_ids):
-            return self._give_up("parsed")  # without ids nobody could say how far this goes
+            return self._give_up("parsed")  # without ids, how far this text goes is unknown
         text = self._past_the_seam(choice)
         if len(self.first_ids) > MAX_FIRST_IDS:
             return self._give_up("parsed")
@@ -176,7 +177,7 @@ class ContinuedFilter:
         return out + self._close()  # the worker would go on: closing its connection stops it
 
     def _take_ids(self, ids: list[int]) -> bool:
-        """To be sent, but for those that the client has. False where those, drawn anew, came out otherwise."""
+        """Queue the ids that the client lacks. False if the others, drawn anew, differ from those that it has."""
         known, self._known_ids = self._known_ids[: len(ids)], self._known_ids[len(ids) :]
         self._unsent_ids += ids[len(known) :]
         return ids[: len(known)] == known
@@ -186,7 +187,7 @@ class ContinuedFilter:
         return b""
 
     def _past_the_seam(self, choice: Choice) -> str | None:
-        """The new text without what the client has of it; None where it is another."""
+        """The new text without the part that the client has; None if that part differs."""
         text = choice.content
         if not self._began:
             self.first_ids += choice.token_ids or ()
@@ -200,7 +201,7 @@ class ContinuedFilter:
         self._skipped = self._skipped[known:]
         return text[known:]
 
-    # What the client sees
+    # The client's events
 
     def _delta(self, text: str) -> bytes:
         return self._chunk(self._choice(text, None))
@@ -217,7 +218,7 @@ class ContinuedFilter:
         return out + DIALECTS[self._asked.route].closing_event
 
     def _count(self) -> Usage | None:
-        """The whole answer's: the second worker took the first one's tokens for a prompt."""
+        """The usage of the whole answer: the second worker counted the first one's tokens as prompt."""
         delivered, theirs = self.delivered, self.usage
         if self._is_exact:
             return Usage(len(delivered.prompt_ids or ()), None, len(delivered.ids))
@@ -245,7 +246,7 @@ class ContinuedFilter:
 
 
 def usage_event(route: Route, delivered: Delivered, usage: Usage | None = None) -> bytes:
-    """The chunk that counts a whole answer, whose usage no worker told; nothing where it cannot be known."""
+    """The chunk that counts a whole answer whose usage no worker reported; empty if it is unknown."""
     if usage is None:
         if not delivered.has_ids:
             return b""
@@ -262,7 +263,7 @@ def usage_event(route: Route, delivered: Delivered, usage: Usage | None = None) 
 
 
 def _envelope(route: Route, delivered: Delivered) -> dict[str, Any]:
-    """What all chunks of one answer have in common."""
+    """The members that all chunks of one answer share."""
     return {
         "id": delivered.id,
         "object": "chat.completion.chunk" if route.spec.prompt is PromptForm.MESSAGES else "text_completion",
@@ -277,7 +278,7 @@ def _sign(chunk: dict[str, Any], delivered: Delivered) -> None:
 
 
 def leaks(first_text: str, known: str) -> bool:
-    """Is the new answer's first text more than its ids say? ``known`` is the text of those ids alone; a worker that was
-    asked to begin inside a character sends the whole prompt before it. One character more may be a word's leading space,
-    which is left out where a text begins."""
+    """True if the new answer's first text is longer than ``known``, the text of its ids alone: a worker that was asked to begin
+    inside a character sends the whole prompt before it. One more character may be a word's leading space, which is left out at
+    the beginning of a text."""
     return len(first_text.replace(REPLACEMENT, "")) > len(known) + 1

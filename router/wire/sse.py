@@ -111,6 +111,10 @@ class StreamFilter:
         self._last: list[bytes] = []
         """Events with a reason for finishing. They wait for the hidden usage event, whose fingerprint may belong to them."""
 
+    def __repr__(self) -> str:
+        state = "failed" if self.failed else "closed" if self.closed else "finished" if self.finished else "open"
+        return f"StreamFilter({state}, {self.events} events)"
+
     def is_plain(self, data: bytes) -> bool:
         """True for one sound event that changes no state. The searches cost 0.5 µs for a chunk, and the check for JSON half as
         much."""

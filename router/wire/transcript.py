@@ -1,7 +1,7 @@
-"""What the client has of one streamed answer, so that another worker can go on with it.
+"""The part of a streamed answer that the client has, so that another worker can continue it.
 
-A stream that ends well never needs any of this, so events are kept as the bytes they came in, framing and all, and are
-parsed when the stream breaks; a long one is folded now and then into what parsing would give, which is a tenth the size.
+A stream that ends well needs none of this, so events are kept as raw bytes with their framing, and are parsed only when the
+stream breaks. A long stream is folded now and then into its parsed form, which is a tenth of the size.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import msgspec
 from router.wire.completion import BadAnswer, Completion, read_chunks
 
 FOLD_BYTES = 64 << 10
-"""Raw events beyond these are folded: about 250 tokens, in half a millisecond."""
+"""Raw events are folded beyond this size: about 250 tokens, in half a millisecond."""
 
 MAX_FOLD_BYTES = FOLD_BYTES + (256 << 10)
-"""What is parsed at once, without the prompt's ids: some milliseconds."""
+"""Most bytes parsed at once, without the prompt's ids: some milliseconds."""
 
 REPLACEMENT = "\ufffd"
-"""What decoding puts where a character is not whole."""
+"""The character that decoding puts in place of an incomplete one."""
 
 
 PROMPT_IDS = b',"prompt_token_ids":['
-"""What stands before them, as workers write compact JSON; the next bracket ends them."""
+"""The text before the prompt's ids in compact JSON; the next bracket ends them."""
 
 
 @dataclass(slots=True)
 class TranscriptBudget:
-    """How many bytes all transcripts together keep beyond their first ``FOLD_BYTES``, and may."""
+    """Bytes that all transcripts together keep, and may keep, beyond the first ``FOLD_BYTES`` of each."""
 
     max_bytes: int
     bytes: int = 0
@@ -37,7 +37,7 @@ class TranscriptBudget:
 
 @dataclass(slots=True)
 class Delivered:
-    """A transcript, read."""
+    """A transcript in its parsed form."""
 
     id: str = ""
     created: int = 0
@@ -49,16 +49,16 @@ class Delivered:
     chunks: int = 0
     """Chunks with text: no more than there were tokens."""
     whole_ids: int = 0
-    """Of ``ids``, those up to the end of the last chunk that ended with a whole character."""
+    """Number of ids up to the end of the last chunk that ended with a whole character."""
     whole_chars: int = 0
-    """Length of the text up to there."""
+    """Length of the text of those ids."""
     chars: int = 0
     is_grouped: bool = False
-    """Some chunk had several ids, so a character may have begun behind the text of its last one."""
+    """Some chunk had several ids, so a character may have begun after the text of its last one."""
     lacks_ids: bool = False
     """Some text came without ids."""
     is_plain: bool = True
-    """Nothing but text came: no tool calls, reasoning, refusals, log probabilities or further choices."""
+    """Only text came: no tool calls, reasoning, refusals, log probabilities or further choices."""
 
     @property
     def text(self) -> str:
@@ -72,11 +72,11 @@ class Delivered:
 
     @property
     def bytes(self) -> int:
-        """About what it keeps."""
+        """About the bytes that it keeps."""
         return self.ids.itemsize * len(self.ids) + self.chars
 
     def copy(self) -> Delivered:
-        """One that may grow while this one stays; the prompt's ids are shared."""
+        """A copy that may grow while this one stays; the prompt's ids are shared."""
         return replace(self, ids=self.ids[:], texts=self.texts[:])
 
     def add(self, chunk: Completion) -> None:
@@ -92,7 +92,7 @@ class Delivered:
             self.add_tokens(choice.content, choice.token_ids)
 
     def cut(self, kept_ids: int, skipped_chars: int) -> None:
-        """Forget the ids behind ``kept_ids``, whose text ends so many characters before the client's."""
+        """Forget the ids after the first ``kept_ids``, whose text ends ``skipped_chars`` before the client's."""
         del self.ids[kept_ids:]
         if self.whole_ids >= kept_ids:
             self.whole_ids, self.whole_chars = kept_ids, self.chars - skipped_chars
@@ -110,8 +110,8 @@ class Delivered:
 
 
 class Transcript:
-    """One answer's. Bounded: beyond ``max_bytes``, or when all of them together keep too much, it keeps nothing more and
-    ``is_lost`` says so."""
+    """The transcript of one answer. It is bounded: beyond ``max_bytes``, or if all transcripts together keep too much, it is
+    cleared, and ``is_lost``."""
 
     __slots__ = ("_counted", "_delivered", "_kept", "_max_bytes", "_prompt_ids", "_raw", "_raw_bytes", "is_lost")
 
@@ -119,15 +119,18 @@ class Transcript:
         self._max_bytes = max_bytes
         self._kept = kept
         self._prompt_ids = b""
-        """As they were written: there may be a million, and they are seldom read."""
+        """Undecoded JSON: there may be a million ids, and they are seldom read."""
         self._raw: list[bytes] = []
         self._raw_bytes = 0
         self._delivered = Delivered()
         self._counted = 0
         self.is_lost = False
 
+    def __repr__(self) -> str:
+        return f"Transcript({'lost' if self.is_lost else f'{self._raw_bytes + self._counted} bytes'})"
+
     def keep(self, events: bytes) -> None:
-        """Whole events, with or without the chunked coding around them."""
+        """``events``: whole events, with or without the chunked coding around them."""
         if self.is_lost:
             return
         self._raw.append(events)
@@ -144,7 +147,7 @@ class Transcript:
         return self._delivered
 
     def count_ids(self) -> int:
-        """Tokens of the answer so far; 0 where nobody knows."""
+        """Tokens of the answer so far; 0 if they are unknown."""
         try:
             delivered = self.delivered()
         except BadAnswer:
@@ -152,7 +155,7 @@ class Transcript:
         return len(delivered.ids) if not (self.is_lost or delivered.lacks_ids) else 0
 
     def clear(self) -> None:
-        """Forget all, and give back what that took of the common bound."""
+        """Forget everything, and give the bytes back to the common budget."""
         self._kept.bytes -= self._counted
         self._counted = self._raw_bytes = 0
         self._raw.clear()
@@ -168,7 +171,8 @@ class Transcript:
             self._delivered.add(chunk)
 
     def _try_read(self) -> int:
-        """About how many bytes are kept then; more than may be, of events that cannot be read or are too large for it."""
+        """Fold the events. Returns about how many bytes are kept then, or more than allowed if the events cannot be read or are
+        too large."""
         if sum(map(len, self._raw)) > MAX_FOLD_BYTES:
             return self._max_bytes + 1
         try:

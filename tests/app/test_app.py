@@ -47,7 +47,7 @@ async def test_a_router_leaves_no_task_behind() -> None:
             assert (await get(router, "/health")).status == 200
         # What is left here is the worker's own.
         assert not [
-            task for task in asyncio.all_tasks() if task.get_name().startswith(("watch", "fleet_sync", "sweep"))
+            task for task in asyncio.all_tasks() if task.get_name().startswith(("health_check", "fleet_sync", "sweep"))
         ]
 
 

@@ -278,7 +278,7 @@ async def test_the_first_event_of_a_worker_that_is_at_work_is_waited_for(
         worker.probed = Polled(*load)
         asking = asyncio.create_task(post(router, PATH, STREAMED if is_stream else CHAT))
         await until(lambda: worker.asked)
-        (waiting,) = [each for each in router.pool._open if each.state.name == "HEAD" and each._may_wait]
+        (waiting,) = [each for each in router.pool._open if each.state.name == "HEAD" and each._silence._longest_s]
         await until(partial(outlasted, router, waiting.deadline))
         assert await metric(router, "warmroute_overdue_requests") == 1
         was_late.set()

@@ -234,7 +234,7 @@ class House:
         self.admission = Admission(admission or OPEN, self.fleet, lambda: self.now, lambda: self.now, self.pause)
         self.dispatcher = Dispatcher(
             RetriesConfig(max_attempts=max_attempts, max_deaths=max_deaths, min_budget=min_retries),
-            ResumptionConfig(max_attempts=3, wait_s=1.0, max_kept_bytes=1 << 20, max_total_kept_bytes=1 << 24),
+            ResumptionConfig(max_attempts=3, wait_s=1.0, max_total_kept_bytes=1 << 24),
             WorkerSelector(self.fleet, self.index, self.last_workers, self.policy, lambda: self.now, 30.0),
             self.upstream,
             self.records.append,

@@ -21,13 +21,14 @@ from router.core.index.prefix_index import PrefixIndex
 from router.core.request.attempt import (
     AttemptFailed,
     CannotConnect,
+    Failure,
     ReplyTooLarge,
     WorkerDied,
     WorkerErred,
     WorkerSilent,
 )
 from router.core.request.poison_guard import PROGRESS_CHUNKS
-from router.core.request.record import Record, Resumption
+from router.core.request.record import Record, Resumption, ResumptionOutcome
 from router.core.request.reply import Reply, StreamEnd
 from router.core.request.request import Request
 from router.core.request.routes import Route
@@ -215,9 +216,7 @@ class House:
         self.wakes: list[str] = []
         self.dispatcher = Dispatcher(
             RetriesConfig(max_deaths=max_deaths, min_budget=min_retries),
-            ResumptionConfig(
-                max_attempts=max_resumptions, wait_s=1.0, max_kept_bytes=1 << 20, max_total_kept_bytes=1 << 24
-            ),
+            ResumptionConfig(max_attempts=max_resumptions, wait_s=1.0, max_total_kept_bytes=1 << 24),
             WorkerSelector(self.fleet, index, LastWorkers(10), self.policy, lambda: self.now, 30.0),
             self.workers,
             self.records.append,
@@ -280,7 +279,9 @@ async def test_a_stream_goes_on_with_the_next_worker_wherever_it_breaks(upto: in
     record = await house.send()
     house.assert_whole()
     assert house.workers.hosts == ["a", "b"]
-    assert record.resumptions == [Resumption("died" if end is StreamEnd.DIED else "timeout", "exact")]
+    assert record.resumptions == [
+        Resumption(Failure.DIED if end is StreamEnd.DIED else Failure.TIMEOUT, ResumptionOutcome.EXACT)
+    ]
     assert (record.worker, record.outcome, record.attempts) == (house.member("b").name, "ok", 2)
     died, rescuer = record.tried
     assert (died.worker, died.failure, died.broke) == (record.first_choice, record.resumptions[0].cause, True)
@@ -320,7 +321,7 @@ async def test_an_error_that_is_the_workers_is_taken_to_others(code: bytes, fail
     house.assert_whole()
     assert house.workers.hosts == ["a", "b"]
     assert house.member("a").health.failed_requests == failed_requests
-    assert record.resumptions == [Resumption("error", "exact")]
+    assert record.resumptions == [Resumption(Failure.ERROR, ResumptionOutcome.EXACT)]
 
 
 async def test_an_error_of_the_next_worker_that_is_the_requests_ends_it_and_says_nothing_of_either() -> None:
@@ -330,7 +331,10 @@ async def test_an_error_of_the_next_worker_that_is_the_requests_ends_it_and_says
     house.assert_broken_off()
     assert house.workers.hosts == ["a", "b"]
     assert house.member("b").health.failed_requests == 0
-    assert record.resumptions == [Resumption("died", "exact"), Resumption("died", "unsafe")]
+    assert record.resumptions == [
+        Resumption(Failure.DIED, ResumptionOutcome.EXACT),
+        Resumption(Failure.DIED, ResumptionOutcome.UNSAFE),
+    ]
     assert [(each.worker, each.failure) for each in record.tried] == [
         (house.member("a").name, "died"),
         (house.member("b").name, "unsafe"),
@@ -500,7 +504,7 @@ async def test_one_resumption_is_outside_the_budget_and_the_next_is_not_where_a_
     record = await house.send()
     house.assert_broken_off()
     assert house.workers.hosts == ["a", "b"]
-    assert record.resumptions == [Resumption("died", "failed")]
+    assert record.resumptions == [Resumption(Failure.DIED, ResumptionOutcome.FAILED)]
 
 
 async def test_deaths_are_outside_the_budget() -> None:
@@ -524,7 +528,7 @@ async def test_a_stream_gives_up_when_nobody_comes() -> None:
     record = await house.send()
     house.assert_broken_off()
     assert 101.0 <= house.now < 101.5
-    assert record.resumptions == [Resumption("died", "failed")]
+    assert record.resumptions == [Resumption(Failure.DIED, ResumptionOutcome.FAILED)]
 
 
 async def test_a_worker_that_leaks_the_prompt_is_not_relayed() -> None:
@@ -533,7 +537,7 @@ async def test_a_worker_that_leaks_the_prompt_is_not_relayed() -> None:
     record = await house.send()
     house.assert_broken_off()
     assert b"SYSTEM" not in house.client.seen
-    assert record.resumptions == [Resumption("died", "unsafe")]
+    assert record.resumptions == [Resumption(Failure.DIED, ResumptionOutcome.UNSAFE)]
 
 
 @pytest.mark.parametrize(
@@ -554,7 +558,7 @@ async def test_what_is_unsafe_is_broken_off_with_an_error(members: dict[str, Any
     record = await house.send(**members)
     house.assert_broken_off()
     assert house.workers.hosts == ["a"]
-    assert record.resumptions == [Resumption("died", "unsafe")]
+    assert record.resumptions == [Resumption(Failure.DIED, ResumptionOutcome.UNSAFE)]
 
 
 @pytest.mark.parametrize(
@@ -567,7 +571,7 @@ async def test_an_answer_that_no_other_worker_would_better_ends_it(answer: Reply
     house.assert_broken_off()
     assert house.workers.hosts == ["a", "b"]
     assert house.member("b").health.state is WorkerState.UP
-    assert record.resumptions == [Resumption("died", "unsafe")]
+    assert record.resumptions == [Resumption(Failure.DIED, ResumptionOutcome.UNSAFE)]
 
 
 @pytest.mark.parametrize(
@@ -588,7 +592,7 @@ async def test_another_text_than_the_client_has_is_no_failure_of_the_worker() ->
     record = await house.send()
     house.assert_broken_off()
     assert house.member("b").health.state is WorkerState.UP
-    assert record.resumptions == [Resumption("died", "unsafe")]
+    assert record.resumptions == [Resumption(Failure.DIED, ResumptionOutcome.UNSAFE)]
 
 
 @pytest.mark.parametrize("upto", [-2, -1])
@@ -601,7 +605,7 @@ async def test_a_stream_that_broke_behind_its_end_needs_no_worker(upto: int, wan
     assert house.workers.hosts == ["a"]
     assert house.client.has_ended
     assert house.client.seen.count(b'"completion_tokens":10') == wants_usage
-    assert (record.outcome, record.resumptions) == ("ok", [Resumption("died", "finished")])
+    assert (record.outcome, record.resumptions) == ("ok", [Resumption(Failure.DIED, ResumptionOutcome.FINISHED)])
 
 
 async def test_a_continued_stream_that_broke_behind_its_end_needs_no_other_worker() -> None:

@@ -45,13 +45,13 @@ async def test_a_task_that_fails_begins_again_and_each_failure_is_counted_and_to
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bench = Bench(3)
-    task = bench.background.start("watch", bench.work, "w-1")
+    task = bench.background.start("health_check", bench.work, "w-1")
     await bench.held.wait()
     assert bench.begun == 4
-    assert {task: times for task, times in bench.background.failures.items() if times} == {"watch": 3}
+    assert {task: times for task, times in bench.background.failures.items() if times} == {"health_check": 3}
     told = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert len(told) == 3
-    assert {(each.task, each.of) for each in told} == {("watch", "w-1")}  # type: ignore[attr-defined]
+    assert {(each.task, each.of) for each in told} == {("health_check", "w-1")}  # type: ignore[attr-defined]
     assert all(each.exc_info[1].__traceback__ is not None for each in told)  # type: ignore[index,union-attr]
     await stop(task)
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from router.app.serve import running
-from router.config.loading import load_config
 from router.config.schema import ConfigError
 from router.runtime.logs import AUDIT, AUDIT_READS
-from tests.e2e.routed import QUICK, Answer, connected, get, get_admin, post, routed, until
+from router.server import key_file
+from tests.e2e.routed import Answer, connected, get, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, MESSAGES, STREAMED, answering, stream
 from tests.server.keys import (
     ACME,
@@ -310,17 +309,19 @@ class TestTheFileOfKeys:
         ("text", "line"),
         [
             ("[tenants.a]\nshare = 0", "keys.toml': tenants.a.share: Expected `float` > 0"),
-            (TWO_TENANTS, "lists 4 keys, and auth.max_keys is 3"),
+            (TWO_TENANTS, "lists 4 keys, and 3 is the most"),
             (None, "keys.toml': cannot be read: No such file or directory"),
         ],
     )
-    async def test_a_first_file_that_is_wrong_ends_the_start(self, file: Path, text: str | None, line: str) -> None:
+    async def test_a_first_file_that_is_wrong_ends_the_start(
+        self, file: Path, text: str | None, line: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(key_file, "MAX_KEYS", 3)
         settings = keyed(file, text or "")
         if text is None:
             rewrite(file, None)
-        flags = {**QUICK, **{name.replace("__", "."): value for name, value in settings.items()}, "auth.max_keys": 3}
         with pytest.raises(ConfigError) as raised:
-            async with running(load_config(None, {}, flags)):
+            async with routed(**settings):
                 pytest.fail("it must not serve")
         assert line in str(raised.value)
 

@@ -10,7 +10,7 @@ import pytest
 
 from router.core.errors import ConnectionsLimited
 from router.server.key_connections import KeyConnections
-from router.server.slow_reader import StallRule
+from router.server.slow_client import SlowClientRule
 from tests.e2e.routed import connected, get_admin, post, routed, until
 from tests.e2e.streams import CHAT, answering, hang
 from tests.server.keys import ACME, BETA, bearer, keyed
@@ -64,7 +64,7 @@ def test_a_connection_that_was_refused_counts_for_no_key() -> None:
     connections.claim(one, b"a")
     connections.claim(other, b"b")
     for _ in range(3):
-        with pytest.raises(ConnectionsLimited, match="1 connections show this key"):
+        with pytest.raises(ConnectionsLimited, match="the key has 1 connections"):
             connections.claim(other, b"a")
     assert other.key == b""
     connections.release(one)
@@ -95,7 +95,7 @@ async def test_bodies_that_are_too_much_together_are_refused_until_some_have_end
 
 
 def test_a_client_must_read_so_much_in_a_while_or_all() -> None:
-    rule = StallRule(within_s=30.0, min_bytes=15_000.0)
+    rule = SlowClientRule(within_s=30.0, min_bytes=15_000.0)
     assert rule.is_too_slow(0)
     assert rule.is_too_slow(14_999)
     assert not rule.is_too_slow(15_000)

@@ -125,7 +125,7 @@ async def test_the_routers_own_page_and_people_are_answered(line: str) -> None:
 async def test_a_viewer_gives_its_place_back_after_a_while_whether_it_reads_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed_module, "LOOKS", 2)
+    monkeypatch.setattr(feed_module, "MAX_EVENTS", 2)
     monkeypatch.setattr(feed_module, "EVERY_S", 0.01)
     async with scripted() as worker, routed(worker.url, admin__max_viewers=1) as router:
         client, status, _ = await look(router)
@@ -162,11 +162,11 @@ async def test_it_is_made_once_a_second_however_many_look_and_not_without_anybod
     now = 100.0
     feed = StatusFeed(lambda: _count(made), lambda: (1, 1, 1), 2, lambda: now, lambda: now)
     assert not made
-    async with aclosing(feed.watch()) as one, aclosing(feed.watch()) as two:
+    async with aclosing(feed.events()) as one, aclosing(feed.events()) as two:
         assert await anext(one) == await anext(two)
         assert len(made) == 1
         with pytest.raises(TooManyViewers):
-            await anext(feed.watch())
+            await anext(feed.events())
         now += 1.0
         feed.event()
         assert len(made) == 2

@@ -132,10 +132,10 @@ class Play:
         )
 
     async def clean(self) -> None:
-        """The janitor's chores, all of them."""
+        """The compactor's chores, all of them."""
         compactor = self.replica.turns.context_window.compactor
-        while compactor._waiting:
-            await compactor.do(compactor._waiting.popitem()[1])
+        while compactor.jobs:
+            await compactor.do(compactor.jobs.popitem()[1])
 
     async def history(self) -> History:
         return (await self.replica.histories.load(SID, ACME.rules.tenant))[0]

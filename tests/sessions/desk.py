@@ -275,12 +275,13 @@ class Replica:
         self.clock = clock
         self.workers: list[str] = []
         self.histories = Histories(store, HistoryCache(max_hot_bytes), clock, clock)
+        self.planner = Planner(self.histories, bytes_per_token, resumes=True)
         self.turns = Turns(
             SessionsConfig(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting),
             self.histories,
             dispatch,
             lambda _session, worker: self.workers.append(worker),
-            Planner(self.histories, bytes_per_token, resumes=True),
+            self.planner,
             context_window_of(self.histories, clock, bytes_per_token=bytes_per_token, **context_window),
             clock,
             lambda _seconds: None,

@@ -102,17 +102,13 @@ def context_window_of(
     total: Callable[[str, int, int], int] = lambda _model, counted, _messages: counted,
     bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
     window: int = 0,
-    max_waiting: int = 100,
-    source_tokens: int = 1 << 40,
     **overrides: Any,
 ) -> ContextWindow:
     """``overrides``: everybody's; without any, histories are sent whole."""
     config = ContextConfig(
         **{"strategy": "none", **overrides},
         answer_tokens=0,
-        max_waiting=max_waiting,
         summary_tokens=20,
-        summary_source_tokens=source_tokens,
         recall_tokens=100,
         recall_timeout_s=5.0,
     )

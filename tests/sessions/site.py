@@ -102,13 +102,13 @@ class Site:
         return Replica(store, FakeDispatch(own), own, lambda: self.now, writer=writer, **overrides)
 
     async def pile_up(self, replica: Replica, turns: int = 6) -> CompactionJob:
-        """Turns, and what the janitor has to do behind them."""
+        """Turns, and what the compactor has to do behind them."""
         for number in range(turns):
             await replica.take(user(f"{number} {LONG}"), sid=self.sid)
         return self.job(replica)
 
     def job(self, replica: Replica) -> CompactionJob:
-        return replica.turns.context_window.compactor._waiting.pop(self.sid)
+        return replica.turns.context_window.compactor.jobs.pop(self.sid)
 
     async def history(self) -> History:
         """As a replica reads it that knows nothing."""

@@ -87,7 +87,7 @@ def test_a_history_that_is_shorter_than_what_the_store_was_told_must_be_read_aga
     assert (other.generation, other.head) == ("h", 0)
 
 
-async def test_a_history_behind_which_others_wrote_is_forgotten() -> None:
+async def test_a_history_after_which_others_wrote_is_forgotten() -> None:
     desk = Desk()
     await desk.take(user("one"))
     read, _ = await desk.histories.load(SID, OWNER)

@@ -24,7 +24,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         yield site
 
 
-async def test_another_replica_sends_the_same_behind_a_cut(site: Site) -> None:
+async def test_another_replica_sends_the_same_after_a_cut(site: Site) -> None:
     one, two = (site.replica(which, FakeWriter()) for which in range(2))
     await one.turns.context_window.compactor.do(await site.pile_up(one))
     await two.take(user("there"), sid=site.sid)
@@ -52,7 +52,7 @@ async def test_no_turn_of_any_replica_waits_for_a_janitor_that_is_slow(site: Sit
     assert len(history.bodies) == 204
 
 
-async def test_turns_and_two_janitors_that_race_lose_nothing_and_tell_of_nothing_twice(site: Site) -> None:
+async def test_turns_and_two_compactors_that_race_lose_nothing_and_cover_nothing_twice(site: Site) -> None:
     writers = BusyWriter(), BusyWriter()
     replicas = [site.replica(which, writer) for which, writer in enumerate(writers)]
     running = [
@@ -63,7 +63,9 @@ async def test_turns_and_two_janitors_that_race_lose_nothing_and_tell_of_nothing
         replica, text = replicas[number % 2], f"{number} {LONG}"
         client = await replica.take(user(text), sid=site.sid)
         assert sent(replica)[-1] == text
-        assert behind_the_notes(sent(replica)[:-1]) == said[len(said) - len(behind_the_notes(sent(replica)[:-1])) :]
+        assert (
+            after_the_summaries(sent(replica)[:-1]) == said[len(said) - len(after_the_summaries(sent(replica)[:-1])) :]
+        )
         said += [text, client.text]
     for replica in replicas:
         await done(replica)
@@ -76,17 +78,17 @@ async def test_turns_and_two_janitors_that_race_lose_nothing_and_tell_of_nothing
     told = [item.number for writer in writers for source in writer.sources for item in source.items]
     assert len(told) == len(set(told))
     assert set(told) == {item.number for item in history.items if item.place <= history.view.summarized_upto}
-    assert len(history.bodies) <= 2 * 6, "the janitors kept up"
+    assert len(history.bodies) <= 2 * 6, "the compactors kept up"
 
 
 async def done(replica: Replica) -> None:
     """Its janitor has nothing more to do."""
     compactor = replica.turns.context_window.compactor
-    while compactor.waiting or compactor._at_work:
+    while compactor.waiting or compactor.at_work:
         await asyncio.sleep(0)
 
 
-async def test_two_janitors_that_begin_at_once_write_notes_once(site: Site) -> None:
+async def test_two_compactors_that_begin_at_once_write_summaries_once(site: Site) -> None:
     writer = SlowWriter()
     one, two = (site.replica(which, writer) for which in range(2))
     job = await site.pile_up(one)
@@ -162,7 +164,7 @@ async def test_a_janitor_that_was_slow_and_is_followed_counts_no_more(site: Site
 @pytest.mark.parametrize(
     "text", ["", "I'm sorry, I can't do that.", "long " * 1000, WorkerError("it died")], ids=lambda text: str(text)[:6]
 )
-async def test_bad_notes_leave_the_view_to_all_replicas_and_none_tries_again_at_once(
+async def test_bad_summaries_leave_the_view_to_all_replicas_and_none_tries_again_at_once(
     site: Site, text: str | Exception
 ) -> None:
     writer = FakeWriter(["good notes"])
@@ -177,7 +179,7 @@ async def test_bad_notes_leave_the_view_to_all_replicas_and_none_tries_again_at_
     assert [segment.text for segment in (await site.require_whole(6)).view.segments] == ["good notes"]
 
 
-async def test_a_session_that_is_deleted_meanwhile_takes_no_notes_into_its_next_life(site: Site) -> None:
+async def test_a_session_that_is_deleted_meanwhile_takes_no_summaries_into_its_next_life(site: Site) -> None:
     writer = SlowWriter()
     one, two = site.replica(0, writer), site.replica(1, FakeWriter())
     working = asyncio.create_task(one.turns.context_window.compactor.do(await site.pile_up(one)))
@@ -196,5 +198,5 @@ def sent(replica: Replica) -> list[str]:
     return [str(message["content"]) for message in replica.dispatch.sent()]
 
 
-def behind_the_notes(prompt: list[str]) -> list[str]:
+def after_the_summaries(prompt: list[str]) -> list[str]:
     return prompt[2:] if prompt[1:2] == [ACKNOWLEDGEMENT] else prompt

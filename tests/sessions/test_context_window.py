@@ -18,6 +18,7 @@ from router.core.request.request import Request, Tenant
 from router.core.tenants.tenant import TenantRules, make_caller
 from router.proxy.internal_client import LOW_PRIORITY
 from router.proxy.ports import Client
+from router.sessions import compactor as compactor_module
 from router.sessions.api.chat_requests import read_chat
 from router.sessions.compactor import CompactionJob
 from router.sessions.context.compaction import Source, source_of
@@ -41,23 +42,23 @@ LONG = "x" * 400
 
 
 async def talk(desk: Desk, turns: int, **overrides: Any) -> None:
-    """Turns, with the janitor behind each."""
+    """Turns, with the compactor behind each."""
     for number in range(turns):
         await desk.take(user(f"{number} {LONG}"), **overrides)
         await clean(desk)
 
 
 async def pile_up(desk: Desk, turns: int) -> None:
-    """Turns that the janitor has yet to look behind."""
+    """Turns that the compactor has yet to look behind."""
     for number in range(turns):
         await desk.take(user(f"{number} {LONG}"))
 
 
 async def clean(desk: Desk) -> None:
-    """The janitor's chores, all of them."""
+    """The compactor's chores, all of them."""
     compactor = desk.turns.context_window.compactor
-    while compactor._waiting:
-        sid, job = compactor._waiting.popitem()
+    while compactor.jobs:
+        sid, job = compactor.jobs.popitem()
         assert sid == job.sid
         await compactor.do(job)
 
@@ -91,7 +92,7 @@ async def test_a_history_below_its_mark_is_sent_whole() -> None:
     assert results(desk) == {}
 
 
-async def test_a_history_that_passes_its_mark_is_cut_behind_the_turn_and_the_cut_is_held() -> None:
+async def test_a_history_that_passes_its_mark_is_cut_after_the_turn_and_the_cut_is_held() -> None:
     desk = window_desk()
     await talk(desk, 6)
     assert results(desk) == {"cut": 1}
@@ -105,7 +106,7 @@ async def test_a_history_that_passes_its_mark_is_cut_behind_the_turn_and_the_cut
     assert len(await desk.texts()) == 16, "the log has everything"
 
 
-async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_waits_for_notes() -> None:
+async def test_a_prompt_that_does_not_fit_is_cut_before_it_is_sent_and_no_turn_waits_for_summaries() -> None:
     writer = FakeWriter()
     desk = summary_desk(writer, window=1000, high_tokens=10_000)
     await pile_up(desk, 5)
@@ -169,7 +170,7 @@ async def test_a_narrower_wish_goes_before_a_wider_one(whose: str) -> None:
     assert results(desk).get("cut")
 
 
-async def test_notes_tell_of_what_was_cut() -> None:
+async def test_summaries_cover_what_was_cut() -> None:
     writer = FakeWriter(["they spoke of x", "and of more x"])
     desk = summary_desk(writer)
     await talk(desk, 6)
@@ -185,7 +186,7 @@ async def test_notes_tell_of_what_was_cut() -> None:
     assert first < second, "notes are frozen: new ones come behind them"
 
 
-async def test_notes_of_many_notes_take_their_place() -> None:
+async def test_summaries_of_many_summaries_take_their_place() -> None:
     writer = FakeWriter([f"notes {number}" for number in range(9)])
     desk = summary_desk(writer)
     while not (writer.sources and writer.sources[-1].summaries):
@@ -206,7 +207,7 @@ async def test_notes_of_many_notes_take_their_place() -> None:
         (WorkerError("it died"), "failed"),
     ],
 )
-async def test_bad_notes_leave_the_old_view_and_are_tried_again_later(text: str | Exception, result: str) -> None:
+async def test_bad_summaries_leave_the_old_view_and_are_tried_again_later(text: str | Exception, result: str) -> None:
     writer = FakeWriter([text, "good notes"])
     desk = summary_desk(writer)
     await talk(desk, 5)
@@ -219,7 +220,7 @@ async def test_bad_notes_leave_the_old_view_and_are_tried_again_later(text: str 
     assert results(desk)["summarized"] == 1
 
 
-async def test_notes_that_fail_again_and_again_are_asked_for_less_and_less_often() -> None:
+async def test_summaries_that_fail_again_and_again_are_asked_for_less_and_less_often() -> None:
     writer = FakeWriter([""])
     desk = summary_desk(writer)
     for _ in range(40):
@@ -229,11 +230,11 @@ async def test_notes_that_fail_again_and_again_are_asked_for_less_and_less_often
 
 
 def job(desk: Desk) -> CompactionJob:
-    (found,) = desk.turns.context_window.compactor._waiting.values()
+    (found,) = desk.turns.context_window.compactor.jobs.values()
     return found
 
 
-async def test_a_client_that_resends_everything_is_recognised_behind_a_cut() -> None:
+async def test_a_client_that_resends_everything_is_recognised_after_a_cut() -> None:
     desk = window_desk()
     await talk(desk, 6)
     history = await history_of(desk)
@@ -252,7 +253,7 @@ async def test_the_prompt_of_a_turn_can_be_had_again_whatever_was_cut_since() ->
         assert msgspec.json.decode(told)["messages"] == msgspec.json.decode(request.body)["messages"]
 
 
-async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
+async def test_a_budget_that_is_spent_writes_no_more_summaries_that_day() -> None:
     writer = FakeWriter()
     desk = summary_desk(writer)
     rules = msgspec.structs.replace(ACME.rules, summary_tokens_per_day=700)
@@ -265,16 +266,17 @@ async def test_a_budget_that_is_spent_writes_no_more_notes_that_day() -> None:
     assert desk.turns.context_window.compactor.budget.left(rules) == 700
 
 
-async def test_what_waits_for_the_janitor_is_bounded() -> None:
+async def test_what_waits_for_the_compactor_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compactor_module, "MAX_WAITING", 2)
     desk = window_desk()
-    compactor = context_window_of(desk.histories, lambda: desk.now, max_waiting=2).compactor
+    compactor = context_window_of(desk.histories, lambda: desk.now).compactor
     for name in "abca":
         compactor.submit(Sid(name * 32), desk.ask(None), ViewPlan(0, 0))
     assert compactor.waiting == 2
     assert compactor.results["dropped"] == 1
 
 
-async def test_janitors_that_run_take_each_session_once_at_a_time() -> None:
+async def test_compactors_that_run_take_each_session_once_at_a_time() -> None:
     writer = SlowWriter()
     desk = summary_desk(writer)
     compactor = desk.turns.context_window.compactor
@@ -282,7 +284,7 @@ async def test_janitors_that_run_take_each_session_once_at_a_time() -> None:
     await pile_up(desk, 8)
     await writer.asked.wait()
     writer.go.set()
-    while compactor.waiting or compactor._at_work:
+    while compactor.waiting or compactor.at_work:
         await asyncio.sleep(0)
     numbers = [item.number for source in writer.sources for item in source.items]
     assert numbers == sorted(set(numbers)), "nothing was told of twice"
@@ -320,7 +322,7 @@ async def test_what_left_the_prompt_is_recalled_beside_the_question_and_stays_th
     assert (await desk.texts())[-4] == "what was the cat called", "the message is what the client said"
 
 
-async def test_what_was_recalled_is_neither_indexed_nor_told_of_in_notes() -> None:
+async def test_what_was_recalled_is_neither_indexed_nor_covered_by_summaries() -> None:
     index, writer = WordIndex(), FakeWriter()
     desk = Desk(strategy="hybrid", high_tokens=1000, low_tokens=510, index=index, writer=writer)
     await desk.take(user(f"my cat is called Mimi {LONG}"))
@@ -432,14 +434,14 @@ async def test_a_copy_of_what_stands_before_the_cut_is_whole() -> None:
     assert len(shown(desk)) == 5
 
 
-async def test_notes_that_are_being_written_of_a_session_are_no_notes_of_its_copy() -> None:
+async def test_summaries_that_are_being_written_of_a_session_are_no_summaries_of_its_copy() -> None:
     desk = summary_desk(FakeWriter([WorkerError("none")]))
     copy = await copy_of_a_cut_session(desk)
     assert (await history_of(desk)).view.work is not None
     assert (await history_of(desk, copy)).view.work is None
 
 
-async def test_a_replica_that_has_not_indexed_what_left_a_prompt_does_so_behind_the_next_turn() -> None:
+async def test_a_replica_that_has_not_indexed_what_left_a_prompt_does_so_after_the_next_turn() -> None:
     index = WordIndex()
     desk = recall_desk(index)
     copy = await copy_of_a_cut_session(desk)
@@ -451,7 +453,7 @@ async def test_a_replica_that_has_not_indexed_what_left_a_prompt_does_so_behind_
         index.kept.clear()
 
 
-async def test_a_turn_that_leaves_nothing_behind_is_cut_to_fit_and_leaves_no_cut_behind_either() -> None:
+async def test_a_turn_that_leaves_nothing_after_is_cut_to_fit_and_leaves_no_cut_after_either() -> None:
     desk = window_desk(window=900, high_tokens=10_000)
     await pile_up(desk, 4)
     before = (await history_of(desk)).view
@@ -489,7 +491,7 @@ async def test_one_message_that_no_cut_makes_fit_is_refused() -> None:
     await refused(window_desk(window=400), user(LONG * 8))
 
 
-async def test_a_turn_that_leaves_nothing_behind_is_refused_likewise() -> None:
+async def test_a_turn_that_leaves_nothing_after_is_refused_likewise() -> None:
     desk = Desk(strategy="none", window=400)
     await pile_up(desk, 1)
     with pytest.raises(ContextTooLong):
@@ -504,7 +506,7 @@ async def delete(desk: Desk, at: int) -> None:
     await desk.histories.erase(history, number)
 
 
-async def test_notes_that_tell_of_a_deleted_item_are_sent_no_more_and_written_again_without_it() -> None:
+async def test_summaries_that_cover_a_deleted_item_are_sent_no_more_and_written_again_without_it() -> None:
     writer = FakeWriter(["a secret", "harmless"])
     desk = summary_desk(writer)
     await talk(desk, 6)
@@ -518,14 +520,14 @@ async def test_notes_that_tell_of_a_deleted_item_are_sent_no_more_and_written_ag
     assert (await history_of(desk)).view.pending[0].text == "harmless"
 
 
-async def test_notes_of_what_was_not_deleted_stay() -> None:
+async def test_summaries_of_what_was_not_deleted_stay() -> None:
     desk = summary_desk()
     await talk(desk, 6)
     await delete(desk, -1)
     assert len((await history_of(desk)).view.segments) == 1
 
 
-async def test_notes_that_were_being_written_when_an_item_was_deleted_are_not_used() -> None:
+async def test_summaries_that_were_being_written_when_an_item_was_deleted_are_not_used() -> None:
     writer = FakeWriter()
     desk = summary_desk(writer)
     held = asyncio.Event()
@@ -547,7 +549,7 @@ async def test_notes_that_were_being_written_when_an_item_was_deleted_are_not_us
     assert not (await history_of(desk)).view.ready
 
 
-async def test_another_replica_sends_no_notes_of_a_deleted_item_though_the_view_still_has_them() -> None:
+async def test_another_replica_sends_no_summaries_of_a_deleted_item_though_the_view_still_has_them() -> None:
     desk = summary_desk()
     await talk(desk, 6)
     number = (await history_of(desk)).items[0].number
@@ -593,12 +595,12 @@ async def test_a_question_is_searched_for_once_though_nothing_is_found() -> None
     assert len(searches) == 1
 
 
-async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() -> None:
+async def test_summaries_after_a_full_sessions_prompt_are_written_all_the_same() -> None:
     desk = Desk()
     desk.histories.config = SessionsConfig(max_entries=12)
     await pile_up(desk, 6)
     history = (await desk.histories.load(SID, ACME.rules.tenant))[0]
-    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     request = desk.ask(read_chat(json.dumps({"model": "m", "messages": [user("next")]}).encode(), ACME, LIMITS))
     source = source_of(history, history.items[5].place)
     written = await writer.write(request, history, source, 50)
@@ -607,26 +609,26 @@ async def test_notes_behind_a_full_sessions_prompt_are_written_all_the_same() ->
         await desk.take(user("more"))
 
 
-async def test_notes_on_what_the_prompt_has_no_more_are_made_of_a_transcript() -> None:
+async def test_summaries_on_what_the_prompt_has_no_more_are_made_of_a_transcript() -> None:
     desk = Desk(window=900, strategy="summary", high_tokens=10_000)
     await pile_up(desk, 6)
     history = await history_of(desk)
     assert history.view.cut > history.view.summarized_upto, "cut in a turn, and not told of"
-    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.view.cut), 50)
     sent = desk.dispatch.sent()
     assert sent[0]["role"] == "system"
     assert "user said: 0 x" in str(sent[1]["content"])
 
 
-async def test_notes_are_not_asked_for_behind_a_call_that_is_open() -> None:
+async def test_summaries_are_not_asked_for_after_a_call_that_is_open() -> None:
     desk = Desk(strategy="none")
     await pile_up(desk, 2)
     history = await history_of(desk)
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     body = msgspec.json.encode({"role": "assistant", "content": None, "tool_calls": [call]})
     history.items[-1] = history.items[-1]._replace(body=body)
-    writer = FleetSummaryWriter(desk.turns._planner, desk.dispatch, desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, desk.dispatch, desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
     assert desk.dispatch.sent()[0]["role"] == "system", "a transcript"
 
@@ -635,7 +637,7 @@ def asked(text: str) -> Incoming:
     return read_chat(json.dumps({"model": "m", "messages": [user(text)]}).encode(), ACME, LIMITS)
 
 
-async def test_notes_count_against_no_limit_of_their_tenant() -> None:
+async def test_summaries_count_against_no_limit_of_their_tenant() -> None:
     told = []
 
     class Asked(FakeDispatch):
@@ -646,14 +648,17 @@ async def test_notes_count_against_no_limit_of_their_tenant() -> None:
     desk = Desk(strategy="none")
     await pile_up(desk, 2)
     history = await history_of(desk)
-    writer = FleetSummaryWriter(desk.turns._planner, Asked(desk.points), desk.clock, "", lambda _model: 0)
+    writer = FleetSummaryWriter(desk.planner, Asked(desk.points), desk.clock, "", lambda _model: 0)
     await writer.write(desk.ask(asked("next")), history, source_of(history, history.items[1].place), 50)
     assert told == [LOW_PRIORITY]
 
 
-async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_by_part() -> None:
+async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_by_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compactor_module, "MAX_SOURCE_TOKENS", 450)
     writer = FakeWriter(["one", "two", "three"])
-    desk = summary_desk(writer, source_tokens=450)
+    desk = summary_desk(writer)
     await talk(desk, 6)
     assert all(source.tokens <= 450 for source in writer.sources)
     assert results(desk)["pending"] == len(writer.sources), "what was cut already"
@@ -666,7 +671,7 @@ async def test_what_is_too_long_for_one_request_is_cut_at_once_and_told_of_part_
     assert numbers == [item.number for item in history.items[: history.start]], "each once"
 
 
-async def test_notes_that_take_more_than_their_share_are_made_into_one() -> None:
+async def test_summaries_that_take_more_than_their_share_are_made_into_one() -> None:
     writer = FakeWriter(["n" * 70])
     desk = summary_desk(writer, low_tokens=120, high_tokens=600)
     await talk(desk, 16)
@@ -674,7 +679,7 @@ async def test_notes_that_take_more_than_their_share_are_made_into_one() -> None
     assert len((await history_of(desk)).view.ready) <= 3
 
 
-async def test_a_history_that_takes_no_notes_does_not_wait_for_those_that_do() -> None:
+async def test_a_history_that_takes_no_summaries_does_not_wait_for_those_that_do() -> None:
     writer = SlowWriter()
     desk = summary_desk(writer, strategy="hybrid")
     await pile_up(desk, 6)

@@ -75,7 +75,7 @@ class Step(NamedTuple):
     """Results of each step of the model's work."""
     answer: str
     cleans: bool
-    """The janitor comes by behind it."""
+    """The compactor comes by behind it."""
 
 
 def texts(max_size: int) -> st.SearchStrategy[str]:

@@ -724,7 +724,7 @@ async def test_the_answer_weighs_what_the_worker_counted() -> None:
 # What this replica has in memory
 
 
-async def test_a_turn_behind_ones_own_asks_the_store_twice() -> None:
+async def test_a_turn_after_ones_own_asks_the_store_twice() -> None:
     desk = Desk()
     await desk.take(user("one"))
     desk.points.passed.clear()
@@ -912,7 +912,7 @@ async def test_what_was_deleted_is_not_sent_in_a_session_that_took_its_name_and_
     assert await one.texts() == ["new", "to new"]
 
 
-async def test_a_session_lives_as_long_behind_its_last_turn_as_it_was_told() -> None:
+async def test_a_session_lives_as_long_after_its_last_turn_as_it_was_told() -> None:
     desk = Desk()
     await desk.take(user("one"))
     desk.now += 3599.0

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from threading import Event
+from unittest.mock import patch
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from router.config.serving import TracingConfig
 from router.core.request.trace import Trace
+from router.tracing import otlp
 from router.tracing.metrics import TraceCounts
 from router.tracing.otlp import BATCH, TraceExporter, TraceSender
 from tests.e2e.routed import until
@@ -55,8 +56,8 @@ def a_sender(collector: Collector, max_queue: int, interval_s: float = 60.0) -> 
     exporter = TraceExporter(
         collector.send, collector.is_open.set, {"service.version": "1"}, lambda _model: True, lambda: 0.0, counts
     )
-    config = TracingConfig(endpoint="http://c/v1/traces", max_queue=max_queue, interval_s=interval_s)
-    return TraceSender(config, exporter, counts), counts
+    with patch.multiple(otlp, MAX_QUEUE=max_queue, INTERVAL_S=interval_s):
+        return TraceSender(exporter, counts), counts
 
 
 async def a_busy_sender(collector: Collector, max_queue: int) -> tuple[TraceSender, TraceCounts]:

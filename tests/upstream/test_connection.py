@@ -638,14 +638,14 @@ async def test_waiting_for_a_reply_can_be_cancelled_and_the_connection_is_closed
     assert wire.transport.closing
 
 
-async def test_the_gaps_between_reads_are_measured() -> None:
+async def test_the_gaps_between_reads_are_counted() -> None:
     wire, client, gaps = Wire(), FakeClient(), list[float]()
     ask(wire, a_watch())
     wire.feed(STREAM_HEAD + frame(TEXT))
     await reply_of(wire)
-    wire.relay_to(client, observe_gap=gaps.append)
+    relay = wire.relay_to(client, observe_gap=gaps.append)
     for gap in (0.5, 0.25):
         wire.clock.now += gap
         wire.feed(frame(TEXT))
     assert gaps == [0.5, 0.25]
-    assert wire.connection.chunks == 2
+    assert relay.reads == 2

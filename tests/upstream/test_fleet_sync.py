@@ -30,7 +30,7 @@ from tests.upstream.test_exchange import FLEET, LIMITS
 CONFIG = Config(
     fleet=FleetConfig(discovery_interval_s=60.0),
     probes=ProbesConfig(interval_s=60.0, timeout_s=5.0),
-    load=LoadConfig(poll_interval_s=60.0, timeout_s=5.0),
+    load=LoadConfig(poll_interval_s=60.0),
 )
 
 
@@ -124,13 +124,13 @@ async def test_whoever_looks_for_a_model_at_once_shares_a_look_and_one_that_is_f
         fixture.now += 10.0
         one.models = ("m", "adapter")
         before = one.probes["/v1/models"]
-        await asyncio.gather(*[fixture.fleet_sync.look_for_models() for _ in range(50)])
+        await asyncio.gather(*[fixture.fleet_sync.refresh_models() for _ in range(50)])
         assert one.probes["/v1/models"] == before + 1
         assert fixture.fleet.catalog.serves("adapter")
-        await fixture.fleet_sync.look_for_models()
+        await fixture.fleet_sync.refresh_models()
         assert one.probes["/v1/models"] == before + 1
         fixture.now += FRESH_S
-        await fixture.fleet_sync.look_for_models()
+        await fixture.fleet_sync.refresh_models()
         assert one.probes["/v1/models"] == before + 2
 
 
@@ -222,7 +222,9 @@ async def test_what_a_look_that_failed_left_undone_the_next_one_makes_up_for() -
 
 
 def watches() -> list[asyncio.Task[Any]]:
-    return [task for task in asyncio.all_tasks() if task.get_name().startswith("watch") and not task.cancelling()]
+    return [
+        task for task in asyncio.all_tasks() if task.get_name().startswith("health_check") and not task.cancelling()
+    ]
 
 
 async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +238,7 @@ async def test_a_watch_that_fails_begins_again_and_the_worker_stays_watched(monk
 
     monkeypatch.setattr(WorkerMonitor, "poll", poll_with_a_mistake)
     async with scripted() as one, kept(FakeSource(one.url)) as fixture:
-        assert fixture.background.failures["watch"] == 1
+        assert fixture.background.failures["health_check"] == 1
         assert fixture.fleet.catalog.is_ready()
         assert all(member.load is not None for member in fixture.fleet.members())
         assert len(watches()) == 1

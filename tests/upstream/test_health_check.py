@@ -22,14 +22,13 @@ from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import parse_address
 from router.upstream.exchange import Upstream
 from router.upstream.health_check import (
+    MAX_LOGGED,
     MAX_METRICS_BYTES,
-    MAX_MODELS,
     MAX_PROBE_BYTES,
-    MAX_TOLD,
     WorkerMonitor,
-    read_models,
 )
 from router.upstream.load import SLICE_BYTES, BadLoad, LoadReader, parse_load, slices
+from router.upstream.model_list import MAX_MODELS, read_models
 from router.upstream.pool import Pool
 from tests.upstream.certificates import make_certificate
 from tests.upstream.scripted import METRICS, ScriptedWorker, scripted, unused_url
@@ -129,7 +128,7 @@ async def watched(
     fleet.set_members([parse_address(worker.url)])
     (member,) = fleet.members()
     upstream = Upstream(pool, lambda _model: lambda _gap: None)
-    probes, load = ProbesConfig(timeout_s=10.0), LoadConfig(timeout_s=10.0)
+    probes, load = ProbesConfig(timeout_s=10.0), LoadConfig()
     monitor = WorkerMonitor(member, fleet, upstream, probes, load, lambda: times[0], has_worker_key=has_worker_key)
     try:
         yield monitor, fleet, pool
@@ -152,7 +151,7 @@ async def test_an_answer_to_a_probe_that_is_too_large_is_read_no_further_and_cou
         (member,) = fleet.members()
         await watch.probe()
         await watch.poll()
-        assert pool.breaches["size"] == pool.breaches["probe"] == 1
+        assert pool.rejected_replies["size"] == pool.rejected_replies["probe"] == 1
         assert (member.health.state is WorkerState.UP) == (path == "/metrics")
         assert (member.load is None) == (path == "/metrics")
 
@@ -237,7 +236,7 @@ async def test_errors_that_alternate_do_not_flood_the_log(caplog: pytest.LogCapt
         for status in (*range(400, 440), *range(400, 440)):
             worker.statuses["/health"] = status
             await watch.probe()
-        assert len(caplog.records) == MAX_TOLD
+        assert len(caplog.records) == MAX_LOGGED
 
 
 async def test_metrics_of_a_worker_that_is_not_healthy_are_not_told_of(caplog: pytest.LogCaptureFixture) -> None:

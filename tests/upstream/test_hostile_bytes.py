@@ -14,9 +14,9 @@ from router.core.request.routes import Route
 from router.core.tenants.memory import REPLY, Holding, MemoryBudget, MemoryFull
 from router.upstream.connection import EAGER_BYTES
 from router.upstream.connection_state import State
+from router.upstream.read_scheduler import SLICE_BYTES, TURN_S, ReadScheduler
 from router.upstream.relay import RelayEvent
 from router.upstream.reply_reader import LARGE_BYTES, MAX_INTERIM_HEADS
-from router.upstream.shares import SHARE_BYTES, TURN_S, Shares
 from router.wire.dialects import DIALECTS
 from router.wire.framing import LAST_CHUNK, frame
 from router.wire.sse import MAX_EMPTY_EVENTS, MAX_LAST_BYTES, StreamFilter
@@ -77,7 +77,7 @@ async def test_interim_heads_are_taken_up_to_a_bound_and_their_flood_is_no_recur
     wire.feed(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
     with pytest.raises(WorkerDied):
         await wire.connection.reply()
-    assert wire.breaches["head"] == 1
+    assert wire.rejected_replies["head"] == 1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ async def test_a_head_that_no_server_sends_is_a_death(head: bytes) -> None:
     wire.feed(head)
     with pytest.raises(WorkerDied):
         await wire.connection.reply()
-    assert wire.breaches["head"] == 1
+    assert wire.rejected_replies["head"] == 1
     assert wire.connection.has_answered, "or the request would be sent again"
 
 
@@ -124,7 +124,7 @@ async def test_a_flood_without_content_ends_its_worker_soon(piece: bytes, kind: 
     wire, client = await flowing()
     assert forever(wire, piece) <= most
     assert await wire.connection.relay_event() is RelayEvent.FAILED
-    assert wire.breaches == {kind: 1}
+    assert wire.rejected_replies == {kind: 1}
     assert not client.has_ended
 
 
@@ -166,7 +166,7 @@ async def test_bytes_that_drip_into_something_large_are_looked_at_once(is_stream
             await asyncio.sleep(0)
             if wire.transport.closing:
                 break
-    assert wire.breaches["size"] == 1
+    assert wire.rejected_replies["size"] == 1
 
 
 async def test_many_marks_of_ids_in_one_event_are_cut_out_in_one_pass() -> None:
@@ -184,14 +184,14 @@ async def test_small_pieces_of_a_reply_are_put_together_as_they_come() -> None:
     assert (await wire.connection.reply()).body == b"".join(b"%016d" % number for number in range(20_000))
 
 
-# Shares
+# ReadScheduler
 
 
-class Taker:
+class Slices:
     def __init__(self, name: str, slices: int, told: list[str], on_slice: Callable[[], None]) -> None:
         self.name, self.slices, self.told, self.on_slice = name, slices, told, on_slice
 
-    def take_share(self) -> bool:
+    def process_slice(self) -> bool:
         self.told.append(self.name)
         self.on_slice()
         self.slices -= 1
@@ -205,23 +205,23 @@ def test_who_waits_is_served_in_turn_and_no_turn_of_the_loop_takes_more_than_its
     def slow() -> None:
         clock.now += TURN_S * 0.6
 
-    shares = wire.shares
+    scheduler = wire.scheduler
     for name, slices in (("a", 3), ("b", 2), ("c", 1)):
-        shares.add(Taker(name, slices, told, slow))
+        scheduler.add(Slices(name, slices, told, slow).process_slice)
     turns = []
     while clock._soon:
         before = len(told)
         clock._soon.popleft()()
         turns.append(told[before:])
     assert turns == [["a", "b"], ["c", "a"], ["b", "a"]]
-    assert len(shares) == 0
+    assert len(scheduler) == 0
 
 
-def test_a_taker_that_is_added_twice_waits_once() -> None:
+def test_a_read_that_is_added_twice_waits_once() -> None:
     wire, told = Wire(), list[str]()
-    taker = Taker("a", 1, told, lambda: None)
-    wire.shares.add(taker)
-    wire.shares.add(taker)
+    slices = Slices("a", 1, told, lambda: None)
+    wire.scheduler.add(slices.process_slice)
+    wire.scheduler.add(slices.process_slice)
     wire.clock.run()
     assert told == ["a"]
 
@@ -232,10 +232,10 @@ async def test_a_large_read_leaves_the_loop_to_others_and_nothing_is_read_meanwh
     wire.connection.data_received(read)
     assert client.events == TEXT
     assert not wire.transport.is_reading()
-    assert isinstance(wire.shares, Shares)
-    assert len(wire.shares) == 1
-    wire.connection.take_share()
-    assert 0 < len(client.sent) <= SHARE_BYTES + 2 * len(frame(TEXT))
+    assert isinstance(wire.scheduler, ReadScheduler)
+    assert len(wire.scheduler) == 1
+    wire.connection.process_slice()
+    assert 0 < len(client.sent) <= SLICE_BYTES + 2 * len(frame(TEXT))
     wire.clock.run()
     assert client.events == TEXT * 1001
     assert wire.transport.is_reading()
@@ -243,10 +243,10 @@ async def test_a_large_read_leaves_the_loop_to_others_and_nothing_is_read_meanwh
 
 async def test_a_client_that_is_full_stops_a_large_read_where_it_is() -> None:
     wire, client = await flowing()
-    client.is_full_behind = 3 * SHARE_BYTES
+    client.is_full_behind = 3 * SLICE_BYTES
     wire.feed(b"".join(frame(TEXT) for _ in range(1000)))
     assert await wire.connection.relay_event() is RelayEvent.FULL
-    assert len(client.sent) < 5 * SHARE_BYTES
+    assert len(client.sent) < 5 * SLICE_BYTES
     assert not wire.transport.is_reading()
     client.is_full_behind = None
     wire.connection.resume()
@@ -257,10 +257,10 @@ async def test_a_client_that_is_full_stops_a_large_read_where_it_is() -> None:
 
 async def test_surplus_behind_a_large_body_is_never_taken_for_the_next_answer() -> None:
     wire = asked()
-    body = frame(b"x" * (2 * SHARE_BYTES - 12)) + LAST_CHUNK
-    assert len(body) == 2 * SHARE_BYTES >= EAGER_BYTES
+    body = frame(b"x" * (2 * SLICE_BYTES - 12)) + LAST_CHUNK
+    assert len(body) == 2 * SLICE_BYTES >= EAGER_BYTES
     wire.feed(CHUNKED_HEAD, body + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nz")
-    assert len((await wire.connection.reply()).body) == 2 * SHARE_BYTES - 12
+    assert len((await wire.connection.reply()).body) == 2 * SLICE_BYTES - 12
     wire.connection.release()
     assert not wire.idled
     assert wire.transport.closing
@@ -308,7 +308,7 @@ async def test_a_reply_for_which_there_is_no_memory_ends_the_attempt_and_is_not_
     with pytest.raises(MemoryFull):
         await wire.connection.reply()
     assert wire.transport.closing
-    assert not wire.breaches
+    assert not wire.rejected_replies
     assert not wire.connection._reader.pieces
 
 
@@ -330,7 +330,7 @@ async def test_a_large_event_counts_until_it_is_whole() -> None:
     memory = a_holding()
     wire, _ = await flowing(memory=memory)
     wire.feed(frame(b'data: {"a":"' + b"x" * 200_000))
-    assert memory[REPLY] > 200_000 - SHARE_BYTES
+    assert memory[REPLY] > 200_000 - SLICE_BYTES
     wire.feed(frame(b'"}\n\n'))
     assert memory[REPLY] == 0
     memory = a_holding(100_000)
@@ -363,4 +363,4 @@ async def test_a_reply_larger_than_its_asker_wants_is_given_up_early() -> None:
     wire.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n", b"x" * 1001)
     with pytest.raises(ReplyTooLarge):
         await wire.connection.reply()
-    assert wire.breaches == {"size": 1}
+    assert wire.rejected_replies == {"size": 1}

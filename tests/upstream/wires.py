@@ -12,7 +12,8 @@ from router.core.request.request import NO_TENANT
 from router.core.tenants.memory import Holding, MemoryBudget
 from router.proxy.ports import Client
 from router.upstream.connection import WorkerConnection
-from router.upstream.shares import Shares
+from router.upstream.read_scheduler import ReadScheduler
+from router.upstream.relay import Relay
 from router.wire.framing import ChunkedReader
 
 LIMITS = TimeoutsConfig(
@@ -129,9 +130,9 @@ class Wire:
         self.transport = FakeTransport()
         self.idled: list[WorkerConnection] = []
         loop = cast(asyncio.AbstractEventLoop, self.clock)
-        self.shares = Shares(loop, self.clock.time)
-        self.breaches: Counter[str] = Counter()
-        self.connection = WorkerConnection(loop, limits, self.idled.append, self.shares, self.breaches)
+        self.scheduler = ReadScheduler(loop, self.clock.time)
+        self.rejected_replies: Counter[str] = Counter()
+        self.connection = WorkerConnection(loop, limits, self.idled.append, self.scheduler, self.rejected_replies)
         self.connection.connection_made(self.transport)
 
     def feed(self, *pieces: bytes) -> None:
@@ -143,8 +144,8 @@ class Wire:
 
     def relay_to(
         self, client: FakeClient, head: bytes = b"", observe_gap: Callable[[float], None] = lambda _gap: None
-    ) -> None:
-        self.connection.start_relay(cast(Client, client), head, observe_gap)
+    ) -> Relay:
+        return self.connection.start_relay(cast(Client, client), head, observe_gap)
 
     def lose(self, error: Exception | None = None) -> None:
         """The worker's side closed: the end of what it sends, and then the connection's."""

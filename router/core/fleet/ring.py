@@ -38,6 +38,9 @@ class Ring:
         self._owners = [positions[name] for _, name in points]
         self._size = len(positions)
 
+    def __repr__(self) -> str:
+        return f"Ring({self._size} workers)"
+
     def __len__(self) -> int:
         """How many workers are on the ring."""
         return self._size

@@ -110,6 +110,9 @@ class PrefixIndex:
         self._replies = 0
         self._clock = 0
 
+    def __repr__(self) -> str:
+        return f"PrefixIndex({len(self._held)} workers, {self.entries} of {self._max_entries} entries)"
+
     def add(self, position: int, capacity_blocks: int | None = None) -> None:
         """A worker joins at a free position; without a capacity it gets the default. Raises ValueError if the position is
         taken."""

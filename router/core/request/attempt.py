@@ -12,16 +12,32 @@ AttemptFailed
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 
+class Failure(StrEnum):
+    """Why an attempt failed: a label of the retry counter, and a word of records."""
+
+    CONNECT = "connect"
+    DIED = "died"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    TOO_LARGE = "too_large"
+    BUSY = "busy"
+    """The worker has no room."""
+    NO_MODEL = "no_model"
+    """The worker does not serve a model of its list, which is old."""
+    LEFT = "left"
+    """The worker left the fleet while it was asked where an answer broke."""
+
+
 class AttemptFailed(Exception):
-    cause: ClassVar[str]
-    """A label of the retry counter."""
+    cause: ClassVar[Failure]
 
 
 class WorkerDied(AttemptFailed):
-    cause = "died"
+    cause = Failure.DIED
 
 
 class WorkerHungUp(WorkerDied):
@@ -29,15 +45,15 @@ class WorkerHungUp(WorkerDied):
 
 
 class CannotConnect(WorkerDied):
-    cause = "connect"
+    cause = Failure.CONNECT
 
 
 class WorkerErred(AttemptFailed):
-    cause = "error"
+    cause = Failure.ERROR
 
 
 class WorkerSilent(AttemptFailed):
-    cause = "timeout"
+    cause = Failure.TIMEOUT
 
 
 class WorkerSlow(WorkerSilent):
@@ -45,4 +61,4 @@ class WorkerSlow(WorkerSilent):
 
 
 class ReplyTooLarge(AttemptFailed):
-    cause = "too_large"
+    cause = Failure.TOO_LARGE

@@ -30,6 +30,9 @@ class PoisonGuard:
         self.workers: tuple[WorkerName, ...] = ()
         """The workers that died since the last progress, in order."""
 
+    def __repr__(self) -> str:
+        return f"PoisonGuard({len(self.workers)} of {self._most} deaths)"
+
     def add(self, worker: WorkerName, chunks: int) -> None:
         """A worker died that had the request. ``chunks``: of the answer, from all workers, until now."""
         if chunks - self._chunks >= PROGRESS_CHUNKS:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from router.core.request.attempt import Failure
 from router.core.request.routes import Route
 from router.core.request.trace import Trace
 
 
-class Resumption(NamedTuple):
-    """One break of a stream. ``outcome``: how it went on ("exact", "text", "finished") or why not ("unsafe", "failed").
-    ``gap_s``: seconds until it went on."""
+class ResumptionOutcome(StrEnum):
+    """How a broken stream went on, or why not: a label of the resumption counter."""
 
-    cause: str
-    outcome: str
+    EXACT = "exact"
+    TEXT = "text"
+    FINISHED = "finished"
+    UNSAFE = "unsafe"
+    FAILED = "failed"
+
+
+class Resumption(NamedTuple):
+    """One break of a stream. ``gap_s``: seconds until it went on."""
+
+    cause: Failure
+    outcome: ResumptionOutcome
     gap_s: float = 0.0
 
 

@@ -25,6 +25,9 @@ class RetryBudget:
         self.retrying = 0
         """Retries under way."""
 
+    def __repr__(self) -> str:
+        return f"RetryBudget({self.left:.1f} of {self.most:.0f} left, {self.retrying} under way)"
+
     def on_request(self) -> None:
         """Each saves up its share of a retry."""
         self.left = min(self.most, self.left + self._ratio)

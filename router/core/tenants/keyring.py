@@ -75,6 +75,9 @@ class Keyring:
         self.live = frozenset((entry.id, entry.sha256.lower()) for entry in listed.entries if not entry.disabled)
         """Ids and digests of the keys that are not disabled, by which two keyrings are compared."""
 
+    def __repr__(self) -> str:
+        return f"Keyring({len(self._keys)} keys of {len(self.tenants)} tenants)"
+
     def __len__(self) -> int:
         """All listed keys, disabled and expired ones included."""
         return len(self._keys)

@@ -53,6 +53,9 @@ class FairQueue(Generic[W]):
         """The model that was served the longest ago is first."""
         self._tenants: dict[Tenant, _Held[W]] = {}
 
+    def __repr__(self) -> str:
+        return f"FairQueue({self._size} of {self.max_requests} requests, {self.bytes} of {self.max_bytes} bytes)"
+
     def __len__(self) -> int:
         return self._size
 

@@ -1,2 +1,3 @@
-"""Bodies that are costly to read are read in processes of their own, since the interpreter's lock would make everybody wait:
-8 MiB of JSON take from 10 ms (text) to a second (a list of empty lists)."""
+"""Parses costly bodies in other processes. In this process the interpreter's lock would delay all requests: 8 MiB of JSON take
+from 10 ms (text) to a second (a list of empty lists).
+"""

@@ -1,7 +1,7 @@
-"""The other side of ``pool``: reads one call after another from standard input, and writes what came of it.
+"""The process at the other end of ``pool``. It reads one call after another from standard input, and writes the results.
 
-A call is two lengths of 8 bytes, the pickled function, and the body as it is; an answer is a length and a pickled
-``(is_ok, value)``. Memory is bounded by the system, so that no body can take more than it should.
+A call is two lengths of 8 bytes, the pickled function, and the body; a result is a length and a pickled ``(is_ok, value)``.
+The system limits the memory of the process, so that no body can take more.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from router.core.errors import RequestTooLarge, RouterError
 LENGTH_BYTES = 8
 
 NICENESS = 10
-"""Where cores are few, everybody's event loop goes before one's costly body."""
+"""Priority below the routers' event loops, in case cores are few."""
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # terminals and supervisors send them to all: the parent decides
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # they are sent to all processes, and the parent decides when this one ends
     os.nice(NICENESS)
     max_memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (max_memory_bytes, max_memory_bytes))
@@ -31,7 +33,7 @@ def main() -> None:
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Until the source ends."""
+    """Serve calls until ``source`` ends."""
     while len(head := source.read(2 * LENGTH_BYTES)) == 2 * LENGTH_BYTES:
         call = source.read(int.from_bytes(head[:LENGTH_BYTES]))
         body = source.read(int.from_bytes(head[LENGTH_BYTES:]))

@@ -1,7 +1,8 @@
-"""The processes that read costly bodies: begun when they are needed, ended when they are not, taken in turn by tenants.
+"""Owns the processes that parse costly bodies: begins them when they are needed, ends them when they are not, and shares them
+among tenants in turn.
 
-What is called must be picklable: a function of a module, or a ``partial`` of one. What it returns is pickled, too, so it must
-be small beside the body, or take no time to unpickle.
+A call must be picklable: a function of a module, or a ``partial`` of one. Its result is pickled, too, so it must be small
+beside the body, or quick to unpickle.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ from router.server.parsing.child import LENGTH_BYTES
 log = logging.getLogger("warmroute.parsing")
 
 LARGE_BYTES = 512 << 10
-"""From here on a body is read elsewhere, whatever is in it: text of this size takes up to 4 ms."""
+"""A body from this size on is parsed in another process. Text of this size takes up to 4 ms."""
 
 CHEAP_BYTES = 64 << 10
-"""Whatever is in it: up to 6 ms."""
+"""A body below this size is parsed here, whatever its content. It takes up to 6 ms."""
 
 CHEAP_CONTAINERS = 32 << 10
-"""Objects and arrays take 0.2 µs each, most of all that JSON has."""
+"""Most objects and arrays of a body that is parsed here. Each takes 0.2 µs, more than any other value."""
 
 FEW_CONTAINERS = 1_000
-"""Of each. A long conversation has so many."""
+"""Number of each kind of bracket that is few. A long conversation has as many."""
 
 LONG_DIGITS, TWO_DIGITS = 500, re.compile(rb"[0-9]{2}")
-"""Numbers of a thousand digits take 0.1 µs for each, and every such number has two of the bytes that lie so far apart."""
+"""Numbers of a thousand digits take 0.1 µs a digit. Every such number has two of the bytes at this distance."""
 
 READ_S = 20.0
-"""For one body. The slowest seen took a second for 8 MiB."""
+"""Longest time for one body. The slowest measured took a second for 8 MiB."""
 
 MAX_WAITING, MAX_WAIT_S = 64, 30.0
-"""Bodies of one tenant that wait for a process, and for how long."""
+"""Most bodies of one tenant that wait for a process, and for how long."""
 
 IDLE_S = 10.0
-"""After which a process that has nothing to do ends, and gives back its memory."""
+"""An idle process ends after this time, and returns its memory."""
 
 BASE_MEMORY_BYTES = 512 << 20
 MEMORY_RATIO = 16
-"""Address space of a process: what Python itself maps, and so many bytes for each of the largest body. Text takes up to 11 of
-them, where it has emoji. Many small values take more, dictionaries 35 bytes for each of JSON's: such a body is refused from
-some megabytes on, whatever ``limits.max_body_bytes`` lets in."""
+"""Address space of a process: that of Python itself, and this many bytes for each of the largest body. Text takes up to 11 of
+them, if it has emoji. Many small values take more, dictionaries 35 for each byte of JSON: such a body is refused from some
+megabytes on, whatever ``limits.max_body_bytes`` allows."""
 
 _RUN_CHILD = "import sys; sys.path[:] = sys.argv[2:]; from router.server.parsing.child import main; main()"
 
@@ -60,11 +61,12 @@ T = TypeVar("T")
 
 
 class ParserDied(Unavailable):
-    """The process that should read the body ended, or could not be begun."""
+    """The process ended before it had parsed the body, or could not begin."""
 
 
 def is_cheap(body: bytes) -> bool:
-    """May it be read between two turns of the event loop, in 15 ms or less? 50 µs to look at 400 kB of text."""
+    """True if the body can be parsed between two turns of the loop, in 15 ms or less. The check takes 50 µs for 400 kB of
+    text."""
     if len(body) < CHEAP_BYTES:
         return True
     return (
@@ -75,16 +77,16 @@ def is_cheap(body: bytes) -> bool:
 
 
 def _has_few(body: bytes, byte: bytes) -> bool:
-    """Where it has, this is ten times faster than to count them all: a kilobyte of text takes 20 ns."""
+    """True for few of ``byte``. This is ten times faster than counting all if there are few: a kilobyte of text takes 20 ns."""
     at = -1
     return any((at := body.find(byte, at + 1)) < 0 for _ in range(FEW_CONTAINERS))
 
 
 class Parsers:
-    """``max_body_bytes``: of the largest body, by which a process's memory is bounded."""
+    """``max_body_bytes`` is the largest body. It bounds the memory of a process."""
 
     def __init__(self, processes: int, max_body_bytes: int) -> None:
-        """A tenant leaves one process to the others, where there are several."""
+        """A tenant leaves one process to the others if there are several."""
         self._max_memory_bytes = BASE_MEMORY_BYTES + MEMORY_RATIO * max_body_bytes
         self._idle: list[_Parser] = []
         self._working: set[asyncio.Task[object]] = set()
@@ -104,9 +106,9 @@ class Parsers:
         return len(self._idle) + len(self._working)
 
     async def run(self, tenant: Tenant, parse: Callable[[bytes], T], *pieces: bytes) -> T:
-        """What ``parse`` makes of the body, in another process. Raises what it raises; Overloaded, ParserDied."""
+        """The result of ``parse`` on the body, in another process. Raises what ``parse`` raises; Overloaded, ParserDied."""
         await self.turns.take(tenant)
-        # A caller that leaves does not end the process, which a flood of such callers would make new ones of.
+        # A caller that leaves does not end the process: a flood of such callers would make one new process after another.
         work = asyncio.ensure_future(self._work(tenant, parse, pieces))
         self._working.add(work)
         work.add_done_callback(self._working.discard)
@@ -147,7 +149,7 @@ class Parsers:
             raise ParserDied(message, retry_after_s=1) from None
 
     def _take_idle(self) -> _Parser | None:
-        """A process may end while it idles: the system ends one where memory is short."""
+        """An idle process that still runs. The system may end one when memory is short."""
         while self._idle:
             parser = self._idle.pop()
             if parser.is_alive:
@@ -193,8 +195,8 @@ class _Parser:
 
     @classmethod
     async def begin(cls, max_memory_bytes: int) -> _Parser:
-        """Raises OSError, and then leaves no descriptor open; uvloop's own subprocesses leave some when there are too few. The
-        process imports from where this one does, and nothing from its working directory."""
+        """Raises OSError, and then leaves no descriptor open, as uvloop's own subprocesses do when descriptors are short. The
+        process imports from the same places as this one, and nothing from its working directory."""
         ours, theirs = socket.socketpair()
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
@@ -209,7 +211,7 @@ class _Parser:
             return cls(process, reader, writer)
 
     async def ask(self, parse: Callable[[bytes], T], pieces: Sequence[bytes]) -> T:
-        """Raises what it raises; OSError, IncompleteReadError where the process has ended."""
+        """Raises what ``parse`` raises; OSError, IncompleteReadError if the process has ended."""
         call = pickle.dumps(parse, protocol=5)
         sizes = len(call).to_bytes(LENGTH_BYTES) + sum(map(len, pieces)).to_bytes(LENGTH_BYTES)
         self._writer.writelines((sizes, call, *pieces))
@@ -229,7 +231,7 @@ class _Parser:
             self._idling.cancel()
 
     def end(self) -> asyncio.Future[None]:
-        """Done when the process is gone, which takes a while where it has much memory."""
+        """Done when the process is gone. That takes a while if it has much memory."""
         self.stop_idling()
         self._writer.transport.abort()
         return asyncio.get_running_loop().run_in_executor(None, _kill, self._process)

@@ -1,1 +1,1 @@
-"""The status page: what it shows is sent as events, and the page itself holds no figure, so that it needs no token."""
+"""The status page. Its figures are sent as events. The page itself has none, so it needs no token."""

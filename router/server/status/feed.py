@@ -1,4 +1,6 @@
-"""Snapshots of the router for those who look, made at most once a second however many look, and not at all when nobody does."""
+"""Makes snapshots of the router for viewers of the status page, at most one a second for all of them, and none without
+viewers.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 EVERY_S = 1.0
-LOOKS = 120
-"""Events for one viewer, who asks again then: so one that does not read them gives its place back."""
+MAX_EVENTS = 120
+"""Events for one viewer, which then connects anew. A viewer that does not read so gives its place back."""
 SAMPLE_EVERY_S, SAMPLES = 10.0, 360
-"""Of the hit ratio over time: an hour."""
+"""Samples of the hit ratio: an hour."""
 
 
 class TooManyViewers(Exception):
@@ -21,7 +23,7 @@ class TooManyViewers(Exception):
 
 
 class Sample(NamedTuple):
-    """Sums since the start, of tokens of prompts."""
+    """Sums of prompts' tokens since the start."""
 
     at: float
     """Unix time."""
@@ -31,7 +33,7 @@ class Sample(NamedTuple):
 
 
 class StatusFeed:
-    """``snapshot``: what is shown, without the past. ``sums``: tokens of prompts, predicted and found in caches."""
+    """``snapshot`` returns the present figures. ``sums`` returns tokens of prompts, predicted and found in caches."""
 
     def __init__(
         self,
@@ -52,25 +54,25 @@ class StatusFeed:
         self.viewers = 0
 
     async def run(self) -> None:
-        """The past is kept whether anybody looks or not. Until cancelled."""
+        """Take samples, also without viewers, until cancelled."""
         while True:
             self._samples.append(Sample(self._wall_clock(), *self._sums()))
             await asyncio.sleep(SAMPLE_EVERY_S)
 
-    async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, one a second, LOOKS of them. Raises TooManyViewers."""
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """MAX_EVENTS server-sent events, one a second. Raises TooManyViewers."""
         if self.viewers >= self.max_viewers:
             raise TooManyViewers
         self.viewers += 1
         try:
-            for _ in range(LOOKS):
+            for _ in range(MAX_EVENTS):
                 yield self.event()
                 await asyncio.sleep(EVERY_S)
         finally:
             self.viewers -= 1
 
     def event(self) -> bytes:
-        """The newest; all who look within one second see the same."""
+        """The newest event. All viewers within one second get the same."""
         if self._clock() - self._made_at >= EVERY_S * 0.9:
             self._made_at = self._clock()
             now = Sample(self._wall_clock(), *self._sums())

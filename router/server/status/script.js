@@ -1,4 +1,4 @@
-// Whatever comes from outside, such as a model's name, goes into the page as text, never as markup.
+// Values from outside, such as a model's name, enter the page as text, never as markup.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -187,7 +187,7 @@ function show(event) {
   showDecisions();
 }
 
-// Read out by screen readers whenever it is set: so only what is new is.
+// Screen readers read this out whenever it is set, so it is set only when it changes.
 function say(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text;
 }
@@ -205,7 +205,7 @@ function askForToken(why) {
   tell("a token is asked for", false);
 }
 
-// Ends what it is given to when the router says nothing for a while, as it does behind a network that swallows everything.
+// Ends the stream when the router sends nothing for a while, as on a network that drops everything.
 function patience(given) {
   const gone = new AbortController();
   given.addEventListener("abort", () => gone.abort(given.reason), { signal: gone.signal });
@@ -222,7 +222,7 @@ function patience(given) {
   return { signal: gone.signal, heard, end };
 }
 
-// False: nobody may look without a token. True: the router has ended the stream, as it does after a while.
+// False if a token is needed. True if the router has ended the stream, as it does after a while.
 async function follow(token, { signal, heard }) {
   const answer = await fetch("events", { signal, headers: token ? { Authorization: "Bearer " + token } : {} });
   if (answer.status === 401) {
@@ -248,7 +248,7 @@ async function follow(token, { signal, heard }) {
 
 let looking = new AbortController();
 
-// Whoever looked before looks no longer.
+// Ends the stream that runs, and begins another one.
 async function look() {
   looking.abort();
   const { signal } = (looking = new AbortController());

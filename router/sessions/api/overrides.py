@@ -29,7 +29,7 @@ def read_context_overrides(members: Mapping[str, Any]) -> ContextOverrides:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"strategy, high_tokens, low_tokens, max_tokens: {error}") from None
     if overrides.high_tokens and overrides.low_tokens and overrides.low_tokens >= overrides.high_tokens:
-        raise InvalidRequest("low_tokens must be less than high_tokens: a cut has to leave less than it met")
+        raise InvalidRequest("low_tokens must be less than high_tokens: a cut must leave less than it finds")
     return ContextOverrides(
         strategy=overrides.strategy,
         high_tokens=overrides.high_tokens or 0,

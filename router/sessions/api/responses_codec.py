@@ -98,4 +98,4 @@ class ResponsesCodec:
     def _require_answer(self) -> None:
         """Raises BadAnswer."""
         if self._outcome is None or not self._outcome.messages:
-            raise BadAnswer("the worker's answer came to nothing")
+            raise BadAnswer("the worker gave no answer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -22,6 +23,7 @@ TASK = (
 )
 REFUSALS = ("i'm sorry", "i am sorry", "i can't", "i cannot", "i won't", "as an ai", "sorry, ")
 WORDS_PER_TOKEN = 0.7
+Rejection = Literal["empty", "unfinished", "refusal", "longer"]
 _THOUGHTS = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
@@ -44,8 +46,8 @@ def ask_after(left: Sequence[Item], max_tokens: int) -> Message:
     return {"role": "user", "content": TASK.format(where=where, words=words)}
 
 
-def reject(text: str, tokens: int, source_tokens: int, *, is_whole: bool = True) -> str | None:
-    """Why the summary cannot replace its source: empty, unfinished, refusal, longer; None: it can. ``is_whole``: the model
+def reject(text: str, tokens: int, source_tokens: int, *, is_whole: bool = True) -> Rejection | None:
+    """Why the summary cannot replace its source; None: it can. ``is_whole``: the model
     ended by itself."""
     said = text.strip().lower()
     if not said:

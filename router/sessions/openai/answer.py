@@ -68,7 +68,7 @@ class ResponseAnswer:
             raise BadAnswer("the worker's answer has no end")
         status, incomplete = ending(self.finish_reason)
         if status == "failed":
-            raise BadAnswer("the worker gave up its answer")
+            raise BadAnswer("the worker aborted its answer")
         if not self._items:
             self._text_item("message").add("output_text", "")
         for item in self._items[:-1]:
@@ -115,7 +115,7 @@ class ResponseAnswer:
         if item.status == "in_progress":
             item.add(call.id or "", (function.name if function else None) or "", arguments)
         elif arguments.strip():
-            raise BadAnswer("the worker added to a tool call that was whole")
+            raise BadAnswer("the worker added to a tool call after its end")
 
     def _close_others(self) -> None:
         for item in self._items:
@@ -138,7 +138,7 @@ def public_logprobs(logprobs: object) -> list[JsonObject]:
     try:
         read = msgspec.convert(logprobs, _Logprobs | None)
     except msgspec.ValidationError:
-        raise BadAnswer("the worker's log probabilities are none") from None
+        raise BadAnswer("the worker's log probabilities cannot be read") from None
     return [
         {**_logprob(each), "top_logprobs": [_logprob(other) for other in each.top_logprobs or ()]}
         for each in (read and read.content) or ()

@@ -133,7 +133,7 @@ def _messages(given: Mapping[str, Any], limits: BodyLimits | None) -> list[bytes
     if not value and not {"conversation", "previous_response_id"} & given.keys():
         refuse("input is required where there is no previous_response_id or conversation", "input")
     if limits is not None and len(value) > limits.max_messages:
-        refuse(f"input may hold {limits.max_messages} items at the most", "input")
+        refuse(f"input may have at most {limits.max_messages} items", "input")
     return read_items(value, limits.media if limits else None)
 
 

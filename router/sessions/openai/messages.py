@@ -180,7 +180,7 @@ def _image(part: JsonObject, media: MediaRule | None, where: str) -> JsonObject:
     param = f"{where}.image_url"
     image: JsonObject = {"url": read_text(part.get("image_url"), param)}
     if media is not None and not media.allows(image["url"]):
-        refuse("image_url must be a data: URI; this router lets workers fetch nothing from where it points", param)
+        refuse("image_url must be a data: URI; this router lets workers fetch nothing else", param)
     if _is_one_of(part.get("detail"), _DETAILS):
         image["detail"] = part["detail"]
     return {"type": "image_url", "image_url": image}

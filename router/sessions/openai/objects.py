@@ -56,7 +56,7 @@ def read_messages(members: Mapping[str, Any], limits: BodyLimits) -> list[bytes]
     """The messages to add to a session, which may be a whole history."""
     items = read_list(members.get("items") or [], "items")
     if not 0 < len(items) <= limits.max_messages:
-        refuse(f"items must hold 1 to {limits.max_messages}", "items")
+        refuse(f"items must have 1 to {limits.max_messages}", "items")
     return read_items(items, limits.media, "items")
 
 
@@ -69,5 +69,5 @@ def read_changed_metadata(members: Mapping[str, Any]) -> dict[str, str]:
 def _read_items(value: object, limits: BodyLimits | None) -> list[bytes]:
     items = read_list(value, "items")
     if len(items) > MAX_NEW_ITEMS:
-        refuse(f"items may hold {MAX_NEW_ITEMS} at the most", "items")
+        refuse(f"items may have at most {MAX_NEW_ITEMS}", "items")
     return read_items(items, limits.media if limits else None, "items")

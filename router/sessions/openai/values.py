@@ -63,10 +63,10 @@ def read_metadata(value: object, param: str = "metadata") -> dict[str, str]:
     """``value`` None: no pairs."""
     pairs = {} if value is None else read_object(value, param)
     if len(pairs) > MAX_PAIRS:
-        refuse(f"{param} may have {MAX_PAIRS} pairs at the most", param)
+        refuse(f"{param} may have at most {MAX_PAIRS} pairs", param)
     for key, text in pairs.items():
         if len(key) > MAX_KEY_CHARS:
-            refuse(f"a key of {param} may have {MAX_KEY_CHARS} characters at the most", param)
+            refuse(f"a key of {param} may have at most {MAX_KEY_CHARS} characters", param)
         if not isinstance(text, str) or len(text) > MAX_VALUE_CHARS:
-            refuse(f"a value of {param} must be a string of {MAX_VALUE_CHARS} characters at the most", param)
+            refuse(f"a value of {param} must be a string of at most {MAX_VALUE_CHARS} characters", param)
     return pairs

@@ -1,4 +1,4 @@
-"""Where workers come from. Each source answers with its present addresses; one that cannot be read keeps its last answer."""
+"""Sources of workers. A source returns its present addresses. If it cannot be read, its last addresses stay valid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from router.core.worker import WorkerAddress
 
 
 class Unreadable(Exception):
-    """The source cannot be read at the moment, or holds something that is not a worker."""
+    """The source cannot be read now, or holds something that is not a worker."""
 
 
 class Source(Protocol):
@@ -23,9 +23,12 @@ class Source(Protocol):
 
 @runtime_checkable
 class LiveSource(Source, Protocol):
-    """One that is told of changes, and wakes the keeper; ``run`` must be running. ``restarts``: watches that broke."""
+    """A source that follows changes and reports them at once. ``run`` must be running."""
 
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """Watches that broke."""
+        ...
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -1,10 +1,10 @@
-"""Workers behind one DNS name, such as a headless service: every address of one family that it resolves to is a worker.
+"""Workers behind one DNS name, such as a headless service. Each address of one family that the name resolves to is a worker.
 
-A pod of two families has an address of each, and nothing tells which two are one pod's: of both, each worker would count twice.
-The family is the one of the first address, which the system sorts as RFC 6724 says, and stays while the name has any of it.
+A pod of two families has one address of each, and DNS does not say which two belong to one pod. Only one family is taken, so
+that no worker counts twice: that of the first address, in the order of RFC 6724, as long as the name has an address of it.
 
-A resolver that nobody answers may think for a minute. It is not waited for so long, and not asked again meanwhile, since each
-question holds a thread.
+A resolver whose servers do not answer may take a minute. The router does not wait that long, and does not ask again meanwhile,
+since each query holds a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from router.core.worker import WorkerAddress
 from router.upstream.discovery import Unreadable
 
 Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
-"""A name and a port → the name's addresses, the best first, of which some may be the same. Raises OSError, UnicodeError."""
+"""Resolves a name and a port to addresses, the best first, with repetitions. Raises OSError, UnicodeError."""
 
 
 async def resolve(name: str, port: int) -> Sequence[str]:
@@ -32,7 +32,7 @@ TIMEOUT_S = 5.0
 
 
 class DnsSource:
-    """``name_and_port`` is ``NAME:PORT``; workers are reached over plain HTTP. ``timeout_s``: of one look."""
+    """``name_and_port`` is ``NAME:PORT``. Workers are reached over plain HTTP. ``timeout_s`` limits one read."""
 
     kind: ClassVar[str] = "dns"
 
@@ -42,9 +42,9 @@ class DnsSource:
         self._timeout_s = timeout_s
         self._resolve = resolve
         self._is_ipv6: bool | None = None
-        """The family that was taken last; None before the first look."""
+        """The family that was taken last; None before the first read."""
         self._asking: asyncio.Task[Sequence[str]] | None = None
-        """A question without an answer yet, maybe of an earlier look."""
+        """A query without an answer yet, perhaps of an earlier read."""
 
     async def read(self) -> Sequence[WorkerAddress]:
         """Raises Unreadable."""

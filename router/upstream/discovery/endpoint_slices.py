@@ -1,7 +1,7 @@
-"""What Kubernetes' EndpointSlices of one Service say of its pods. Pure: bytes in, addresses out.
+"""Reads the pods of a Service from Kubernetes' EndpointSlices. Pure: bytes in, addresses out.
 
-A pod is named as long as its endpoint is ready and does not terminate (``discovery.k8s.io/v1``: conditions that are absent
-count as ready, and as not terminating). Whether its model is loaded is for the worker itself to say.
+A pod counts as long as its endpoint is ready and not terminating. In ``discovery.k8s.io/v1`` a missing condition means ready,
+and not terminating. The worker itself reports whether its model is loaded.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from router.core.address import is_forbidden
 from router.core.worker import WorkerAddress
 
 MAX_ADDRESSES = 10_000
-"""Beyond, the Service is not one of workers."""
+"""Most endpoints of a Service of workers."""
 
 
 T = TypeVar("T")
 
 
 class BadSlices(Exception):
-    """The API's answer cannot be understood, or names what cannot be workers. The message is for the operator."""
+    """The API's answer is invalid, or names addresses that cannot be workers. The message is for the operator."""
 
 
 class Gone(Exception):
-    """The version from which was to be watched is not kept any more: list again."""
+    """The API no longer has the version from which the watch would continue. The slices must be listed again."""
 
 
 class _Metadata(msgspec.Struct, rename="camel"):
@@ -86,8 +86,8 @@ def read_list(data: bytes) -> SliceList:
 
 
 class EndpointSlices:
-    """Those of one Service, kept by events. ``port``: its name or number; empty: the only one, else the one named http.
-    ``version``: what is known, and from which is watched on."""
+    """The slices of one Service, kept up to date by events. ``port`` is a port's name or number; empty means the only port, or
+    the one named http. ``version`` is the last version seen, from which a watch continues."""
 
     def __init__(self, scheme: str, port: str) -> None:
         self._scheme = scheme
@@ -96,12 +96,12 @@ class EndpointSlices:
         self.version = ""
 
     def replace(self, slices: Sequence[Slice], version: str) -> None:
-        """By a whole list."""
+        """Replace all slices by those of a list."""
         self._slices = {each.metadata.name: each for each in slices}
         self.version = version
 
     def apply(self, line: bytes) -> bool:
-        """One event of a watch. True: the slices are others now. Raises Gone, BadSlices."""
+        """Apply one event of a watch. True if the slices changed. Raises Gone, BadSlices."""
         event = _decode(line, _Event)
         if event.type == "ERROR":
             status = _decode(event.object, _Status)
@@ -118,8 +118,8 @@ class EndpointSlices:
         return True
 
     def addresses(self) -> list[WorkerAddress]:
-        """Of the pods that may be sent requests, in order. Of a Service with two families of addresses only one is taken, so
-        that no pod is two workers; pods that share their node's address differ by their ports. Raises BadSlices."""
+        """Addresses of the pods that may get requests, sorted. Of a Service with two address families only one is taken, so
+        that no pod is two workers. Pods that share their node's address differ by port. Raises BadSlices."""
         families = {each.address_type for each in self._slices.values()}
         family = next((name for name in ("IPv4", "IPv6", "FQDN") if name in families), "")
         found: set[tuple[str, int]] = set()

@@ -1,8 +1,9 @@
-"""Workers listed in a file: one URL a line, ``#`` begins a comment. Read anew each time, so an edit is all it takes.
+"""Workers listed in a file: one URL a line, ``#`` begins a comment. The file is read anew each time, so an edit takes effect
+by itself.
 
-A file that is being written must not take workers away, so it is all of a list or nothing: every line has to be right, a
-list without any worker has to say so, with the line ``none``, and one whose last line has no end, and may go on, is
-believed only once it was found the same twice.
+A file that is being written must not remove workers, so a list counts as a whole or not at all. Every line must be valid. A
+list without workers must have the line ``none``. A list whose last line has no line end may continue, and counts only when it
+was read twice with the same content.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._text: str | None = None
-        """As it was found the last time."""
+        """The content at the last read."""
 
     async def read(self) -> Sequence[WorkerAddress]:
         """Raises Unreadable."""

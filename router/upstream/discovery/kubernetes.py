@@ -1,8 +1,8 @@
-"""Workers that are the pods of a Kubernetes Service: listed once, and then watched, so that a pod which begins to terminate is
-sent nothing more as soon as the API says so.
+"""Workers that are the pods of a Kubernetes Service. The pods are listed once and then watched, so that a terminating pod gets
+no request as soon as the API reports it.
 
-A watch that breaks goes on from the version it had reached; what is known stays meanwhile. All is listed anew where the API no
-longer has that version, and from time to time in any case. Needs the extra ``kubernetes``.
+A watch that breaks continues from the version that it had reached, and the known pods stay meanwhile. All pods are listed anew
+when the API no longer has that version, and from time to time. Needs the extra ``kubernetes``.
 """
 
 from __future__ import annotations
@@ -21,37 +21,34 @@ from kubernetes_asyncio.config import ConfigException, load_incluster_config, lo
 from router.config.workers import FleetConfig
 from router.core.worker import WorkerAddress
 from router.runtime.bounded_body import read_body
+from router.runtime.log_once import LogOnce
 from router.upstream.discovery import Unreadable
 from router.upstream.discovery.endpoint_slices import BadSlices, EndpointSlices, Gone, Slice, read_list
 
 log = logging.getLogger("warmroute.fleet")
 
 PAGE = 500
-"""Slices of one answer, which has up to a hundred endpoints each."""
+"""Slices in one answer. A slice has up to a hundred endpoints."""
 
 MAX_LIST_BYTES = 64 << 20
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 15.0
 GRACE_S = 10.0
-"""How much later than it was asked to the API may end a watch, before it is given up."""
+"""How late the API may end a watch. After that the watch is aborted."""
 
-LEAST_BETWEEN_LISTS_S, LEAST_BETWEEN_WATCHES_S = 1.0, 0.2
-"""An API that ends watches at once is not asked in a loop."""
+MIN_BETWEEN_LISTS_S, MIN_BETWEEN_WATCHES_S = 1.0, 0.2
+"""Shortest times between two lists and two watches, in case the API ends each watch at once."""
+
+
+class _Refused(Exception):
+    """The API refused. The message has its status."""
 
 
 WATCH_S, RESYNC_S, TIMEOUT_S = 60.0, 600.0, 10.0
 """How long a watch is, how often all pods are listed anew, and how long a list may take."""
 
 
-class _Refused(Exception):
-    """The message says how."""
-
-
 class KubernetesSource:
-    """``on_change`` is called after each change of the pods that may be sent requests. ``run`` must be running.
-
-    ``watch_s``: length of one watch; the next begins where it ended. ``resync_s``: between two lists of all pods.
-    ``timeout_s``: for a list, and for a watch to begin.
-    """
+    """``on_change`` is called after each change of the pods that may get requests. ``run`` must be running."""
 
     kind: ClassVar[str] = "kubernetes"
 
@@ -75,24 +72,28 @@ class KubernetesSource:
         self._chance = chance
         self._slices = EndpointSlices("http", port)
         self._addresses: Sequence[WorkerAddress] = ()
-        self._complaint = "not listed yet"
+        self._errors = LogOnce()
         self._listed_at = 0.0
         self._has_listed = asyncio.Event()
         self._pause_s = FIRST_PAUSE_S
-        """Before the next attempt; twice as long each time that the API does not do as it is asked."""
-        self.restarts = 0
-        """Watches that broke, or could not begin."""
+        """Pause before the next attempt. It doubles with each failure."""
+
+    @property
+    def restarts(self) -> int:
+        """Watches that broke or could not begin."""
+        return self._errors.failures
 
     async def read(self) -> Sequence[WorkerAddress]:
-        """What is known now; at first it is waited for. Raises Unreadable."""
+        """The present addresses. The first call waits for the first list. Raises Unreadable."""
         if not self._has_listed.is_set():
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._has_listed.wait()
             except TimeoutError:
                 pass
-        if self._complaint:
-            raise Unreadable(f"{self._namespace}/{self._service}: {self._complaint}")
+        error = self._errors.last or ("" if self._has_listed.is_set() else "not listed yet")
+        if error:
+            raise Unreadable(f"{self._namespace}/{self._service}: {error}")
         return self._addresses
 
     async def run(self) -> None:
@@ -101,8 +102,8 @@ class KubernetesSource:
             try:
                 async with self._api() as api:
                     await self._follow(api)
-            except (ConfigException, OSError) as error:  # nobody says where the API is, or who is asking
-                self._complain(error)
+            except (ConfigException, OSError) as error:  # the address of the API or the account is missing
+                self._on_error(error)
                 await self._pause()
 
     async def _follow(self, api: DiscoveryV1Api) -> None:
@@ -113,17 +114,17 @@ class KubernetesSource:
                     await self._list(api)
                 began_at = self._clock()
                 await self._watch(api)
-                await asyncio.sleep(max(LEAST_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
+                await asyncio.sleep(max(MIN_BETWEEN_WATCHES_S - (self._clock() - began_at), 0.0))
                 continue
             except Gone:
                 self._slices.version = ""
-                await asyncio.sleep(max(LEAST_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
+                await asyncio.sleep(max(MIN_BETWEEN_LISTS_S - (self._clock() - self._listed_at), 0.0))
                 continue
-            except BadSlices as error:  # what was understood of it is not what there is: list again
+            except BadSlices as error:  # the known slices may be incomplete: list again
                 self._slices.version = ""
-                self._complain(error)
+                self._on_error(error)
             except (ClientError, OSError, TimeoutError, ApiException, ConfigException, _Refused) as error:
-                self._complain(error)
+                self._on_error(error)
             await self._pause()
 
     async def _pause(self) -> None:
@@ -160,10 +161,10 @@ class KubernetesSource:
                 if not page:
                     break
         self._slices.replace(found, listed.metadata.resource_version)
-        self._tell()
+        self._publish()
 
     async def _watch(self, api: DiscoveryV1Api) -> None:
-        """Until the API ends it, as it was asked to."""
+        """Follow one watch until the API ends it, as requested."""
         async with asyncio.timeout(self._timeout_s):
             reply = await self._ask(
                 api,
@@ -177,8 +178,8 @@ class KubernetesSource:
             async with asyncio.timeout(self._watch_s + GRACE_S):
                 while line := await reply.content.readline():
                     if self._slices.apply(line):
-                        self._tell()
-        except ValueError as error:  # a line that is longer than any object may be
+                        self._publish()
+        except ValueError as error:  # a line is longer than any valid object
             raise BadSlices(str(error)) from None
         finally:
             reply.close()
@@ -201,21 +202,20 @@ class KubernetesSource:
             raise _Refused(f"the API answered {reply.status} {reply.reason}")
         return reply
 
-    def _tell(self) -> None:
-        """Raises BadSlices, and leaves what was known."""
+    def _publish(self) -> None:
+        """Publish the present addresses. Raises BadSlices, and then the last ones stay."""
         self._addresses = self._slices.addresses()
         self._on_well()
         self._has_listed.set()
         self._on_change()
 
     def _on_well(self) -> None:
-        """The API does as it is asked."""
-        self._complaint = ""
+        """The API answers as it should."""
+        self._errors.succeeded()
         self._pause_s = FIRST_PAUSE_S
 
-    def _complain(self, error: Exception) -> None:
-        """What is known stays."""
-        self.restarts += 1
-        reason = getattr(error, "reason", None)
-        self._complaint = str(reason or error) or type(error).__name__
-        log.info("a watch broke", extra={"service": self._service, "error": self._complaint})
+    def _on_error(self, error: Exception) -> None:
+        """Record the error. The known pods stay."""
+        text = str(getattr(error, "reason", None) or error) or type(error).__name__
+        if self._errors.failed(text):
+            log.info("a watch of the Service failed", extra={"service": self._service, "error": text})

@@ -9,7 +9,7 @@ from router.core.worker import WorkerAddress, parse_address
 
 
 class StaticSource:
-    """Raises ValueError for a URL that is not a worker's."""
+    """Raises ValueError for a URL that cannot be a worker's."""
 
     kind: ClassVar[str] = "static"
 

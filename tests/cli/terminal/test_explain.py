@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from router.cli.terminal.explain import BREAKS, FAILURES, REASONS, explain
-from router.core.request.attempt import CannotConnect, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
+from router.core.request.attempt import CannotConnect, Failure, ReplyTooLarge, WorkerDied, WorkerErred, WorkerSilent
 from router.core.tenants.memory import MemoryFull
 from router.policies import POLICIES, make_policy
-from router.proxy.resumption import CAUSES
-from router.proxy.selection import BUSY, NO_MODEL
+from router.proxy.flight import CAUSES
 from tests.cli.terminal.shown import a_decision, an_attempt
 
 
@@ -117,5 +116,5 @@ def test_what_clients_write_does_not_rule_the_terminal() -> None:
 
 def test_every_cause_of_a_failed_attempt_has_words() -> None:
     causes = {failure.cause for failure in (WorkerDied, CannotConnect, WorkerErred, WorkerSilent, ReplyTooLarge)}
-    assert causes | {BUSY, NO_MODEL, MemoryFull.code} <= FAILURES.keys()
+    assert causes | {Failure.BUSY, Failure.NO_MODEL, MemoryFull.code} <= FAILURES.keys()
     assert set(CAUSES.values()) == BREAKS.keys()

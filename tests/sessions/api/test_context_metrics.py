@@ -162,7 +162,7 @@ async def busy(_asked: Asked, peer: Peer) -> None:
     await peer.send(answer(b"{}", 503))
 
 
-# --- what comes of the janitor's looks
+# --- what comes of the compactor's looks
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ async def busy(_asked: Asked, peer: Peer) -> None:
         ("rejected_longer", completion("They spoke.", 400, 7_000)),
     ],
 )
-async def test_notes_are_counted_by_what_came_of_them_and_by_what_they_cost(result: str, notes: bytes) -> None:
+async def test_summaries_are_counted_by_what_came_of_them_and_by_what_they_cost(result: str, notes: bytes) -> None:
     async with serving(Notes(notes), **ALWAYS, context__strategy="summary") as (_, router):
         await say(router, **user(LONG))
         await compacted(router, result)
@@ -184,7 +184,7 @@ async def test_notes_are_counted_by_what_came_of_them_and_by_what_they_cost(resu
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == (result in COMMITTED)
 
 
-async def test_notes_that_no_worker_wrote_are_counted_as_failed() -> None:
+async def test_summaries_that_no_worker_wrote_are_counted_as_failed() -> None:
     notes = Notes()
     notes.reply = answer(b"{}", 500)
     async with serving(notes, **ALWAYS, context__strategy="summary") as (_, router):
@@ -194,7 +194,7 @@ async def test_notes_that_no_worker_wrote_are_counted_as_failed() -> None:
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 0
 
 
-async def test_notes_that_would_cost_more_than_a_day_has_are_not_asked_for() -> None:
+async def test_summaries_that_would_cost_more_than_a_day_has_are_not_asked_for() -> None:
     notes = Notes()
     settings = {**ALWAYS, "context__strategy": "summary", "context__summary_tokens_per_day": 100}
     async with serving(notes, **settings) as (_, router):
@@ -213,7 +213,7 @@ async def test_a_history_without_a_place_to_cut_is_left_as_it_is() -> None:
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 0
 
 
-async def test_a_prompt_that_did_not_fit_is_counted_as_cut_in_its_turn_and_its_notes_as_pending() -> None:
+async def test_a_prompt_that_did_not_fit_is_counted_as_cut_in_its_turn_and_its_summaries_as_pending() -> None:
     async with serving(Notes(), **SELDOM, context__strategy="summary") as (_, router):
         await say(router, **user(LONG))
         assert await metric(router, "warmroute_compactions_total") == 0
@@ -224,7 +224,7 @@ async def test_a_prompt_that_did_not_fit_is_counted_as_cut_in_its_turn_and_its_n
         assert await metric(router, "warmroute_compaction_lag_seconds_count") == 1
 
 
-async def test_sessions_that_wait_for_the_janitor_are_counted_and_bounded() -> None:
+async def test_sessions_that_wait_for_the_compactor_are_counted_and_bounded() -> None:
     notes = Notes().held()
     settings = {**ALWAYS, "context__strategy": "summary", "context__janitors": 1, "context__max_waiting": 1}
     async with serving(notes, **settings) as (_, router):
@@ -241,7 +241,7 @@ async def test_sessions_that_wait_for_the_janitor_are_counted_and_bounded() -> N
         assert await metric(router, "warmroute_janitor_waiting") == 0
 
 
-async def test_the_lag_of_a_cut_has_its_notes_in_it() -> None:
+async def test_the_lag_of_a_cut_has_its_summaries_in_it() -> None:
     notes = Notes().held()
     async with serving(notes, **ALWAYS, context__strategy="summary") as (_, router):
         await say(router, **user(LONG))
@@ -255,7 +255,7 @@ async def test_the_lag_of_a_cut_has_its_notes_in_it() -> None:
         assert await metric(router, "warmroute_compaction_lag_seconds_sum") >= waited_s
 
 
-async def test_a_replica_that_finds_another_at_the_notes_counts_a_race(tmp_path: Path) -> None:
+async def test_a_replica_that_finds_another_at_the_summaries_counts_a_race(tmp_path: Path) -> None:
     notes = Notes().held()
     settings = {**ALWAYS, **stored_in(tmp_path), "context__strategy": "summary"}
     async with (
@@ -272,7 +272,7 @@ async def test_a_replica_that_finds_another_at_the_notes_counts_a_race(tmp_path:
         assert notes.asked == 1
 
 
-async def test_notes_on_a_session_that_began_anew_meanwhile_are_counted_as_stale() -> None:
+async def test_summaries_on_a_session_that_began_anew_meanwhile_are_counted_as_stale() -> None:
     notes = Notes().held()
     async with serving(notes, **ALWAYS, context__strategy="summary", context__janitors=1) as (_, router):
         await say(router, **user(LONG))
@@ -283,7 +283,7 @@ async def test_notes_on_a_session_that_began_anew_meanwhile_are_counted_as_stale
         await compacted(router, "stale")
 
 
-async def test_what_is_left_of_a_tenants_day_shrinks_by_what_its_notes_cost(tmp_path: Path) -> None:
+async def test_what_is_left_of_a_tenants_day_shrinks_by_what_its_summaries_cost(tmp_path: Path) -> None:
     listed = "[tenants.acme]\nsummary_tokens_per_day = 5000\n[tenants.beta]\n"
     listed += entry("acme-1", "acme", ACME) + entry("beta-1", "beta", BETA)
     keys = keyed(tmp_path / "keys.toml", listed)
@@ -356,9 +356,9 @@ async def test_a_question_that_was_not_embedded_is_searched_for_by_words_alone(i
 
 
 async def test_calls_that_wait_for_the_index_are_counted_and_bounded(tmp_path: Path) -> None:
-    settings = {**RECALL, **stored_in(tmp_path), "context__max_recall_calls": 7}
+    settings = {**RECALL, **stored_in(tmp_path)}
     async with serving(**settings) as (_, router):
-        assert await metric(router, "warmroute_max_recall_calls") == 7
+        assert await metric(router, "warmroute_max_recall_calls") == 256
         assert await metric(router, "warmroute_recall_calls") == 0
         with closing(sqlite3.connect(tmp_path / "recall.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

@@ -41,7 +41,7 @@ def test_many_that_have_not_ended_are_in_the_same_order_as_few() -> None:
     assert len(shown(history)) == MANY + 5
 
 
-def test_a_message_is_found_by_its_number_also_behind_a_late_end() -> None:
+def test_a_message_is_found_by_its_number_also_after_a_late_end() -> None:
     history = history_of((2, 3, True), (1, 2, True))
     marked = marked_items(history)
     assert [marked[position(marked, number)].item.number for number in range(1, 6)] == [1, 2, 3, 4, 5]

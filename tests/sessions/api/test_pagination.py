@@ -66,7 +66,7 @@ def test_a_page_reads_its_own_messages_only(number: int, order: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["msg_x", item_id(SID)(3, 0), item_id(SID)(1, 7), item_id(Sid("b" * 32))(1, 0)])
-def test_what_is_no_item_has_nothing_behind_it(name: str) -> None:
+def test_what_is_no_item_has_nothing_after_it(name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         page([marked(1, 1), marked(2, 1)], after=name)
     assert refused.value.param == "after"

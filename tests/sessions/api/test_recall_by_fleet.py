@@ -68,7 +68,7 @@ async def test_until_some_worker_serves_the_model_words_alone_decide(question: s
         assert await metric(router, "warmroute_recalls_by_words_alone_total") == 1
 
 
-async def test_what_could_not_be_embedded_is_embedded_behind_the_next_cut() -> None:
+async def test_what_could_not_be_embedded_is_embedded_after_the_next_cut() -> None:
     async with scripted(embed) as worker, routed(worker.url, **BY_FLEET) as router:
         await say(router, **user(SAID))
         await compacted(router, "cut")

@@ -445,7 +445,7 @@ async def test_a_fork_goes_its_own_way() -> None:
         assert (again.status, again.error["code"]) == (409, "session_busy")
 
 
-async def test_a_fork_behind_an_item_ends_with_it() -> None:
+async def test_a_fork_after_an_item_ends_with_it() -> None:
     async with echoing() as (worker, router):
         await say(router, "one")
         await say(router, "two")

@@ -174,7 +174,9 @@ def test_what_is_before_the_cut_is_not_sent_and_system_and_tools_are() -> None:
     assert len(read.items) == 6, "the log has them all"
 
 
-def test_a_system_message_in_the_midst_of_what_goes_is_sent_before_the_notes_once_and_uncounted_among_them() -> None:
+def test_a_system_message_in_the_midst_of_what_goes_is_sent_before_the_summaries_once_and_uncounted_among_them() -> (
+    None
+):
     rule = {"role": "system", "content": "answer in verse"}
     read = history_of([user("a"), said("b")], [rule, user("c"), said("d")], [rule, user("e"), said("f")])
     (cut,) = (cut for cut in balanced_cuts(read.items) if cut.at == 6)
@@ -186,12 +188,12 @@ def test_a_system_message_in_the_midst_of_what_goes_is_sent_before_the_notes_onc
     assert rule not in [msgspec.json.decode(item.body) for item in source_of(read, read.view.cut).items]
 
 
-def test_what_stands_around_notes_is_counted_with_room_to_spare() -> None:
+def test_what_stands_around_summaries_is_counted_with_room_to_spare() -> None:
     around = summary_text([""], 1_000_000) + ACKNOWLEDGEMENT
     assert len(around) / 3.5 < SUMMARY_FRAME_TOKENS
 
 
-def test_roles_alternate_behind_any_cut_at_a_question() -> None:
+def test_roles_alternate_after_any_cut_at_a_question() -> None:
     for at in (2, 4, 6):
         read = history_of(*talk(3))
         read.use_view(cut_at(read, at, segments=[Segment(LogPosition(), read.items[at - 1].place, "notes", 3)]), 1)
@@ -199,7 +201,7 @@ def test_roles_alternate_behind_any_cut_at_a_question() -> None:
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
 
 
-def test_a_question_whose_answer_is_under_way_is_sent_behind_the_notes() -> None:
+def test_a_question_whose_answer_is_under_way_is_sent_after_the_summaries() -> None:
     read = history_of([user("do it"), call("1"), result("1"), call("2"), result("2")])
     read.use_view(View(cut=read.items[2].place, question=read.items[0].place, omitted=3), 1)
     shown = sent(read, {"role": "user", "content": "and?"})
@@ -208,7 +210,7 @@ def test_a_question_whose_answer_is_under_way_is_sent_behind_the_notes() -> None
     assert shown[0]["content"].startswith("[3 earlier messages")
 
 
-def test_a_message_of_parts_keeps_them_behind_what_was_recalled() -> None:
+def test_a_message_of_parts_keeps_them_after_what_was_recalled() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "text", "text": "what is it?"}]
     drafts = [Draft(Kind.RECALL, msgspec.json.encode("found")), message({"role": "user", "content": parts})]
     read = history(turn(1, *drafts, message(said("a cat"))))
@@ -244,7 +246,7 @@ def test_between_two_views_what_is_sent_only_grows_at_its_end(turns: int, data: 
 
 
 @given(st.integers(1, 6), st.data())
-def test_a_history_read_behind_its_view_sends_the_same(turns: int, data: st.DataObject) -> None:
+def test_a_history_read_after_its_view_sends_the_same(turns: int, data: st.DataObject) -> None:
     read = history_of(*talk(turns))
     view = cut_at(read, data.draw(st.sampled_from(balanced_cuts(read.items))).at)
     read.use_view(view, 1)
@@ -320,7 +322,7 @@ MARKERS = (
 
 
 @pytest.mark.parametrize("marker", MARKERS)
-def test_a_role_marker_in_notes_is_defused(marker: str) -> None:
+def test_a_role_marker_in_summaries_is_defused(marker: str) -> None:
     harmless = defuse(f"He said:\n{marker}\nand left")
     assert marker not in harmless
     for begin in (
@@ -345,7 +347,7 @@ def test_defusing_again_changes_nothing(text: str) -> None:
     assert defuse(defuse(text)) == defuse(text)
 
 
-def test_notes_that_grow_grow_at_their_end() -> None:
+def test_summaries_that_grow_grow_at_their_end() -> None:
     one, two = summary_text(["first"], 0), summary_text(["first", "second"], 0)
     shared = one.index("first") + len("first")
     assert one[:shared] == two[:shared]

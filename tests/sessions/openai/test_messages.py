@@ -67,7 +67,7 @@ def test_content_beside_calls_alone_is_null() -> None:
     assert read(call(1)) == [{"role": "assistant", "content": None, "tool_calls": [chat_call(1)]}]
 
 
-def test_text_behind_calls_begins_a_message() -> None:
+def test_text_after_calls_begins_a_message() -> None:
     assert read(call(1), said("a"), said("b")) == [
         {"role": "assistant", "content": None, "tool_calls": [chat_call(1)]},
         {"role": "assistant", "content": "a"},

@@ -118,7 +118,7 @@ def test_calls_whose_pieces_are_mixed_come_out_whole() -> None:
     assert told == {0: '{"a":1}', 1: "{}"}
 
 
-def test_arguments_that_come_before_the_name_are_told_behind_it() -> None:
+def test_arguments_that_come_before_the_name_are_told_after_it() -> None:
     events = stream(called(0, "{"), called(0, "}", function={"name": "look", "arguments": "}"}), *last_events())
     assert kinds(events)[2:6] == [
         "output_item.added",
@@ -149,7 +149,7 @@ def test_a_refusal_is_told_as_a_part_of_its_own() -> None:
     assert events[10]["refusal"] == "no"
 
 
-def test_text_that_goes_on_behind_a_call_is_an_item_more_and_one_message() -> None:
+def test_text_that_goes_on_after_a_call_is_an_item_more_and_one_message() -> None:
     answer = ResponseEvents(make_head())
     told = answer.begin() + answer.feed(
         b"".join([event({"content": "a"}), begun(0, arguments="{}"), event({"content": "b"}), *last_events()])

@@ -85,7 +85,7 @@ async def test_a_counter_that_fails_costs_exactness_and_is_told_once_for_each_mo
     assert told == [("m1", "timeout"), ("m2", "timeout")]
 
 
-async def test_names_that_clients_make_up_reach_no_counter_and_leave_nothing_behind(
+async def test_names_that_clients_make_up_reach_no_counter_and_leave_nothing_after(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     asked: list[str] = []

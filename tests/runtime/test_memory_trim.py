@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.runtime.freed_memory import GROWN_BYTES, Trimmer
+from router.runtime.memory_trim import GROWN_BYTES, Trimmer
 
 
 class Heap:
@@ -21,7 +21,7 @@ async def test_what_a_wave_took_is_given_back() -> None:
     heap = Heap()
     trimmer = Trimmer(lambda: heap.bytes, heap.trim)
     heap.bytes = 100 + GROWN_BYTES
-    await trimmer.look()
+    await trimmer.check()
     assert (heap.trims, heap.bytes) == (1, 100)
 
 
@@ -29,7 +29,7 @@ async def test_little_is_kept() -> None:
     heap = Heap()
     trimmer = Trimmer(lambda: heap.bytes, heap.trim)
     heap.bytes = 99 + GROWN_BYTES
-    await trimmer.look()
+    await trimmer.check()
     assert heap.trims == 0
 
 
@@ -37,7 +37,7 @@ async def test_what_is_freed_behind_a_look_is_given_back_at_the_next() -> None:
     heap = Heap()
     trimmer = Trimmer(lambda: heap.bytes, heap.trim)
     heap.bytes = heap.used_bytes = 100 + GROWN_BYTES
-    await trimmer.look()
+    await trimmer.check()
     heap.used_bytes = 100
-    await trimmer.look()
+    await trimmer.check()
     assert heap.bytes == 100
