@@ -1,4 +1,4 @@
-"""Composition of what keeps histories within their windows: configuration → views, recall, and the janitor."""
+"""Composition of the context window: views, recall and the compactor, from the configuration."""
 
 from __future__ import annotations
 

@@ -65,11 +65,11 @@ class DataPlane:
     fleet_sync: FleetSync
     metrics: Metrics
     decisions: deque[Record]
-    """Those of late, the newest last."""
+    """The last requests, the newest at the end."""
 
     @asynccontextmanager
     async def working(self, background: Background, first_look_s: float) -> AsyncIterator[None]:
-        """Inside the block the fleet is followed. ``first_look_s``: how long the first look at each worker is waited for."""
+        """Inside the block the router follows the fleet. ``first_look_s``: time for the first probe of each worker."""
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.pool.close)
             stack.push_async_callback(self.fleet_sync.close)

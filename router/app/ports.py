@@ -48,19 +48,19 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 SHUTDOWN_S = 0.5
-"""For handlers that outlived the drain, before they are cancelled; and once more for them to end."""
+"""Time for handlers that outlived the drain, before they are cancelled, and again for them to end."""
 
 OWN_DESCRIPTORS = 64
-"""For files that are read anew, stores, and connections to workers, whoever connects here."""
+"""Descriptors kept for files, stores and connections to workers, however many clients connect."""
 
 ADMIN_CONNECTIONS = 64
-"""Connections to the admin port, besides its viewers."""
+"""Connections to the admin port, in addition to its viewers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
     port: int
-    """The real one, also where the configuration said 0."""
+    """The real port, also if the configuration says 0."""
     stop: Callable[[], Awaitable[None]]
     """Close the listener; connections stay."""
 
@@ -81,7 +81,7 @@ class Ports:
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
-        """Inside the block traces are sent, viewers see the past, and a renewed certificate is taken."""
+        """Inside the block traces are sent, the status page collects samples, and a renewed certificate is loaded."""
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(sending(self.tracing))
             await stack.enter_async_context(background.running("status", self.feed.run))
@@ -102,7 +102,7 @@ class Ports:
 
 
 def open_keys(config: Config, audit: Audit, plane: DataPlane) -> KeyFile | None:
-    """None where no keys are asked for. Raises ConfigError."""
+    """None if no keys are required. Raises ConfigError."""
     if not config.auth.asks_for_keys:
         return None
     return KeyFile(config.auth, audit, time.time, plane.admission.limits.ledger.keep, config.limits.max_key_connections)
@@ -194,7 +194,7 @@ def _status_feed(
 
 
 def _date_of(clock: Callable[[], float]) -> Callable[[float], str]:
-    """A time of the clock, as people read it."""
+    """Turns a time of the clock into a date."""
     return lambda at: datetime.fromtimestamp(time.time() - (clock() - at), UTC).isoformat(timespec="seconds")
 
 
@@ -212,7 +212,7 @@ async def _listening(
     tls: ssl.SSLContext | None,
     head_timeout_s: float,
 ) -> AsyncIterator[Site]:
-    """``section``: of the configuration, which has ``where``. Raises ConfigError."""
+    """``section``: name of the section ``where``, for errors. Raises ConfigError."""
     listener = listen(section, where)
     handshake_s = head_timeout_s if tls else None
     server = await asyncio.get_running_loop().create_server(
@@ -235,8 +235,8 @@ async def _listening(
 
 
 def connections_within(granted: int, max_connections: int, max_viewers: int) -> tuple[int, int]:
-    """Connections to the data port and to the admin port: so many that descriptors are left for everything else, such as a file
-    of keys from which one was revoked. ``granted``: descriptors that the system grants, or RLIM_INFINITY."""
+    """Most connections to the data port and to the admin port. They leave descriptors for everything else, such as reading the
+    file of keys. ``granted``: descriptors that the system grants, or RLIM_INFINITY."""
     if granted == resource.RLIM_INFINITY:
         granted = sys.maxsize
     may_administer = max(min(ADMIN_CONNECTIONS + max_viewers, max_connections, granted // 4), 1)

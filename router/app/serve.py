@@ -45,13 +45,13 @@ from router.upstream.pool import Pool
 log = logging.getLogger("warmroute")
 
 SWITCH_S = 0.0005
-"""How long the loop waits before it asks a parsing thread for the interpreter. Python's own 5 ms let two calls over a large
-body run one after another, and add to the loop's stall."""
+"""Time after which the event loop asks a thread for the interpreter. Python's default of 5 ms lets two calls over a large body
+run one after another, which stalls the loop for longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A router that serves. Ports are the real ones, also where the configuration said 0."""
+    """A router that serves. The URLs have the real ports, also if the configuration says 0."""
 
     url: str
     admin_url: str
@@ -59,17 +59,17 @@ class Running:
     fleet: Fleet
     pool: Pool
     open_connections: Callable[[], int]
-    """Clients' connections to the data port."""
+    """Open client connections to the data port."""
     head_bytes: Callable[[], int]
-    """Of their heads that are not whole."""
+    """Bytes of their incomplete request heads."""
     stop_accepting: Callable[[], Awaitable[None]]
-    """Close the data port's listener; connections stay."""
+    """Closes the data port's listener; connections stay."""
     keys: KeyFile | None
-    """None where no keys are asked for."""
+    """None if no keys are required."""
 
 
 async def serve(config: Config, on_ready: Any = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: live requests end, new ones go elsewhere."""
+    """Serves until SIGTERM or SIGINT, then drains: live requests end, and new ones go to other routers."""
     signals = StopSignals()
     async with running(config) as router:
         if router.keys is not None:
@@ -89,7 +89,7 @@ async def serve(config: Config, on_ready: Any = None) -> None:
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Running]:
-    """A router, serving inside the block. Raises OSError when a port cannot be had, ConfigError for keys that are wrong."""
+    """A router that serves inside the block. Raises ConfigError and OSError."""
     require_c_parser()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     clock = time.monotonic  # finer than uvloop's own, which counts in milliseconds
@@ -136,14 +136,14 @@ def _register_process(registry: CollectorRegistry, config: Config) -> None:
 
 
 def _calm_collector() -> None:
-    """Requests make no cycles, and a full collection walks the whole index: rarely is often enough."""
+    """Requests leave no reference cycles, and a full collection walks the whole index, so collections are rare."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 1_000)
 
 
 def _allow_descriptors(max_connections: int) -> None:
-    """All that the system grants: the usual soft limit of 1,024 is a tenth of the connections that clients may have."""
+    """Raises the soft limit to what the system grants: the usual 1,024 is a tenth of the allowed client connections."""
     _, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
     if granted != resource.RLIM_INFINITY and granted <= max_connections:

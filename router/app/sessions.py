@@ -1,4 +1,4 @@
-"""Composition of the stateful half: configuration → store, turns and the pages that clients meet."""
+"""Composition of the stateful half: store, turns, context window and routes, from the configuration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("warmroute.sessions")
 
 EXPIRY_S = 60.0
-"""Between two sweeps for what has expired, where the store does not do that itself."""
+"""Time between two deletions of expired sessions, for stores that do not delete them on their own."""
 
 SWEPT_AT_ONCE = 1000
 
@@ -56,7 +56,7 @@ SWEPT_AT_ONCE = 1000
 @dataclass(frozen=True, slots=True)
 class SessionState:
     routes: PageRoutes | None
-    """None where no state is kept."""
+    """None if the router keeps no state."""
     turns: Turns
     histories: Histories
     store: OpenedStore
@@ -66,7 +66,7 @@ class SessionState:
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
-        """What runs beside the requests, and ends after them."""
+        """Inside the block the background tasks of sessions run."""
         tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
         compactor = self.turns.context_window.compactor
         tasks += [background.start("compactor", compactor.run) for _ in range(self.janitors)]

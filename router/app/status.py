@@ -1,4 +1,4 @@
-"""What the status page shows, read from where it is kept."""
+"""The figures that the status page and the admin port show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DECISIONS = 20
 
 
 def describe_workers(fleet: Fleet, index: PrefixIndex, date_of: Callable[[float], str]) -> list[dict[str, Any]]:
-    """For the admin port, which alone may show URLs. ``date_of``: the fleet's time, as people read it."""
+    """For the admin port: only it may show URLs. ``date_of`` turns a time of the fleet's clock into a date."""
     return [
         {
             "name": member.name,
@@ -52,7 +52,7 @@ def describe(
     queued: Callable[[], int],
     date_of: Callable[[float], str],
 ) -> dict[str, Any]:
-    """O(workers): about a millisecond of 200."""
+    """O(workers): about a millisecond for 200 workers."""
     journaled = state.store.journaled
     sessions = {
         "turns": sum(state.turns.counts.turns.values()),

@@ -1,8 +1,9 @@
 """``warmroute keys``: make, list and revoke API keys in their file.
 
-The file stays as people wrote it: lines are added, and no other byte changes. It is replaced as a whole, so a router that
-reads it meanwhile sees the old one or the new one. What would come out is read as the router reads it first, and not
-written where it would be refused.
+The file stays as people wrote it: lines are added, and no other byte changes. The file is replaced as a whole, so a router that
+reads it meanwhile sees the old one or the new one. A result that the router would refuse is not written.
+
+TOML libraries that keep comments reorder [[keys]] between [tenants] tables, so entries are found by regular expressions.
 """
 
 from __future__ import annotations
@@ -41,14 +42,12 @@ def keys() -> None:
 
 
 @keys.command("create")
-@click.option("--tenant", required=True, help="Whose key it is.")
-@click.option("--id", "key_id", help="Name of the key in logs.  [default: the tenant's name and a number]")
-@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), help="Add it to this file.")
-@click.option(
-    "--new-tenant", is_flag=True, help="The file need not list the tenant: add it, without limits of its own."
-)
+@click.option("--tenant", required=True, help="Tenant of the key.")
+@click.option("--id", "key_id", help="Id of the key in logs.  [default: the tenant's name and a number]")
+@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file to which the key is added.")
+@click.option("--new-tenant", is_flag=True, help="Add the tenant to the file if it is not listed, without limits.")
 def create_command(tenant: str, key_id: str | None, file: Path | None, new_tenant: bool) -> None:
-    """Make a key, and show it this once: only its digest is kept."""
+    """Make a key and show it once. Only its digest is stored."""
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
     key_id = key_id or f"{tenant[:50]}-{secrets.token_hex(4)}"
     entry = f'[[keys]]\nid = "{key_id}"\ntenant = "{tenant}"\nsha256 = "{sha256(key.encode()).hexdigest()}"\n'
@@ -80,7 +79,7 @@ def list_command(file: Path) -> None:
 @click.argument("key_id", metavar="ID")
 @file_option
 def revoke_command(key_id: str, file: Path) -> None:
-    """Disable a key; routers heed it at their next look at the file."""
+    """Disable a key. Routers notice when they read the file again."""
     try:
         _edit(file, lambda text: _without(text, key_id))
     except BadKeys as error:

@@ -1,4 +1,4 @@
-"""The commands. Each turns its flags into settings, runs one thing, and says what went wrong in one line."""
+"""The commands. Each turns its flags into settings, runs one thing, and reports an error in one line."""
 
 from __future__ import annotations
 
@@ -46,22 +46,24 @@ def cli() -> None:
 
 @cli.command("serve")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file.")
-@click.option("--host", help="Address of the data port.")
-@click.option("--port", type=int, help="Data port.")
+@click.option("--host", help="Address of the port for clients.")
+@click.option("--port", type=int, help="Port for clients.")
 @click.option("--admin-host", help="Address of the admin port.")
 @click.option("--admin-port", type=int, help="Admin port.")
 @click.option("--worker", "workers", multiple=True, help="URL of a worker; repeatable.")
-@click.option("--workers-file", help="File with a worker URL a line.")
-@click.option("--workers-dns", help="NAME:PORT whose every address is a worker.")
+@click.option("--workers-file", help="File with one worker URL per line.")
+@click.option("--workers-dns", help="NAME:PORT; every address that it resolves to is a worker.")
 @click.option("--workers-kubernetes", help="NAMESPACE/SERVICE[:PORT] whose pods are the workers.")
 @click.option("--policy", help="How workers are ranked.")
-@click.option("--session-store", help="Where sessions are kept: sqlite:///PATH, redis://…, none.")
-@click.option("--state-dir", help="Directory of what the router keeps itself.")
-@click.option("--context-strategy", help="How long histories are kept within the window.")
-@click.option("--context-high-tokens", type=int, help="Tokens of a history from which on it is cut.")
-@click.option("--context-low-tokens", type=int, help="Tokens that a cut leaves of it.")
-@click.option("--simulate", type=int, help="Start so many simulated workers inside this process.")
-@click.option("--insecure-no-auth", is_flag=True, default=None, help="Serve everybody.")
+@click.option("--session-store", help="Where sessions are stored: sqlite:///PATH, redis://…, none.")
+@click.option("--state-dir", help="Directory for the router's own files.")
+@click.option("--context-strategy", help="How a history that is too long is shortened.")
+@click.option("--context-high-tokens", type=int, help="Tokens above which a history is cut.")
+@click.option("--context-low-tokens", type=int, help="Tokens that a cut leaves of a history.")
+@click.option("--simulate", type=int, help="Simulated workers to start inside this process.")
+@click.option(
+    "--insecure-no-auth", is_flag=True, default=None, help="Serve everybody who reaches the port, without API keys."
+)
 def serve_command(file: Path | None, workers: Sequence[str], **flags: Any) -> None:
     """Run the router."""
     config = _load(
@@ -114,15 +116,19 @@ def _print_curl(router: Running) -> None:
 
 
 @cli.command("simulate")
-@click.option("--workers", default=8, show_default=True, help="Workers, each on a port of its own.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that they listen on.")
-@click.option("--base-port", default=9500, show_default=True, help="First port; 0 takes free ones.")
+@click.option("--workers", default=8, show_default=True, help="Workers; each has a port of its own.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the workers listen on.")
+@click.option("--base-port", default=9500, show_default=True, help="Port of the first worker; 0 takes free ports.")
 @click.option("--cache-blocks", default=3000, show_default=True, help="KV blocks of each worker.")
-@click.option("--block-tokens", default=512, show_default=True, help="Tokens of a block.")
-@click.option("--prefill-rate", default=15000.0, show_default=True, help="Uncached tokens per second.")
+@click.option("--block-tokens", default=512, show_default=True, help="Tokens in a KV block.")
+@click.option("--prefill-rate", default=15000.0, show_default=True, help="Prefill rate, in uncached tokens per second.")
 @click.option("--itl-ms", default=30.0, show_default=True, help="Milliseconds between two tokens of a stream.")
-@click.option("--max-num-seqs", default=64, show_default=True, help="Requests that run at once; others wait.")
-@click.option("--time-scale", default=20.0, show_default=True, help="The workers' time runs so many times as fast.")
+@click.option(
+    "--max-num-seqs", default=64, show_default=True, help="Requests that a worker runs at once; further ones wait."
+)
+@click.option(
+    "--time-scale", default=20.0, show_default=True, help="How many times faster than real time the workers run."
+)
 @click.option(
     "--answers",
     type=click.Choice(["plain", "bytes"]),
@@ -130,15 +136,15 @@ def _print_curl(router: Running) -> None:
     show_default=True,
     help="Words, or text whose characters are split over tokens.",
 )
-@click.option("--tokens-per-event", default=1, show_default=True, help="Tokens in an event, where no interval is set.")
+@click.option("--tokens-per-event", default=1, show_default=True, help="Tokens in an event, unless an interval is set.")
 @click.option(
     "--stream-interval-ms",
     default=25.0,
     show_default=True,
-    help="Milliseconds in which a stream's tokens share an event; 0: none.",
+    help="Milliseconds whose tokens share an event of a stream; 0: off.",
 )
-@click.option("--vocabulary", default="", help="File that fleets in several processes share, for prompts of token ids.")
-@click.option("--poison", default="", help="A request with this text in it crashes its worker; empty: none does.")
+@click.option("--vocabulary", default="", help="File with the token ids that fleets in several processes share.")
+@click.option("--poison", default="", help="Text in a request that crashes the worker; empty: none.")
 @click.option("--model", "models", multiple=True, default=("sim",), show_default=True, help="Model name; repeatable.")
 def simulate_command(host: str, **options: Any) -> None:
     """Run simulated workers that behave as vLLM does."""
@@ -166,20 +172,18 @@ async def _simulate(fleet_settings: SimulatorSettings, host: str) -> None:
     "--url", "urls", multiple=True, default=("http://127.0.0.1:8080",), show_default=True, help="Router; repeatable."
 )
 @click.option("--speed", default=2.0, show_default=True, help="Trace seconds per second of the workers' time.")
-@click.option(
-    "--time-scale", default=20.0, show_default=True, help="Seconds of the workers' time per second; 1 if real."
-)
+@click.option("--time-scale", default=20.0, show_default=True, help="The workers' time scale; 1 for real workers.")
 @click.option("--limit", type=int, help="Only the first N requests.")
 @click.option("--model", help="Model to ask for.  [default: the first listed]")
-@click.option("--block-tokens", default=512, show_default=True, help="Tokens that one of the trace's ids stands for.")
-@click.option("--workers-url", "worker_urls", multiple=True, help="Worker whose counters are read; repeatable.")
+@click.option("--block-tokens", default=512, show_default=True, help="Tokens that one hash id of the trace stands for.")
+@click.option("--workers-url", "worker_urls", multiple=True, help="Worker whose counters the report reads; repeatable.")
 @click.option(
     "--admin-url", default="http://127.0.0.1:8081", show_default=True, help="Admin port that names the workers."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the choice among several routers.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report there too.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the choice among several routers.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to which the report is also written.")
 def replay_command(json_file: Path | None, **options: Any) -> None:
-    """Send a trace's requests as they came, and report hits and times."""
+    """Send the requests of a trace at its times, and report cache hits and latencies."""
     try:
         report = _run(replay(ReplaySettings(**options)))
         Console().print(report.as_table())
@@ -216,7 +220,7 @@ async def _demo_router(policy: str, worker_urls: Sequence[str]) -> AsyncIterator
 @cli.command("check-config")
 @click.argument("file", type=click.Path(path_type=Path))
 def check_config_command(file: Path) -> None:
-    """Check a configuration file, with the environment over it, and print what would hold."""
+    """Check a configuration file together with the environment, and print the resulting settings."""
     config = _load(file, {})
     try:
         load_keys(config.auth)

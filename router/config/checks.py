@@ -1,4 +1,4 @@
-"""What no single key can say: keys that belong together, files, hosts and URLs."""
+"""Checks that need more than one key or a file: keys that belong together, files, hosts and URLs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from router.core.worker import parse_address
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[1-9][0-9]{0,4}))?"
 )
-"""As browsers write them (RFC 6454, section 6.1): in lower case, without a path, and without the scheme's own port."""
+"""An origin as browsers write it (RFC 6454, section 6.1): in lower case, without a path, without the scheme's own port."""
 
 _OWN_PORTS = {"http": "80", "https": "443"}
 
 _SERVED_HOST = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
-"""A name, or an address without brackets."""
+"""A host name, or an address without brackets."""
 
 _MEDIA_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 _SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(?::[a-z0-9-]{1,15})?")
-"""As Kubernetes names them."""
+"""A namespace, a Service and a port, by the rules of Kubernetes."""
 
 
 def check_across(config: Config) -> None:
-    """What no single key can say."""
+    """Raises ConfigError."""
     _check_sources(config.fleet)
     if bool(config.server.tls_cert) != bool(config.server.tls_key):
         raise ConfigError(f"server.tls_key={config.server.tls_key!r}: must be given together with server.tls_cert")
@@ -75,7 +75,7 @@ def _check_sources(fleet: FleetConfig) -> None:
 
 
 def _check_names(config: Config) -> None:
-    """An entry that can match nothing is a mistake that nobody would notice."""
+    """Refuses entries that can match nothing: nobody would notice such a mistake."""
     for origin in config.server.cors_origins:
         if origin not in (ANY_ORIGIN, "null") and not _is_origin(origin):
             raise ConfigError(
@@ -123,7 +123,7 @@ def _check_tracing(tracing: TracingConfig) -> None:
 
 
 def _check_embedder(context: ContextConfig) -> None:
-    """How long vectors are has to be known before those who make them are asked."""
+    """The dimensions of vectors must be known before the embedder is asked."""
     if context.embed_url and not context.embed_model:
         raise ConfigError("context.embed_model='': required with context.embed_url")
     makes_vectors_here = not context.embed_url and context.embed_model in ("", BUNDLED_MODEL)
@@ -135,7 +135,7 @@ def _check_embedder(context: ContextConfig) -> None:
 
 
 def _check_recall(config: Config) -> None:
-    """A database that others reach is no place for what is encrypted elsewhere, nor for sessions that end with a process."""
+    """A shared database must not hold texts that are encrypted elsewhere, or sessions that end with the process."""
     if config.context.recall_index in ("sqlite", "memory", "none"):
         return
     try:

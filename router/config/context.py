@@ -10,7 +10,7 @@ from router.config.section import SECRET, Section
 from router.core.tenants.tenant import ContextStrategy
 
 BUNDLED_MODEL = "all-MiniLM-L6-v2-int8"
-"""Which makes vectors in this process."""
+"""The embedding model that runs in this process."""
 
 
 class ContextConfig(Section, frozen=True):

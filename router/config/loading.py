@@ -24,11 +24,11 @@ from router.config.sessions import ModelConfig
 _S = TypeVar("_S", bound="Section")
 
 _SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT\w*=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)")
-"""What Kubernetes puts into every container's environment for a service called ``warmroute``, behind the prefix."""
+"""Variables that Kubernetes sets in every container for a Service called ``warmroute``, without the prefix."""
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
-    """Merge file, environment and flags (``"a.b"`` → value; None: not given) and check all of it.
+    """Merges file, environment and flags (``"a.b"`` → value; None: not given) and checks the result.
 
     Raises ConfigError, whose text is one line.
     """
@@ -76,7 +76,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _key_of(variable: str) -> tuple[str, str]:
-    """The variable that the reference has in its place, and the key where that is another."""
+    """The variable as the reference has it, and for a model's variable its key, else an empty key."""
     prefix = f"{PREFIX}{MODELS.upper()}__"
     model, separator, name = variable.removeprefix(prefix).rpartition("__")
     if not (variable.startswith(prefix) and model and separator):
@@ -85,7 +85,7 @@ def _key_of(variable: str) -> tuple[str, str]:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """A model's name may have dots."""
+    """Sets a value by its key. The name of a model may contain dots."""
     section, _, rest = key.partition(".")
     model, _, name = rest.rpartition(".")
     table = tree
@@ -97,7 +97,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _convert(tree: Any, kind: type[_S], model: str = "") -> _S:
-    """``model``: whose table it is. Raises ConfigError."""
+    """``model``: name of the model whose table it is. Raises ConfigError."""
     try:
         return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -129,5 +129,5 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _shown(table: object) -> str:
-    """Of what should be a table: its text may hold secrets."""
+    """A value that should be a table, without its text, which may hold secrets."""
     return "***" if isinstance(table, str | list | dict) else repr(table)

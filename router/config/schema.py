@@ -1,4 +1,4 @@
-"""The whole configuration, and the error that refuses one."""
+"""The whole configuration, and the error for a wrong one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Config(Section, frozen=True):
     tracing: TracingConfig = TracingConfig()
 
     def tokenizer_of(self, model: str) -> str:
-        """As ``tokens.tokenizer`` has it, and never empty."""
+        """A value of ``tokens.tokenizer``, never empty."""
         named = self.models.get(model)
         patterns = (each for pattern, each in self.models.items() if each.tokenizer and fnmatchcase(model, pattern))
         found = named if named is not None and named.tokenizer else next(patterns, None)
@@ -52,4 +52,4 @@ class Config(Section, frozen=True):
 
 
 MODELS, ANY_MODEL = "models", "NAME"
-"""The table whose tables are named by whoever writes them, and what stands for such a name in the reference."""
+"""The table that has one table for each model, and the placeholder for a model's name in the reference."""

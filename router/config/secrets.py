@@ -17,7 +17,7 @@ def read_salt_secret(auth: AuthConfig) -> bytes:
 
 
 def read_secret(key: str, text: str, file: str) -> bytes:
-    """From its setting or its file, without white space around it; empty where there is none. Raises ConfigError."""
+    """Reads a secret from its setting or its file and strips white space; empty if there is none. Raises ConfigError."""
     if text and file:
         raise ConfigError(f"{key}=***: must not be given together with {key}_file")
     named, secret = f"{key}=***", text.encode()

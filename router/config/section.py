@@ -1,4 +1,4 @@
-"""What every table of the configuration is."""
+"""The base of every section of the configuration."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ SECRET = {"secret": True}
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every table of the configuration is."""
+    """A table of the configuration. Unknown keys are errors."""

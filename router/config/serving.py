@@ -1,4 +1,4 @@
-"""What clients and operators meet: ports, keys, limits, logs, traces."""
+"""Ports, keys, limits, logs and traces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Meta
 from router.config.section import SECRET, Section
 
 ANY_ORIGIN = "*"
-"""Of ``server.cors_origins``: pages of every origin may read answers."""
+"""Value of ``server.cors_origins`` that allows pages of every origin to read answers."""
 
 
 class ServerConfig(Section, frozen=True):

@@ -142,7 +142,7 @@ class SessionsConfig(Section, frozen=True):
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony")
-"""Of tiktoken."""
+"""Encodings of tiktoken."""
 
 WORKER, ESTIMATE = "worker", "estimate"
 
@@ -169,8 +169,8 @@ class TokensConfig(Section, frozen=True):
 
 
 class ModelConfig(Section, frozen=True):
-    """One table for each model, by its name, or by a pattern such as `"gpt-oss-*"`: the name itself goes before patterns, and
-    these in their order."""
+    """One table for each model, named by the model or by a pattern such as `"gpt-oss-*"`. An exact name wins over patterns, and
+    patterns apply in their order."""
 
     tokenizer: Annotated[
         str, Meta(description="Tokenizer for this model, with the values of tokens.tokenizer; empty: tokens.tokenizer.")

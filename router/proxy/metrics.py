@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from router.core.index.cache_use import CacheMisses
 from router.core.request.record import Record
+from router.core.request.request import Tenant
 from router.core.request.retry import RetryBudget
 from router.core.request.routes import Route
 from router.core.tenants.quota import Account
@@ -247,11 +248,6 @@ def tenant_rows(admission: Admission, wall_clock: Callable[[], float]) -> Iterab
             for kind in ("prompt", "cached", "completion")
         }
 
-    def days() -> Iterator[tuple[tuple[str, str], float, int]]:
-        for tenant, account in accounts.items():
-            for kind, left, limit in account.day_tokens(wall_clock()):
-                yield (tenant, kind), left, limit
-
     return (
         gauge(
             "tenant_in_flight",
@@ -284,15 +280,22 @@ def tenant_rows(admission: Admission, wall_clock: Callable[[], float]) -> Iterab
         gauge(
             "tenant_day_tokens_left",
             "Tokens that the tenant may still use until midnight UTC.",
-            lambda: {labels: left for labels, left, _limit in days()},
+            lambda: {labels: left for labels, left, _limit in _days(accounts, wall_clock())},
             "tenant",
             "kind",
         ),
         gauge(
             "tenant_day_tokens",
             "Tokens that the tenant may use each day.",
-            lambda: {labels: limit for labels, _left, limit in days()},
+            lambda: {labels: limit for labels, _left, limit in _days(accounts, wall_clock())},
             "tenant",
             "kind",
         ),
     )
+
+
+def _days(accounts: Mapping[Tenant, Account], wall_s: float) -> Iterator[tuple[tuple[str, str], float, int]]:
+    """Of each budget of a day: its labels, what is left of it, and all of it."""
+    for tenant, account in accounts.items():
+        for kind, left, limit in account.day_tokens(wall_s):
+            yield (tenant, kind), left, limit

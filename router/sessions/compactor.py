@@ -36,7 +36,7 @@ log = logging.getLogger("warmroute.sessions")
 ATTEMPTS = 4
 """Attempts to commit a summary while others change the view."""
 
-LEAST_SHRINKING, LEAST_SUMMARY_TOKENS = 4, 16
+MIN_SHRINKING, MIN_SUMMARY_TOKENS = 4, 16
 """A summary is asked to be a quarter of its source at most, and may always have so many tokens."""
 
 
@@ -214,7 +214,7 @@ class Compactor:
             question = cut.question.place if cut.question is not None else START
         if upto <= history.view.summarized_upto:
             return None
-        max_tokens = min(self._config.summary_tokens, max(low // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
+        max_tokens = min(self._config.summary_tokens, max(low // MIN_SHRINKING, MIN_SUMMARY_TOKENS))
         return SummaryPlan(cut, upto, question, self._source(job, history, upto, max_tokens), max_tokens)
 
     def _source(self, job: CompactionJob, history: History, upto: LogPosition, max_tokens: int) -> Source:
@@ -239,7 +239,7 @@ class Compactor:
     async def _write(self, job: CompactionJob, history: History, plan: SummaryPlan) -> Written | Result:
         """The budget is charged what it cost, in place of what was reserved."""
         source, rules = plan.source, job.request.caller.rules
-        max_tokens = min(plan.max_tokens, max(source.tokens // LEAST_SHRINKING, LEAST_SUMMARY_TOKENS))
+        max_tokens = min(plan.max_tokens, max(source.tokens // MIN_SHRINKING, MIN_SUMMARY_TOKENS))
         try:
             async with asyncio.timeout(self._config.summary_timeout_s):
                 written = await self._writer.write(job.request, history, source, max_tokens)

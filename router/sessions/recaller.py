@@ -24,7 +24,7 @@ from router.sessions.stores.contract import Sid
 
 log = logging.getLogger("warmroute.sessions")
 
-AT_ONCE = 200
+ITEMS_PER_CALL = 200
 """Items that are indexed by one call."""
 
 
@@ -89,7 +89,7 @@ class Recaller:
             newest = await self._index.newest(sid, history.owner)
             left = (item for item in islice(history.items, history.start) if not item.is_system)
             gone = (item for item in left if item.number > newest)
-            while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, AT_ONCE)]:
+            while passages := [Passage(item.number, text_of(item.body)) for item in islice(gone, ITEMS_PER_CALL)]:
                 await self._index.add(sid, history.owner, sorted(passages))
                 if history.is_deleted:  # deleted meanwhile: what was just added goes, too
                     await self._index.forget(sid, history.owner)

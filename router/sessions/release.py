@@ -14,7 +14,7 @@ log = logging.getLogger("warmroute.sessions")
 CLOSING_S = 1.0
 """Longest time for the last releases when the router stops."""
 
-AGAIN_S = 0.25
+REPEAT_S = 0.25
 """Pause between two attempts to release."""
 
 MAX_WAITING = 1000
@@ -71,8 +71,8 @@ class LeaseReleaser:
     async def _repeat(self, call: Call, why: Exception | None, until: float) -> Exception | None:
         self.waiting += 1
         try:
-            while isinstance(why, StoreUnavailable) and self._clock() + AGAIN_S <= until:
-                await asyncio.sleep(AGAIN_S)
+            while isinstance(why, StoreUnavailable) and self._clock() + REPEAT_S <= until:
+                await asyncio.sleep(REPEAT_S)
                 why = await _attempt(call)
         finally:
             self.waiting -= 1

@@ -13,7 +13,7 @@ from router.sessions.stores.contract import Corrupt, StoreUnavailable, Usage
 
 log = logging.getLogger("warmroute.sessions")
 
-LOOK_S = 2.0
+CHECK_S = 2.0
 """Pause between two checks."""
 
 
@@ -37,10 +37,10 @@ class StoreHealth:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self._look()
-            await asyncio.sleep(LOOK_S)
+            await self.check()
+            await asyncio.sleep(CHECK_S)
 
-    async def _look(self) -> None:
+    async def check(self) -> None:
         try:
             await self._ping()
         except (StoreUnavailable, Corrupt) as error:

@@ -27,11 +27,11 @@ from router.wire.completion import BadAnswer
 FRAME_TOKENS = 300
 """Tokens of the instruction and of chat templates, about."""
 
-OF_WINDOW = 0.8
+TRANSCRIPT_SHARE = 0.8
 """Share of a window that a transcript may fill. Its tokens were counted by another model's tokenizer, or estimated."""
 
 
-LEAST_BYTES_PER_TOKEN = 6
+MAX_BYTES_PER_TOKEN = 6
 """Bytes per token that no tokenizer exceeds on average. A model that counts fewer tokens of its summary is not believed."""
 
 
@@ -85,7 +85,7 @@ class FleetSummaryWriter:
 
     def _room_for_transcript(self, model: str, max_tokens: int) -> int:
         window = self.window(model)
-        return max(round(window * OF_WINDOW) - max_tokens - FRAME_TOKENS, 1) if window else ANY
+        return max(round(window * TRANSCRIPT_SHARE) - max_tokens - FRAME_TOKENS, 1) if window else ANY
 
     def _may_ask_after(self, request: TurnRequest, history: History, since: LogPosition, max_tokens: int) -> bool:
         """True if the prompt has the whole source, ends with an answer, and leaves room for a question and a summary."""
@@ -138,7 +138,7 @@ def _written(client: InternalClient) -> Written:
 def read_summary(answer: ChatAnswer, prompt_tokens: int) -> Written:
     """``prompt_tokens``: what the model read."""
     text = without_thoughts(words_of({**answer.message, "tool_calls": None}))
-    tokens = max(answer.completion_tokens, len(text.encode()) // LEAST_BYTES_PER_TOKEN)
+    tokens = max(answer.completion_tokens, len(text.encode()) // MAX_BYTES_PER_TOKEN)
     return Written(text, tokens, max(prompt_tokens, 0), is_whole=answer.finish_reason != "length")
 
 

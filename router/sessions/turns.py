@@ -172,9 +172,9 @@ class Turns:
         codec.begin(claim.sid, claim.turn, number)
         if request.on_begun is not None:
             await request.on_begun(claim.sid, TurnPosition(claim.turn, number))
-        return await self._carry(claim, request, history, plan, codec, CommitGate(client, codec))
+        return await self._answer(claim, request, history, plan, codec, CommitGate(client, codec))
 
-    async def _carry(
+    async def _answer(
         self, claim: Claim, request: TurnRequest, history: History, plan: Plan, codec: AnswerCodec, gate: CommitGate
     ) -> TurnOutcome:
         """Sends the turn to a worker, its answer to the client, and stores the answer."""

@@ -23,7 +23,7 @@ from router.sessions.planner import Plan, TurnRequest
 ANSWER_SHARE = 0.25
 """Largest share of a window that is left free for an answer whose length the request does not bound."""
 
-CLEARLY, CLEARLY_BY_ESTIMATE = 1.5, 3.0
+TOO_LONG_RATIO, TOO_LONG_RATIO_BY_ESTIMATE = 1.5, 3.0
 """Times the window that a prompt must have to be refused without asking a worker, by exact counts and by estimates. A worker
 counts right, and so it judges prompts that are near its window."""
 
@@ -89,7 +89,9 @@ class Views:
     def is_too_long(self, request: TurnRequest, prompt: Prompt) -> bool:
         """True for a prompt that is beyond doubt too long for the model's window."""
         is_exact = self._lookups.is_exact(request.incoming.model)
-        bound = self._lookups.window(request.incoming.model) * (CLEARLY if is_exact else CLEARLY_BY_ESTIMATE)
+        bound = self._lookups.window(request.incoming.model) * (
+            TOO_LONG_RATIO if is_exact else TOO_LONG_RATIO_BY_ESTIMATE
+        )
         return 0 < bound < self._total(request, prompt)
 
     async def cut(self, history: History, low_tokens: int) -> bool:

@@ -132,7 +132,7 @@ class Play:
         )
 
     async def clean(self) -> None:
-        """The compactor's chores, all of them."""
+        """Runs all jobs of the compactor."""
         compactor = self.replica.turns.context_window.compactor
         while compactor.jobs:
             await compactor.do(compactor.jobs.popitem()[1])

@@ -317,10 +317,10 @@ class Replica:
         record = Record(
             route=Route.CHAT, model="m", policy="", request_id="r", stream=stream, started_at=0.0, worker="none"
         )
-        door = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
+        codec = ChatCodec(record, stream=streams(incoming), wants_usage=wants_usage(incoming))
         request = self.ask(incoming, sid, caller, key, on_busy, sha256(body).hexdigest(), forks, len(body))
         request = replace(request, request_id=request_id, on_begun=on_begun, overrides=context)
-        await self.turns.run(request, door, client)
+        await self.turns.run(request, codec, client)
         return client
 
     async def run_ephemeral(self, sid: Sid, turn: int, *messages: dict[str, Any]) -> FakeClient:
@@ -330,8 +330,8 @@ class Replica:
         record = Record(
             route=Route.CHAT, model="m", policy="", request_id="r", stream=False, started_at=0.0, worker="none"
         )
-        door = ChatCodec(record, stream=False, wants_usage=False)
-        await self.turns.run_ephemeral(self.ask(incoming, sid), door, client, (sid, TurnPosition(turn, 1)))
+        codec = ChatCodec(record, stream=False, wants_usage=False)
+        await self.turns.run_ephemeral(self.ask(incoming, sid), codec, client, (sid, TurnPosition(turn, 1)))
         return client
 
     def ask(

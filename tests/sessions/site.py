@@ -141,5 +141,5 @@ async def opened(name: str, directory: Path, redis_url: str) -> AsyncIterator[Si
 
 
 def results(replica: Replica) -> dict[str, int]:
-    """What came of its janitor's chores, and how often."""
+    """Results of the replica's compaction jobs, with their numbers."""
     return {result: count for result, count in replica.turns.context_window.compactor.results.items() if count}

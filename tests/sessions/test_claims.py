@@ -97,7 +97,7 @@ async def test_a_history_after_which_others_wrote_is_forgotten() -> None:
 
 
 async def test_a_claim_that_a_hung_store_took_is_given_back_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "AGAIN_S", 0.0)
+    monkeypatch.setattr(release, "REPEAT_S", 0.0)
     desk = Desk()
     desk.store.fails = {"behind begin": 1, "before leave": 3}
     with pytest.raises(StateUnavailable):
@@ -109,7 +109,7 @@ async def test_a_claim_that_a_hung_store_took_is_given_back_when_it_goes_on(monk
 
 
 async def test_a_claim_is_not_given_back_for_longer_than_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "AGAIN_S", 0.0)
+    monkeypatch.setattr(release, "REPEAT_S", 0.0)
     desk = Desk()
     desk.store.fails = {"behind begin": 1, "before leave": 1 << 30}
     with pytest.raises(StateUnavailable):
@@ -124,7 +124,7 @@ async def test_a_claim_is_not_given_back_for_longer_than_its_lease(monkeypatch: 
 
 
 async def test_only_so_many_claims_wait_to_be_given_back_and_others_leases_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "AGAIN_S", 0.0)
+    monkeypatch.setattr(release, "REPEAT_S", 0.0)
     desk = Desk(max_give_backs=2)
     desk.store.fails = {"behind begin": 3, "before leave": 1 << 30}
     for number in range(3):

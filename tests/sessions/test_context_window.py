@@ -49,13 +49,13 @@ async def talk(desk: Desk, turns: int, **overrides: Any) -> None:
 
 
 async def pile_up(desk: Desk, turns: int) -> None:
-    """Turns that the compactor has yet to look behind."""
+    """Turns with jobs that wait for the compactor."""
     for number in range(turns):
         await desk.take(user(f"{number} {LONG}"))
 
 
 async def clean(desk: Desk) -> None:
-    """The compactor's chores, all of them."""
+    """Runs all jobs of the compactor."""
     compactor = desk.turns.context_window.compactor
     while compactor.jobs:
         sid, job = compactor.jobs.popitem()

@@ -35,11 +35,11 @@ async def test_a_store_that_takes_no_writes_is_not_up_and_is_told_of_once(caplog
     watch = StoreHealth(store.ping, (store.tidy,), store.usage)
     store.is_full = True
     for _ in range(3):
-        await watch._look()
+        await watch.check()
     assert [watch.is_up] == [False]
     assert caplog.messages == ["the session store takes no writes"]
     assert watch.usage == {ANN: Usage(1, 2, 3)}
     store.is_full = False
-    await watch._look()
+    await watch.check()
     assert [watch.is_up] == [True]
     assert store.tidied == 1

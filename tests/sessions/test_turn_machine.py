@@ -358,12 +358,12 @@ class TurnMachine(RuleBasedStateMachine):
     async def _delete(self, router: Router, session: Session) -> None:
         self.do(router, lambda: router.histories.delete(session.sid, session.owner))
 
-    def do(self, router: Router, errand: Callable[[], Awaitable[bool]]) -> None:
+    def do(self, router: Router, step: Callable[[], Awaitable[bool]]) -> None:
         """Of which nobody needs to hear anything."""
 
         async def run() -> None:
             with suppress(StateUnavailable, SessionNotFound):
-                await errand()
+                await step()
 
         router.releaser.add(asyncio.create_task(run()))
 
@@ -429,7 +429,7 @@ class TurnMachine(RuleBasedStateMachine):
         if self.is_troubled:
             await self.rest()
         for router in self.routers:
-            assert all(task.done() for task in router.releaser), "an errand never ends"
+            assert all(task.done() for task in router.releaser), "a call never ends"
             assert router.is_done
             assert not router.turns.claims.live
             assert not router.turns.claims.endings

@@ -10,7 +10,7 @@ import pytest
 
 from router.core.errors import InvalidJson, InvalidRequest
 from router.core.request.request import Request, Tenant
-from router.core.request.routes import Route
+from router.core.request.routes import PromptForm, Route
 from router.core.tenants.tenant import EVERYBODY, Caller, TenantRules, make_caller
 from tests.wire.parsed import parse_request
 
@@ -231,19 +231,16 @@ def test_a_wish_to_stream_what_does_not_stream_is_left_to_the_worker(route: Rout
     assert found.body == body
 
 
-BODIES: dict[Route, dict[str, Any]] = {
-    Route.CHAT: {"messages": [SYSTEM, USER]},
-    Route.COMPLETIONS: {"prompt": LONG},
-    Route.MESSAGES: {"messages": [USER], "system": LONG},
-    Route.COUNT_TOKENS: {"messages": [USER]},
-    Route.EMBEDDINGS: {"input": LONG},
-    Route.RERANK: {"query": "x", "documents": [LONG]},
-    Route.SCORE: {"text_1": "x", "text_2": LONG},
+BODIES: dict[PromptForm, dict[str, Any]] = {
+    PromptForm.MESSAGES: {"messages": [SYSTEM, USER]},
+    PromptForm.ANTHROPIC: {"messages": [USER], "system": LONG},
+    PromptForm.TEXT: {"prompt": LONG},
+    PromptForm.NONE: {"input": LONG},
 }
 
 
 def salted(who: Caller, route: Route = Route.CHAT, **more: Any) -> Request:
-    body = json.dumps({"model": "m", **BODIES[route], **more}).encode()
+    body = json.dumps({"model": "m", **BODIES[route.spec.prompt], **more}).encode()
     found = parse_request(route, body, {}, who, "")
     assert json.loads(found.body) == {**json.loads(body), "cache_salt": found.hidden_salt}
     return found

@@ -47,9 +47,9 @@ def asks(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("top")
 @asks
-@click.option("--once", is_flag=True, help="Print it once, and end.")
+@click.option("--once", is_flag=True, help="Print the screen once and exit.")
 def top_command(file: Path | None, admin_url: str | None, once: bool) -> None:
-    """Show the fleet and the last decisions, as they are."""
+    """Show the fleet and the last decisions, live."""
     console = _console()
     client = _client(file, admin_url)
     has_screen = _is_terminal() and not console.is_dumb_terminal
@@ -58,7 +58,7 @@ def top_command(file: Path | None, admin_url: str | None, once: bool) -> None:
 
 @click.command("workers")
 @asks
-@click.option("--json", "as_json", is_flag=True, help="As the admin port tells.")
+@click.option("--json", "as_json", is_flag=True, help="Print the admin port's JSON.")
 def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> None:
     """List the workers."""
     kind = dict[str, Any] if as_json else Worker
@@ -73,7 +73,7 @@ def workers_command(file: Path | None, admin_url: str | None, as_json: bool) -> 
 @click.argument("request_id", metavar="ID")
 @asks
 def explain_command(request_id: str, file: Path | None, admin_url: str | None) -> None:
-    """Say what happened to a request, and why: ID is its X-Request-Id."""
+    """Explain what happened to a request. ID is its X-Request-Id."""
     client = _client(file, admin_url)
     decisions = _run(client.list("/decisions", "decisions", Decision))
     found = [decision for decision in decisions if decision["request_id"] == request_id]

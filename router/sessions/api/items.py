@@ -19,7 +19,7 @@ from router.sessions.stores.contract import Sid
 SID_CHARS = 16
 """Characters of the session's key in an id: ids of two sessions do not meet."""
 
-MANY = 100
+MAX_INSERTED = 100
 """Unfinished messages up to so many are inserted one by one; more are sorted."""
 
 _ID = re.compile(r"(?:msg|fc|rs)_([a-z2-7]{16})([0-9a-f]{8})(?:_(-?[0-9]{1,4}))?")
@@ -55,48 +55,48 @@ def _as_written(name: Callable[[int, int], str], calls: Sequence[int]) -> Callab
     return lambda number, part: name(number, calls[part - 1] if part > MESSAGE else part)
 
 
-class Marked(NamedTuple):
+class ShownItem(NamedTuple):
     """A message, and extra members for its items."""
 
     item: Item
     more: Mapping[str, Any] = MappingProxyType({})
 
 
-class MarkedItems(Sequence[Marked]):
+class ShownItems(Sequence[ShownItem]):
     """Messages with extra members, made on access: a page of a long log costs no more than one of a short log."""
 
-    def __init__(self, items: Sequence[Item], mark: Callable[[Item], Mapping[str, Any]]) -> None:
+    def __init__(self, items: Sequence[Item], members_of: Callable[[Item], Mapping[str, Any]]) -> None:
         self._items = items
-        self._mark = mark
+        self._members_of = members_of
 
     def __len__(self) -> int:
         return len(self._items)
 
     @overload
-    def __getitem__(self, at: int) -> Marked: ...
+    def __getitem__(self, at: int) -> ShownItem: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Marked]: ...
-    def __getitem__(self, at: int | slice) -> Marked | Sequence[Marked]:
+    def __getitem__(self, at: slice) -> Sequence[ShownItem]: ...
+    def __getitem__(self, at: int | slice) -> ShownItem | Sequence[ShownItem]:
         if isinstance(at, slice):
-            return MarkedItems(self._items[at], self._mark)
-        return Marked(self._items[at], self._mark(self._items[at]))
+            return ShownItems(self._items[at], self._members_of)
+        return ShownItem(self._items[at], self._members_of(self._items[at]))
 
 
-def plain_items(items: Sequence[Item]) -> Sequence[Marked]:
-    return MarkedItems(items, lambda _: Marked._field_defaults["more"])
+def plain_items(items: Sequence[Item]) -> Sequence[ShownItem]:
+    return ShownItems(items, lambda _: ShownItem._field_defaults["more"])
 
 
-def marked_items(history: History) -> Sequence[Marked]:
+def shown_items(history: History) -> Sequence[ShownItem]:
     """Oldest first, each with its turn. Has those of unfinished turns, too, which no prompt has."""
     unfinished = {item.number: item for item in history.log.unfinished()}
     items = history.items
-    if len(unfinished) > MANY:
+    if len(unfinished) > MAX_INSERTED:
         items = sorted([*items, *unfinished.values()], key=_place)
     elif unfinished:
         items = items.copy()
         for item in unfinished.values():
             insort(items, item, key=_place)
-    return MarkedItems(
+    return ShownItems(
         items,
         lambda item: {"status": "incomplete" if item.number in unfinished else "completed", "turn": item.turn},
     )
@@ -108,7 +108,7 @@ def items_of_turn(history: History, turn: int) -> list[Item]:
     return [item for item in newest if item.turn == turn][::-1]
 
 
-def position(items: Sequence[Marked], number: int) -> int:
+def position(items: Sequence[ShownItem], number: int) -> int:
     """The index of the message of that number; len(items): there is none. O(log n), unless a turn's late end is among them."""
     at = bisect_left(items, number, key=lambda marked: marked.item.number)
     if at < len(items) and items[at].item.number == number:
@@ -120,7 +120,7 @@ def _place(item: Item) -> LogPosition:
     return item.place
 
 
-def show(sid: Sid, marked: Marked) -> list[dict[str, Any]]:
+def show(sid: Sid, marked: ShownItem) -> list[dict[str, Any]]:
     return [{**public, **marked.more} for public in public_items(sid, [marked.item])]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from router.core.errors import InvalidRequest
-from router.sessions.api.items import Marked, place_of, position, show
+from router.sessions.api.items import ShownItem, place_of, position, show
 from router.sessions.openai.objects import item_list
 from router.sessions.stores.contract import Sid
 
@@ -34,14 +34,14 @@ def read_paging(query: Mapping[str, str], *, default_order: str = "desc") -> Pag
     return Paging(limit, order == "desc", query.get("after", ""))
 
 
-def list_page(sid: Sid, messages: Sequence[Marked], paging: Paging) -> bytes:
+def list_page(sid: Sid, messages: Sequence[ShownItem], paging: Paging) -> bytes:
     """``messages``: all, oldest first; only those of the page are read. Raises InvalidRequest if ``after`` is none of their
     items."""
     page = list(islice(_items_after(sid, messages, paging), paging.limit + 1))
     return msgspec.json.encode(item_list(page[: paging.limit], has_more=len(page) > paging.limit))
 
 
-def _items_after(sid: Sid, messages: Sequence[Marked], paging: Paging) -> Iterator[dict[str, Any]]:
+def _items_after(sid: Sid, messages: Sequence[ShownItem], paging: Paging) -> Iterator[dict[str, Any]]:
     place = place_of(sid, paging.after)
     step = -1 if paging.is_descending else 1
     begin, skips = len(messages) - 1 if paging.is_descending else 0, bool(paging.after)

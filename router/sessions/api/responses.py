@@ -22,7 +22,7 @@ from router.core.errors import (
 from router.core.tenants.tenant import ContextStrategy
 from router.server.page_routes import Call, Page
 from router.sessions.api.chat_codec import repeated_record
-from router.sessions.api.items import Marked
+from router.sessions.api.items import ShownItem
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.responses_codec import ResponsesCodec
 from router.sessions.api.rules import read_idempotency_key, read_on_busy, read_overrides
@@ -222,7 +222,7 @@ class ResponsePages:
             raise _absent(call) from None
         items = [item for item in history.items if item.turn == place.turn and item.number < place.number]
         items = items or [item for item in history.log.unfinished(place.turn) if item.number < place.number]
-        return list_page(place.sid, [Marked(item) for item in items], paging)
+        return list_page(place.sid, [ShownItem(item) for item in items], paging)
 
     async def _response(self, call: Call) -> dict[str, Any]:
         """The response in its turn's record. It has failed if the turn stopped without an end."""

@@ -18,7 +18,7 @@ from router.core.tenants.tenant import Caller
 from router.server.page_routes import MAX_NAME_CHARS, Call, Page
 from router.sessions.api.chat_codec import ChatCodec, repeated_record
 from router.sessions.api.chat_requests import read_chat, streams, wants_usage
-from router.sessions.api.items import Marked, find_item, items_of_turn, marked_items, place_of, show
+from router.sessions.api.items import ShownItem, find_item, items_of_turn, place_of, show, shown_items
 from router.sessions.api.overrides import read_context_overrides, show_context
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.api.rules import read_idempotency_key, read_on_busy, session_lifetime_s
@@ -118,12 +118,12 @@ class SessionPages:
         paging = read_paging(call.query)
         sid = self._sid(call, call.names[0])
         history, _ = await self._histories.load(sid, call.caller.rules.tenant)
-        return list_page(sid, marked_items(history), paging)
+        return list_page(sid, shown_items(history), paging)
 
     async def _add(self, call: Call) -> bytes:
         incoming, asked = await call.read(partial(_read_items, limits=self._limits))
         history, added = await self._turns.add(self._ask(call, incoming, asked))
-        own = [Marked(item, {"status": "completed", "turn": added}) for item in items_of_turn(history, added)]
+        own = [ShownItem(item, {"status": "completed", "turn": added}) for item in items_of_turn(history, added)]
         items = [item for marked in own for item in show(Sid(history.sid), marked)]
         return msgspec.json.encode(item_list(items, has_more=False))
 

@@ -35,7 +35,7 @@ def balanced_cuts(items: Sequence[Item], question: Item | None = None) -> list[C
     return cuts
 
 
-LEAST_KEPT = 0.5
+MIN_KEPT_SHARE = 0.5
 """A cut before a question is preferred if it leaves at least this share of what it may."""
 
 
@@ -48,7 +48,7 @@ def choose_cut(items: Sequence[Item], keep_tokens: int, question: Item | None = 
     at_questions = [
         cut
         for cut in fitting
-        if cut.question is None and cut.at < len(items) and left[cut.at] >= LEAST_KEPT * keep_tokens
+        if cut.question is None and cut.at < len(items) and left[cut.at] >= MIN_KEPT_SHARE * keep_tokens
     ]
     return next(iter(at_questions or fitting), cuts[-1] if cuts else None)
 

@@ -11,7 +11,7 @@ from router.sessions.context.provenance import FRAME_CHARS, recalled
 LINE_BYTES = 25
 """Bytes around one passage."""
 
-LEAST_BYTES = 65
+MIN_PASSAGE_BYTES = 65
 """A passage is cut to no fewer bytes."""
 
 MAX_CHARS = 30_000
@@ -38,7 +38,7 @@ def compose(found: Sequence[Found], question: str, max_bytes: int, shown_already
     shown: list[Found] = []
     left = max_bytes - FRAME_CHARS
     for each in found:
-        if left < LEAST_BYTES:
+        if left < MIN_PASSAGE_BYTES:
             break
         if each.number in shown_already:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.core.request.request import Tenant
-from router.sessions.api.items import MANY, items_of_turn, marked_items, position
+from router.sessions.api.items import MAX_INSERTED, items_of_turn, position, shown_items
 from router.sessions.context.entry import Draft, Kind, encode_turn
 from router.sessions.context.history import History
 
@@ -21,7 +21,7 @@ def history_of(*turns: tuple[int, int, bool]) -> History:
 
 
 def shown(history: History) -> list[tuple[int, int, str]]:
-    return [(each.item.turn, each.item.number, each.more["status"]) for each in marked_items(history)]
+    return [(each.item.turn, each.item.number, each.more["status"]) for each in shown_items(history)]
 
 
 def test_turns_that_have_not_ended_stand_where_they_began() -> None:
@@ -36,14 +36,16 @@ def test_turns_that_have_not_ended_stand_where_they_began() -> None:
 
 
 def test_many_that_have_not_ended_are_in_the_same_order_as_few() -> None:
-    history = history_of((1, 1, True), *((turn, 1, False) for turn in range(2, MANY + 5)), (MANY + 5, 1, True))
+    history = history_of(
+        (1, 1, True), *((turn, 1, False) for turn in range(2, MAX_INSERTED + 5)), (MAX_INSERTED + 5, 1, True)
+    )
     assert shown(history) == sorted(shown(history))
-    assert len(shown(history)) == MANY + 5
+    assert len(shown(history)) == MAX_INSERTED + 5
 
 
 def test_a_message_is_found_by_its_number_also_after_a_late_end() -> None:
     history = history_of((2, 3, True), (1, 2, True))
-    marked = marked_items(history)
+    marked = shown_items(history)
     assert [marked[position(marked, number)].item.number for number in range(1, 6)] == [1, 2, 3, 4, 5]
     assert position(marked, 6) == position(marked, 0) == len(marked)
 

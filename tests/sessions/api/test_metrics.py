@@ -98,7 +98,7 @@ async def test_a_sessions_items_and_bytes_are_observed_when_a_turn_ends() -> Non
 
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_health, "LOOK_S", 0.02)
+    monkeypatch.setattr(store_health, "CHECK_S", 0.02)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.core.errors import InvalidRequest
-from router.sessions.api.items import Marked, item_id, show
+from router.sessions.api.items import ShownItem, item_id, show
 from router.sessions.api.pagination import list_page, read_paging
 from router.sessions.context.item import Item
 from router.sessions.stores.contract import Sid
@@ -19,15 +19,15 @@ from router.sessions.stores.contract import Sid
 SID = Sid("a" * 32)
 
 
-def marked(number: int, calls: int) -> Marked:
+def marked(number: int, calls: int) -> ShownItem:
     message: dict[str, Any] = {"role": "assistant", "content": f"{number}"}
     called = [{"id": f"{at}", "function": {"name": "f", "arguments": "{}"}} for at in range(calls)]
     body = msgspec.json.encode({**message, "tool_calls": called} if calls else message)
     parts = tuple(range(calls + 1))
-    return Marked(Item(number, 1, 0.0, 1, body, 0, "assistant", body, parts=parts))
+    return ShownItem(Item(number, 1, 0.0, 1, body, 0, "assistant", body, parts=parts))
 
 
-def page(messages: list[Marked], **query: str) -> dict[str, Any]:
+def page(messages: list[ShownItem], **query: str) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.json.decode(list_page(SID, messages, read_paging(query)))
     return found
 
@@ -49,8 +49,8 @@ def test_pages_have_every_item_once_in_order(calls: list[int], limit: int, order
 @pytest.mark.parametrize("number", [1, 500, 1000])
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_page_reads_its_own_messages_only(number: int, order: str) -> None:
-    unreadable = Marked(marked(1, 0).item._replace(body=b"{"))
-    messages = [Marked(unreadable.item._replace(number=at)) for at in range(1, 1001)]
+    unreadable = ShownItem(marked(1, 0).item._replace(body=b"{"))
+    messages = [ShownItem(unreadable.item._replace(number=at)) for at in range(1, 1001)]
     messages[number - 1] = marked(number, 0)
     at = number if order == "asc" else 1001 - number
     if at > 1:
