@@ -68,6 +68,10 @@ class ContextConfig(Section, frozen=True):
             gt=0, le=3600, description="Seconds in which a summary must be written; after that another replica may try."
         ),
     ] = 60.0
+    summary_retry_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Seconds until a failed summary is tried again; twice as long each time."),
+    ] = 10.0
     summary_tokens_per_day: Annotated[
         int,
         Meta(
