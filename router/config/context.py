@@ -28,7 +28,7 @@ class ContextConfig(Section, frozen=True):
         Meta(
             ge=0,
             le=10**9,
-            description="Tokens above which a history is cut; 0: three quarters of what the window leaves.",
+            description="Tokens of a history at which it is cut; 0: three quarters of what the window leaves.",
         ),
     ] = 0
     low_tokens: Annotated[
@@ -68,6 +68,10 @@ class ContextConfig(Section, frozen=True):
             gt=0, le=3600, description="Seconds in which a summary must be written; after that another replica may try."
         ),
     ] = 60.0
+    summary_retry_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Seconds until a failed summary is tried again; twice as long each time."),
+    ] = 10.0
     summary_tokens_per_day: Annotated[
         int,
         Meta(

@@ -66,6 +66,10 @@ class AuthConfig(Section, frozen=True):
             extra=SECRET,
         ),
     ] = []
+    reload_s: Annotated[
+        float,
+        Meta(ge=0.05, le=3600, description="Seconds between two reads of auth.keys_file. SIGHUP reads it at once."),
+    ] = 2.0
     salt_secret: Annotated[
         str,
         Meta(

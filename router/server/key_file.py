@@ -21,9 +21,6 @@ from router.server.auth import KeyGate
 
 log = logging.getLogger("warmroute.auth")
 
-RELOAD_S = 2.0
-"""Between two reads of auth.keys_file; SIGHUP is one at once."""
-
 MAX_KEYS = 100_000
 MAX_FILE_BYTES = 256 << 20
 MAX_NAMED_IDS = 50
@@ -106,7 +103,7 @@ class KeyFile:
         """Check the file at intervals, until cancelled."""
         while self._auth.keys_file:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RELOAD_S):
+                async with asyncio.timeout(self._auth.reload_s):
                     await self._woken.wait()
             self._woken.clear()
             await self.refresh()

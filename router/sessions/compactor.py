@@ -46,9 +46,6 @@ MAX_WAITING = 10_000
 MAX_SOURCE_TOKENS = 32_000
 """Most tokens that one summary is made of. The next summary is made of the rest."""
 
-RETRY_S = 10.0
-"""Pause after a failed summary; doubled each time."""
-
 
 class CompactionJob(NamedTuple):
     """A session to compact after a turn. ``sid``: where the turn went on, which may be a copy."""
@@ -256,7 +253,7 @@ class Compactor:
     async def _postpone(self, job: CompactionJob, history: History, work: Work) -> None:
         """Leave the view as it is, and say when to try again."""
         failures = work.failures + 1
-        until = self._wall_clock() + RETRY_S * 2.0 ** min(failures - 1, 10)
+        until = self._wall_clock() + self._config.summary_retry_s * 2.0 ** min(failures - 1, 10)
         for _ in range(ATTEMPTS):
             view = history.view
             if view.work is None or view.work.token != work.token:
