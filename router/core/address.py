@@ -1,4 +1,4 @@
-"""Addresses at which no worker may be: where clouds hand out credentials to whoever asks from inside."""
+"""Addresses at which no worker may be: clouds give credentials to any client inside that asks there."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def _count_workers(group: tuple[int, float]) -> int:
 
 
 def _put_ring_first(facts: Facts, order: list[int], cost_of: Callable[[int], float]) -> None:
-    """Of the cheapest workers, the ring's first two come first. Call it only if several are equally cheap: it walks the
+    """Among the cheapest workers, the ring's first two come first. Call it only if several are equally cheap: it walks the
     ring."""
     least = cost_of(order[0])
     for position in reversed(take_eligible(facts, 2)):

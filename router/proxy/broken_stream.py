@@ -1,10 +1,14 @@
-"""The end of a stream that broke, as the client saw it: its last events, or what another worker has to continue."""
+"""A stream that broke: its last events, or the request with which another worker continues it."""
 
 from __future__ import annotations
 
+import msgspec
+
+from router.core.request.request import Request
+from router.core.request.routes import Route
 from router.proxy.flight import Break, Flight
 from router.wire.completion import BadAnswer
-from router.wire.continuation import Asked, Unsafe, read_asked, require_plain
+from router.wire.continuation import Asked, Seam, Unsafe, exact_body, read_asked, require_plain, text_body
 from router.wire.continued import usage_event
 from router.wire.transcript import Delivered, Transcript
 
@@ -37,3 +41,16 @@ def plan(flight: Flight, broken: Break) -> tuple[Asked, Delivered]:
     delivered = _read(transcript)
     require_plain(delivered)
     return asked, delivered
+
+
+def rest_of(
+    request: Request, asked: Asked, delivered: Delivered, seam: Seam | None, max_model_len: int | None
+) -> Request:
+    """The request for the rest of the answer. An answer without any text yet is asked for anew, so that the worker's parsers
+    run as usual. Raises Unsafe."""
+    if not delivered.text:
+        return request
+    if seam is None:
+        return msgspec.structs.replace(request, body=text_body(asked, delivered))
+    body = exact_body(asked, delivered, seam, max_model_len)
+    return msgspec.structs.replace(request, route=Route.COMPLETIONS, body=body)

@@ -37,11 +37,10 @@ from router.core.request.record import Record, Resumption, ResumptionOutcome
 from router.core.request.reply import Reply, StreamEnd, Verdict, judge
 from router.core.request.request import Request
 from router.core.request.retry import RetryBudget
-from router.core.request.routes import Route
 from router.core.tenants.memory import MemoryFull
 from router.core.worker import WorkerName
 from router.proxy.attempts import Attempts
-from router.proxy.broken_stream import finish, plan
+from router.proxy.broken_stream import finish, plan, rest_of
 from router.proxy.flight import CAUSES, Break, Flight
 from router.proxy.ports import Client, Exchange, Upstream
 from router.proxy.selection import AttemptRefusal, WorkerSelector
@@ -50,9 +49,7 @@ from router.wire.continuation import (
     Seam,
     SeamFinder,
     Unsafe,
-    exact_body,
     has_one_answer,
-    text_body,
 )
 from router.wire.continued import ContinuedFilter, leaks
 from router.wire.dialects import read_error
@@ -207,7 +204,7 @@ class Resumer:
             raise _Refused(
                 AttemptRefusal(NoWorkerAvailable("the worker left", retry_after_s=1), Failure.LEFT, is_free=True)
             )
-        request = self._rest_of(stream, given, member, seam)
+        request = rest_of(given, stream.asked, stream.delivered, seam, member.max_model_len(given.model))
         stream_filter = ContinuedFilter(stream.asked, stream.delivered.copy(), seam)
         stream.record.tally = stream_filter
         lease, cached = self._selector.send_to(member, stream.request, facts)
@@ -271,17 +268,6 @@ class Resumer:
         if end is StreamEnd.DONE:
             self._selector.remember(stream.request, member, record, stream_filter.usage)
         return end
-
-    def _rest_of(self, stream: _Stream, request: Request, member: Member, seam: Seam | None) -> Request:
-        """The request for the rest. An answer without any text yet is asked for anew, so that the worker's parsers run as
-        usual. Raises Unsafe."""
-        asked, delivered = stream.asked, stream.delivered
-        if not delivered.text:
-            return request
-        if seam is None:
-            return msgspec.structs.replace(request, body=text_body(asked, delivered))
-        body = exact_body(asked, delivered, seam, member.max_model_len(request.model))
-        return msgspec.structs.replace(request, route=Route.COMPLETIONS, body=body)
 
     async def _find_seam(self, stream: _Stream, member: Member) -> Seam:
         if not stream.delivered.text:

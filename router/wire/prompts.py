@@ -21,7 +21,7 @@ class StreamOptions(Struct):
 
 
 class Body(Struct):
-    """What every inference route has."""
+    """Members of every inference route."""
 
     model: Annotated[str, Meta(max_length=256)]
     stream: bool | None = None
@@ -81,7 +81,7 @@ def _chat(body: ChatBody | MessagesBody) -> Prompt:
 
 
 def _completion(body: CompletionBody) -> Prompt:
-    """Several prompts are routed by the first, and weigh as much as all of them."""
+    """Several prompts are routed by the first; their weight is that of all."""
     prompt = body.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
         segments = [b"".join(token.to_bytes(4, "big", signed=True) for token in _token_ids(prompt))]
@@ -99,7 +99,7 @@ def _token_ids(prompt: list[Any]) -> list[int]:
 
 
 def _no_prompt(_: Body) -> Prompt:
-    """Pooling routes: each input is read once, so no prefix is worth keeping."""
+    """For routes that read each input once: no prefix is worth keeping."""
     return Prompt()
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 _PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?")
-"""Versions after 00 may say more behind the flags."""
+"""Versions after 00 may have more fields after the flags."""
 
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ !-+\--<>-~]{0,255}[!-+\--<>-~]")
 MAX_MEMBERS, MAX_STATE_CHARS = 32, 512

@@ -1,4 +1,4 @@
-"""What the router asks of a worker's answer in place of the client, and the members of the body that it sets for it. Pure."""
+"""Parameters that the router sets in a body for its own purposes, and what they mean for the answer. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ client sets one, the worker gets the engine's own default."""
 
 
 class UpstreamParams(NamedTuple):
-    """How an answer shall come, and the members of the body that the router sets for it."""
+    """The form of the answer, and the members of the body that the router sets for it."""
 
     stream: bool
     salt: str
@@ -28,9 +28,9 @@ class UpstreamParams(NamedTuple):
     hides_ids: bool
     is_resumable: bool
     answers: int
-    """How many the worker writes: choices of each prompt."""
+    """Number of answers: the choices of all prompts."""
     max_answer_tokens: int | None
-    """Of each; None: as many as the model's window leaves."""
+    """Most tokens of each answer; None: as many as the model's window leaves."""
     ours: dict[str, bytes]
 
 
@@ -53,7 +53,7 @@ def upstream_params(
 
 
 def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
-    """How many answers, and the most tokens of each, as vLLM reads it: the newer name counts before the older."""
+    """The number of answers and the most tokens of each, as vLLM reads them: the newer name overrides the older."""
     if not route.spec.generates:
         return 1, 0
     limit, answers = members.get("max_tokens"), _count(members.get("n"))
@@ -68,7 +68,7 @@ def _bounds(route: Route, members: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _prompts(value: Any) -> int:
-    """How many prompts a member holds, each of which is answered: a list of numbers is one prompt, in token ids."""
+    """Number of prompts that a member holds, each of which is answered. A list of numbers is one prompt of token ids."""
     if type(value) is list and value and type(value[0]) is not int:
         return len(value)
     return int(bool(value))

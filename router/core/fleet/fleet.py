@@ -12,18 +12,19 @@ from typing import NamedTuple
 from router.core.fleet.catalog import Catalog
 from router.core.fleet.figures import Figures
 from router.core.fleet.health import Health, WorkerState
-from router.core.fleet.learning import Holdings, Learning
+from router.core.fleet.learning import Learning
 from router.core.fleet.load import LoadReport
 from router.core.fleet.member import Lease, Member, ModelCard
 from router.core.fleet.patience import Signs
 from router.core.fleet.rules import FleetRules
+from router.core.index.prefix_index import PrefixIndex
 from router.core.worker import WorkerAddress, WorkerName
 
 DRAIN_EVERY_S = 0.01
-"""How finely others' queues are drained between polls; with many workers each time costs a pass over all."""
+"""Least time between two drains of other routers' queues: each costs a pass over all workers."""
 
 LOST_SHARE = 0.002
-"""How fast, per poll, tokens that stay in prefill are taken for those of aborted requests."""
+"""Share, per poll, of tokens that stay in prefill and then count as those of aborted requests."""
 
 
 class OwnLoad(NamedTuple):
@@ -37,23 +38,23 @@ class Fleet:
     """All workers by position."""
 
     def __init__(
-        self, rules: FleetRules, holdings: Holdings, notify: Callable[[Member], None] = lambda _member: None
+        self, rules: FleetRules, index: PrefixIndex, notify: Callable[[Member], None] = lambda _member: None
     ) -> None:
         """``notify`` is called after a worker's health changed."""
         self._notify = notify
         self._rules = rules
-        self._holdings = holdings
+        self._index = index
         self._slots: list[Member | None] = []
         self._by_name: dict[WorkerName, Member] = {}
         self._returning: set[Member] = set()
         self._foreign_drained_at = 0.0
         self.on_capacity: Callable[[Member], None] | None = None
-        """Called when a worker that is up may have room that it had not before; None while nobody waits for any."""
+        """Called when a worker that is up may have new room; None while no request waits."""
         self.on_probe_ok: Callable[[Member], None] | None = None
-        """Called when an ejected worker answers a probe all the same; None while nobody waits."""
+        """Called when an ejected worker answers a probe before its time is over; None while no request waits."""
         self.figures = Figures()
         self.catalog = Catalog(self._by_name.values(), rules.declared_models)
-        self.learning = Learning(rules, self.figures, self.catalog, holdings)
+        self.learning = Learning(rules, self.figures, self.catalog, index)
 
     def __repr__(self) -> str:
         return f"Fleet({', '.join(f'{member.name} {member.state.value}' for member in self.members())})"
@@ -109,7 +110,7 @@ class Fleet:
 
     def _free(self, member: Member) -> None:
         self._slots[member.position] = None
-        self._holdings.remove(member.position)
+        self._index.remove(member.position)
 
     # --- models and health
 
@@ -124,22 +125,23 @@ class Fleet:
             self.notify_capacity(member)
 
     def disown(self, member: Member, model: str) -> None:
-        """The member says that it does not serve a model of its list: until the list is read again, it is not tried for it."""
+        """The member answered that it does not serve a model of its list. It is not tried for the model until its list is read
+        again."""
         self.set_models(member, {name: card for name, card in member.models.items() if name != model})
         member.is_list_old = True
 
     def notify_capacity(self, member: Member) -> None:
-        """It gave a first token, ended a request, said how busy it is, serves other models, or came up."""
+        """The member sent a first token, ended a request, reported its load, serves other models, or came up."""
         if self.on_capacity is not None and member.state is WorkerState.UP:
             self.on_capacity(member)
 
     def on_alive(self, member: Member) -> None:
-        """It answered a probe while it was ejected, and its time is not over."""
+        """The member answered a probe while it is ejected."""
         if self.on_probe_ok is not None:
             self.on_probe_ok(member)
 
     def on_health_changed(self, member: Member) -> None:
-        """To be called when one of the member's health methods returned True, or it fell asleep or woke."""
+        """Call it when a health method of the member returned True, or when the member fell asleep or woke."""
         self.catalog.forget_states()
         if member.health.returned_at is not None and not member.removed:
             self._returning.add(member)
@@ -147,7 +149,7 @@ class Fleet:
         self.notify_capacity(member)
 
     def refresh_slowdowns(self, now: float) -> None:
-        """Only workers that came back lately cost anything here."""
+        """Costs something only for workers that came back lately."""
         if not self._returning:
             return
         for member in tuple(self._returning):
@@ -158,7 +160,7 @@ class Fleet:
     # --- leases
 
     def lease(self, position: int, uncached_tokens: float, now: float, *, shows_first_token: bool) -> Lease:
-        """``shows_first_token``: the reply is streamed, so that the end of its prefill will be seen."""
+        """``shows_first_token``: the reply is streamed, which shows the end of its prefill."""
         member = self.member(position)
         lease = Lease(self, member, uncached_tokens, now, shows_first_token)
         member.leases.add(lease)
@@ -186,19 +188,19 @@ class Fleet:
     # --- polled load
 
     def own_load(self, member: Member) -> OwnLoad:
-        """To be taken before a worker is asked for its load: requests come and go while the answer is under way."""
+        """Take it before a worker is asked for its load: requests come and go until the answer is here."""
         return OwnLoad(len(member.leases), self.figures.queued_prefill_tokens[member.position])
 
     def on_load(self, member: Member, report: LoadReport, asked: OwnLoad, now: float) -> bool:
         """Take in a report; returns True if the worker is another process than before.
 
-        What is ours of it is the larger of what was ours when the worker was ``asked``, and now: rather overlook
-        another router's request than take one of our own for it.
+        Our part of it is the larger of our load when the worker was ``asked`` and now: it is better to overlook another
+        router's request than to count our own as foreign.
         """
         restarted = member.load is not None and report.is_after_restart(member.load)
         member.load, member.load_at = report, now
         if restarted:
-            self._holdings.clear(member.position)
+            self._index.clear(member.position)
             member.lost_tokens = 0.0
             member.is_list_old = True
             member.reports_cached.clear()
@@ -212,7 +214,7 @@ class Fleet:
         ours = max(asked.in_flight, here.in_flight)
         foreign = max(0, report.running + report.waiting - ours)
         self.figures.foreign_in_flight[position] = foreign
-        # The larger of the two again; and no queue without a request.
+        # Again the larger of the two, and no queue without a request.
         queued = self._prefilling(member, report) + report.waiting * self.learning.mean_uncached_tokens
         foreign_queued = max(0.0, queued - max(asked.queued_tokens, here.queued_tokens))
         self.figures.foreign_prefill_tokens[position] = foreign_queued if foreign else 0.0
@@ -220,29 +222,29 @@ class Fleet:
         return restarted
 
     def _on_sleep(self, member: Member, is_asleep: bool, now: float) -> None:
-        """It fell asleep, or woke. Sleep empties its cache; what was noted of it meanwhile ended before, and is lost, too. One
-        that woke is alive, whatever became of requests that it slept through."""
+        """The member fell asleep, or woke. Sleep empties its cache, so blocks that were recorded meanwhile are lost, too. A
+        member that woke is alive, although requests that it slept through may have failed."""
         member.asleep_since = now if is_asleep else None
-        self._holdings.clear(member.position)
+        self._index.clear(member.position)
         member.lost_tokens = 0.0
         if not is_asleep:
             member.health.on_success(now)
         self.on_health_changed(member)
 
     def _prefilling(self, member: Member, report: LoadReport) -> float:
-        """Tokens being prefilled. Requests that are aborted leave theirs in the worker's sums for ever, so what stays
-        there for long is taken for such, and left out."""
+        """Tokens being prefilled. Aborted requests leave their tokens in the worker's sums for ever, so tokens that stay there
+        for long are left out."""
         here = report.prefilling_tokens or 0.0
         member.lost_tokens = min(here, member.lost_tokens + LOST_SHARE * (here - member.lost_tokens))
         return here - member.lost_tokens
 
     def signs(self, address: WorkerAddress, now: float) -> Signs | None:
-        """Of work there, as its polls show it; None where its last poll is not to be believed any more, or it left."""
+        """Signs of work in the worker's polls; None if its last poll is too old, or it left."""
         member = self._by_name.get(address.name)
         return None if member is None else member.work.signs(now, self._rules.stale_load_s)
 
     def drain_foreign(self, now: float) -> None:
-        """Between polls others' queues get shorter too: by what the worker prefilled since, shared with our own."""
+        """Between polls, other routers' queues get shorter, too: by their share of what the worker prefilled since."""
         since = self._foreign_drained_at
         if now - since < DRAIN_EVERY_S:
             return
@@ -257,14 +259,14 @@ class Fleet:
                 self.figures.foreign_prefill_tokens[position] = max(0.0, foreign - drained)
 
     def expire_load(self, member: Member, now: float) -> None:
-        """A report that is too old says nothing of now: others' load counts as none (fail open)."""
+        """After a report that is too old, foreign load counts as none (fail open)."""
         if now - member.load_at > self._rules.stale_load_s:
             self.figures.clear_foreign(member.position)
             self.notify_capacity(member)
 
     def _settle_unstreamed(self, member: Member, report: LoadReport, now: float) -> None:
-        """A reply that is not streamed shows no first token. Once nothing waits there, its prefill is under way or
-        done: count it as done when its expected time has passed."""
+        """A reply that is not streamed shows no first token. Once no request waits at the worker, its prefill is under way or
+        done: it counts as done when its expected time has passed."""
         if report.waiting:
             return
         seconds_per_token = self.figures.seconds_per_token[member.position]

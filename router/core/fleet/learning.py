@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from router.core.fleet.capacity import LearntCapacity
 from router.core.fleet.catalog import Catalog
 from router.core.fleet.figures import Figures
@@ -11,6 +9,7 @@ from router.core.fleet.member import Lease, Member
 from router.core.fleet.rates import DecayedRatio, believed
 from router.core.fleet.rules import FleetRules
 from router.core.index.fingerprint import BLOCK_BYTES
+from router.core.index.prefix_index import PrefixIndex
 
 OWN_SAMPLES = 10.0
 """With more (decayed) samples, a worker's rate is its own and no longer follows the fleet's."""
@@ -19,41 +18,29 @@ MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN = 0.5, 64.0
 """A prompt beyond these is not text, or badly counted: an image says nothing of how a tokenizer cuts."""
 
 BELIEVED_TOKENS = 256.0
-"""What the configured bytes per token weigh against the first that are seen."""
+"""Weight of the configured bytes per token against the first measurements, in tokens."""
 
 CAPACITY_STEP = 0.02
 """A cache's size in index blocks follows the learnt bytes per token; smaller changes than this are not worth the work."""
 
 
-class Holdings(Protocol):
-    """The index, as the fleet needs it: it learns which workers are there and how large their caches are."""
-
-    def add(self, position: int, capacity_blocks: int | None = None) -> None: ...
-
-    def remove(self, position: int) -> None: ...
-
-    def resize(self, position: int, capacity_blocks: int) -> None: ...
-
-    def clear(self, position: int) -> None: ...
-
-
 class Learning:
-    def __init__(self, rules: FleetRules, figures: Figures, catalog: Catalog, holdings: Holdings) -> None:
+    def __init__(self, rules: FleetRules, figures: Figures, catalog: Catalog, index: PrefixIndex) -> None:
         self._rules = rules
         self._figures = figures
         self._catalog = catalog
-        self._holdings = holdings
+        self._index = index
         self._bytes_per_token: dict[str, DecayedRatio] = {}
         self._prefills = believed(rules.initial_prefill_rate)
         self._unproven: set[Member] = set()
         self.mean_uncached_tokens = 1000.0
-        """Of the requests that this router saw: what one that it did not see is likely to queue."""
+        """Mean over this router's requests: the estimate for a request of another router."""
 
     def add(self, member: Member) -> None:
         self._unproven.add(member)
         self._figures.reset(member.position, member.name, member.prefills.seconds_per_token(self._prefills))
         member.cache_blocks = self._capacity_blocks(member)
-        self._holdings.add(member.position, member.cache_blocks)
+        self._index.add(member.position, member.cache_blocks)
 
     def remove(self, member: Member) -> None:
         self._unproven.discard(member)
@@ -61,9 +48,9 @@ class Learning:
     # Rates
 
     def learn_rate(self, lease: Lease, uncached_tokens: float) -> None:
-        """How fast the worker prefilled, from what it really computed and the time it had for it.
+        """The worker computed ``uncached_tokens`` within the lease's time.
 
-        Workers that have shown little of their own are taken for the fleet's mean, and so follow it.
+        Workers with few samples of their own follow the fleet's mean.
         """
         self.mean_uncached_tokens += 0.05 * (max(uncached_tokens, 0.0) - self.mean_uncached_tokens)
         if uncached_tokens <= 0 or lease.service_s <= 0 or lease.member.removed:
@@ -78,7 +65,7 @@ class Learning:
     # Tokens
 
     def knows(self, model: str) -> bool:
-        """True if there may be something to learn of it: it exists."""
+        """True if some worker ever listed the model, or the configuration declares it."""
         return self._catalog.knows(model)
 
     def bytes_per_token(self, model: str) -> float:
@@ -122,7 +109,7 @@ class Learning:
         blocks = self._capacity_blocks(member)
         if abs(blocks - member.cache_blocks) > member.cache_blocks * CAPACITY_STEP:
             member.cache_blocks = blocks
-            self._holdings.resize(member.position, blocks)
+            self._index.resize(member.position, blocks)
 
     def _capacity_blocks(self, member: Member) -> int:
         reported = member.load.cache_tokens if member.load else None

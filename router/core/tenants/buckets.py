@@ -1,4 +1,4 @@
-"""What is used of one limit: in a minute, or in a day. Pure: times are passed in."""
+"""The use of one limit, of a minute or of a day. Pure: times are passed in."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     )
     """Models that its keys may use; empty: all."""
     sharing_group: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}\Z")] = ""
-    """Tenants of one group share KV cache entries; empty: this tenant shares with nobody."""
+    """Tenants of one group share KV cache entries; empty: this tenant shares with no other."""
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     """Waiting requests of a higher one go first, whatever the shares."""
     share: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0

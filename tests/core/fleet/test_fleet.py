@@ -448,28 +448,28 @@ def test_where_no_start_is_told_a_counter_that_fell_is_a_restart() -> None:
 
 
 def test_the_index_hears_of_a_cache_only_when_its_size_really_changed() -> None:
-    holdings = FakeHoldings()
-    fleet = Fleet(RULES, holdings)
+    index = RecordingIndex()
+    fleet = Fleet(RULES, index)
     fleet.set_members(addresses("a"))
     member = of(fleet, "a")
     for now, cache in enumerate((100_000, 101_000, 200_000, 200_000)):
         poll(fleet, member, float(now), report(cache=cache))
     poll(fleet, member, 9.0, report(cache=200_000, start=2.0))
     fleet.set_members([])
-    assert holdings.told == ["add 0 390", "resize 0 781", "clear 0", "remove 0"]
+    assert index.calls == ["add 0 390", "resize 0 781", "clear 0", "remove 0"]
 
 
 def test_the_index_keeps_a_removed_workers_place_until_its_last_lease_ends() -> None:
-    holdings = FakeHoldings()
-    fleet = Fleet(RULES, holdings)
+    index = RecordingIndex()
+    fleet = Fleet(RULES, index)
     fleet.set_members(addresses("a"))
     leases = [fleet.lease(0, 1.0, 0.0, shows_first_token=True) for _ in range(2)]
     fleet.set_members([])
     for lease in leases:
-        assert holdings.told == ["add 0 390"]
+        assert index.calls == ["add 0 390"]
         with lease:
             pass
-    assert holdings.told == ["add 0 390", "remove 0"]
+    assert index.calls == ["add 0 390", "remove 0"]
 
 
 def test_what_is_not_ours_is_others() -> None:
@@ -535,23 +535,24 @@ def test_a_reply_that_is_not_streamed_stops_queueing_when_its_time_has_passed_an
         assert fleet.figures.queued_prefill_tokens[member.position] == 0.0
 
 
-class FakeHoldings:
-    """Writes down what it is told."""
+class RecordingIndex(PrefixIndex):
+    """Records the fleet's calls."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        super().__init__(1000, 100)
+        self.calls: list[str] = []
 
     def add(self, position: int, capacity_blocks: int | None = None) -> None:
-        self.told.append(f"add {position} {capacity_blocks}")
+        self.calls.append(f"add {position} {capacity_blocks}")
 
     def remove(self, position: int) -> None:
-        self.told.append(f"remove {position}")
+        self.calls.append(f"remove {position}")
 
     def resize(self, position: int, capacity_blocks: int) -> None:
-        self.told.append(f"resize {position} {capacity_blocks}")
+        self.calls.append(f"resize {position} {capacity_blocks}")
 
     def clear(self, position: int) -> None:
-        self.told.append(f"clear {position}")
+        self.calls.append(f"clear {position}")
 
 
 class FleetMachine(RuleBasedStateMachine):
