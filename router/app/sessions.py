@@ -62,14 +62,14 @@ class SessionState:
     store: OpenedStore
     watch: StoreHealth
     index: OpenedIndex
-    janitors: int
+    compactors: int
 
     @asynccontextmanager
     async def working(self, background: Background) -> AsyncIterator[None]:
         """Inside the block the background tasks of sessions run."""
         tasks = [background.start("claims", self.turns.claims.run), background.start("store", self.watch.run)]
         compactor = self.turns.context_window.compactor
-        tasks += [background.start("compactor", compactor.run) for _ in range(self.janitors)]
+        tasks += [background.start("compactor", compactor.run) for _ in range(self.compactors)]
         tasks.append(background.start("compactor", partial(compactor.run, writes=False)))
         if self.store.journaled is not None:
             tasks.append(background.start("journal", self.store.journaled.run))
@@ -151,7 +151,7 @@ async def build_state(
         recall_rows(context_window, index.index, index.sqlite),
     )
     routes = _routes(config, turns, SessionIds(opened.secret), wall_clock) if sessions.store != NO_STORE else None
-    return SessionState(routes, turns, histories, opened, watch, index, config.context.janitors)
+    return SessionState(routes, turns, histories, opened, watch, index, config.context.compactors)
 
 
 def _routes(config: Config, turns: Turns, session_ids: SessionIds, wall_clock: Callable[[], float]) -> PageRoutes:

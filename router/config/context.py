@@ -81,7 +81,7 @@ class ContextConfig(Section, frozen=True):
             "limit.",
         ),
     ] = 0
-    janitors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that the compactor works on at once.")] = 4
+    compactors: Annotated[int, Meta(ge=1, le=1000, description="Sessions that the compactor works on at once.")] = 4
     recall_index: Annotated[
         str,
         Meta(

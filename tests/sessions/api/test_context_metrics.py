@@ -226,7 +226,7 @@ async def test_a_prompt_that_did_not_fit_is_counted_as_cut_in_its_turn_and_its_s
 
 async def test_sessions_that_wait_for_the_compactor_are_counted_and_bounded() -> None:
     notes = Notes().held()
-    settings = {**ALWAYS, "context__strategy": "summary", "context__janitors": 1, "context__max_waiting": 1}
+    settings = {**ALWAYS, "context__strategy": "summary", "context__compactors": 1, "context__max_waiting": 1}
     async with serving(notes, **settings) as (_, router):
         assert await metric(router, "warmroute_max_janitor_waiting") == 1
         await say(router, "a", **user(LONG))
@@ -274,7 +274,7 @@ async def test_a_replica_that_finds_another_at_the_summaries_counts_a_race(tmp_p
 
 async def test_summaries_on_a_session_that_began_anew_meanwhile_are_counted_as_stale() -> None:
     notes = Notes().held()
-    async with serving(notes, **ALWAYS, context__strategy="summary", context__janitors=1) as (_, router):
+    async with serving(notes, **ALWAYS, context__strategy="summary", context__compactors=1) as (_, router):
         await say(router, **user(LONG))
         await until(lambda: notes.asked)
         assert (await get(router, "/v1/sessions/s", method="DELETE")).status == 200

@@ -22,7 +22,7 @@ sessions.secret: secrets.sessions
 sessions.secret_file: secrets.sessions
 sessions.encryption_secret: secrets.encryption
 sessions.encryption_secret_file: secrets.encryption
-context.summary_api_key: secrets.notesKey
+context.summary_api_key: secrets.summaryKey
 context.embed_api_key: secrets.embedKey
 tracing.headers: secrets.tracingHeaders
 {{- end }}
