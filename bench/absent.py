@@ -1,11 +1,11 @@
-"""Does the time of a 404 tell what another tenant has from what nobody has?
+"""Does the time of a 404 show whether another tenant has a thing?
 
     python -m bench.absent [--asks 5000]
 
-Ann has sessions, responses and conversations. Bob asks for them, and for as many that nobody has, one request behind the other
-in an order drawn at random, on one connection. The figure is the area under the ROC curve: the chance that of two answers, one
-of each kind, the one for Ann's took longer. At 0.5 time tells nothing. To show that a difference would be seen, Bob asks for
-sessions of his own besides.
+Ann has sessions, responses and conversations. Bob requests Ann's things and as many things that nobody has, one request
+after another in random order, on one connection. The figure is the area under the ROC curve: the chance that, of two
+answers, one of each kind, the answer for Ann's thing took longer. At 0.5 the time shows nothing. Bob also requests
+sessions of his own, which proves that the measurement would show a difference.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from bench.verdict import conclude, percentile, served
 from tests.sessions.stores.redis_servers import running
 
 NAMES = 100
-"""Of each kind of thing, that Ann has; and as many that nobody has, asked for as often."""
+"""Things of each kind that Ann has. Equally many names of nobody are requested equally often."""
 WARM_UP = 500
 MAX_TOLD = 0.05
 MIN_SEEN = 0.2
-"""From 0.5, for what Bob may tell apart."""
+"""Distance from 0.5 that Bob's own sessions must reach, to prove that the measurement shows a difference."""
 CONFIDENT = 1.96
-"""Standard errors, for 95 %."""
+"""Standard errors for 95 %."""
 TEXT = "word " * 200
 
 Kind = Literal["session", "response", "conversation"]
@@ -50,7 +50,7 @@ Answer = tuple[int, bytes]
 
 
 class Way(NamedTuple):
-    """One question, about a thing of that kind. ``status``: of what is not there."""
+    """One kind of request. ``status``: of the answer for a thing that does not exist."""
 
     kind: Kind
     method: str
@@ -73,13 +73,13 @@ OWN = "own session"
 
 
 class Client:
-    """One kept connection of one tenant."""
+    """One keep-alive connection of one tenant."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str) -> None:
         self._reader, self._writer, self._key = reader, writer, key
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[float, Answer]:
-        """Seconds until the answer is whole."""
+        """Seconds until the whole answer is there."""
         data = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer {self._key}\r\n"
         request = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
@@ -111,7 +111,7 @@ async def connected(url: str, key: str) -> AsyncIterator[Client]:
 
 
 async def fill(client: Client, session: str) -> dict[Kind, str]:
-    """One thing of each kind, with a turn in it."""
+    """Create one thing of each kind, with a turn in it."""
     message = {"role": "user", "content": TEXT}
     await client.make(f"/v1/sessions/{session}/chat/completions", {"model": "m", "messages": [message]})
     conversation = (await client.make("/v1/conversations", {}))["id"]
@@ -121,14 +121,14 @@ async def fill(client: Client, session: str) -> dict[Kind, str]:
 
 
 def of_nobody(chance: random.Random) -> dict[Kind, str]:
-    """Names as long as those that are given."""
+    """Names of things that nobody has, as long as the names that the router gives."""
     name = f"{chance.getrandbits(192):048x}"
     return {"session": name[:16], "conversation": f"conv_{name}", "response": f"resp_{name}"}
 
 
 @dataclass(slots=True)
 class Found:
-    """By way: seconds of what is Ann's and of what is nobody's; and by way the answers, with the names taken out."""
+    """By way: seconds of answers for Ann's things and for things of nobody; and the answers, without the names in them."""
 
     others: defaultdict[str, list[float]]
     nobodys: defaultdict[str, list[float]]
@@ -155,7 +155,7 @@ async def probe(url: str, asks: int, chance: random.Random) -> Found:
 
 
 def area(positives: Sequence[float], negatives: Sequence[float]) -> tuple[float, float, float]:
-    """Under the ROC curve; and its interval, with the standard error of Hanley and McNeil."""
+    """The area under the ROC curve and its interval, by the standard error of Hanley and McNeil."""
     ordered = sorted(negatives)
     below = sum(bisect_left(ordered, each) + bisect_right(ordered, each) for each in positives) / 2
     many, few = len(positives), len(negatives)
@@ -194,7 +194,7 @@ def claims_of(store: str, figures: dict[str, Any], found: Found) -> dict[str, bo
 
 @asynccontextmanager
 async def keyed_router(store: Callable[[str], str]) -> AsyncIterator[str]:
-    """Its URL. ``store``: as ``sessions.store``, of a directory."""
+    """The URL of a router that asks for keys. ``store``: its ``sessions.store``, of a directory."""
     runner = web.AppRunner(worker_app(Seen()), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,13 +1,14 @@
-"""Does a reply ever reach another session than the one that it belongs to, and does a tenant ever see another's?
+"""Does a reply ever reach another session, and does a tenant ever see another tenant's state?
 
     python -m bench.cancellations [--scale 1]
 
-1. 90,000 tasks cancelled inside this process at random points of calls to Redis, and 10,000 clients that close their
-   connections at random points of turns and reads. All that a session's caller is told names that session, so whatever is
-   another's is noticed.
-2. Two tenants whose sessions have the same names. One asks a million times for what is the other's: by name, and by the very
-   key that the other's lies under. It must be told what it is told of a session that nobody has.
-3. The same over HTTP, 10,000 times: status, body and names of headers are those of an absent session, asked for right behind.
+1. 90,000 tasks are cancelled in this process at random points of calls to Redis, and 10,000 clients close their
+   connections at random points of turns and reads. Every reply names its session, so a reply of another session is
+   noticed.
+2. Two tenants have sessions with the same names. One of them asks a million times for the other's state, by name and by
+   the other's storage key. The answer must equal the answer for a session that nobody has.
+3. The second check over HTTP, 10,000 times: status, body and header names must equal those of an absent session, which
+   is asked for right afterwards.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ HTTP_PROBES = 10_000
 SESSIONS = 200
 AT_ONCE = 32
 MAX_TASK_S, MAX_CLIENT_S = 0.002, 0.06
-"""Until a task is cancelled, or a client leaves, at most."""
+"""The longest time until a task is cancelled, and until a client leaves."""
 STAYING = 0.25
-"""The share of clients that hear what they are told, between those that leave."""
+"""The share of clients that stay and read their answers."""
 ANN, BOB = Tenant("ann"), Tenant("bob")
 LIFETIME_S = 3600.0
 
 
 class Calls:
-    """Of sessions whose entries and documents are their own names. ``foreign``: what belonged elsewhere."""
+    """Calls on sessions whose entries and documents are their own names. ``foreign``: replies of other sessions."""
 
     def __init__(self, store: Store, sids: list[Sid], chance: random.Random) -> None:
         self._store = store
@@ -73,7 +74,7 @@ class Calls:
             self._judge(sid, loaded.tail if loaded else [None])
 
     async def cancel_many(self, count: int) -> None:
-        """Until so many were cancelled before they ended."""
+        """Runs until that many tasks were cancelled before their end."""
         while self.ends["cancelled"] < count:
             task = asyncio.create_task(self._one(self._chance.choice(self._sids)))
             if self._chance.random() < 0.5:
@@ -137,7 +138,7 @@ async def cancel_tasks(url: str, count: int) -> dict[str, Any]:
 
 
 async def leave_at_random(client: ClientSession, url: str, count: int) -> dict[str, Any]:
-    """Turns and reads whose clients close their connections."""
+    """Turns and reads whose clients close their connections at random times."""
     ends: Counter[str] = Counter()
     chance = random.Random(2)
     numbers = iter(range(1 << 30))
@@ -184,7 +185,7 @@ async def leave_at_random(client: ClientSession, url: str, count: int) -> dict[s
 
 
 async def probe(store: Store, count: int) -> dict[str, Any]:
-    """Of what Bob is told of Ann's sessions, and of nobody's: how often it was not the same."""
+    """Counts the answers to Bob that differ between Ann's sessions and sessions of nobody."""
     session_ids = SessionIds(b"a secret of the benchmark")
     chance = random.Random(3)
     for number in range(SESSIONS):
@@ -244,7 +245,7 @@ def keys_file(folder: str) -> Path:
 
 
 async def probe_http(client: ClientSession, url: str, count: int) -> dict[str, Any]:
-    """Bob asks for what Ann has, and for what nobody has."""
+    """Bob asks over HTTP for Ann's sessions and for sessions of nobody."""
     ann, bob = ({"Authorization": f"Bearer {key}"} for key in KEYS.values())
     body = {"items": [{"type": "message", "role": "user", "content": "Ann's own"}]}
     for number in range(SESSIONS):

@@ -1,16 +1,17 @@
-"""What each way of keeping a long conversation within a window costs, as the worker counts it.
+"""The cost of each way to keep a long conversation within a window, by the worker's counts.
 
-Conversations of real dialogues, each turn's prompt, cached tokens and time to first token told by its own answer. Some ways
-are those of clients that keep their histories themselves, and send them whole to the stateless route:
+The conversations are real dialogues. Each turn's answer reports its prompt tokens, cached tokens and TTFT. In some ways
+the client keeps the history and sends all of it to the stateless route:
 
-    none                 all of it, until the window ends
-    first-in-first-out   the oldest messages are dropped, as few as must be, each turn
-    last-20-messages     nothing else is sent
-    window-by-client     at the high mark, messages are dropped down to the low one
+    none                 the whole history, until the window is full
+    first-in-first-out   each turn drops the oldest messages, as few as possible
+    last-20-messages     the last 20 messages only
+    window-by-client     at the high mark, messages are dropped down to the low mark
 
-and some are the router's, which is sent the new message alone: session-none, -window, -summary, -recall, -hybrid. Marks are
-tokens of the history. The fleet is simulated, and its decoding a hundred times as fast as a real one's, since what is
-measured does not depend on it; times are in the fleet's seconds, and what client and router take counts --time-scale-fold.
+In the others the router keeps the history and gets the new message only: session-none, -window, -summary, -recall,
+-hybrid. Marks are tokens of the history. The fleet is simulated and decodes a hundred times as fast as a real one, since
+the figures do not depend on decoding. Times are the fleet's seconds; the time of client and router counts --time-scale
+times.
 
     python -m bench.context --dialogues mt-bench-101.jsonl.xz [--ways none,session-window]
     python -m bench.context --dialogues … --shapes             shares of the window, for three shapes of conversation
@@ -41,7 +42,7 @@ from router.simulator.tokenizer import count_tokens
 SEEDS = 8
 WINDOW = 131_072
 TURNS, TURN_TOKENS, SYSTEM_TOKENS = 400, 310, 1200
-"""Templates bring the turns to 340."""
+"""The chat template raises a turn to 340 tokens."""
 MARKS = Marks(high=8000, low=3000)
 REAL_SEEDS = 2
 REAL_TURNS, REAL_SYSTEM_TOKENS = 40, 150
@@ -77,7 +78,7 @@ def simulated_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) -> 
 
 
 async def real_plan(arguments: argparse.Namespace, dialogues: list[Dialogue]) -> Plan:
-    """A real worker's tokens are counted by their bytes, once it has said how many a text of this kind has."""
+    """A plan for a real worker. Its tokens are estimated from bytes, by the worker's own count of such a text."""
     worker: str = arguments.vllm.rstrip("/")
     text = preamble(dialogues, 1000, lambda text: len(text) // 4)
     async with aiohttp.ClientSession() as http:
@@ -132,7 +133,7 @@ def _figures(found: Found, plan: Plan, slack: int) -> dict[str, Any]:
 
 
 def claims(figures: Figures) -> dict[str, bool]:
-    """Those of ways that were run."""
+    """The claims about the ways that were run."""
     hits = {way: one["hit_ratio"] for way, one in figures.items()}
     prefill = {way: one["prefill_tokens_a_turn"]["mean"] for way, one in figures.items()}
     window, summary, hybrid = (SESSION + name for name in ("window", "summary", "hybrid"))

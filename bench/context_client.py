@@ -1,5 +1,7 @@
-"""One conversation, turn by turn, and what the worker said of each turn: with the whole prompt made by the client, as clients
-do that keep their histories themselves, or with the new message alone, to a session of the router.
+"""One conversation, turn by turn, with the worker's figures of each turn.
+
+The client sends either the whole prompt, as clients do that keep their own history, or the new message alone, to a
+session of the router.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ from aiohttp import ClientSession
 from bench.dialogues import Count, Turn
 
 TEMPLATE_TOKENS = 10
-"""That a chat template puts around a message, about."""
+"""Tokens that a chat template adds to a message, about."""
 LAST_MESSAGES = 20
 
 
 class Marks(NamedTuple):
-    """Tokens of a history, without its system message."""
+    """Tokens of a history without its system message."""
 
     high: int
     low: int
 
 
 class Sample(NamedTuple):
-    """One turn. Tokens, but for ``ttft_s`` (wall). ``own``: the new message; ``raw``: the prompt if nothing were dropped."""
+    """One turn, in tokens; ``ttft_s``: wall seconds. ``own``: the new message. ``raw``: the prompt without any drop."""
 
     own: int
     raw: int
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
 
 
 Keep = Callable[[Sequence[int], int, Marks], int]
-"""The first message that is sent: of each message's tokens, the first one of the turn before, and the marks."""
+"""Each message's tokens, the first message sent in the turn before, and the marks → the first message to send."""
 
 
 def keep_all(_tokens: Sequence[int], _first: int, _watermarks: Marks) -> int:
@@ -51,12 +53,12 @@ def keep_newest(tokens: Sequence[int], _first: int, _watermarks: Marks) -> int:
 
 
 def drop_oldest(tokens: Sequence[int], first: int, watermarks: Marks) -> int:
-    """No more than must go, each time."""
+    """Drops as few of the oldest messages as possible."""
     return _first_within(tokens, first, watermarks.high)
 
 
 def drop_to_low(tokens: Sequence[int], first: int, watermarks: Marks) -> int:
-    """Much at once, seldom; what is left begins with a question."""
+    """Drops many messages at once, and seldom. The rest begins with a question."""
     if sum(tokens[first:]) <= watermarks.high:
         return first
     cut = _first_within(tokens, first, watermarks.low)
@@ -79,7 +81,7 @@ class Sender(Protocol):
 
 
 class HistorySender:
-    """Keeps the history itself, and sends what ``keep`` leaves of it."""
+    """Keeps the history and sends the part of it that ``keep`` returns."""
 
     path = "/v1/chat/completions"
 
@@ -100,7 +102,7 @@ class HistorySender:
 
 
 class SessionSender:
-    """Sends what is new; the router keeps the rest."""
+    """Sends the new message; the router keeps the history."""
 
     def __init__(self, system: bytes, name: str) -> None:
         self.path = f"/v1/sessions/{name}/chat/completions"
@@ -111,13 +113,15 @@ class SessionSender:
         return [*first, new]
 
     def answered(self, answer: bytes, tokens: int) -> None:
-        """The router has it."""
+        """Keeps nothing: the router has the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all conversations of a run have in common. ``window``: tokens of the longest prompt and its answer; ``pause_s``
-    (wall): between an answer and the next question."""
+    """Settings that all conversations of a run share.
+
+    ``window``: most tokens of a prompt and its answer. ``pause_s`` (wall): from an answer to the next question.
+    """
 
     url: str
     model: str
@@ -134,7 +138,7 @@ class Reply(NamedTuple):
 
 
 async def converse(http: ClientSession, setting: Setting, sender: Sender, turns: Sequence[Turn]) -> list[Sample]:
-    """Until the turns or the window end. Raises RuntimeError where an answer is none."""
+    """Runs until the turns or the window end. Raises RuntimeError if an answer is not usable."""
     samples: list[Sample] = []
     raw = setting.count(setting.system) + TEMPLATE_TOKENS
     sent = raw
@@ -156,7 +160,7 @@ async def converse(http: ClientSession, setting: Setting, sender: Sender, turns:
 
 
 async def ask(http: ClientSession, url: str, body: bytes) -> Reply:
-    """A stream's text, what it used, and how long its first text took."""
+    """A stream's text, its usage, and the time until its first text."""
     began, first_s = time.perf_counter(), 0.0
     texts: list[str] = []
     usage: Mapping[str, Any] = {}
@@ -180,7 +184,7 @@ async def ask(http: ClientSession, url: str, body: bytes) -> Reply:
 
 
 def _body(model: str, messages: Sequence[bytes], answer_tokens: int) -> bytes:
-    """Messages are JSON already: long histories are not encoded anew every turn."""
+    """A request's body. Messages are JSON already, so that no turn encodes the long history again."""
     return b'{"model":%b,"messages":[%b],"max_tokens":%d,"stream":true,"stream_options":{"include_usage":true}}' % (
         msgspec.json.encode(model),
         b",".join(messages),

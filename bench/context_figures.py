@@ -1,4 +1,4 @@
-"""What the turns of one way came to. Pure."""
+"""The figures of one way's turns. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench.context_client import TEMPLATE_TOKENS, Sample
 from bench.verdict import percentile
 
 SLACK_TOKENS = 40
-"""By which a prompt that begins with all of the one before may be cached less: the last block, and what a template moves."""
+"""A continued prompt may have this many fewer cached tokens: its last block, and tokens that a template moves."""
 SUMMARY_PRICE = 0.1
-"""Of a summariser's token, where a token of the model's that has to be computed costs 1."""
+"""The price of a summariser's token, where a computed token of the model costs 1."""
 
 
 class Prices(NamedTuple):
-    """``write``: of a token that was computed; ``read``: of one that was cached."""
+    """Prices of a token: ``write`` for a computed one, ``read`` for a cached one."""
 
     write: float
     read: float
@@ -27,12 +27,12 @@ PRICES = (Prices(1, 0.1), Prices(1, 0.25), Prices(1, 0.02))
 
 
 def is_break(before: Sample, sample: Sample, slack: int = SLACK_TOKENS) -> bool:
-    """Does the prompt no longer go on from the one before?"""
+    """Whether the prompt does not continue the prompt before it."""
     return sample.prompt < before.prompt or sample.cached + slack < before.prompt
 
 
 def cost(samples: Sequence[Sample], prices: Prices, summary_tokens: float) -> float:
-    """Of a turn, where a computed token costs 1. ``summary_tokens``: a turn's share of the summariser's."""
+    """The cost of a turn, where a computed token costs 1. ``summary_tokens``: the turn's share of the summariser's tokens."""
     sent, computed = mean(one.prompt for one in samples), mean(one.prompt - one.cached for one in samples)
     return prices.read * sent + (prices.write - prices.read) * computed + SUMMARY_PRICE * prices.write * summary_tokens
 
@@ -40,7 +40,7 @@ def cost(samples: Sequence[Sample], prices: Prices, summary_tokens: float) -> fl
 def summed_up(
     sessions: Sequence[Sequence[Sample]], summary_tokens: int, time_scale: float, slack: int
 ) -> dict[str, Any]:
-    """``summary_tokens``: the summariser's, of all sessions, read and written. Times in the workers' seconds."""
+    """The figures of a way, in the workers' seconds. ``summary_tokens``: read and written for all sessions."""
     turns = [one for session in sessions for one in session]
     pairs = [pair for session in sessions for pair in pairwise(session)]
     broken = [after for before, after in pairs if is_break(before, after, slack)]
@@ -68,7 +68,7 @@ def summed_up(
 
 
 def put_in(before: Sample, after: Sample) -> int:
-    """Tokens that nobody said: what the router recalled."""
+    """Tokens that the router recalled into the prompt."""
     return after.prompt - before.prompt - before.answered - after.own - TEMPLATE_TOKENS
 
 

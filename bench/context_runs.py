@@ -1,4 +1,4 @@
-"""Runs of whole conversations behind one router, with a fleet and a summariser of its own: every run starts cold."""
+"""Runs of whole conversations. Each run begins cold: it has its own router, fleet and summariser."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEEPERS: Mapping[str, Keep] = {
 }
 STRATEGIES = ("none", "window", "summary", "recall", "hybrid")
 SESSION = "session-"
-"""Before a strategy: the router keeps the history."""
+"""The prefix of ways in which the router keeps the history."""
 WAYS = (*KEEPERS, *(SESSION + strategy for strategy in STRATEGIES))
 READY_S = 30.0
 ITL_MS = 0.5
@@ -49,8 +49,11 @@ _SERIES = re.compile(r"warmroute_(?:context|compaction|janitor|recall|prefix_bre
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``worker``: a real one's URL; empty: eight simulated ones, whose time runs ``time_scale`` as fast. ``window``: tokens.
-    ``extra``: more of the router's environment."""
+    """A run to do.
+
+    ``worker``: URL of a real worker; empty: eight simulated ones, whose time runs ``time_scale`` times as fast. ``window``:
+    tokens. ``extra``: more environment variables of the router.
+    """
 
     system: str
     conversations: Sequence[Sequence[Turn]]
@@ -64,7 +67,7 @@ class Plan:
 
 
 class Found(NamedTuple):
-    """``summary_tokens``: read and written by the summariser; ``series``: of the router's own."""
+    """The results. ``summary_tokens``: read and written by the summariser. ``series``: the router's metrics."""
 
     sessions: list[list[Sample]]
     summary_tokens: int
@@ -73,7 +76,7 @@ class Found(NamedTuple):
 
 
 async def run(plan: Plan, way: str, watermarks: Marks) -> Found:
-    """All conversations at once. Raises RuntimeError where something does not start or answers wrongly."""
+    """Runs all conversations at once. Raises RuntimeError if something does not start or answers wrongly."""
     async with standing(plan, way, watermarks) as (http, router, summariser):
         setting = setting_of(plan, router)
         async with asyncio.TaskGroup() as tasks:
@@ -93,7 +96,7 @@ def setting_of(plan: Plan, router: ServedRouter) -> Setting:
 async def standing(
     plan: Plan, way: str, watermarks: Marks
 ) -> AsyncIterator[tuple[ClientSession, ServedRouter, Summariser]]:
-    """All that a run needs, cold. Raises RuntimeError where something does not start."""
+    """Starts all processes of a run, cold. Raises RuntimeError if one does not start."""
     async with AsyncExitStack() as stack:
         state_dir = stack.enter_context(tempfile.TemporaryDirectory())
         workers = [plan.worker] if plan.worker else await stack.enter_async_context(simulated(plan))
@@ -135,13 +138,13 @@ def sender_of(plan: Plan, way: str, watermarks: Marks, number: int) -> Sender:
 
 
 def name_of(number: int) -> str:
-    """Of a conversation's session."""
+    """The name of a conversation's session."""
     return f"conversation-{number}"
 
 
 @asynccontextmanager
 async def simulated(plan: Plan) -> AsyncIterator[list[str]]:
-    """Eight workers in a process of their own, with blocks as small as vLLM's and room for every conversation."""
+    """Eight workers in another process, with vLLM's block size and a cache that holds every conversation."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "router", "simulate", "--workers", "8", "--base-port", "0"),
         *("--cache-blocks", "40000", "--block-tokens", "16", "--prefill-rate", "15000"),
@@ -172,7 +175,7 @@ async def _all_up(http: ClientSession, router: ServedRouter, workers: int) -> No
 
 
 async def series_of(http: ClientSession, router: ServedRouter) -> dict[str, float]:
-    """What the router says of its contexts, where it says anything."""
+    """The router's metrics of its contexts; empty if it has none."""
     async with http.get(f"{router.admin_url}/metrics") as answer:
         lines = (await answer.text()).splitlines()
     found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if _SERIES.match(line))}

@@ -1,13 +1,13 @@
-"""Two fixed shares of the window, from which a history is cut and to which, against the economic order quantity.
+"""Two fixed shares of the window, from which and to which a history is cut, against the economic order quantity.
 
-Cutting makes the worker compute the rest anew; carrying costs a little every turn. Between two cuts the history grows from low
-to high, so with ``g`` tokens a turn there is one cut in ``(high - low) / g`` turns, and the cost of a turn,
+After a cut the worker computes the rest anew; a long history costs a little every turn. Between two cuts the history
+grows from low to high. With ``g`` tokens a turn there is one cut in ``(high - low) / g`` turns, and the cost of a turn,
 
     c · (high + low) / 2  +  (w - c) · remade · g / (high - low)
 
-is least where ``high = low + √(2 g (w - c) remade / c)`` (Harris, 1913). ``w`` is the price of a computed token and ``c`` of a
-cached one; ``remade`` are the tokens computed anew after a cut. The formula is given what the workers counted in the run with
-shares. Whole cycles are judged, from a conversation's first cut to its last.
+is least at ``high = low + √(2 g (w - c) remade / c)`` (Harris, 1913). ``w`` is the price of a computed token and ``c`` of
+a cached one; ``remade`` are the tokens computed anew after a cut. The formula gets the workers' counts from the run with
+shares. The comparison uses whole cycles, from a conversation's first cut to its last.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHAPES = {
 
 
 class Point(NamedTuple):
-    """``growth``: tokens a turn adds; ``remade``: computed anew after a cut; ``costs``: of a turn, at each of PRICES."""
+    """``growth``: tokens that a turn adds. ``remade``: computed anew after a cut. ``costs``: of a turn, at each of PRICES."""
 
     high: int
     growth: float
@@ -58,7 +58,7 @@ class Point(NamedTuple):
 async def compare_shapes(
     plan: Plan, system_tokens: int, conversations: Callable[[int, int], Sequence[Sequence[Turn]]]
 ) -> dict[str, Any]:
-    """``conversations``: made of the number of turns and the tokens of one."""
+    """Compares all shapes. ``conversations``: makes conversations from turns and tokens of a turn."""
     figures: dict[str, Any] = {}
     for name, shape in SHAPES.items():
         for window, turns in zip(WINDOWS, shape.turns, strict=True):
@@ -85,7 +85,7 @@ async def _measure(plan: Plan, marks: Marks) -> Point:
 
 
 def measured(found: Found, marks: Marks) -> Point:
-    """Raises RuntimeError where no conversation was cut twice."""
+    """The figures of a run. Raises RuntimeError if no conversation was cut twice."""
     cycles = [whole for session in found.sessions if (whole := whole_cycles(session))]
     if not cycles:
         raise RuntimeError(f"no conversation is long enough for the marks {marks.low} and {marks.high}")
@@ -104,7 +104,7 @@ def measured(found: Found, marks: Marks) -> Point:
 
 
 def whole_cycles(session: Sequence[Sample]) -> list[Sample]:
-    """From the first turn after a cut to the last one before a cut."""
+    """The turns from the first one after a cut to the last one before a cut."""
     cuts = [at for at in range(1, len(session)) if _is_cut(session[at - 1], session[at])]
     return list(session[cuts[0] : cuts[-1]]) if len(cuts) > 1 else []
 

@@ -1,7 +1,7 @@
-"""What one routing decision costs: 1,000 workers, a prompt of 100,000 tokens, an index as full as it would be.
+"""The cost of one routing decision: 1,000 workers, a prompt of 100,000 tokens, a full index.
 
-Also the same for 8 workers and a prompt of 2 kB, the fingerprint of 4 MB, and the index's memory through a million distinct
-prompts against its bound.
+It also measures 8 workers and a prompt of 2 kB, the fingerprint of 4 MB, and the index's memory over a million different
+prompts, against its bound.
 
     python -m bench.decision_cost
 """
@@ -30,7 +30,7 @@ PROMPTS_MAX_ENTRIES = 200_000
 
 
 FIGURES: dict[str, float] = {}
-"""What was measured: microseconds (p50), unless the key names another unit."""
+"""The figures in microseconds (p50), unless the key names another unit."""
 
 
 def measure(what: str, call: Callable[[], object], rounds: int = 2000, case: str = "") -> None:
@@ -47,7 +47,7 @@ def measure(what: str, call: Callable[[], object], rounds: int = 2000, case: str
 
 
 def measure_decision(workers: int, prompt_bytes: int, rounds: int) -> None:
-    """Everyone holds the system prompt, a fifth of the workers half of this prompt, twenty of them nearly all of it."""
+    """All workers hold the system prompt, a fifth of them half of this prompt, twenty of them nearly all of it."""
     random = Random(1)
     names = [WorkerName(f"w-{random.getrandbits(32):08x}") for _ in range(workers)]
     start = time.perf_counter()

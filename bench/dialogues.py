@@ -1,6 +1,7 @@
-"""Long conversations made of real dialogues: their exchanges, joined one behind the other until each turn is long enough.
+"""Long conversations made of real dialogues: their exchanges are joined until each turn is long enough.
 
-A file has a dialogue a line, ``{"history": [{"user": …, "bot": …}, …]}``, as MT-Bench-101 has them; ``.xz`` is read as well.
+A file has one dialogue a line, ``{"history": [{"user": …, "bot": …}, …]}``, as MT-Bench-101 has them. ``.xz`` files work
+as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 SPREAD = 0.5
-"""Of the logarithm of a turn's tokens."""
+"""The spread of the logarithm of a turn's tokens."""
 
 Count = Callable[[str], int]
 """Tokens of a text."""
@@ -31,22 +32,25 @@ class Dialogue(msgspec.Struct, frozen=True):
 
 
 class Turn(NamedTuple):
-    """What the user says, and how long the answer is; what is answered is for the model to say."""
+    """The user's text and the length of the answer. The model makes the answer's text."""
 
     text: str
     answer_tokens: int
 
 
 def read_dialogues(path: Path) -> list[Dialogue]:
-    """Raises OSError, and msgspec.DecodeError where it is no such file."""
+    """The dialogues of a file. Raises OSError, and msgspec.DecodeError if a line has another shape."""
     data = path.read_bytes()
     lines = (lzma.decompress(data) if path.suffix == ".xz" else data).splitlines()
     return [msgspec.json.decode(line, type=Dialogue) for line in lines]
 
 
 def conversation(dialogues: Sequence[Dialogue], seed: int, turns: int, turn_tokens: int, count: Count) -> list[Turn]:
-    """``turn_tokens``: mean of question and answer; 0: each exchange is a turn. An exchange that passes a turn's length
-    is in it where that comes nearer. The same seed gives the same conversation."""
+    """A conversation of joined exchanges. The same seed gives the same conversation.
+
+    ``turn_tokens``: mean of question and answer; 0: each exchange is a turn. The exchange that passes this length belongs to
+    the turn if the turn's length is then nearer to it.
+    """
     random = Random(seed)
     exchanges = _shuffled(dialogues, random)
     next_one = next(exchanges)
@@ -65,14 +69,14 @@ def conversation(dialogues: Sequence[Dialogue], seed: int, turns: int, turn_toke
 
 
 def preamble(dialogues: Sequence[Dialogue], tokens: int, count: Count) -> str:
-    """Real text for a system message, about so long."""
+    """Real text of about this length for a system message."""
     words = " ".join(exchange.bot for dialogue in dialogues[:200] for exchange in dialogue.history).split()
     size = max(1, round(tokens * len(words) / count(" ".join(words))))
     return " ".join(words[:size])
 
 
 def _shuffled(dialogues: Sequence[Dialogue], random: Random) -> Iterator[Exchange]:
-    """Whole dialogues, one behind the other in any order, again and again."""
+    """Whole dialogues in random order, without end."""
     while True:
         for dialogue in random.sample(dialogues, len(dialogues)):
             yield from dialogue.history

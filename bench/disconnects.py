@@ -1,9 +1,9 @@
-"""Clients that leave: how soon the worker's connection is closed, and whether anything is left of the request.
+"""How soon the worker's connection is closed after a client leaves, and whether anything of the request remains.
 
     python -m bench.disconnects
 
-1,000 clients leave, half in the middle of a stream and half before the answer, half with FIN and half with RST. Router,
-worker and clients share one process and one clock, so that a time is from the client's close to the worker's.
+1,000 clients leave: half in the middle of a stream, half before the answer; half with FIN, half with RST. Router, worker
+and clients share one process and one clock, so a time is from the client's close to the worker's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r
 
 
 class Worker(asyncio.Protocol):
-    """Begins a stream, or never answers; notes when each request's connection ended."""
+    """Begins a stream, or never answers. It notes the time when each request's connection ends."""
 
     def __init__(self, ended: dict[str, float], asked: dict[str, asyncio.Event]) -> None:
         self._ended = ended

@@ -1,14 +1,14 @@
-"""What acknowledged appends are worth while Redis's primary is killed and stopped.
+"""Are acknowledged appends kept while Redis's primary is killed and stopped?
 
     python -m bench.failovers [--unsafe] [--failovers 20] [--appends 100000]
 
-Three data nodes and three Sentinels, each a process. Eight writers, half of them with one store and half with another, as
-two routers would be, take turns in four sessions: each session has a writer of either store. Every second failover kills
-the primary with SIGKILL and starts it again once another took over; the others stop it with SIGSTOP until after that, and
-let it go on as if it still were the primary: the second store rests meanwhile, and writes over the connections that it has
-as soon as the old primary goes on. At the end each session's log is read back and compared with what was acknowledged.
+Three data nodes and three Sentinels run as processes. Eight writers take turns in four sessions. Half of them use one
+store and half another, as with two routers; each session has a writer of either store. Every second failover kills the
+primary with SIGKILL and starts it again after another node took over. The others stop it with SIGSTOP until then and let
+it continue as if it were still the primary. The second store rests meanwhile, and writes over its old connections as soon
+as the old primary continues. At the end each session's log is compared with the acknowledged appends.
 
-``--unsafe``: without ``wait_replicas`` and ``min-replicas-to-write``, as it is by default; nothing is claimed of that.
+``--unsafe``: the defaults, without ``wait_replicas`` and ``min-replicas-to-write``. This run makes no claim.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ OWNER = Tenant("bench")
 WRITERS = 8
 SESSIONS = 4
 STOPPED_S = 3.0
-"""Longer than Sentinels take to call a node down (1 s) and another the primary."""
+"""Longer than Sentinels need to declare a node down (1 s) and to promote another."""
 BETWEEN_TURNS_S = 0.002
 SAFE_NODES = ("min-replicas-to-write 1", "min-replicas-max-lag 2", "repl-diskless-sync-delay 0")
 UNSAFE_NODES = ("repl-diskless-sync-delay 0",)
 AGAIN_S = 0.02
 TURN_ENDS_S = 0.3
-"""Within which writers that are to rest have ended their turns."""
+"""Writers that must rest end their turns within this time."""
 LIFETIME_S = 86_400.0
 
 T = TypeVar("T")
@@ -51,15 +51,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Found:
-    """What writers were told."""
+    """The answers that the writers got."""
 
     acknowledged: dict[Sid, list[tuple[int, int, int]]] = field(default_factory=dict)
-    """Of each session: writer, turn of that writer, part; in the order in which they were acknowledged."""
+    """By session: writer, the writer's turn, and part, in order of acknowledgement."""
     refusals: Counter[str] = field(default_factory=Counter)
     fenced: int = 0
     last_at: float = 0.0
     may_write: asyncio.Event = field(default_factory=asyncio.Event)
-    """Those with the second store."""
+    """Set while the writers of the second store may write."""
 
     @property
     def count(self) -> int:
@@ -132,7 +132,7 @@ class Writer:
         return answer
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Again until it is answered: only for what may be done twice."""
+        """Repeats a call until it is answered. For calls only that may run twice."""
         while True:
             try:
                 return await call()
@@ -142,7 +142,7 @@ class Writer:
 
 
 async def fail_over(servers: Watched, fault: signal.Signals, found: Found) -> None:
-    """Returns when all three nodes follow the new primary."""
+    """Forces one failover. Returns when all three nodes follow the new primary."""
     old = await asyncio.to_thread(servers.primary)
     assert old is not None
     stopped_at = time.monotonic()
@@ -166,7 +166,7 @@ async def fail_over(servers: Watched, fault: signal.Signals, found: Found) -> No
 
 
 async def fail_over_all(servers: Watched, failovers: int, appends: int, found: Found) -> list[float]:
-    """Seconds from each fault to the first turn that was acknowledged after the new primary's."""
+    """For each failover the longest time without an acknowledgement, in seconds."""
     outages = []
     for number in range(failovers):
         while found.count < appends * number / failovers:
@@ -184,7 +184,7 @@ async def fail_over_all(servers: Watched, failovers: int, appends: int, found: F
 
 
 async def _longest_silence(found: Found) -> float:
-    """Between two acknowledgements, until it is cancelled."""
+    """The longest time between two acknowledgements, until it is cancelled."""
     longest = 0.0
     try:
         while True:
@@ -195,7 +195,7 @@ async def _longest_silence(found: Found) -> float:
 
 
 async def compare(url: str, found: Found) -> dict[str, int]:
-    """What was acknowledged with what is there."""
+    """Compares the acknowledged appends with the logs."""
     faults = Counter(lost=0, doubled=0, reordered=0)
     store = RedisStore.from_url(url, RedisLimits(deadline_s=30), time.monotonic)
     for sid, acknowledged in found.acknowledged.items():

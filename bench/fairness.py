@@ -1,14 +1,14 @@
-"""One tenant asks for far more than its share. What do the others notice?
+"""One tenant sends far more than its share. What do the other tenants notice?
 
     python -m bench.fairness [--limits default,16/1000,32/1000,32,0] [--seconds 40] [--workers 16]
 
-Twenty tenants of equal share are thought of. One of them, B, asks for its twentieth of what the fleet can do, and nothing
-else runs: its times to first token alone. Then A asks for 50 times as much beside it, two and a half times what the fleet
-can do; with the defaults, whose bound on a tenant's requests under way makes most of A's requests 429, and without that
-bound once for each pair of limits (``admission.max_worker_requests`` and, behind a stroke, ``max_worker_prefill_tokens``; 0
-is none, and 0 alone is no admission at all). All prompts are new and of one length;
-answers are of any up to twice the mean. Router, workers and A's clients are processes of their own. Times are the
-workers', whose clock runs at half the speed, so that the machine keeps up.
+The scenario has twenty tenants of equal share. First tenant B alone sends a twentieth of the fleet's capacity, which
+gives its TTFT without load. Then A sends 50 times as much beside it, two and a half times the fleet's capacity. With the
+defaults, a tenant's bound on requests in progress turns most of A's requests into 429. The other runs have no such bound,
+and one pair of limits each: ``admission.max_worker_requests`` and, after a slash, ``max_worker_prefill_tokens``. 0 is no
+limit, and 0 alone is no admission at all. All prompts are new and of one length; answers have up to twice the mean.
+Router, workers and A's clients are separate processes. Times are the workers', whose clock runs at half the speed, so
+that the machine keeps up.
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ TIMES = 50
 WARM_UP_S = 10.0
 TIME_SCALE = 0.5
 PATIENCE_S = 60.0
-"""After which a client gives up."""
+"""A client gives up after this time."""
 MAX_RATIO = 1.5
 WORD = " the"
-"""A token of the simulated tokenizer, as near as need be."""
+"""About one token of the simulated tokenizer."""
 
 
 def fleet_rate(workers: int) -> float:
-    """Requests a (wall) second that the workers can do with all seats taken, each prefill a step's part and each step a token
-    of all who decode: r · (prefill + completion · itl / seats) = 1."""
+    """Requests per wall second of a fleet with all seats taken: r · (prefill + completion · itl / seats) = 1.
+
+    Each prefill takes part of a step, and each step gives a token to every decoding request.
+    """
     return TIME_SCALE * workers / (PROMPT_TOKENS / PREFILL_RATE + COMPLETION_TOKENS * ITL_MS / 1000 / SEATS)
 
 
@@ -59,7 +61,7 @@ def key_of(tenant: str) -> str:
 
 
 def keys_file_text(*, with_defaults: bool) -> str:
-    """Two tenants of equal share; without limits, or with the default ones."""
+    """Two tenants of equal share, without limits or with the default ones."""
     limits = "" if with_defaults else "max_in_flight = 0\n"
     entries = (
         f'[tenants.{name}]\n{limits}[[keys]]\nid = "{name}"\ntenant = "{name}"\n'
@@ -70,13 +72,13 @@ def keys_file_text(*, with_defaults: bool) -> str:
 
 
 def serve_command(workers: Sequence[str]) -> tuple[str, ...]:
-    """Of a router that asks for keys."""
+    """The command of a router that asks for keys."""
     named = [part for worker in workers for part in ("--worker", worker)]
     return sys.executable, "-m", "router", "serve", "--port", "0", "--admin-port", "0", *named
 
 
 class Limits(NamedTuple):
-    """Of a worker; 0: none."""
+    """Limits of a worker; 0: none."""
 
     requests: int
     prefill_tokens: int
@@ -119,7 +121,7 @@ class Outcome:
 
 
 class Clients:
-    """One tenant's, who come at random times whatever becomes of those before them."""
+    """One tenant's clients. They arrive at random times and never wait for earlier ones."""
 
     def __init__(self, url: str, tenant: str, seed: int) -> None:
         self._url = f"{url}/v1/chat/completions"
@@ -128,7 +130,7 @@ class Clients:
         self.outcome = Outcome()
 
     async def run(self, session: aiohttp.ClientSession, rate: float, seconds: float) -> None:
-        """``rate``: requests a second. What comes in the warm-up is not counted."""
+        """Sends ``rate`` requests a second. Requests of the warm-up do not count."""
         began = due = time.monotonic()
         asking: set[asyncio.Task[None]] = set()
         while (due := due + self._chance.expovariate(rate)) < began + WARM_UP_S + seconds:
@@ -167,7 +169,7 @@ async def connected() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def flood(url: str, rate: float, seconds: float) -> None:
-    """A's process."""
+    """The process of A's clients."""
     clients = Clients(url, "a", seed=1)
     async with connected() as session:
         await clients.run(session, rate, seconds)
@@ -175,7 +177,7 @@ async def flood(url: str, rate: float, seconds: float) -> None:
 
 
 async def simulate(workers: int) -> None:
-    """The workers' process."""
+    """The process of the workers."""
     settings = SimulatorSettings(
         workers=workers,
         base_port=0,
@@ -208,7 +210,7 @@ async def simulated(workers: int) -> AsyncIterator[list[str]]:
 
 @asynccontextmanager
 async def flooded(router: ServedRouter, rate: float, seconds: float) -> AsyncIterator[list[dict[str, Any]]]:
-    """A asks inside the block; what came of it is in the list behind it."""
+    """A sends its requests inside the block. The list has their results afterwards."""
     found: list[dict[str, Any]] = []
     process = await start("--role", "flood", "--urls", router.url, "--rate", str(rate), "--seconds", str(seconds))
     try:
@@ -222,7 +224,7 @@ async def flooded(router: ServedRouter, rate: float, seconds: float) -> AsyncIte
 
 
 async def measure(workers: int, limits: Limits, seconds: float, *, with_flood: bool) -> dict[str, Any]:
-    """B's times to first token, and what A got."""
+    """B's TTFT, and how much A got."""
     with NamedTemporaryFile("w", suffix=".toml") as keys:
         keys.write(keys_file_text(with_defaults=limits == DEFAULT))
         keys.flush()

@@ -1,10 +1,11 @@
-"""What hostile clients and workers cost a router, and what another tenant notices of them.
+"""The cost of hostile clients and workers for a router, and their effect on another tenant.
 
     python -m bench.hostile [--connections 2000] [--kinds NAME …]
 
-Each kind of hostile client (``bench.hostile_clients``) and of hostile worker (``tests.e2e.hostile``) presses for PRESS_S upon a
-router of its own, with the default settings; another tenant asks RATE times a second, before and meanwhile, a worker that is
-well. ``bound_mb`` is what the router may take for that kind: settings that it fills, and what each connection may hold.
+Each kind of hostile client (``bench.hostile_clients``) and of hostile worker (``tests.e2e.hostile``) attacks a router of
+its own with default settings for PRESS_S. Before and meanwhile another tenant sends RATE requests a second to a healthy
+worker. ``bound_mb`` is the router's allowed memory for that kind: the settings that it fills, and a share for each
+connection.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ MORE_MB, NEAR_SHARE = 64, 1.1
 MAX_RATIO, MAX_MORE_MS = 2.0, 20.0
 
 CONNECTION_KB = 10
-"""At rest, as ``bench.idle`` measures it."""
+"""Memory of an idle connection, by ``bench.idle``."""
 SENDING_KB = CONNECTION_KB + 16
-"""Of a connection that sends a body: and the first read of it, which is kept until its head was judged."""
+"""Memory of a connection that sends a body: an idle one, and its first read, which is kept until the head is checked."""
 UNREAD_KB = 40
-"""Of a connection whose client does not read: what waits below the mark from which it is counted, and one read of a worker."""
+"""Memory of a client that does not read: bytes below the mark from which they count, and one read from a worker."""
 HELD_MB, HEADS_MB, KEPT_MB = 512 / 2, 16, 512
-"""Defaults of limits.max_held_bytes, of which a tenant alone has half, limits.max_total_head_bytes and
+"""Defaults: half of limits.max_held_bytes (a single tenant's share), limits.max_total_head_bytes,
 resumption.max_total_kept_bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``filled_mb``: of settings. ``connection_kb``: of each connection."""
+    """``filled_mb``: memory that settings allow. ``connection_kb``: memory for each connection."""
 
     filled_mb: float = 0.0
     connection_kb: float = CONNECTION_KB
@@ -70,9 +71,9 @@ CLIENTS = {
 }
 WORKERS = dict.fromkeys(WORKER_KINDS, Case(HELD_MB))
 NEVER_UP = {"models", "card"}
-"""Whose models cannot be read."""
+"""Kinds of workers whose models cannot be read."""
 WORKER_CLIENTS = 16
-"""Streams that a hostile worker answers at once."""
+"""Streams that a hostile worker serves at once."""
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class Peak:
     helpers_bytes: int = 0
 
     async def watch(self, router: Router) -> None:
-        """Until cancelled."""
+        """Runs until cancelled."""
         while True:
             self.memory_bytes = max(self.memory_bytes, router.memory_bytes())
             self.helpers_bytes = max(self.helpers_bytes, router.helpers_bytes())
@@ -106,7 +107,7 @@ async def under(router: Router, pressure: AbstractAsyncContextManager[object]) -
 
 
 async def back_s(router: Router, before_bytes: int) -> float:
-    """Until its memory is near what it was, BACK_S at the most."""
+    """Seconds until the router's memory is near its start, at most BACK_S."""
     began_at = time.monotonic()
     with suppress(TimeoutError):
         await until(lambda: router.memory_bytes() <= NEAR_SHARE * before_bytes, BACK_S)
@@ -151,7 +152,7 @@ async def measure_worker(name: str) -> Any:
 
 
 def claims_of(found: dict[str, Any]) -> dict[str, list[str]]:
-    """Each claim, and by whom it is broken."""
+    """Each claim, and the cases that break it."""
     rules: dict[str, Callable[[dict[str, Any]], bool]] = {
         f"memory grows by its bound and {MORE_MB} MB at the most": lambda each: (
             each["rss_mb_peak"] <= each["rss_mb_before"] + each["bound_mb"] + MORE_MB

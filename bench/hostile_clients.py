@@ -1,7 +1,7 @@
-"""Clients that take what they can: ``python -m bench.hostile_clients KIND URL N [KEY …]``, until it is killed.
+"""Hostile clients of one kind: ``python -m bench.hostile_clients KIND URL N [KEY …]``, until it is killed.
 
-N connections of one kind, each from an address of its own, BEGUN_PER_S of them a second. One that is ended begins again, so
-that a bound is pressed upon all the time. ``URL`` is the data port's, or the admin port's for kinds that are for that one.
+It opens N connections, each from an address of its own, BEGUN_PER_S of them a second. A connection that ends begins again,
+so the pressure on a bound never stops. ``URL`` is the data port, or the admin port for the kinds that attack it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 MB = 1 << 20
 BEGUN_PER_S = 1_000
 AGAIN_S = 2.0
-"""Between the end of a connection and the next."""
+"""From the end of a connection to the next."""
 
 RECEIVE_BYTES = 4 << 10
-"""What the kernel may take for a client that does not read."""
+"""The kernel's receive buffer of a client that does not read."""
 
 CHAT_PATH = "/v1/chat/completions"
 FIELD = b"x-f: " + b"a" * 8_000 + b"\r\n"
@@ -45,11 +45,11 @@ def chat(model: str, key: str, *, text: str = "hello", **members: Any) -> bytes:
     return post(key, json.dumps({"model": model, "messages": messages, **members}).encode())
 
 
-# What one connection sends. ``number``: which of them it is, counted from the start of all.
+# The pieces that one connection sends. ``number``: the connection's number, counted from the start of all.
 
 
 def silence(_number: int, _key: str) -> Send:
-    """Nothing."""
+    """Sends nothing."""
     yield from ()
 
 
@@ -59,7 +59,7 @@ def endless_head(_number: int, key: str) -> Send:
 
 
 def unfinished_head(_number: int, key: str) -> Send:
-    """Of 24 kB."""
+    """A head of 24 kB without its end."""
     yield head(CHAT_PATH, key)[:-2] + FIELD * 3
 
 
@@ -69,13 +69,13 @@ def dripped_head(_number: int, key: str) -> Send:
 
 
 def unfinished_body(_number: int, key: str) -> Send:
-    """All but the end of 8 MB."""
+    """A body of 8 MB without its last byte."""
     yield head(CHAT_PATH, key, f"Content-Length: {8 * MB}")
     yield from itertools.repeat(b" " * (64 << 10), 127)
 
 
 def small_unfinished_body(_number: int, key: str) -> Send:
-    """The same of a megabyte."""
+    """A body of a megabyte without its last byte."""
     yield head(CHAT_PATH, key, f"Content-Length: {MB}")
     yield from itertools.repeat(b" " * (64 << 10), 15)
 
@@ -91,20 +91,20 @@ def tiny_chunks(_number: int, key: str) -> Send:
 
 
 def costly_body(number: int, key: str) -> Send:
-    """Slow to parse: a million of lists."""
+    """A body that is slow to parse: a million lists."""
     lists = ",".join(["[]"] * MB)
     yield post(key, f'{{"model":"well","x":[{lists}],"messages":[{{"role":"user","content":"{number}"}}]}}'.encode())
 
 
 def costly_turn(number: int, key: str) -> Send:
-    """Its values are held while a worker is at it."""
+    """A turn whose parsed values stay in memory while a worker answers."""
     lists = ",".join(["[]"] * 10_000)
     body = f'{{"model":"stuck","x":[{lists}],"messages":[{{"role":"user","content":"{number}"}}]}}'
     yield post(key, body.encode(), f"/v1/sessions/s{number}/chat/completions")
 
 
 def asking(model: str, **members: Any) -> Callable[[int, str], Send]:
-    """Once."""
+    """One request."""
 
     def sends(number: int, key: str) -> Send:
         yield chat(model, key, text=f"hello {number}", **members)
@@ -117,13 +117,13 @@ def asking_on(number: int, key: str) -> Send:
 
 
 def turn(number: int, key: str) -> Send:
-    """Of a session of its own, with 100 kB."""
+    """A turn of 100 kB in a session of its own."""
     body = {"model": "well", "messages": [{"role": "user", "content": "word " * 20_000}]}
     yield post(key, json.dumps(body).encode(), f"/v1/sessions/s{number}/chat/completions")
 
 
 def prompts(number: int, key: str) -> Send:
-    """Of 40 blocks each, and every one is new."""
+    """New prompts of 40 blocks each."""
     for count in itertools.count():
         yield chat("well", key, text=f"{number} {count} " + "word " * 8_000, user=f"u{number}-{count}")
 
@@ -142,8 +142,10 @@ def guess(number: int, _key: str) -> Send:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """``pause_s``: between two pieces; ``again_s``: between two connections. ``reads``: what it is answered; otherwise nothing
-    is ever taken from the socket."""
+    """``pause_s``: between two pieces. ``again_s``: between two connections.
+
+    ``reads``: whether it reads its answers; otherwise it never reads from the socket.
+    """
 
     sends: Callable[[int, str], Send]
     pause_s: float = 0.0
@@ -180,7 +182,7 @@ KINDS = {
 
 
 class Hostile(asyncio.Protocol):
-    """One connection: sends as fast as it is taken, with its kind's pauses."""
+    """One connection. It sends as fast as the router reads, with the pauses of its kind."""
 
     def __init__(self, kind: Kind, sends: Send) -> None:
         self._kind = kind
@@ -202,7 +204,7 @@ class Hostile(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """One piece, and the next in its time."""
+        """Sends one piece and schedules the next."""
         if self._is_paused or self._transport.is_closing() or (piece := next(self._sends, None)) is None:
             return
         self._transport.write(piece)
@@ -214,7 +216,7 @@ class Hostile(asyncio.Protocol):
 
 
 async def attack(kind: Kind, url: str, count: int, keys: tuple[str, ...]) -> None:
-    """Until cancelled."""
+    """Runs until cancelled."""
     parts, numbers = urlsplit(url), itertools.count()
 
     async def go_on(place: int) -> None:

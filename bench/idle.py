@@ -1,8 +1,8 @@
-"""Clients that keep their connections and ask for nothing: what each costs the router, and what a new request costs among them.
+"""The router's cost for each idle connection, and the cost of a new request beside them.
 
     python -m bench.idle
 
-10,000 connections that have had one answer each. The clients come from several loopback addresses, in this process.
+10,000 connections have had one answer each. The clients use several loopback addresses and run in this process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @asynccontextmanager
 async def quick_worker() -> AsyncIterator[str]:
-    """Its URL."""
+    """The URL of a worker that answers at once."""
     tasks: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +64,7 @@ async def quick_worker() -> AsyncIterator[str]:
 
 
 class Idler(asyncio.Protocol):
-    """Asks once, and rests."""
+    """Sends one request and then keeps its connection idle."""
 
     def __init__(self) -> None:
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -1,11 +1,11 @@
-"""What clients see while workers are killed, fail, and come back.
+"""The effect on clients while workers are killed, fail and come back.
 
     python -m bench.kills
 
-1. Four simulated workers, each a process; one is killed with SIGKILL every 2.5 s and started again 0.5 s later, while
-   10,000 requests that are not streamed run through ``warmroute serve``, 32 at a time. None may fail.
-2. One worker answers 500 at once. What share of the attempts does it attract?
-3. All are killed: 503 with Retry-After. One comes back: how long from its first healthy probe to the first answer?
+1. Four simulated workers run as processes. Every 2.5 s one is killed with SIGKILL and started again 0.5 s later, while
+   10,000 unstreamed requests run through ``warmroute serve``, 32 at a time. No request may fail.
+2. One worker answers 500 at once. What share of the attempts does it get?
+3. All workers are killed: 503 with Retry-After. One comes back: how long from its first healthy probe to the first answer?
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ FAILING_REQUESTS = 2_000
 MAX_FAILING_SHARE = 0.03
 RETURNS = 5
 AT_ONCE = {"WARMROUTE_ADMISSION__NO_WORKER_WAIT_S": "0"}
-"""Whoever finds nobody up is told so, and does not wait."""
+"""Without a healthy worker a request gets its error at once and does not wait."""
 MAX_RETURN_S = 1.0
 
 
 class SimulatedWorker:
-    """One worker process on a port of its own, that can be killed and started again."""
+    """One worker process on a port of its own. It can be killed and started again."""
 
     def __init__(self, *options: str) -> None:
-        """``options``: further ones of ``warmroute simulate``."""
+        """``options``: more options of ``warmroute simulate``."""
         self._options = options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -68,7 +68,7 @@ class SimulatedWorker:
             self._process.send_signal(number)
 
     async def healthy(self, session: aiohttp.ClientSession) -> float:
-        """Wait until it is; returns the monotonic time."""
+        """Waits until the worker is healthy. Returns the monotonic time."""
         while True:
             with suppress(aiohttp.ClientError, OSError):
                 async with session.get(f"{self.url}/health") as response:
@@ -78,7 +78,7 @@ class SimulatedWorker:
 
 
 class Load:
-    """Requests of a hundred conversations, and what came of them."""
+    """Requests of a hundred conversations, and their results."""
 
     def __init__(self, router: ServedRouter, session: aiohttp.ClientSession) -> None:
         self._url = f"{router.url}/v1/chat/completions"
@@ -111,7 +111,7 @@ class Load:
 
 
 async def kill_in_turn(workers: list[SimulatedWorker], every_s: float, kills: Counter[int]) -> None:
-    """Until cancelled; ``kills``: how often each was."""
+    """Kills a random worker at each interval until cancelled. ``kills``: how often each was killed."""
     chance = random.Random(1)
     while True:
         await asyncio.sleep(every_s - BACK_AFTER_S)

@@ -1,10 +1,10 @@
-"""How long the event loop stands still while bodies of 4 MB come in.
+"""How long bodies of 4 MB stop the event loop.
 
     python -m bench.loop_stall
 
-The router runs as ``warmroute serve`` runs it, in a process of its own, with a heartbeat of a millisecond on its loop. A
-beat's stall is how late it came, and no more than the CPU time that the router's process spent meanwhile: what the machine
-took for others is not the router's.
+The router runs in another process, as ``warmroute serve`` runs it, with a heartbeat of a millisecond on its loop. A beat's
+stall is its delay, but at most the CPU time that the router's process used meanwhile, so time that the machine gave to
+other processes does not count.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r
 
 
 class Heartbeat:
-    """Beats on the running loop; a line on standard input has the worst stall since the last one told, and forgotten."""
+    """Beats on the running loop. A line on standard input prints and resets the worst stall."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ async def serve_with_heartbeat(worker: str) -> None:
 
 
 def bodies() -> dict[str, bytes]:
-    """Each of BODY_BYTES; compact and spaced, since the router reads the two in different ways."""
+    """Bodies of BODY_BYTES, compact and spaced, since the router reads the two in different ways."""
     chance = random.Random(1)
     words = [f"w{chance.getrandbits(20):x}" for _ in range(5000)]
     text = " ".join(chance.choices(words, k=BODY_BYTES // 6))
@@ -103,7 +103,7 @@ def bodies() -> dict[str, bytes]:
 
 
 def _sized(encode: Callable[[Any], str], shape: Callable[[int], Any]) -> bytes:
-    """As many characters of content as make the largest body that is not over BODY_BYTES, or nearly so."""
+    """The largest body within BODY_BYTES, or nearly so."""
     least, most = 0, BODY_BYTES
     while most - least > 20_000:
         middle = (least + most) // 2

@@ -2,9 +2,9 @@
 
     python bench/make_decode_trace.py TARGET.jsonl
 
-A policy that sees only prefill cannot tell a worker with sixty running replies from an idle one; this trace shows what
-that costs. A simulated worker of 64 seats and 30 ms a step replies to about one request of 2,000 tokens a second, so
-eight of them saturate near 8.5 requests a second; the default rate is nine tenths of it, some prefill being due as well.
+A policy that sees only prefill cannot tell a worker with sixty running replies from an idle one; this trace shows the cost
+of that. A simulated worker of 64 seats and 30 ms a step replies to about one request of 2,000 tokens a second, so eight
+workers saturate near 8.5 requests a second. The default rate is nine tenths of that, which leaves time for prefill.
 """
 
 import argparse
@@ -16,7 +16,7 @@ SEED = 7
 
 
 def make_lines(requests: int, rate: float, input_tokens: int, output_tokens: int, seed: int = SEED) -> list[str]:
-    """Poisson arrivals of `rate` a second; lengths vary by a half to either side of their mean."""
+    """Poisson arrivals of `rate` a second. Lengths vary by up to half of their mean."""
     dice = random.Random(seed)
     lines, at_s = [], 0.0
     for _ in range(requests):

@@ -1,10 +1,10 @@
-"""Writes the demo's trace: conversations with one system message in common, from a fixed seed.
+"""Writes the demo's trace: conversations that share one system message, from a fixed seed.
 
     python bench/make_demo_trace.py
 
-Each turn's prompt is the one before, the reply to it, and a new message. What makes it like real traffic, as far as
-routing can tell: first messages of very different sizes, a few long conversations among many short ones, people who
-read before they answer, and arrivals without rhythm. Must stay under 60 kB, for it lies in the package.
+Each turn's prompt is the prompt before, its reply, and a new message. For routing it resembles real traffic: first messages
+of very different sizes, a few long conversations among many short ones, pauses between turns, and irregular arrivals.
+Must stay under 60 kB, since the package contains it.
 """
 
 import json
@@ -35,7 +35,7 @@ class Row(TypedDict):
 
 
 def make_rows(seed: int = SEED) -> list[Row]:
-    """In order of time. Blocks are numbered as they first appear in a conversation; 0 is the system message."""
+    """Rows in order of time. Blocks are numbered by first appearance in a conversation; 0 is the system message."""
     dice = random.Random(seed)
     fresh = count(1)
     rows: list[Row] = []

@@ -1,11 +1,11 @@
-"""Redis stops under mixed load: do stateless requests notice, how soon are the others told, and is anything lost?
+"""Redis stops under mixed load: do stateless requests notice, how soon do the others get an error, and is anything lost?
 
     python -m bench.outage [--seconds 60] [--fault stop|kill|kill-lose]
 
-One router, one worker whose answers take a third of a second, and requests at a steady rate: half of them stateless, the
-others turns of sessions, readers, and responses. Redis is stopped with SIGSTOP, or killed and started again; with what it
-has on disk (``appendfsync always``), or, in ``kill-lose``, with nothing. Behind it each session's log is held against what
-clients were told and what the worker was sent, as ``bench.races`` does.
+One router has one worker, whose answers take a third of a second. Requests come at a steady rate: half of them stateless,
+the others turns of sessions, reads and responses. Redis is stopped with SIGSTOP, or killed and started again, either with
+its data on disk (``appendfsync always``) or, with ``kill-lose``, with nothing. Afterwards each session's log is compared
+with the clients' answers and the worker's prompts, as in ``bench.races``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ON_DISK = ("appendonly yes", "appendfsync always")
 
 @dataclass
 class Outage:
-    """Monotonic times. ``since``: Redis was stopped; ``until``: it answers again."""
+    """Monotonic times. ``since``: the stop of Redis. ``until``: its first answer afterwards."""
 
     since: float = float("inf")
     until: float = float("inf")
@@ -55,8 +55,10 @@ class Outage:
 
 @dataclass
 class Load:
-    """Requests, and what came of them. ``errors``: of stateful ones, when each ended and how long its client had to wait for it
-    since Redis was gone."""
+    """Requests and their results.
+
+    ``errors``: for each failed stateful request its end and the client's wait since the stop of Redis.
+    """
 
     url: str
     client: ClientSession
@@ -66,10 +68,10 @@ class Load:
     stateful: Counter[str] = field(default_factory=Counter)
     errors: list[tuple[float, float]] = field(default_factory=list)
     spanned: int = 0
-    """Turns that began before the outage and were acknowledged within it."""
+    """Turns that began before the outage and were acknowledged during it."""
     first_back_at: float = float("inf")
     late_s: list[float] = field(default_factory=list)
-    """By how much requests were sent later than meant: what the machine was too busy for, and no fault of the router's."""
+    """The delays with which this busy machine sent requests. They are no fault of the router."""
 
     async def run(self, seconds: float) -> None:
         """Open loop: the next request does not wait for the last."""
@@ -147,7 +149,7 @@ async def fail(server: RedisProcess, fault: Fault, seconds: float, outage: Outag
 
 @contextlib.asynccontextmanager
 async def loaded(store: str, seen: Seen) -> AsyncIterator[tuple[Load, ServedRouter]]:
-    """A worker, a router before it, and clients that did nothing yet."""
+    """A worker, a router before it, and clients that have sent nothing yet."""
     runner = web.AppRunner(worker_app(seen, PAUSE_S), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -167,7 +169,7 @@ async def loaded(store: str, seen: Seen) -> AsyncIterator[tuple[Load, ServedRout
 
 
 def judge(session: str, log: list[tuple[str, str]], load: Load, fault: Fault) -> list[str]:
-    """What is wrong with it. Of what Redis lost as a whole nothing may be in any log or prompt."""
+    """All faults of a log. With ``kill-lose`` only turns from after the outage may be in a log or a prompt."""
     if fault != "kill-lose":
         return check(session, log, load.seen)
     after = {name: times for name, times in load.seen.taken[session].items() if times[0] > load.outage.until}
@@ -175,7 +177,7 @@ def judge(session: str, log: list[tuple[str, str]], load: Load, fault: Fault) ->
 
 
 async def measure(fault: Fault, seconds: float) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Figures and claims."""
+    """The figures and the claims."""
     seen = Seen(taken={f"s{number}": {} for number in range(SESSIONS)})
     with redis_running(() if fault == "kill-lose" else ON_DISK) as server:
         async with loaded(f"{server.url}/0", seen) as (load, router):

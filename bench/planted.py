@@ -1,13 +1,13 @@
-"""Whether a model could still answer, once most of a long conversation has left its prompt: facts are said once in long real
-dialogues, the conversation goes on, and at its end each is asked for, half of them in other words than they were said in.
-
-The reader is a rule, and no model: a question counts as answerable where the fact, as it was said, stands whole in the prompt
-that its turn was sent with. So the figures are what a reader could do who overlooks nothing. The summariser is a script that
-says every so many sentences of what it read, and knows no question: a model's notes would keep other things, in other words,
-which this rule would not recognise. Ways are those of ``bench.context``, on its simulated fleet; the client of
-first-in-first-out keeps the history itself, the others are sessions of the router.
+"""Can a model still answer from its prompt after most of a long conversation has left it?
 
     python -m bench.planted --dialogues mt-bench-101.jsonl.xz [--sessions 4] [--turns 220] [--seed 1]
+
+Facts are said once in long real dialogues. The conversation continues, and at its end each fact is asked for, half of them
+in other words. The reader is a rule, not a model: a question counts as answerable if the fact stands whole, as it was said,
+in the prompt of its turn. So the figures are those of a reader that misses nothing. The summariser is a script: it keeps
+every so many sentences and does not know the questions. A model's summary would keep other things in other words, which
+this rule would not recognise. The ways are those of ``bench.context``, on its simulated fleet: in first-in-first-out the
+client keeps the history, the others are sessions of the router.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from router.core.request.request import Sid
 SYSTEM_TOKENS, ANSWER_TOKENS = 300, 30
 TIME_SCALE, PAUSE_S = 20.0, 0.1
 MEANING_PAUSE_S = 0.4
-"""Between turns whose items are embedded on this machine's CPU: else the janitor lags behind users who never rest, and the
-prompts are longer than their marks allow."""
+"""Pause between turns while this machine's CPU embeds the items. Without it the janitor falls behind, and prompts grow over
+their marks."""
 QUIET_S, MAX_WAIT_S = 2.0, 120.0
 KINDS = ("same_words", "other_words")
 BY_MEANING = {"WARMROUTE_CONTEXT__EMBED_MODEL": "all-MiniLM-L6-v2-int8", "WARMROUTE_CONTEXT__RECALL_TIMEOUT_S": "5"}
-"""Searches have time: the machine is another's as well, and what is found is measured here, not how fast."""
+"""Long time-outs for searches, since other programs use this machine too and their speed is not measured here."""
 FULL, FLOOR = "session-none", "first-in-first-out"
 WORDS = ", by words alone"
 WAYS = (FULL, FLOOR, *(SESSION + name for name in ("window", "summary", "recall", f"hybrid{WORDS}", "hybrid")))
@@ -57,7 +57,7 @@ class Question(NamedTuple):
 
 
 class Talk(NamedTuple):
-    """A conversation with facts in it, and what is asked at its end."""
+    """A conversation with facts in it, and the questions at its end."""
 
     turns: list[Turn]
     questions: list[Question]
@@ -88,7 +88,7 @@ class WatchedSender:
 
 
 def make_talks(options: argparse.Namespace) -> list[Talk]:
-    """Each with its share of the facts, half of them to be asked for in other words. The same seed makes the same."""
+    """Talks with a share of the facts each, half of them asked for in other words. The same seed gives the same talks."""
     chance = random.Random(options.seed)
     said = cycle(read_items(options.dialogues, chance))
     facts = read_facts(options.facts)
@@ -100,7 +100,7 @@ def make_talks(options: argparse.Namespace) -> list[Talk]:
 
 
 def talk_of(dialogue: Dialogue, chance: random.Random) -> Talk:
-    """A user's items are said as they are; answers are the simulated worker's, as long as the real ones."""
+    """A talk with the users' real items. The simulated worker makes the answers, as long as the real ones."""
     items = dialogue.items
     turns = [
         Turn(asked, max(count_simulated(answer), 1)) for asked, answer in zip(items[::2], items[1::2], strict=True)
@@ -114,7 +114,7 @@ def talk_of(dialogue: Dialogue, chance: random.Random) -> Talk:
 
 
 def require_fair(question: Question, turns: Sequence[Turn]) -> Question:
-    """Raises ValueError: the fact is not said just once, or by the question."""
+    """Raises ValueError if the talk does not say the fact exactly once, or if the question says it."""
     if sum(_flat(turn.text).count(_flat(question.fact)) for turn in turns) != 1 or _holds(question.text, question):
         raise ValueError(f"this fact cannot be asked for: {question.fact}")
     return question
@@ -129,7 +129,7 @@ def _holds(text: str, question: Question) -> bool:
 
 
 async def play(plan: Plan, way: str, talks: Sequence[Talk], watermarks: Marks) -> dict[str, Any]:
-    """All conversations at once, and then all questions."""
+    """Runs all conversations at once, and then all questions."""
     async with standing(plan, way, watermarks) as (http, router, summariser):
         senders = [WatchedSender(sender_of(plan, way, watermarks, number)) for number in range(len(talks))]
         pairs = list(zip(senders, talks, strict=True))
@@ -160,7 +160,7 @@ async def ask_all(
 
 
 async def sent_by_router(http: ClientSession, router: ServedRouter, session: str, turn: int) -> list[str]:
-    """The messages' texts, as the turn's worker received them. Raises RuntimeError."""
+    """The texts of the messages that the turn's worker received. Raises RuntimeError."""
     async with http.get(f"{router.url}/v1/sessions/{session}/turns/{turn}/prompt") as answer:
         if answer.status != 200:
             raise RuntimeError(f"no prompt of turn {turn}: {answer.status} {await answer.text()}")
@@ -169,7 +169,7 @@ async def sent_by_router(http: ClientSession, router: ServedRouter, session: str
 
 
 async def quiet(http: ClientSession, router: ServedRouter) -> None:
-    """The janitor is done: nothing that it counts has changed for a while. Raises TimeoutError."""
+    """Waits until the janitor is done: its counters have not changed for a while. Raises TimeoutError."""
     async with asyncio.timeout(MAX_WAIT_S):
         before: dict[str, float] = {}
         while (now := await series_of(http, router)) != before:
@@ -199,7 +199,7 @@ def share(asked: Sequence[Asked]) -> float:
 
 
 def claims(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-    """Those of ways that were run."""
+    """The claims about the ways that were run."""
     found = {way: figures[way]["answerable"] for way in figures}
     hybrid, summary, window = (found.get(SESSION + name) for name in ("hybrid", "summary", "window"))
     judged = {}

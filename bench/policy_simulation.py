@@ -1,13 +1,13 @@
 """Replays a request trace against model workers in virtual time, with the router's real policies, index and ring.
 
-What is real: every policy, ``PrefixIndex``, ``Ring``, ``Facts``. What is modelled: workers (paged prefix cache with
-tail-first LRU, chunked prefill shared with decoding, a bound on running sequences), the delay of a request, polled load
-that is stale between polls, learnt figures that are wrong by up to 10 %, and replicas that share nothing but those polls.
+Real: every policy, ``PrefixIndex``, ``Ring``, ``Facts``. Modelled: workers (paged prefix cache with tail-first LRU, chunked
+prefill shared with decoding, a bound on running sequences), the delay of a request, polled load that is stale between
+polls, learnt figures that are wrong by up to 10 %, and replicas that share nothing but those polls.
 
     python bench/policy_simulation.py --trace TRACE.jsonl.xz --speed 2 --limit 3000 --policy cache_aware --replicas 4
 
 A trace is JSON lines, xz-compressed or not: ``timestamp`` in ms, ``input_length`` and ``output_length`` in tokens, and
-``hash_ids``, the prompt as a chain of block ids; without them nothing is shared.
+``hash_ids``, the prompt as a chain of block ids. Rows without ``hash_ids`` share nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from router.policies.cache_aware import CacheAwareParameters
 BYTES_PER_TOKEN = 4
 INDEX_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 MESSAGE_BLOCKS = 4
-"""Block 0 is the system message, then messages of so many blocks follow, the user's and the assistant's in turn."""
+"""Block 0 is the system message. Messages of this many blocks follow, the user's and the assistant's in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What the workers are; rates in tokens per second."""
+    """The workers' properties. Rates are tokens per second."""
 
     workers: int = 8
     cache_blocks: int = 3000
@@ -69,7 +69,7 @@ class Fleet:
     step_tokens: int = 2048
     max_running: int = 64
     slow: tuple[tuple[int, float], ...] = ()
-    """Workers that take so many times longer for everything."""
+    """Workers that are slower in everything, and by which factor."""
 
 
 # ------------------------------------------------------------------------------------------------------------ workloads
@@ -93,7 +93,7 @@ def read_trace(path: Path, speed: float, limit: int | None, block_tokens: int) -
 def shape(
     at_s: float, tokens: int, output: int, ids: Sequence[int], block_tokens: int, session: object = None
 ) -> Arrival:
-    """One request as the router would see it: chain, anchor and earlier turns from its block ids."""
+    """One request as the router sees it: chain, anchor and earlier turns from its block ids."""
     keys: list[int] = []
     key = 7
     for block in ids:
@@ -124,12 +124,12 @@ def shape(
 
 
 def make_decode_heavy(random: Random, rate: float, requests: int, block_tokens: int) -> list[Arrival]:
-    """Poisson arrivals of 400 tokens in and 2,000 out, nothing shared."""
+    """Poisson arrivals of 400 tokens in and 2,000 out that share nothing."""
     return _poisson(random, rate, requests, lambda i: shape(0, 400, 2000, [i], block_tokens))
 
 
 def make_giant_prompt(random: Random, rate: float, requests: int, block_tokens: int) -> list[Arrival]:
-    """Everyone shares one system prompt of 40 blocks; half the requests are a second turn of an earlier one."""
+    """All requests share a system prompt of 40 blocks; half of them are the second turn of an earlier request."""
     shared = list(range(40))
     seen: list[list[int]] = []
     fresh = count(1000)
@@ -146,7 +146,10 @@ def make_giant_prompt(random: Random, rate: float, requests: int, block_tokens: 
 
 
 def make_hot_tenant(random: Random, rate: float, requests: int, block_tokens: int) -> list[Arrival]:
-    """Half of all requests have one tenant's 60-block prefix, first user turn included, and a short question after it."""
+    """Half of all requests share one tenant's prefix of 60 blocks and end in a short question.
+
+    The prefix includes the first user turn.
+    """
     hot = list(range(60))
     fresh = count(1000)
 
@@ -199,13 +202,13 @@ class Job:
     left_output: int = 0
     pinned: list[int] = field(default_factory=list)
     next_key: int = 0
-    """The first of its prompt's keys that is neither pinned nor left to another job that computed it too."""
+    """The index of the first key that is neither pinned nor left to another job that computed it too."""
     spare_blocks: int = 0
     first_token_s: float = 0.0
 
 
 class ModelWorker:
-    """Continuous batching over a paged cache, one event at each end of a step; phases of decoding alone are one event."""
+    """Continuous batching over a paged cache. An event is the end of a step; steps of decoding alone are one event."""
 
     def __init__(self, fleet: Fleet, factor: float, call_at: Callable[[float, Callable[[], None]], None]) -> None:
         self._fleet = fleet
@@ -329,7 +332,7 @@ class ModelWorker:
         return True
 
     def _publish(self, job: Job) -> None:
-        """Whole blocks that were just computed can be hit from now on."""
+        """Makes whole blocks that were just computed available for hits."""
         keys = job.arrival.keys
         upto = min(len(keys), job.done_tokens // self._fleet.block_tokens)
         for key in keys[job.next_key : upto]:
@@ -356,7 +359,7 @@ class ModelWorker:
 
 
 class Replica:
-    """One router: its policy, its index, its leases, and what it polled."""
+    """One router: its policy, its index, its leases, and its polled figures."""
 
     def __init__(
         self, number: int, fleet: Fleet, policy: Policy, ring: Ring, names: list[WorkerName], random: Random
@@ -419,8 +422,11 @@ class Replica:
         self.index.record(job.worker, job.arrival.fingerprint, job.arrival.output_tokens * BYTES_PER_TOKEN)
 
     def poll(self, workers: Sequence[ModelWorker], now: float) -> None:
-        """What a worker's counters tell: tokens scheduled that missed its cache and are not prefilled yet (queries less hits
-        less computed), and how many requests wait. What is not ours of it is foreign."""
+        """Reads a worker's counters: its backlog in tokens and the number of waiting requests.
+
+        The backlog is the scheduled tokens that missed the cache and are not prefilled yet: queries less hits less computed
+        tokens. The part that this router did not send is foreign.
+        """
         self._polled_at = now
         for i, worker in enumerate(workers):
             running, waiting = len(worker.running), len(worker.waiting)
@@ -429,7 +435,7 @@ class Replica:
             self._polled_foreign[i] = max(0.0, backlog - self.view.queued_prefill_tokens[i])
 
     def _drain(self, now: float) -> None:
-        """Foreign queues go on being worked off between polls, side by side with ours."""
+        """Between polls the foreign queue shrinks, since the worker serves it side by side with this router's requests."""
         for i, foreign in enumerate(self._polled_foreign):
             done = (now - self._polled_at) / self.view.seconds_per_token[i]
             own = self.view.queued_prefill_tokens[i]
@@ -463,7 +469,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What lies between routers and workers; seconds of the trace's own time."""
+    """The conditions between routers and workers, in seconds of the trace's time."""
 
     replicas: int = 1
     poll_interval_s: float = 1.0
@@ -529,7 +535,7 @@ class Simulation:
         self._asked += job.arrival.input_tokens
 
     def _on_end(self, job: Job, now: float) -> None:
-        # Never before the first token, which may have been delayed for longer.
+        # This is longer than any delay of a first token, so the end never comes before it.
         self._call_at(now + self._conditions.delay_s, lambda: self._replicas[job.replica].see_end(job))
 
     def _poll(self, replica: Replica) -> None:

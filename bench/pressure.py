@@ -1,7 +1,7 @@
-"""A router, what it takes and how full it is, while hostile processes press upon it and another tenant asks on.
+"""A router under attack: its memory and limits, while another tenant continues to send requests.
 
-Everything is a process of its own (router, workers, hostile clients), so that what is measured is the router's. Two tenants
-have keys: ``hostile`` has HOSTILE_KEYS of them, the other one.
+Router, workers and hostile clients are separate processes, so the measurement covers the router alone. Two tenants have
+keys: ``hostile`` has HOSTILE_KEYS of them, the other tenant has one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def keys_file_text() -> str:
 
 
 class Metrics:
-    """One look at all of them."""
+    """One reading of all metrics."""
 
     def __init__(self, exposition: str) -> None:
         self._samples = [
@@ -55,13 +55,13 @@ class Metrics:
         ]
 
     def sum_of(self, name: str, **labels: str) -> float:
-        """Over the series that have these labels."""
+        """The sum over all series with these labels."""
         return sum(value for each, has, value in self._samples if each == name and labels.items() <= has.items())
 
 
 @dataclass(slots=True)
 class Asked:
-    """What became of the other tenant's requests, and how long each took from when it was due."""
+    """The results of the other tenant's requests, and the seconds of each from the time when it was due."""
 
     times_s: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Asked:
 
 
 class Router:
-    """One that serves, as its operator and its other tenant meet it: over connections that they had before the pressure."""
+    """A running router, seen by its operator and its other tenant over connections from before the attack."""
 
     def __init__(self, router: ServedRouter, operator: aiohttp.ClientSession, other: aiohttp.ClientSession) -> None:
         self.url, self.admin_url = router.url, router.admin_url
@@ -83,11 +83,11 @@ class Router:
             return Metrics(await answer.text())
 
     def memory_bytes(self) -> int:
-        """Resident, of the router itself."""
+        """Resident memory of the router process."""
         return int(self._process.memory_info().rss)
 
     def helpers_bytes(self) -> int:
-        """Resident, of the processes that read costly bodies."""
+        """Resident memory of the processes that parse costly bodies."""
         total = 0
         for child in self._process.children(recursive=True):
             with suppress(psutil.Error):
@@ -111,7 +111,7 @@ class Router:
 
     @asynccontextmanager
     async def asked_on(self, rate: float) -> AsyncIterator[Asked]:
-        """``rate`` requests a second inside the block, one after another, each timed from when it was due."""
+        """Sends ``rate`` requests a second inside the block. The time of each begins when it is due."""
         asked, is_over = Asked(), asyncio.Event()
 
         async def ask_on() -> None:
@@ -133,7 +133,10 @@ class Router:
 async def router_before(
     workers: Sequence[str], settings: Mapping[str, str], served_workers: int | None = None
 ) -> AsyncIterator[Router]:
-    """``settings``: ``{"limits.max_connections": "10"}``. Returns when the models of all workers are served, or of so many."""
+    """A router before some workers, which serves a number of models or all of them.
+
+    ``settings``: for example ``{"limits.max_connections": "10"}``.
+    """
     environment = {f"WARMROUTE_{name.upper().replace('.', '__')}": value for name, value in settings.items()}
     named = [f"--worker={worker}" for worker in workers]
     command = (sys.executable, "-m", "router", "serve", "--port", "0", "--admin-port", "0", *named)
@@ -160,7 +163,7 @@ async def _serves(session: aiohttp.ClientSession, url: str, workers: int) -> boo
 
 
 async def until(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Asks again and again; ``is_so`` may be asynchronous. Raises TimeoutError."""
+    """Calls ``is_so`` until it is true; it may be asynchronous. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while True:
             found = is_so()
@@ -170,7 +173,7 @@ async def until(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
 
 
 class Child:
-    """``python -m MODULE …``, killed behind the block."""
+    """``python -m MODULE …``, killed at the end of the block."""
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
@@ -183,7 +186,7 @@ class Child:
         return self
 
     async def url(self) -> str:
-        """The first line that it prints."""
+        """The first line that the process prints."""
         assert self._process is not None
         assert self._process.stdout is not None
         return (await self._process.stdout.readline()).decode().strip()
@@ -199,7 +202,10 @@ class Child:
 
 @asynccontextmanager
 async def shaped_workers() -> AsyncIterator[list[str]]:
-    """Two URLs: the other tenant's worker, and one for all other models, so that nobody is slow for what a worker does."""
+    """The URLs of two workers: the other tenant's, and one for all other models.
+
+    Two workers are needed so that a worker's own load slows no tenant.
+    """
     async with (
         Child("bench.shaped_worker", "well") as well,
         Child("bench.shaped_worker", "large", "held", "stuck", "endless", "long") as others,

@@ -1,4 +1,4 @@
-"""What one needs to judge a figure later: which commit was measured, and on which machine."""
+"""The commit and the machine of a measurement, which a reader needs to judge a figure later."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit(*paths: str) -> str:
-    """The commit that was measured, marked if the tree differs from it below ``paths`` (the package, if none is named).
+    """The measured commit, marked if the working tree differs from it below ``paths`` (default: the package).
 
     "none" outside a checkout.
     """

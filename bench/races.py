@@ -1,13 +1,13 @@
-"""Two turns at once, again and again, on the same sessions: is anything lost, doubled, reordered or interleaved?
+"""Two turns at once on the same sessions, many times: is anything lost, doubled, reordered or interleaved?
 
-The worker answers with the name of the message that it was asked and notes what stood before it. Behind the races every
-session's log is read and held against what clients were told and what the worker was sent:
+    python -m bench.races [--pairs 10000] [--store redis://127.0.0.1:6379/0 --routers 2]
 
-    kept          every acknowledged message is there once, with its answer right behind it, and nothing else is
-    in order      a turn that was acknowledged before another began stands before it
-    as sent       what the worker was sent before a message is what the log has before it
+The worker answers with the name of its newest message and notes the messages before it. After the races every session's
+log is compared with the clients' answers and the worker's prompts:
 
-python -m bench.races [--pairs 10000] [--store redis://127.0.0.1:6379/0 --routers 2]
+    kept          the log has every acknowledged message once, its answer right after it, and nothing else
+    in order      a turn that was acknowledged before another one began stands before it
+    as sent       the messages before a message in the log are those in the worker's prompt
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from bench.verdict import conclude, percentile, served
 
 SESSIONS = 100
 AT_ONCE = 16
-"""Pairs."""
+"""Pairs at once."""
 
 
 @dataclass
 class Seen:
-    """``before``: of each message, those that the worker was sent before it. ``taken``: began, acknowledged, by session."""
+    """``before``: for each message the messages before it. ``taken``: by session, when turns began and were acknowledged."""
 
     before: dict[str, list[str]] = field(default_factory=dict)
     taken: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def worker_app(seen: Seen, pause_s: float = 0.0) -> web.Application:
 
 
 async def take(client: ClientSession, url: str, session: str, name: str, seen: Seen) -> None:
-    """One turn; every other one is streamed."""
+    """One turn; every second one is streamed."""
     body = {"model": "m", "messages": [{"role": "user", "content": name}], "stream": hash(name) % 2 == 0}
     began = time.monotonic()
     async with client.post(f"{url}/v1/sessions/{session}/chat/completions", json=body) as answer:
@@ -111,7 +111,7 @@ async def race(urls: list[str], pairs: int, seen: Seen) -> None:
 
 
 async def read_log(client: ClientSession, url: str, session: str) -> list[tuple[str, str]]:
-    """Role and text of each item, oldest first; none where there is no such session."""
+    """Role and text of each item, oldest first; empty if the session does not exist."""
     items: list[tuple[str, str]] = []
     after = ""
     while True:
@@ -132,7 +132,7 @@ def text_of(item: dict[str, Any]) -> str:
 
 
 def check(session: str, log: list[tuple[str, str]], seen: Seen) -> list[str]:
-    """What is wrong with it."""
+    """All faults of a session's log."""
     wrong = []
     taken = seen.taken[session]
     asked = [text for role, text in log if role == "user"]

@@ -1,11 +1,12 @@
-"""Whether what has left a session's window is found again: facts are planted in long dialogues, among them in the middle of
-long items, and asked for, once in the words in which they were said and once in others.
+"""Does recall find what has left a session's window?
 
     python -m bench.recall --dialogues FILE [--facts FILE] [--vectors FILE] [--sizes 100,1000,10000]
 
-FILE of dialogues: lines of JSON with ``history``, a list of ``{"user", "bot"}``. Facts: lines with ``fact``, ``same_words``,
-``other_words``. Every third fact is held out: weights are chosen by the others' figures. ``--vectors`` keeps vectors for the
-next run; times are of searches whose queries are embedded anew. Nothing is downloaded.
+Facts are planted in long dialogues, some of them in the middle of long items. Each is asked for twice: in the words in
+which it was said, and in other words. The dialogues' FILE has lines of JSON with ``history``, a list of
+``{"user", "bot"}``; the facts' FILE has lines with ``fact``, ``same_words``, ``other_words``. Every third fact is held
+out: the others' figures choose the weights. ``--vectors`` keeps vectors for the next run, but each query is embedded
+anew, so that its time counts. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from router.sessions.recall.sqlite import IndexLimits, SqliteIndex
 SEED = 20
 OWNER = Tenant("ann")
 WINDOW_ITEMS = 10
-"""The last items, which are still in the prompt and not searched."""
+"""The last items of a session. They are still in the prompt, so no search covers them."""
 HELD_OUT = 3
 BURIED = 4
-"""Every so many facts stand in the middle of a long item."""
+"""One in this many facts stands in the middle of a long item."""
 BURIED_ITEMS = 24
 MAX_FACT_SHARE = 0.2
-"""Of a session's items. Short sessions have some of the facts each."""
+"""Facts among a session's items, at most. So a short session gets only some of the facts."""
 ADDED_AT_ONCE = 200
 ACKNOWLEDGEMENTS = ("Thanks, I'll keep that in mind.", "Good to know.", "Noted!", "All right, understood.")
 RANKINGS = {"words": Weights(1, 0), "meaning": Weights(0, 1), "fused": Weights()}
@@ -57,7 +58,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A session's items, and the numbers of those that hold facts."""
+    """A session's items, and the numbers of the items that contain facts."""
 
     sid: Sid
     items: list[str]
@@ -65,7 +66,7 @@ class Dialogue:
 
 
 class KeptEmbedder:
-    """Remembers the vectors of what was indexed; queries are embedded each time."""
+    """Keeps the vectors of indexed texts. Each query is embedded anew."""
 
     def __init__(self, inner: OnnxEmbedder, path: Path | None) -> None:
         self.name, self.dimensions = inner.name, inner.dimensions
@@ -99,7 +100,7 @@ def read_facts(path: Path) -> list[Fact]:
 
 
 def read_items(path: Path, chance: random.Random) -> list[str]:
-    """What was said, dialogue after dialogue."""
+    """The items of all dialogues, one dialogue after another."""
     with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
         dialogues = [json.loads(line)["history"] for line in lines]
     chance.shuffle(dialogues)
@@ -107,7 +108,7 @@ def read_items(path: Path, chance: random.Random) -> list[str]:
 
 
 def plant(sid: Sid, facts: Sequence[Fact], said: Iterator[str], size: int, chance: random.Random) -> Dialogue:
-    """A session of ``size`` items. A fact is one of a user's, and is acknowledged by the next."""
+    """A session of ``size`` items. A user says each fact, and the next item acknowledges it."""
     places = set(chance.sample(range((size - WINDOW_ITEMS) // 2 - 1), len(facts)))
     left = iter(facts)
     items: list[str] = []
@@ -150,13 +151,13 @@ async def fill(index: SqliteIndex, dialogue: Dialogue) -> None:
 
 @dataclass(slots=True)
 class Asked:
-    """How well and how fast one ranking answers."""
+    """The quality and the speed of one ranking."""
 
     places: dict[tuple[str, bool], list[int]]
-    """By the question's kind and whether its fact is held out: the place at which its item was found, from 0; 99: not."""
+    """By the question's kind and whether its fact is held out: ranks of the fact's item, from 0; 99: not found."""
     took_ms: list[float]
     cpu_ms: list[float]
-    """Of the whole process, which does nothing else then: what is left of a time without the machine's other work."""
+    """CPU time of the whole process, which does nothing else meanwhile. It excludes other load of the machine."""
 
     def recall(self, limit: int, kind: str = "", held_out: bool | None = None) -> float:
         places = [

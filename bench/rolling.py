@@ -1,10 +1,10 @@
-"""Routers that are told to stop: is anybody refused, is any stream cut?
+"""Routers that stop: is any request refused, is any stream cut?
 
     python -m bench.rolling
 
 1. SIGTERM with 500 live streams that need less than the grace period: all must end well.
-2. Two replicas behind one address, restarted in turn 20 times under load. The address is a balancer that does what any does:
-   it asks each replica's /ready twice a second, and sends new connections only to those that said yes.
+2. Two replicas behind one address, restarted in turn 20 times under load. The address is a typical load balancer: it polls
+   each replica's /ready twice a second, and sends new connections only to ready replicas.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Replica:
 
 
 class Balancer:
-    """Connections to the ready replica that has had fewer."""
+    """Sends each connection to the ready replica that has had fewer."""
 
     def __init__(self, replicas: list[Replica]) -> None:
         self._replicas = replicas

@@ -1,11 +1,11 @@
-"""Policies compared over real HTTP: simulated fleet, router and load each in a process of their own.
+"""Policies compared over real HTTP: simulated fleet, router and load run as separate processes.
 
     python bench/routing.py conversation coding --traces ../shared/traces
     python bench/routing.py decode-heavy --policies cache_aware,least_loaded
 
-A policy is NAME, NAME:BOUND (prefix_ring's bounded loads; without one it has no bound) or either with @N, for N routers
-that share nothing and each get a random part of the requests. Every run has a fresh fleet and fresh routers, so that it
-starts cold. Results go to bench/results/routing-SCENARIO.json; a table and the targets' verdicts to standard output.
+A policy is NAME or NAME:BOUND (prefix_ring's bounded loads; without BOUND there is no bound). With @N there are N routers
+that share nothing, and each gets a random part of the requests. Every run has a new fleet and new routers, so that it
+starts cold. Results go to bench/results/routing-SCENARIO.json; a table and the targets' verdicts go to standard output.
 """
 
 import argparse
@@ -46,12 +46,12 @@ STOP_S = 20.0
 
 
 class BenchError(Exception):
-    """One line for whoever started the benchmark."""
+    """The benchmark cannot run. The text is one line for the user."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variant:
-    """What is compared: a policy, its bound if it has one, and how many routers there are."""
+    """One thing to compare: a policy, its bound if it has one, and the number of routers."""
 
     policy: str
     ring_bound: float | None
@@ -79,7 +79,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one variant: the median over its runs. TTFT in trace seconds."""
+    """Figures of one variant: the median over its runs. TTFT in trace seconds."""
 
     mean: float
     p50: float
@@ -95,7 +95,7 @@ class Figures:
 
     @classmethod
     def of(cls, runs: Sequence["Run"]) -> "Figures":
-        """The cores of the busiest router stand for all."""
+        """The medians of a variant's runs. The busiest router's cores stand for all routers."""
         rows = [
             (
                 report.ttft.mean,
@@ -118,7 +118,7 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """is_met: None where a policy that the target speaks of was not run."""
+    """is_met: None if a policy of the target was not run."""
 
     target: str
     value: float | None
@@ -154,7 +154,7 @@ def _four_over_one(found: Found) -> float:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scenario:
-    """trace: a file of the traces' directory; empty: made here. repeats: runs of a variant, whose median counts."""
+    """trace: a file in the directory of traces; empty: made here. repeats: runs of a variant; their median counts."""
 
     trace: str
     policies: tuple[str, ...]
@@ -220,7 +220,7 @@ SCENARIOS = {
 
 
 class CpuMeter:
-    """Cores that each process of ours keeps busy, and the whole machine: figures of a starved process mean nothing."""
+    """Cores that each of our processes and the whole machine use. A process without CPU gives worthless figures."""
 
     def __init__(self) -> None:
         self._processes = [("load", psutil.Process())]
@@ -234,7 +234,7 @@ class CpuMeter:
         self._before, self._began = self._seconds(), time.monotonic()
 
     def read(self) -> dict[str, float]:
-        """Name of a process, or `machine` → mean cores since `start`; routers are numbered."""
+        """Process name or `machine` → mean cores since `start`. Routers are numbered."""
         wall_s = time.monotonic() - self._began
         spent = [after - before for before, after in zip(self._before, self._seconds(), strict=True)]
         names = [name for name, _ in self._processes]
@@ -252,7 +252,7 @@ class CpuMeter:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """One replay, and what it cost whom."""
+    """One replay, and the CPU time of each process."""
 
     report: ReplayReport
     cores: dict[str, float]
@@ -262,7 +262,7 @@ class Run:
 async def process(
     arguments: Sequence[str], environment: Mapping[str, str], log: IO[str], meter: CpuMeter
 ) -> AsyncIterator[Process]:
-    """One command of ours, its errors in `log`; told to stop at the end, and killed if it does not."""
+    """One command, its errors in `log`. It is terminated at the end, and killed if it does not stop."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "router", *arguments, env={**_clean_environment(), **environment}, cwd=ROOT,
         stdout=asyncio.subprocess.PIPE, stderr=log,
@@ -282,7 +282,7 @@ async def process(
 
 
 def _clean_environment() -> dict[str, str]:
-    """Without whatever would configure the routers behind our back."""
+    """The environment without variables that would configure the routers."""
     return {name: value for name, value in os.environ.items() if not name.startswith("WARMROUTE_")}
 
 
@@ -304,7 +304,7 @@ def serve_arguments(variant: Variant, ports: tuple[int, int], workers: Sequence[
 
 
 def free_ports(count: int) -> list[int]:
-    """Free when asked; all are held at once so that they differ."""
+    """Free ports. All are held at the same time, so that they differ."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -345,7 +345,7 @@ async def routers_of(
 
 
 async def _wait_ready(session: aiohttp.ClientSession, child: Process, url: str, admin_url: str) -> None:
-    """/ready is true with one worker; a fair start has them all."""
+    """Waits for all workers. /ready is true with one of them, which would not be a fair start."""
     try:
         async with asyncio.timeout(READY_S):
             while child.returncode is None:
@@ -413,7 +413,7 @@ async def run_scenario(
     columns = (TextColumn("{task.description:>36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory() as directory, Progress(*columns, console=console) as progress:
         trace = trace_of(scenario, traces, Path(directory))
-        for turn in range(scenario.repeats):  # in turn, so that what else the machine does meets all alike
+        for turn in range(scenario.repeats):  # variants alternate, so that other load of the machine hits all alike
             for policy in policies:
                 label = f"{name} {policy}" + (f" {turn + 1}/{scenario.repeats}" if scenario.repeats > 1 else "")
                 run = await run_once(scenario, Variant.parse(policy), trace, extra, turn, progress, label)
@@ -496,7 +496,7 @@ def write(
 
 
 def _shown(run: Run) -> dict[str, Any]:
-    """Without paths of the machine and ports of the moment."""
+    """A run's report without paths of the machine and temporary ports."""
     shown = {"cores": run.cores, **run.report.as_dict()}
     settings = shown["settings"]
     settings.update(

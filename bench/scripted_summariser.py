@@ -1,4 +1,4 @@
-"""A summariser that is always there and says what it read, shortened: sentences of it, evenly spread, at most 400 tokens."""
+"""A summariser that never fails and shortens its input: evenly spread sentences of it, at most 400 tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.dialogues import Count
 
 SUMMARY_TOKENS = 400
 MAX_SHARE = 0.5
-"""Of what it read: a summary is shorter."""
+"""The longest summary, as a share of its input."""
 MODEL = "summariser"
 
 
 class Summariser:
-    """``tokens``: read and written so far. ``url``: as an OpenAI client's base URL, with its ``/v1``."""
+    """``tokens``: read and written so far. ``url``: base URL for an OpenAI client, with its ``/v1``."""
 
     def __init__(self, count: Count) -> None:
         self.tokens = 0
@@ -45,7 +45,7 @@ class Summariser:
 
 
 def shortened(text: str, share: float, max_tokens: int, count: Count) -> str:
-    """Every so many sentences one, and no more tokens than that."""
+    """Evenly spread sentences of a text, within the limit of tokens."""
     kept: list[str] = []
     due = tokens = 0.0
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
@@ -65,7 +65,7 @@ def _text(content: object) -> str:
 
 @asynccontextmanager
 async def summarising(count: Count) -> AsyncIterator[Summariser]:
-    """On a free port of this machine."""
+    """Runs the summariser on a free port of this machine."""
     summariser = Summariser(count)
 
     async def chat(request: web.Request) -> web.Response:

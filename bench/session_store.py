@@ -1,5 +1,6 @@
-"""What a turn costs in the SQLite store: its ``begin`` and its ``append`` together, by how long the session is already, and
-reading all of one anew. Prints microseconds.
+"""The cost of a turn in the SQLite store by the session's length, in microseconds.
+
+A turn is its ``begin`` and its ``append`` together. It also measures a full read of the session.
 
     python -m bench.session_store [--synchronous FULL] [--turns 500]
 """
@@ -30,7 +31,7 @@ async def make_session(store: SqliteStore, sid: Sid, entries: int) -> Cursor:
 
 
 async def take_turn(store: SqliteStore, sid: Sid, cursor: Cursor, turn: int) -> Cursor:
-    """One entry with ``begin``, one with the ``append`` that ends the turn."""
+    """One turn: an entry with ``begin``, and one with the ``append`` that ends the turn."""
     begin = Begin(
         sid=sid,
         owner=OWNER,
@@ -75,7 +76,7 @@ def show(what: str, taken_us: list[float]) -> None:
 
 
 async def measure_turns(store: SqliteStore, entries: int, turns: int) -> None:
-    """Each turn of another session, so that none grows beyond what is measured."""
+    """Each turn belongs to another session, so that no session outgrows the measured length."""
     sessions = [Sid(f"{entries:05}-{n:040}") for n in range(20)]
     cursor = [await make_session(store, sid, entries) for sid in sessions]
 

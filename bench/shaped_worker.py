@@ -1,6 +1,8 @@
-"""A worker whose answers have the shape that a request's model names: ``python -m bench.shaped_worker MODEL …`` prints its URL.
+"""A worker whose answers have the shape that a request's model names.
 
-It answers as fast as it is read, so that what a router holds is what its clients make it hold.
+    python -m bench.shaped_worker MODEL …        prints its URL
+
+It writes as fast as the router reads, so the clients decide how much the router must hold.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ MB = 1 << 20
 LARGE_BYTES = 4 * MB
 LONG_BYTES = 320 << 10
 READ_BYTES = 64 << 20
-"""Bodies are taken as they come."""
+"""The read buffer, so large that a body is never held back."""
 
 METRICS = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -40,7 +42,7 @@ def chunked(payload: bytes) -> bytes:
 
 
 async def well() -> Pieces:
-    """Two words."""
+    """An answer of two words."""
     yield whole(chat("Hello there."))
 
 
@@ -50,13 +52,13 @@ async def large() -> Pieces:
 
 
 async def held() -> Pieces:
-    """LARGE_BYTES but the last, which never comes."""
+    """LARGE_BYTES without the last byte, which never comes."""
     yield whole(chat("x" * LARGE_BYTES))[:-1]
     await asyncio.Event().wait()
 
 
 async def stuck() -> Pieces:
-    """Nothing, ever."""
+    """No answer, ever."""
     await asyncio.Event().wait()
     yield b""
 
@@ -69,7 +71,7 @@ async def endless() -> Pieces:
 
 
 async def long() -> Pieces:
-    """LONG_BYTES of text, streamed, and then silence."""
+    """LONG_BYTES of text, streamed, then silence."""
     yield STREAM_HEAD
     for _ in range(LONG_BYTES // 1_000):
         yield chunked(EVENT % (b"word " * 200))

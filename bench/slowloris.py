@@ -1,10 +1,10 @@
-"""Clients that begin requests and never end them: how soon they are closed, and what others notice.
+"""Clients that begin requests and never end them: how soon they are closed, and what other clients notice.
 
     python -m bench.slowloris
 
-3,000 connections at once, half with heads and half with bodies that grow by a few bytes a second, against a router with four
-simulated workers; eight clients ask on meanwhile, as they did before. All clients share this process, so that others' times
-hold what the attack costs it, too. Pairs of figures: without, and during the attack.
+3,000 connections at once send a few bytes a second, half of them in a head and half in a body, to a router with four
+simulated workers. Eight clients send normal requests before and meanwhile. All clients share this process, so the normal
+clients' times include the attack's cost for the process. Figures come in pairs: without and during the attack.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHAT = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content"
 
 
 class Slow(asyncio.Protocol):
-    """Says a little more each second. ``open_s``: how long it was let."""
+    """Sends a few more bytes each second. ``open_s``: seconds until it was closed."""
 
     def __init__(self, *, with_body: bool) -> None:
         self.with_body = with_body

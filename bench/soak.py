@@ -1,11 +1,11 @@
-"""Hours in minutes: does every request end, and does the router stay as small as it was, whatever happens around it?
+"""A soak test of minutes: does every request end, and does the router stay small under faults?
 
     python -m bench.soak [MINUTES] [--rate 20] [--seed 1]
 
-Four simulated workers, each a process, behind ``warmroute serve``. Requests of all kinds come at a steady rate: streams, whole
-answers, sessions, clients that leave, clients that stop reading, and requests that are wrong. Every few seconds something
-befalls a worker: it is killed and started again, stopped and let go on, or given one of the simulator's faults. Each request
-has to end, in an answer, an error or its client's leaving; a stream never ends as if it were whole when it is not.
+Four simulated workers run as processes behind ``warmroute serve``. Requests of all kinds come at a steady rate: streams,
+whole answers, sessions, clients that leave, clients that stop reading, and bad requests. Every few seconds a worker is
+killed and started again, stopped and continued, or gets one of the simulator's faults. Each request must end with an
+answer, an error or its client's departure. A stream that is cut must never end like a whole one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench.kills import SimulatedWorker, all_up
 from bench.verdict import ServedRouter, conclude, served
 
 DEADLINE_S = 60.0
-"""Each wait of the router's is configured below, and all that one request may meet of them are fewer seconds than this."""
+"""The sum of all waits that one request can meet, as configured below, is shorter."""
 SETTINGS = {
     "WARMROUTE_TIMEOUTS__MIN_FIRST_EVENT_S": "2",
     "WARMROUTE_TIMEOUTS__FIRST_EVENT_S": "6",
@@ -43,7 +43,7 @@ SETTINGS = {
 }
 SIMULATED = ("--time-scale", "1", "--itl-ms", "20", "--answers", "bytes", "--stream-interval-ms", "0")
 SMALL_CACHE = ("--cache-blocks", "100", "--block-tokens", "64")
-"""So that the index, which is as large as they are, is full soon, and its filling is not taken for a leak."""
+"""A small cache, so that the equally large index is full soon and does not look like a leak."""
 FAULTS = ("error", "drain", "slow", "hang", "cut", "reset", "truncate", "garbage", "dead")
 STRIKES = ("hang", "cut", "reset", "truncate", "garbage", "dead")
 FAULT_EVERY_S = 3.0
@@ -52,7 +52,7 @@ SETTLE_S = 15.0
 
 
 class Load:
-    """Requests of all kinds, and how each of them ended."""
+    """Requests of all kinds, and the end of each of them."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, chance: random.Random) -> None:
         self._url = f"{url}/v1/chat/completions"
@@ -119,7 +119,7 @@ class Load:
             return str(response.status)
 
     async def _leave(self) -> str:
-        """At any moment."""
+        """Leaves at a random time."""
         asking = asyncio.ensure_future(self._chance.choice((self._stream, self._whole))())
         done, _ = await asyncio.wait([asking], timeout=self._chance.uniform(0, 2))
         asking.cancel()
@@ -152,7 +152,7 @@ async def _read_stream(response: aiohttp.ClientResponse) -> str:
 
 
 class Trouble:
-    """Befalls one worker after the other until it is cancelled."""
+    """Causes faults on one worker after another until it is cancelled."""
 
     def __init__(self, workers: list[SimulatedWorker], session: aiohttp.ClientSession, chance: random.Random) -> None:
         self._workers = workers
@@ -194,7 +194,7 @@ class Trouble:
         await self._set(worker, fault=fault, after_events=self._chance.randrange(200))
 
     async def _set(self, worker: SimulatedWorker, **fault: Any) -> None:
-        """A worker that an earlier trouble left closing its connections is asked again."""
+        """Sets a fault. Tries again if the worker's earlier fault closes the connection."""
         while True:
             with suppress(aiohttp.ClientError, OSError):
                 async with self._session.post(f"{worker.url}/simulator/fault", json=fault) as response:
@@ -220,7 +220,7 @@ def slope(samples: list[tuple[float, float]]) -> float:
 
 
 async def read_rest(router: ServedRouter, session: aiohttp.ClientSession) -> dict[str, float]:
-    """What is left of requests that have all ended."""
+    """Figures of state that ended requests could leave behind."""
     async with session.get(f"{router.admin_url}/metrics") as response:
         text = await response.text()
     names = ("live_requests", "resumption_kept_bytes", "retries_in_flight", "open_worker_connections")
@@ -234,7 +234,7 @@ async def read_rest(router: ServedRouter, session: aiohttp.ClientSession) -> dic
 
 
 async def settle(router: ServedRouter, session: aiohttp.ClientSession, workers: int) -> dict[str, float]:
-    """Until nothing is left but the connections of the probes, or for so long."""
+    """Waits until only the probes' connections are left, up to a limit."""
     until = time.monotonic() + SETTLE_S
     while True:
         rest = await read_rest(router, session)

@@ -1,9 +1,9 @@
-"""Clients that stop reading a fast stream without end: what each costs the router in memory and CPU.
+"""The router's memory and CPU for clients that stop reading a fast, endless stream.
 
-Events are a token each, as vLLM writes them when it is asked for token ids. ``--text`` has 100 characters in each instead:
-then most of what a client costs is the text that it was sent, which is kept for a resumption up to a bound of its own.
+    python -m bench.stalls [--text]
 
-python -m bench.stalls [--text]
+Each event has one token, as in vLLM when a client wants token ids. With ``--text`` each event has 100 characters instead.
+Then the sent text is most of the cost, since the router keeps it for a resumption, up to a separate bound.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bench.verdict import conclude, served
 
 CLIENTS = 200
 MAX_GROWTH_KB = {False: 400, True: 500}
-"""A client's, without and with ``--text``: a read from the worker, the write buffer's high-water mark, what belongs to two
-connections, and what is kept of the stream."""
+"""Growth for each client, without and with ``--text``: a read from the worker, the write buffer's high-water mark, two
+connections, and the stream's kept bytes."""
 HOLD_S = 5.0
 EVENT = (
     b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1795414910,"model":"m",'
@@ -40,7 +40,7 @@ def burst(*, has_text: bool) -> bytes:
 
 
 async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, events: bytes) -> None:
-    """Streams as fast as it is read."""
+    """Streams as fast as the router reads."""
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -57,7 +57,7 @@ async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, event
 
 
 async def begin(url: str) -> asyncio.StreamWriter:
-    """A client that has read the beginning, and nothing from then on."""
+    """A client that reads the beginning and then nothing."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1024)
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}).encode()
@@ -68,7 +68,7 @@ async def begin(url: str) -> asyncio.StreamWriter:
 
 
 async def settled(process: psutil.Process) -> None:
-    """Until the router does nothing for a second."""
+    """Waits until the router has been idle for a second."""
     while True:
         before = process.cpu_times()
         await asyncio.sleep(1.0)

@@ -1,14 +1,12 @@
-"""What the status page costs the requests: 200 workers, 500 requests a second, with somebody who looks and without, in turns
-of a few seconds within one run.
+"""The cost of the status page for requests: 200 workers, 500 requests a second, rounds with and without a viewer.
 
     python -m bench.status_page [--rate 500] [--browser]
 
-Each request is sent when it is due, whatever became of those before it; what is measured is the time from then to its
-first event, and the router's CPU by the kernel's accounting. Who looks reads the page's events. With ``--browser`` Chromium
-draws them, in all rounds, since what it takes of this machine is not the router's doing: from the router, and from a copy of
-the page that tells recorded events again and again. It gets what CPU nobody else wants. The medians of the rounds' figures are
-compared: that a machine stops for a second is not the page's doing. How far the ratio may be chance is told by drawing the
-rounds anew (bootstrap).
+Each request is sent when it is due, without waiting for earlier ones. The figures are the time from then to its first event
+and the router's CPU time by the kernel's accounting. The viewer reads the page's events. With ``--browser`` Chromium draws
+them in all rounds, since its own CPU time is not the router's cost: either from the router, or from a copy of the page that
+repeats recorded events. Chromium runs at the lowest priority. Rounds last a few seconds, and their medians are compared, so
+that a pause of the machine does not count. A bootstrap over the rounds gives the ratio's interval.
 """
 
 from __future__ import annotations
@@ -68,7 +66,7 @@ async def _ask(http: aiohttp.ClientSession, url: str, due: float, found: list[fl
 
 @asynccontextmanager
 async def reading(http: aiohttp.ClientSession, url: str) -> AsyncIterator[None]:
-    """As the page does, without drawing it."""
+    """Reads the events as the page does, without drawing them."""
 
     async def read() -> None:
         async with http.get(f"{url}/events") as answer:
@@ -90,7 +88,7 @@ async def record(http: aiohttp.ClientSession, url: str) -> list[bytes]:
 
 @asynccontextmanager
 async def copy_of(http: aiohttp.ClientSession, url: str, events: list[bytes]) -> AsyncIterator[str]:
-    """The URL of a page that draws as much, and costs the router nothing."""
+    """The URL of a page that draws as much and costs the router nothing."""
     files: dict[str, tuple[bytes, str]] = {}
     for path in ("/", "/style.css", "/script.js"):
         async with http.get(url + path) as answer:
@@ -131,7 +129,7 @@ async def looking(browser: Browser, url: str) -> AsyncIterator[None]:
 
 
 def idle_chromium(folder: str) -> str:
-    """A command that runs it with CPU that nobody else wants."""
+    """A command that runs Chromium at the lowest priority."""
     path = Path(folder) / "chromium"
     path.write_text(f'#!/bin/sh\nexec chrt --idle 0 {shutil.which("chromium")} "$@"\n', "utf-8")
     path.chmod(0o755)
@@ -150,7 +148,7 @@ async def measure(rate: float, folder: str, *, draws: bool) -> tuple[dict[str, A
         browser = await playwright.chromium.launch(executable_path=idle_chromium(folder), args=["--no-sandbox"])
         recorded, _ = await asyncio.gather(record(http, router.admin_url), load(http, router.url, rate))
         cpu_s = {False: 0.0, True: 0.0}
-        gc.disable()  # collections here, with 200 workers, took up to 60 ms: a hundredth of a round, and so its p99
+        gc.disable()  # with 200 workers a collection took up to 60 ms, a hundredth of a round, which sets its p99
         times: dict[bool, list[list[float]]] = {False: [], True: []}
         for is_open in (False, True, True, False) * (ROUNDS // 2):  # neither always follows the other
             gc.collect()
@@ -169,7 +167,7 @@ async def measure(rate: float, folder: str, *, draws: bool) -> tuple[dict[str, A
 
 
 def summary(times: dict[bool, list[list[float]]], cpu_s: dict[bool, float]) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Of rounds without and with somebody who looks."""
+    """The figures of rounds without and with a viewer."""
     pooled = {is_open: sorted(seconds for each in rounds for seconds in each) for is_open, rounds in times.items()}
     figures: dict[str, Any] = {"requests": sum(map(len, pooled.values()))}
     for is_open, name in ((False, "without"), (True, "with")):
@@ -184,7 +182,7 @@ def summary(times: dict[bool, list[list[float]]], cpu_s: dict[bool, float]) -> t
 
 
 def drawn_anew(without: list[float], shown: list[float]) -> tuple[float, float]:
-    """Between which nine tenths of the ratios lie, of rounds drawn with replacement."""
+    """The interval of nine tenths of the ratios, with rounds drawn with replacement."""
     draw = random.Random(1)
     ratios = sorted(
         statistics.median(draw.choices(shown, k=len(shown))) / statistics.median(draw.choices(without, k=len(without)))
@@ -194,7 +192,7 @@ def drawn_anew(without: list[float], shown: list[float]) -> tuple[float, float]:
 
 
 def _at(ordered: list[float], share: float) -> float:
-    """In milliseconds."""
+    """A percentile, in milliseconds."""
     return round(ordered[int(share * len(ordered))] * 1e3, 2)
 
 

@@ -1,11 +1,11 @@
-"""One tenant stores all it can on a small disk. Do others' turns go on, is anything lost, and what does a full disk stop?
+"""One tenant fills a small disk. Do other tenants' turns continue, is anything lost, and what fails on a full disk?
 
     python -m bench.storage [--seconds 60] [--mib 200]        (as root: the disk is a tmpfs)
 
-Acme keeps sixteen connections busy with conversations of megabytes, items, forks and turns; beta takes turns in 40 sessions at
-a steady rate, and remembers what was acknowledged. Behind it beta's sessions are held against that. Then another program fills
-the disk, the router is killed and started again, and stateless requests, deletions and, when there is room again, turns are
-tried.
+Acme uses sixteen connections for conversations of megabytes, items, forks and turns. Beta takes turns in 40 sessions at a
+steady rate and notes the acknowledged ones. Afterwards beta's sessions are compared with these notes. Then another program
+fills the disk, and the router is killed and started again. Stateless requests and deletions are tried, and turns once there
+is room again.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def says(text: str) -> dict[str, Any]:
 
 
 async def fill(ask: Ask, number: int, until: float, statuses: Counter[str]) -> None:
-    """One of acme's connections."""
+    """The requests of one of acme's connections."""
     lots = random.Random(number)
     made: list[str] = []
     while time.monotonic() < until:
@@ -141,7 +141,7 @@ class Beta:
         await asyncio.gather(*under_way.values())
 
     async def lost(self, ask: Ask) -> int:
-        """Acknowledged turns that are not in their session's log."""
+        """Acknowledged turns that their session's log does not have."""
         lost = 0
         for session, texts in self.said.items():
             status, page = await ask("GET", f"/v1/sessions/{session}/items?limit=100", None)
@@ -165,7 +165,7 @@ def take_the_rest(disk: Path) -> Path:
 
 
 async def first_ok(ask: Ask, path: str, body: Any, within_s: float) -> float | None:
-    """Seconds until it is 200; None: not in time."""
+    """Seconds until the answer is 200; None: not in time."""
     began_at = time.monotonic()
     while time.monotonic() - began_at < within_s:
         if (await ask("POST", path, body))[0] == 200:

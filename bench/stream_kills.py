@@ -1,11 +1,11 @@
-"""Streams whose workers are killed under them: does every client get every token, once?
+"""Streams whose workers are killed: does every client get every token exactly once?
 
     python -m bench.stream_kills [--streams 10000] [--every 2.0] [--answers bytes] [--ejection nervous]
 
-Four simulated workers, each a process; one is killed with SIGKILL every so often and started again half a second later,
-while streams of 30 tokens, 20 ms apart, run 48 at a time through ``warmroute serve``. What each should say was asked of a
-worker that nobody kills. Half of the clients ask for token ids, half for usage; each token, id and count is compared.
-Prompts are short, so that a gap is the router's and not the prefill's.
+Four simulated workers run as processes. At a steady interval one is killed with SIGKILL and started again half a second
+later. Meanwhile streams of 30 tokens, 20 ms apart, run 48 at a time through ``warmroute serve``. A worker that is never
+killed gives the expected answers. Half of the clients want token ids, half want usage; each token, id and count is
+compared. Prompts are short, so a gap is the router's and not the prefill's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_P50_S, MAX_P99_S = 0.1, 1.0
 
 @dataclass(slots=True)
 class Heard:
-    """One stream as its client had it."""
+    """One stream as its client received it."""
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -67,7 +67,7 @@ def body_of(number: int) -> dict[str, Any]:
 
 
 async def hear(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Heard:
-    """Raises what aiohttp raises, ValueError for what is no stream of chunks."""
+    """Reads one stream. Raises aiohttp's errors, and ValueError if it is not a stream of chunks."""
     heard, last = Heard(), 0.0
     async with session.post(f"{url}/v1/chat/completions", json={**body, "stream": True}) as response:
         if response.status != 200:
@@ -147,7 +147,7 @@ class Load:
 
 
 async def expectations(session: aiohttp.ClientSession, *answers: str) -> list[Heard]:
-    """From a worker that nobody kills."""
+    """The expected answers, from a worker that is never killed."""
     worker = SimulatedWorker("--time-scale", "100", *EACH_TOKEN, *answers)
     await worker.start()
     try:
@@ -164,7 +164,7 @@ async def exposition(router: ServedRouter, session: aiohttp.ClientSession) -> st
 
 
 def gap_within(text: str, share: float) -> float:
-    """The bound of the histogram's bucket within which so many of the router's own gaps lie, in seconds."""
+    """Seconds: the bound of the histogram's bucket that contains this share of the router's own gaps."""
     found = re.findall(
         r'^warmroute_resumption_gap_seconds_bucket\{le="([\d.]+|\+Inf)"\} ([\d.e+]+)$', text, re.MULTILINE
     )
@@ -206,8 +206,11 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 def verdict(arguments: argparse.Namespace, load: Load, kills: int, told: str, elapsed_s: float) -> int:
-    """A stream that was resumed is one with a long pause, so the longest pauses, as many as resumptions, are theirs; others'
-    long pauses among them only make it look worse."""
+    """The figures and claims.
+
+    The longest pauses, as many as resumptions, count as the resumed streams' pauses. A long pause of another stream among
+    them can only make the figure worse.
+    """
     resumed = resumptions(told)
     pauses = sorted(load.pauses, reverse=True)[: max(sum(resumed.values()), 1)]
     p50_s, p99_s = percentile(pauses, 0.5), percentile(pauses, 0.99)

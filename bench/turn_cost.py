@@ -1,5 +1,6 @@
-"""What the state of a turn costs: from the client's body to a request for dispatch, and from the answer to its place in the
-log, for sessions of 20, 200 and 2,000 items of a kilobyte, in memory. Prints µs of one core a turn.
+"""The CPU cost of a turn's state: from the client's body to a dispatch request, and from the answer to the log.
+
+Sessions have 20, 200 and 2,000 items of a kilobyte, in memory. Prints µs of one core for each turn.
 
     python -m bench.turn_cost
 """
@@ -50,7 +51,7 @@ NEXT = json.dumps({"model": "m", "messages": [USER]}).encode()
 
 
 class Worker:
-    """Answers at once, and notes when it was asked and when it was done."""
+    """Answers at once, and notes the time of its request and of its end."""
 
     def __init__(self) -> None:
         self.asked_at = self.done_at = 0.0
@@ -108,7 +109,7 @@ def ask(sid: Sid, incoming: Incoming) -> TurnRequest:
 
 
 async def measure(items: int) -> dict[str, float]:
-    """Of sessions that have so many items, one turn each."""
+    """One turn each of sessions with this many items."""
     worker, store = Worker(), MemoryStore(time.monotonic, time.time)
     histories = Histories(store, HistoryCache(1 << 34), time.time)
     turns = Turns(

@@ -1,10 +1,10 @@
-"""What a stateful turn costs before its worker hears of it, by the length of its history.
+"""The time that a stateful turn adds before its worker gets the request, by the length of its history.
 
-The worker is in this process and notes when a request's first bytes arrive. Each sample is a turn of a session and, right
-behind it, the same prompt sent whole to the stateless route, whose time is taken off. Beside it the plain pattern, without a
-router: get the session's JSON, parse it, append two messages, write it back.
+    python -m bench.turn_overhead [--store redis://127.0.0.1:6379/0]
 
-python -m bench.turn_overhead [--store redis://127.0.0.1:6379/0]
+The worker runs in this process and notes the arrival of each request's first bytes. Each sample is a turn of a session,
+followed by the whole prompt on the stateless route, whose time is subtracted. For comparison there is the plain pattern
+without a router: get the session's JSON, parse it, append two messages, write it back.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_GROWTH = 1.5
 
 
 class Worker(asyncio.Protocol):
-    """Answers everything at once. ``heard_at``: when the newest POST began to arrive."""
+    """Answers everything at once. ``heard_at``: the time when the newest POST began to arrive."""
 
     heard_at = 0.0
 
@@ -78,13 +78,13 @@ class Worker(asyncio.Protocol):
 
 
 class Client:
-    """One kept connection."""
+    """One keep-alive connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def post(self, path: str, body: Any) -> float:
-        """Seconds from the first byte sent until the worker's first one, if it was asked."""
+        """Seconds from the first sent byte to the worker's first byte, if the worker was reached."""
         data = json.dumps(body).encode()
         began = time.perf_counter()
         self._writer.write(
@@ -131,7 +131,7 @@ async def measure(client: Client, items: int) -> dict[str, Any]:
 
 
 async def plain_pattern(store: str, items: int) -> dict[str, float]:
-    """Against the same Redis, in this process; without one, the JSON work alone."""
+    """Against the same Redis, in this process; without Redis, the JSON work alone."""
     blob = json.dumps([message("user", at) for at in range(items)])
     taken = []
     redis = None

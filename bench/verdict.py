@@ -1,4 +1,4 @@
-"""What a benchmark of behaviour found, written down and judged: figures to bench/results/NAME.json, claims to the terminal."""
+"""Writes and judges a benchmark's results: figures to bench/results/NAME.json, claims to the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.provenance import RESULTS, commit, machine
 
 
 def conclude(name: str, figures: Mapping[str, Any], claims: Mapping[str, bool]) -> int:
-    """Write and print; 0 if every claim holds, else 1."""
+    """Write the figures and print the claims. Returns 0 if every claim holds, else 1."""
     found = {
         "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": commit(),
@@ -36,7 +36,7 @@ def conclude(name: str, figures: Mapping[str, Any], claims: Mapping[str, bool]) 
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of ``values`` that at least ``share`` of them do not exceed. Expects at least one."""
+    """The smallest of ``values`` that at least ``share`` of them do not exceed. Expects at least one value."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
@@ -52,7 +52,7 @@ class ServedRouter:
 async def served(
     workers: Sequence[str], settings: Mapping[str, str], start: Sequence[str] = ()
 ) -> AsyncIterator[ServedRouter]:
-    """``warmroute serve`` in a process of its own. ``settings``: environment; ``start``: another command that serves."""
+    """``warmroute serve`` in another process. ``settings``: its environment. ``start``: another command that serves."""
     command = start or (sys.executable, "-m", "router", "serve")
     named = [part for worker in workers for part in ("--worker", worker)]
     process = await asyncio.create_subprocess_exec(
@@ -98,7 +98,7 @@ async def _read_urls(process: Process) -> tuple[str, str]:
 
 
 async def _read_on(process: Process) -> None:
-    """Its log must not fill the pipe; errors are shown."""
+    """Reads the router's log on, so that the pipe never fills, and prints its errors."""
     assert process.stderr is not None
     async for line in process.stderr:
         if b" ERROR " in line or b"Traceback" in line:

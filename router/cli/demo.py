@@ -1,7 +1,7 @@
-"""What prefix-aware routing changes, seen in under a minute on one machine, without a GPU and without the network.
+"""Shows in under a minute what prefix-aware routing changes, on one machine, without a GPU or network.
 
-For each policy: a fresh simulated fleet, a router in front of it, and the bundled trace through both. How a router is
-started is the caller's to say. Belongs beside the command line, for it knows the simulator.
+Each policy gets a fresh simulated fleet, a router before it, and the bundled trace. The caller decides how to start a
+router.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ from router.replay import ReplayReport, ReplaySettings, replay
 from router.simulator import SimulatorSettings, start_fleet
 
 StartRouter = Callable[[str, Sequence[str]], AbstractAsyncContextManager[str]]
-"""Policy name and worker URLs → the router's URL, for as long as the context is open."""
+"""Policy name and worker URLs → the router's URL, while the context is open."""
 
-# Four middling GPUs, busy but not overrun even when every prompt is computed anew.
+# Four medium GPUs: busy, but not overloaded even if every prompt is computed in full.
 DEMO_FLEET = SimulatorSettings(
     workers=4, base_port=0, cache_blocks=1000, block_tokens=512, prefill_rate=8000, time_scale=10
 )
@@ -28,7 +28,7 @@ DEMO_FLEET = SimulatorSettings(
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """policies: the first is what the others are compared with. trace: None takes the bundled one."""
+    """policies: the first is the baseline of the comparison. trace: None takes the bundled trace."""
 
     policies: tuple[str, ...] = ("round_robin", "cache_aware")
     fleet: SimulatorSettings = field(default=DEMO_FLEET)
@@ -36,7 +36,7 @@ class DemoSettings:
 
 
 async def demo(settings: DemoSettings, start_router: StartRouter, console: Console) -> dict[str, ReplayReport]:
-    """Runs the policies one after another and prints the comparison. Returns policy → report, in order."""
+    """Run the policies one after another and print the comparison. Returns policy → report, in order."""
     fleet = settings.fleet
     console.print(
         f"{fleet.workers} simulated workers of {fleet.cache_blocks * fleet.block_tokens:,} cached and "
@@ -71,7 +71,7 @@ async def _run(
 
 
 def compare(reports: Mapping[str, ReplayReport]) -> Table:
-    """A column a policy, and the first policy's figures over the last one's. Expects at least one report."""
+    """One column for each policy, and the ratio of the first to the last. Expects at least one report."""
     table = Table(title="time to first token, in the workers' seconds", title_justify="left")
     table.add_column(style="bold")
     for policy in reports:

@@ -1,6 +1,6 @@
-"""Load from a trace: sends every request when the trace says, and reports what the fleet made of it.
+"""Load from a trace: sends each request at the time in the trace and reports how the fleet served it.
 
-Decides nothing about routing and imports no other room: a router is a URL here, as for any client.
+It decides nothing about routing and imports no other room. It knows a router by its URL only, as any client does.
 """
 
 from router.replay.report import ReplayReport, Spread

@@ -1,9 +1,9 @@
-"""Streamed POSTs, cheap enough that the load generator is not what is measured.
+"""Streamed POSTs, so cheap that the load generator does not distort the measurement.
 
-A reply is searched for three marks as its bytes arrive, and never kept or decoded; no task wakes before its end. A
-stream counts as answered when it has a first choice, a finish_reason of its own accord, and `[DONE]`.
+The client searches a reply's bytes for a few marks as they arrive; it neither keeps nor decodes them, and no task wakes
+before the end. A stream counts as answered if it has a first choice, a finish_reason `stop` or `length`, and `[DONE]`.
 
-Must never wait for one request before it sends another: connections are opened as they are needed, without a bound.
+Must never wait for one request before it sends another: it opens connections as needed, without a bound.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ _FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
 _ERROR_EVENT = re.compile(rb'(?:^|\n)data:\s*\{"error"')
 _ERROR_CODE = re.compile(rb'"code":\s*"([a-z_]+)"')
 _DONE = b"data: [DONE]"
-_OVERLAP_BYTES = 64  # longer than any mark: what two reads may share of one
-_MAX_IDLE_S = 2.0  # below every server's own, so that a connection is rarely closed as it is reused
+_OVERLAP_BYTES = 64  # longer than any mark, so that a mark split over two reads is found
+_MAX_IDLE_S = 2.0  # shorter than every server's keep-alive, so that servers rarely close a connection during its reuse
 _CONNECT_S = 30.0
 _CONTROLS = bytes(range(0x20))
 _FINE_ENDS = frozenset({b"length", b"stop"})
 
 Clock = Callable[[], float]
-"""Seconds, finer than a loop's own time, which may stand still while the loop is busy."""
+"""Seconds. Not the event loop's time, which may stand still while the loop is busy."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one request. Times are the clock's, 0 if it never came so far. error: None, or its kind."""
+    """The result of one request. Times are the clock's, 0 for a phase that it never reached. error: its kind, or None."""
 
     sent_at: float = 0.0
     first_event_at: float = 0.0
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """One connection that carries one request at a time."""
 
     def __init__(self, clock: Clock) -> None:
         self._now = clock
@@ -63,7 +63,7 @@ class _Connection(asyncio.Protocol):
         self.idle_since = 0.0
 
     def send(self, request: list[bytes]) -> asyncio.Future[Outcome]:
-        """Resolves with the reply's last byte or the connection's loss. At most one at a time."""
+        """Send a request. The future resolves at the reply's last byte or the loss of the connection."""
         transport = self._transport
         assert transport is not None  # noqa: S101 - the loop calls connection_made before anybody can send
         self._outcome = Outcome(sent_at=self._now())
@@ -80,7 +80,7 @@ class _Connection(asyncio.Protocol):
     # The loop's calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
@@ -166,7 +166,7 @@ class Client:
         self._idle: deque[_Connection] = deque()
 
     async def post(self, session: str, body: bytes, timeout_s: float) -> Outcome:
-        """Never raises for what the server does: `Outcome.error` says it."""
+        """Send one request and wait for its end. Server and network failures are in `Outcome.error`, never raised."""
         name = session.encode("ascii", "replace").translate(None, _CONTROLS)
         request = [self._head, name, b"\r\nContent-Length: %d\r\n\r\n" % len(body), body]
         started = self._now()

@@ -1,6 +1,6 @@
-"""What is asked beside the load: the model's name, who the workers are, and what their own counters say.
+"""Queries beside the load: the model's name, the workers' URLs, and the workers' counters.
 
-Hit ratios come from the workers alone: what a router believes of its fleet is not evidence about it.
+Hit ratios come from the workers only, since a router's own estimate does not prove a hit.
 """
 
 import re
@@ -21,21 +21,21 @@ _SAMPLE = re.compile(r"^(vllm:\w+)(?:\{[^\n]*\})? ([-+.\deE]+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """One worker's, since it started. hits, queries: tokens. requests: those it finished."""
+    """One worker's counters since its start. hits, queries: tokens. requests: finished requests."""
 
     hits: float = 0.0
     queries: float = 0.0
     requests: float = 0.0
 
     def since(self, before: "Counters") -> "Counters":
-        """What was added. A worker that restarted counts from 0, as Prometheus' rate() takes it."""
+        """The increase since `before`. A restarted worker counts from 0, as in Prometheus' rate()."""
         if self.queries < before.queries:
             return self
         return Counters(self.hits - before.hits, self.queries - before.queries, self.requests - before.requests)
 
 
 class Informant:
-    """Asks over one session; every answer is waited for a bounded time. Raises ReplayError where none comes."""
+    """Queries routers and workers over one HTTP session. Raises ReplayError if no answer comes within 10 s."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -45,10 +45,10 @@ class Informant:
         try:
             return str(models["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
-            raise ReplayError(f"{url}/v1/models names no model: give one with --model") from None
+            raise ReplayError(f"{url}/v1/models lists no model: name one with --model") from None
 
     async def worker_urls(self, admin_url: str) -> tuple[str, ...]:
-        """The `workers` of the router's admin port."""
+        """The URLs of the workers that the router's admin port lists."""
         answer = await self._json(f"{admin_url.rstrip('/')}/workers", {})
         try:
             return tuple(str(worker["url"]) for worker in answer["workers"])
@@ -78,7 +78,7 @@ class Informant:
 
 
 def read_counters(metrics: str) -> Counters:
-    """Sums over whatever labels there are (one engine or several), from the Prometheus text format."""
+    """The counters in the Prometheus text format, summed over all labels (one engine or several)."""
     sums = {_HITS: 0.0, _QUERIES: 0.0, _REQUESTS: 0.0}
     for name, value in _SAMPLE.findall(metrics):
         if name in sums:

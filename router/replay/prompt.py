@@ -1,10 +1,10 @@
-"""A trace row → the bytes of a chat request. Equal block ids give equal text: turns share what the trace says they do.
+"""A trace row → the bytes of a chat request. Equal block ids give equal text, so prompts share the trace's prefixes.
 
-A text is a pure function of its block's id (and session, where the trace names one): no file, no clock, no process
-state. Bodies are joined from cached bytes and never encoded: texts hold nothing that JSON escapes.
+A text is a pure function of its block's id, and of the session if the trace has one: no file, no clock, no process
+state. Bodies are joined from cached bytes and never encoded, since the texts contain nothing that JSON escapes.
 
-Must never let a later turn rewrite an earlier one: messages have fixed places in the chain, and only the message that
-a request ends with may be shorter than its place.
+Must never let a later turn change an earlier one: messages have fixed places in the chain, and only the last message of
+a request may be shorter than its place.
 """
 
 import re
@@ -21,16 +21,16 @@ BYTES_PER_TOKEN = 4
 MIN_BLOCK_TOKENS = 8
 MESSAGE_BLOCKS = 4
 _CACHE_BYTES = 64 << 20
-_ENTRY_BYTES = 250  # what a cache entry costs besides its text
+_ENTRY_BYTES = 250  # memory of a cache entry besides its text
 _POOL_BYTES = 1 << 18
 
-_SPACES = 57  # of 256 byte values: words of 4.5 letters in the mean, as of random draws
+_SPACES = 57  # of 256 byte values, which makes words of 4.5 letters in the mean
 _LETTERS = bytes(ord("a") + value % 26 if value >= _SPACES else ord(" ") for value in range(256))
 _NIBBLE_LETTERS = bytes.maketrans(b"0123456789abcdef", b"aeioutnshrldcmpg")
 
 
 class BlockTexts:
-    """Texts of `block_bytes` each: a word that no other block has, then a stretch of a fixed pool of random words."""
+    """Texts of `block_bytes` each: a word that no other block has, then a part of a fixed pool of random words."""
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
@@ -40,7 +40,7 @@ class BlockTexts:
         self.text = lru_cache(_CACHE_BYTES // (block_bytes + _ENTRY_BYTES))(self._make)
 
     def _make(self, scope: str, block: int) -> bytes:
-        """Ends with a space, so that texts can be joined. About 1 µs."""
+        """The text of a block. It ends with a space, so that texts can be joined. About 1 µs."""
         digest = xxhash.xxh3_64_intdigest(f"{scope}/{block}".encode())
         start = self._word_starts[digest % len(self._word_starts)]
         word = (b"%016x" % digest).translate(_NIBBLE_LETTERS)
@@ -49,14 +49,14 @@ class BlockTexts:
 
 
 def message_bounds(blocks: int) -> list[int]:
-    """Where the messages after the system's begin and end in a chain of `blocks` blocks, at least two: user, assistant,
-    user and so on, the last the user's.
+    """The bounds of the messages after the system message, in a chain of at least two blocks.
 
-    A chain that stops within an assistant's place gives its last block to the user; should the assistant have no more
-    than this one, it joins the message before. So no more than the last block may read otherwise in a later turn.
+    The messages alternate, and the first and the last are the user's. If the chain ends within an assistant's place, its
+    last block goes to a user's message: a new one, or the one before if the assistant has this block only. So a later
+    turn can change at most the last block.
     """
     bounds = [*range(1, blocks, MESSAGE_BLOCKS), blocks]
-    if len(bounds) % 2 == 1:  # an even number of messages: the assistant's is the last
+    if len(bounds) % 2 == 1:  # an even number of messages, so the last is the assistant's
         if bounds[-1] - bounds[-2] == 1:
             del bounds[-2]
         else:
@@ -65,7 +65,7 @@ def message_bounds(blocks: int) -> list[int]:
 
 
 class PromptWriter:
-    """Bodies for one model and block size. Memory is bounded by the cache of texts."""
+    """Request bodies for one model and block size. The cache of texts bounds the memory."""
 
     def __init__(self, model: str, block_tokens: int) -> None:
         self._block_tokens = block_tokens
@@ -74,7 +74,7 @@ class PromptWriter:
         self._tail = b'],"max_tokens":%d,"temperature":0,"ignore_eos":true,"stream":true}'
 
     def body(self, row: TraceRow, number: int) -> bytes:
-        """`number`: the row's place in the trace, which makes a prompt without ids unique. Linear in the prompt."""
+        """The body of a row. number: the row's place in the trace, which makes a prompt without ids unique."""
         messages = self._messages(self._pieces(row, number))
         return b"".join([self._head, *messages, self._tail % row.output_length])
 
@@ -106,7 +106,7 @@ class PromptWriter:
 
 
 def session_of(row: TraceRow, number: int) -> str:
-    """What X-Session-ID says: the trace's own session, else the block that follows the system message."""
+    """The value of X-Session-ID: the trace's session, else a name by the block after the system message."""
     if row.session_id is not None:
         return str(row.session_id)
     if not row.hash_ids:

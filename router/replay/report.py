@@ -1,4 +1,4 @@
-"""Outcomes and counters → figures. Pure arithmetic; times in seconds of the trace unless a name says wall."""
+"""Outcomes and counters → figures. Pure. Times are seconds of the trace unless a name says wall."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ MAX_FINE_LATENESS_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of measured seconds: mean, nearest-rank percentiles, largest. All 0 without any."""
+    """Mean, nearest-rank percentiles and maximum of measured seconds. All are 0 if nothing was measured."""
 
     mean: float = 0.0
     p50: float = 0.0
@@ -40,7 +40,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One request's: when it was due, by the clock of its outcome, and what became of it."""
+    """One request: the time when it was due, by the outcome's clock, and its outcome."""
 
     due_at: float
     outcome: Outcome
@@ -48,13 +48,13 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What a replay found.
+    """The results of a replay.
 
-    ttft: from when the trace would have sent to the first event with a choice, of requests that were answered;
-    ttft_after_send: from when it was sent. errors: by kind, most first. hit_ratio: tokens found in the workers' caches
-    over tokens asked for, None if no worker was asked. requests_by_worker: by the router's header, else by the
-    workers' count. imbalance: the busiest worker's requests over the mean. request_rate: answered ones per second.
-    lateness_wall_s: by how much the latest was sent too late, for which this process is to blame.
+    ttft: from the time when a request was due to its first event with a choice, for answered requests. ttft_after_send:
+    from the time when it was sent. errors: counts by kind, highest first. hit_ratio: tokens found in the workers' caches
+    over tokens looked up; None without the workers' counters. requests_by_worker: by the router's header, else by the
+    workers' counters. imbalance: requests of the busiest worker over the mean. request_rate: answered requests per
+    second. lateness_wall_s: the longest delay of a request by this process.
     """
 
     settings: dict[str, Any]
@@ -80,13 +80,13 @@ class ReplayReport:
         found = []
         if self.lateness_wall_s > MAX_FINE_LATENESS_S:
             late_ms = self.lateness_wall_s * 1000
-            found.append(f"a request was sent {late_ms:.0f} ms (wall) late: this machine is too busy for such figures")
+            found.append(f"a request was sent {late_ms:.0f} ms (wall) late: this machine is too busy for valid figures")
         if self.hit_ratio is None:
-            found.append("no worker was asked for its counters: the hit ratio is unknown")
+            found.append("the hit ratio is unknown without the workers' counters")
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON's types only."""
+        """The report in JSON types, warnings included."""
         return {**asdict(self), "warnings": self.warnings}
 
     def as_table(self) -> Table:
@@ -119,7 +119,7 @@ def make_report(
     wall_s: float,
     cpu_wall_s: float,
 ) -> ReplayReport:
-    """`counters`: what each worker added during the replay. `time_scale`: the trace's seconds in a wall second."""
+    """counters: each worker's increase during the replay. time_scale: trace seconds per wall second."""
     outcomes = [sending.outcome for sending in sendings]
     answered = [sending for sending in sendings if sending.outcome.error is None]
     hits = sum(worker.hits for worker in counters.values())

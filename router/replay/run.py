@@ -1,4 +1,4 @@
-"""The replay itself: an open loop. Each request leaves when the trace says, whatever became of those before it."""
+"""The replay as an open loop: sends each request at its time in the trace. Must never wait for the requests before it."""
 
 import asyncio
 import gc
@@ -22,18 +22,19 @@ from router.replay.trace import TraceRow, read_trace
 _CHAT = "/v1/chat/completions"
 
 Progress = Callable[[int, int], None]
-"""Called with how many requests ended, and how many there are."""
+"""Called with the number of ended requests and the number of all requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """Raises ValueError, naming key and bound, when a value is out of bounds.
+    """Settings of a replay. Raises ValueError with key and bound if a value is out of bounds.
 
     urls: routers; each request goes to one of them, drawn with `seed`. speed: trace seconds per second of the
-    workers' time. time_scale: seconds of the workers' time per wall second (1 for real workers). limit: the trace's
-    first rows only. model: None takes the first that is listed. block_tokens: what one of the trace's ids stands for.
-    admin_url: the router's admin port, asked for the workers if no worker_urls are given; with neither the hit ratio
-    stays unknown. api_key: a Bearer token for the routers. max_request_s: wall time after which a request has failed.
+    workers' time. time_scale: seconds of the workers' time per wall second (1 for real workers). limit: number of rows
+    from the trace's start; None: all. model: None takes the first model that the router lists. block_tokens: tokens of
+    one block id of the trace. admin_url: the router's admin port, which lists the workers if worker_urls is empty;
+    without both the hit ratio is unknown. api_key: a Bearer token for the routers. max_request_s: wall time after which
+    a request has failed.
     """
 
     trace: Path
@@ -61,12 +62,12 @@ class ReplaySettings:
             raise ValueError("urls must have at least one")
 
     def as_dict(self) -> dict[str, Any]:
-        """What a report may show: everything but the key."""
+        """All settings in JSON types, without the API key."""
         return {**asdict(self), "trace": str(self.trace), "api_key": None}
 
 
 async def replay(settings: ReplaySettings, on_progress: Progress | None = None) -> ReplayReport:
-    """Sends the trace and waits for every reply. Raises ReplayError if it cannot begin."""
+    """Send the trace and wait for every reply. Raises ReplayError if the trace or the fleet's counters cannot be read."""
     rows = read_trace(settings.trace, settings.limit)
     gc.freeze()  # a full collection that walks the trace would hold up the sending
     headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
@@ -128,7 +129,7 @@ async def _send_all(
 
 
 def _raise_file_limit() -> None:
-    """An open loop before an overloaded fleet has thousands of requests in flight."""
+    """Allow more open files: with an overloaded fleet an open loop has thousands of requests in flight."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):

@@ -1,4 +1,4 @@
-"""A trace file → rows, in the order in which they are sent. A bad line is an error that names it, never skipped."""
+"""A trace file → rows by timestamp. Must never skip a bad line: the error names it."""
 
 import lzma
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ import msgspec
 
 
 class ReplayError(Exception):
-    """One line for whoever started the replay: what is missing, or what does not answer."""
+    """The replay cannot run. The text is one line for the user: the file or URL, and its fault."""
 
 
 class TraceRow(msgspec.Struct, frozen=True):
     """One request. timestamp: ms. Lengths: tokens.
 
-    hash_ids: the prompt as a chain of block ids; two prompts share a prefix as far as their ids agree from the start.
-    Without them the prompt is like no other.
+    hash_ids: the prompt as a chain of block ids. Two prompts share a prefix as far as their ids agree from the start; a
+    prompt without ids shares nothing.
     """
 
     timestamp: Annotated[float, msgspec.Meta(ge=0)]
@@ -28,7 +28,7 @@ class TraceRow(msgspec.Struct, frozen=True):
 
 
 def read_trace(path: Path, limit: int | None = None) -> list[TraceRow]:
-    """The first `limit` rows of a .jsonl or .jsonl.xz file, by timestamp. Raises ReplayError."""
+    """The first `limit` rows of a .jsonl or .jsonl.xz file, sorted by timestamp. Raises ReplayError."""
     try:
         rows = list(islice(_rows(path), limit))
     except (OSError, EOFError, lzma.LZMAError) as error:

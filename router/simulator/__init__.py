@@ -1,6 +1,6 @@
 """A fleet of workers that behave as vLLM does, without a GPU: prefix cache, queue, chunked prefill, metrics, faults.
 
-Imports nothing else of the router's, so that it can judge it.
+It imports no other room, so that tests of the router can rely on it.
 """
 
 from router.simulator.faults import Fault

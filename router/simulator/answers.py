@@ -1,10 +1,10 @@
-"""What a simulated model says: tokens from one fixed book, read on from a place that the prompt decides.
+"""The answers of a simulated model: tokens of one fixed text (the book), from a place that the prompt decides.
 
-Greedy decoding is what it stands for: a prompt that ends in the beginning of an answer is answered by the rest of it.
-There are two books. Of the plain one each word is one token of `tokenizer`, so an answer that comes back in a later
-prompt has as many tokens there as were generated. The one of `rich_book` is numbered: each of its places has an id of
-its own, so that any process knows from the last id of a prompt where an answer goes on. Must never loop over the
-tokens of a plain answer: a range of them is one slice.
+They imitate greedy decoding: if a prompt ends with the beginning of an answer, the worker generates the rest of it.
+There are two books. In the plain book each word is one token of `tokenizer`, so an answer has the same number of tokens
+when it comes back in a later prompt. The book of `rich_book` is numbered: each place has its own token id, so the last
+id of a prompt says in any process where the answer continues. Must never loop over the tokens of a plain answer: a
+range of tokens is one slice.
 """
 
 from bisect import bisect_left
@@ -19,11 +19,11 @@ MIN_NATURAL_TOKENS = 16
 MAX_NATURAL_TOKENS = 128
 _MAX_ANSWER_BYTES = 65_536
 _TAIL_BYTES = 24
-_FIRST_BEGINNING = 8  # tokens past a multiple of the longest answer, where the one before has surely ended
+_FIRST_BEGINNING = 8  # tokens after a multiple of the longest answer: the answer before has ended there
 
 
 def plain_tokens() -> list[bytes]:
-    """The plain book: ASCII words, some with a space behind them. Deterministic."""
+    """The plain book: ASCII words, some followed by a space. Deterministic."""
     random = Random(20_160)
     words = [
         first + vowel + last + space
@@ -41,10 +41,11 @@ def is_inside(text: bytes, end: int) -> bool:
 
 
 class Book:
-    """The fixed text, by token; built in some milliseconds.
+    """The fixed text as tokens. It takes a few milliseconds to build.
 
-    first_id: the id of the first token of a numbered book, whose answers begin and end at whole characters, at places
-    that the book sets; None where ids are the vocabulary's. eos_id: what ends an answer of a numbered book by itself.
+    first_id: the id of the first token in a numbered book, None if the vocabulary gives the ids. Answers of a numbered
+    book begin and end at places that the book sets, between whole characters. eos_id: the token that ends an answer of
+    a numbered book that has no limit.
     """
 
     def __init__(self, tokens: Sequence[bytes] | None = None, first_id: int | None = None) -> None:
@@ -66,18 +67,18 @@ class Book:
         ]
 
     def _whole_places(self) -> list[int]:
-        """Places, up to one beyond the last, at which no character is cut."""
+        """The places between two whole characters, the end of the book included."""
         return [place for place in range(BOOK_TOKENS + 1) if not is_inside(self._text, self._ends[place])]
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """The ids of a numbered book and their tokens."""
+        """The ids and tokens of a numbered book; none for the plain book."""
         if self.first_id is not None:
             yield from enumerate([*self.tokens, b"<|im_end|>"], self.first_id)
 
     def place(self, prompt: bytes, last_id: int = -1) -> int:
-        """Where the answer to a prompt begins: after what of an answer it ends in, or where its hash says.
+        """The place where the answer begins: after the part of an answer that ends the prompt, else by the prompt's hash.
 
-        last_id: of a prompt that came as token ids.
+        last_id: the prompt's last token id, if the client sent ids.
         """
         if self.first_id is not None and 0 <= last_id - self.first_id < BOOK_TOKENS:
             return (last_id - self.first_id + 1) % BOOK_TOKENS
@@ -87,12 +88,12 @@ class Book:
         return self._place_after.get(prompt[-_TAIL_BYTES:], begin)
 
     def place_of_choice(self, place: int, index: int) -> int:
-        """Where the index-th of several answers to one prompt begins, if the first begins at `place`."""
+        """The place where the index-th answer to a prompt begins; the first (index 0) begins at `place`."""
         other = place + index * 977
         return other if not index or not self._whole else self._whole[bisect_left(self._whole, other % BOOK_TOKENS)]
 
     def _find(self, prompt: bytes) -> tuple[int, int]:
-        """Where the answer to the prompt's head begins, and how many of its tokens the prompt ends in."""
+        """The place where the answer begins, and how many of the answer's tokens already stand at the prompt's end."""
         at = prompt.rfind(GENERATION_HEADER, max(0, len(prompt) - _MAX_ANSWER_BYTES))
         head_bytes = len(prompt) if at < 0 else at
         begin = self._begin(xxhash.xxh3_64_intdigest(memoryview(prompt)[:head_bytes]))
@@ -103,7 +104,7 @@ class Book:
         return begin, bisect_left(self._ends, length, begin, begin + BOOK_TOKENS) - begin
 
     def _begin(self, number: int) -> int:
-        """A place to begin at; in a numbered book one from which an answer is at least 48 tokens long."""
+        """The place that belongs to a hash. In a numbered book at least 48 tokens follow before the answer ends."""
         if not self._whole:
             return number % BOOK_TOKENS
         place = number % BOOK_TOKENS
@@ -111,11 +112,11 @@ class Book:
         return self._whole[bisect_left(self._whole, place - at + _FIRST_BEGINNING + at // 2)]
 
     def natural_tokens(self, prompt: bytes, place: int) -> int:
-        """How many tokens are left at `place` of an answer without a limit, which has 16 to 128 in all."""
+        """How many tokens follow at `place` if the answer has no limit. Such an answer has 16 to 128 tokens in all."""
         if self._closings:
             place %= BOOK_TOKENS
             closing = self._closings[bisect_left(self._closings, place)]
-            return closing - place + 1  # the token that ends it is none of the book's
+            return closing - place + 1  # one more: the end token, which is not in the book
         said_tokens = self._find(prompt)[1]
         if said_tokens:
             head = prompt[: prompt.rindex(GENERATION_HEADER) + len(GENERATION_HEADER)]

@@ -1,14 +1,15 @@
-"""Continuous batching with chunked prefill, in virtual time: when each request gets its first and its last token.
+"""Continuous batching with chunked prefill, in virtual time: decides when each request gets its first and last token.
 
-Pure: time comes in as integer nanoseconds and nothing is awaited. A step takes at most `max_num_batched_tokens` tokens,
-one for each request that decodes and the rest in prefill chunks, first come first served, and lasts
+Pure: the caller passes the time as integer nanoseconds, and nothing is awaited. A step processes at most
+`max_num_batched_tokens` tokens: one for each decoding request and the rest in prefill chunks, first come first served.
+A step lasts
 
     step_overhead + (itl if anything decodes)
                   + Σ over chunks: chunk / prefill_rate + attention_cost · chunk · (context + chunk / 2)
 
-Every decoding request takes a token in every step, so a request's end is a step number. While nothing is prefilled,
-steps are equal and are taken in one go, however many they are and however many requests decode. Integer time makes
-that exact. Must never loop over the decoding requests in a step, and never depend on how often `advance` is called.
+Every decoding request gets a token in every step, so a request ends at a known step number. Without prefill all steps
+last equally long, and any number of them is one operation for any number of requests. Integer time keeps this exact.
+Must never loop over the decoding requests in a step, and never depend on how often `advance` is called.
 
     front end ──ready──▶ waiting ──admitted: seat and blocks──▶ prefilling ──last chunk──▶ decoding ──last token──▶ done
         └──────────────────── abort: at once, blocks freed ─────────────────────────────────────────▶ done
@@ -29,10 +30,9 @@ __all__ = ["NS_PER_S", "Engine", "EngineLimits", "Event", "Generation"]
 
 
 class Engine:
-    """One worker's scheduler. `advance` brings it to a time and tells what happened; others act at that time.
+    """One worker's scheduler. `advance` moves it to a time and returns the events until then.
 
-    Time must not go back between calls. `submit` and `abort` first advance, and return nothing of what that brings:
-    it comes with the next `advance`.
+    Time must not go back between calls. `submit` and `abort` advance as well; the next `advance` returns those events.
     """
 
     def __init__(self, limits: EngineLimits, cache: PrefixCache, *, request_latency_ns: int = 0) -> None:
@@ -44,11 +44,11 @@ class Engine:
         self._prefilling: dict[Generation, None] = {}
         self._decoding = 0
         self._events: list[Event] = []
-        # Steps at which something befalls a decoding request; those of aborted ones are skipped when they come up.
+        # A heap of steps at which a decoding request ends or needs a block. Entries of aborted requests are skipped.
         self._due: list[tuple[int, int, Generation]] = []
         self._pushes = 0
         self._step = 0
-        # The span in progress: `_span_steps` equal steps from `_now_ns`, of which one with chunks, or many without.
+        # The span in progress: `_span_steps` equal steps from `_now_ns`. A span with prefill chunks has one step.
         self._now_ns = 0
         self._step_ns = 0
         self._span_steps = 0
@@ -63,13 +63,13 @@ class Engine:
         return len(self._waiting) + len(self._front_end)
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
-        """Whether the cache, were it empty, could hold the request; one that does not fit must not be submitted."""
+        """Whether an empty cache could hold the request. `submit` refuses a request that does not fit."""
         return self._blocks(prompt_tokens + max(output_tokens - 1, 0)) <= self.cache.blocks
 
     def submit(self, generation: Generation, now_ns: int, work_ns: int = 0) -> None:
-        """Queue a generation, which reaches the scheduler when the front end has done that much work for it.
+        """Queue a generation. It reaches the scheduler after `work_ns` of the front end's work.
 
-        Raises ValueError when it could never be held.
+        Raises ValueError if it does not fit into the cache.
         """
         if not self.fits(generation.prompt_tokens, generation.output_tokens):
             raise ValueError("the cache is smaller than the request")
@@ -78,7 +78,7 @@ class Engine:
         self._begin_batches(now_ns)
 
     def abort(self, generation: Generation, now_ns: int) -> None:
-        """Drop a generation and free its blocks now. The step in progress still lasts as long. Idempotent."""
+        """Drop a generation and free its blocks now. The step in progress keeps its length. Idempotent."""
         self._advance(now_ns)
         if generation.state is State.DONE:
             return
@@ -93,13 +93,13 @@ class Engine:
         self._end(generation, "abort")
 
     def advance(self, now_ns: int) -> list[Event]:
-        """Complete every step that ends by `now_ns`; what happened since the last call, in order of time."""
+        """Complete every step that ends by `now_ns`. Returns the events since the last call, in order of time."""
         self._advance(now_ns)
         events, self._events = self._events, []
         return events
 
     def next_event_ns(self) -> int | None:
-        """The next time at which something can happen that `advance` has to be called for; None when idle."""
+        """The time of the next event; None when idle. The caller advances the engine then."""
         if self._events:
             return self._now_ns
         if self._span_steps:
@@ -107,11 +107,11 @@ class Engine:
         return self._or_batch(next(iter(self._waiting)).ready_ns if self._waiting else None)
 
     def next_step_ns(self) -> int | None:
-        """When the step in progress ends: the next time at which any token can come."""
+        """The end of the step in progress, which is the next time at which a token can come; None when idle."""
         return self._or_batch(self._now_ns + self._step_ns) if self._span_steps else self.next_event_ns()
 
     def generated(self, generation: Generation) -> int:
-        """How many tokens it had at the last advance."""
+        """How many tokens the generation had at the last advance."""
         if generation.first_ns == 0:
             return 0
         return min(generation.output_tokens, 1 + self._step - generation.first_step)
@@ -121,7 +121,7 @@ class Engine:
         self._take_steps_until(now_ns)
 
     def _begin_batches(self, now_ns: int) -> None:
-        """Let each batch of the front end that begins by then begin at its time, and queue its generations."""
+        """Begin each front-end batch that is due by `now_ns`, at its own time, and queue its generations."""
         while (batch_ns := self._front_end.next_batch_ns()) is not None and batch_ns <= now_ns:
             self._take_steps_until(batch_ns)
             for generation in self._front_end.begin_batch():
@@ -130,7 +130,7 @@ class Engine:
                     self._span_steps = min(self._span_steps, self._steps_until(generation.ready_ns))
 
     def _or_batch(self, at_ns: int | None) -> int | None:
-        """That time, or when the front end's next batch begins, if that is sooner."""
+        """The earlier of `at_ns` and the start of the front end's next batch."""
         batch_ns = self._front_end.next_batch_ns()
         return at_ns if batch_ns is None or (at_ns is not None and at_ns < batch_ns) else batch_ns
 
@@ -153,7 +153,7 @@ class Engine:
             self._plan()
 
     def _take(self, steps: int) -> None:
-        """Complete that many steps of the span, and what falls due with the last of them."""
+        """Complete some steps of the span, and then all that is due at the last of them."""
         self._now_ns += steps * self._step_ns
         self._span_steps -= steps
         self._step += steps
@@ -202,7 +202,7 @@ class Engine:
             self._push(generation)
 
     def _push(self, generation: Generation) -> None:
-        """Note the step at which this generation ends, or before that the one that fills its last block."""
+        """Note the step at which this generation next needs a block, or else the step at which it ends."""
         holding = generation.holding
         step = generation.finish_step
         if holding is not None and holding.reserved:
@@ -254,7 +254,7 @@ class Engine:
                 self._span_steps = min(self._span_steps, self._steps_until(ready_ns))
 
     def _admit(self) -> Generation | None:
-        """Move the first in the queue among the running, if it is there and there are a seat and blocks for it."""
+        """Start the first generation of the queue. None if it is not ready, or if no seat or too few blocks are free."""
         generation = next(iter(self._waiting))
         if generation.ready_ns > self._now_ns or self.running >= self._limits.max_num_seqs:
             return None
@@ -264,7 +264,7 @@ class Engine:
             generation.hashes,
             prompt_blocks=prompt_blocks,
             growth_blocks=total_blocks - prompt_blocks,
-            # At least one token is always computed.
+            # vLLM computes at least one token of each prompt.
             max_cached=(generation.prompt_tokens - 1) // self._limits.block_tokens,
         )
         if generation.holding is None:
@@ -288,5 +288,5 @@ class Engine:
         return -(-tokens // self._limits.block_tokens)
 
     def _steps_until(self, at_ns: int) -> int:
-        """Steps of the span that end at or, at the latest, first after `at_ns`; at least the one in progress."""
+        """Steps from now to the first step that ends at or after `at_ns`; at least 1, the step in progress."""
         return max(1, -(-(at_ns - self._now_ns) // self._step_ns))

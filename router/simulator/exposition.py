@@ -1,6 +1,6 @@
-"""`/metrics` as a vLLM worker writes it: its names, labels and units, for the part that a router or a dashboard reads.
+"""`/metrics` with vLLM's names, labels and units, as far as a router or a dashboard reads them.
 
-Read every few milliseconds of wall time, so everything constant is prepared once. Times are virtual seconds.
+A router may poll every few milliseconds of wall time, so all constant text is prepared once. Times are virtual seconds.
 """
 
 from itertools import accumulate
@@ -38,7 +38,7 @@ def _family(name: str, kind: str, meaning: str) -> str:
 
 
 class Exposition:
-    """The page of one worker. process_start_s: Unix seconds, by the wall's clock."""
+    """The `/metrics` page of one worker. process_start_s: Unix seconds of the wall clock."""
 
     def __init__(self, settings: SimulatorSettings, process_start_s: float) -> None:
         labels = f'engine="0",model_name="{settings.models[0]}"'
@@ -73,7 +73,7 @@ class Exposition:
         self._rendered: dict[str, tuple[int, str]] = {}
 
     def render(self, engine: Engine) -> bytes:
-        """The page, for an engine that has been advanced to now."""
+        """The page's text. The caller advances the engine to now first."""
         stats = engine.stats
         numbers = (
             engine.running,
@@ -96,7 +96,7 @@ class Exposition:
         return "".join(lines).encode()
 
     def _histogram(self, name: str, histogram: Histogram) -> str:
-        """A histogram's lines; those of one that has not changed are the ones of the last time."""
+        """The lines of a histogram, reused until its count changes."""
         count = sum(histogram.counts)
         rendered = self._rendered.get(name)
         if rendered is None or rendered[0] != count:

@@ -1,27 +1,27 @@
-"""How and when a worker misbehaves. Pure: decides which fault befalls what is about to be written, and does nothing.
+"""Decides which fault hits the events that a worker is about to write. Pure: the worker carries the fault out.
 
-A fault stands until another is set; a *strike* waits for so many more events, breaks the one stream that would send
-the next, and is gone.
+A standing fault lasts until another one is set. A *strike* waits for a number of events, breaks the one stream that
+would send the next event, and is over.
 """
 
 from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """How a worker misbehaves, on the routes that serve requests; /health answers 200 except under `DEAD`.
+    """A way to misbehave on the routes that serve requests. /health answers 200, except with `DEAD`.
 
-    Those that break replies leave a stream that has begun alone until its next event.
+    A fault that breaks replies hits a running stream at its next event.
     """
 
     NONE = "none"
     ERROR = "error"  # 500 at once
-    DRAIN = "drain"  # running requests go on, new ones get vLLM's 500 of a server that is shutting down
-    SLOW = "slow"  # the worker's time runs at a tenth of its pace
-    HANG = "hang"  # requests are read and never answered, and streams fall silent for ever; connections stay open
+    DRAIN = "drain"  # running requests continue; new ones get the 500 of a vLLM server that is shutting down
+    SLOW = "slow"  # the worker's clock runs at a tenth of its speed
+    HANG = "hang"  # requests are read and never answered, streams send nothing more, connections stay open
     CUT = "cut"  # the connection drops
     RESET = "reset"  # the connection is reset (RST)
-    TRUNCATE = "truncate"  # half an event, or half a body, and the connection closes
-    GARBAGE = "garbage"  # bytes that are neither a chunk nor a reply, and then silence
+    TRUNCATE = "truncate"  # half an event, or half a body, then the connection closes
+    GARBAGE = "garbage"  # bytes that are neither a chunk nor a reply, then nothing
     DEAD = "dead"  # the engine died: streams get an error event and a clean [DONE], others 500, /health 503
 
 
@@ -29,7 +29,7 @@ BREAKING = frozenset((Fault.HANG, Fault.CUT, Fault.RESET, Fault.TRUNCATE, Fault.
 
 
 class Faults:
-    """The fault that stands, and the strike that is to come. Events of all streams of the worker count."""
+    """The standing fault and the coming strike. A strike counts the events of all streams of its worker."""
 
     __slots__ = ("_strike", "_strike_events", "fault", "is_quiet")
 
@@ -37,9 +37,9 @@ class Faults:
         self.set(fault, None)
 
     def set(self, fault: Fault, after_events: int | None) -> None:
-        """Let a fault stand, or strike once after that many events; either takes back what was set before.
+        """Set a standing fault, or with `after_events` a strike. Either replaces the setting before.
 
-        Raises ValueError for a strike of a fault that breaks no stream.
+        Raises ValueError if the fault of a strike breaks no stream.
         """
         if after_events is not None and (fault not in BREAKING or after_events < 0):
             raise ValueError(f"after_events={after_events}: must be at least 0, and {fault.value} must break streams")
@@ -49,7 +49,7 @@ class Faults:
         self.is_quiet = fault not in BREAKING
 
     def befall(self, events: int) -> tuple[Fault, int]:
-        """What befalls a stream that is about to write so many events, and how many of them come through."""
+        """The fault of a stream that is about to write `events` events, and how many of them it still writes."""
         if self.fault in BREAKING:
             return self.fault, 0
         if self._strike is Fault.NONE or events <= self._strike_events:

@@ -1,6 +1,6 @@
-"""Starts and stops a fleet of simulated workers in this process and on this event loop.
+"""Starts and stops a fleet of simulated workers on the running event loop.
 
-Each worker has its own engine, cache and port; the vocabulary and the book are shared, as equal models share theirs.
+Each worker has its own engine, cache and port. All workers serve one model, so they share its vocabulary and book.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from router.simulator.tokenizer import Vocabulary
 
 
 class SimulatedFleet:
-    """Running workers, in the order of their ports. Close it with `aclose`, or use it as an async context manager."""
+    """Running workers by number, in the order of their ports. Close with `aclose`, or use as an async context manager."""
 
     def __init__(self, servers: list[WorkerServer], host: str) -> None:
         self._servers = servers
@@ -29,27 +29,27 @@ class SimulatedFleet:
         return [f"http://{host}:{server.port}" for server in self._servers]
 
     def set_fault(self, worker: int, fault: Fault, *, after_events: int | None = None) -> None:
-        """Make one worker misbehave from now on, or stop doing so; with `after_events`, break one stream and no more.
+        """Make one worker misbehave from now on; `Fault.NONE` ends it. With `after_events`, break a single stream.
 
-        That stream is the one that would send the event after so many of all the worker's streams. What opens a
-        stream is an event, each delta is one, and what comes after the last delta is one.
+        All streams of the worker count: the stream that would send the event after that many breaks. The opening of a
+        stream, each delta and the end of a stream are one event each.
         """
         self._servers[worker].worker.set_fault(fault, after_events)
 
     async def kill(self, worker: int) -> None:
-        """End one worker as SIGKILL does: its connections break and its port refuses. Idempotent."""
+        """End one worker as SIGKILL does: its connections break and its port refuses connections. Idempotent."""
         if worker not in self._stopped:
             self._stopped.add(worker)
             await self._servers[worker].stop()
 
     async def restart(self, worker: int) -> None:
-        """Bring one worker back on its port with a cold cache and a new start time."""
+        """Start one worker again, on its port, with a cold cache and a new start time."""
         await self.kill(worker)
         await self._servers[worker].start(self._host)
         self._stopped.discard(worker)
 
     async def drain(self, timeout_s: float) -> None:
-        """What SIGTERM does to workers that drain: new requests get 500 and running ones end, within that wall time."""
+        """Drain all workers as SIGTERM does: new requests get 500. Returns when none runs, or after `timeout_s` (wall)."""
         for number in range(len(self._servers)):
             self.set_fault(number, Fault.DRAIN)
         try:
@@ -74,7 +74,7 @@ class SimulatedFleet:
 
 
 async def start_fleet(settings: SimulatorSettings, *, host: str = "127.0.0.1") -> SimulatedFleet:
-    """Start all workers, or none: raises OSError when a port is taken."""
+    """Start all workers. Raises OSError if a port is taken; then no worker runs."""
     vocabulary, book = _language(settings)
     servers = [WorkerServer(settings, vocabulary, book, number) for number in range(settings.workers)]
     started: list[WorkerServer] = []
@@ -90,7 +90,7 @@ async def start_fleet(settings: SimulatorSettings, *, host: str = "127.0.0.1") -
 
 
 def _language(settings: SimulatorSettings) -> tuple[Vocabulary, Book]:
-    """The vocabulary and the book of a model. A book's tokens are known from the start, whoever generated them."""
+    """The vocabulary and the book of the model. The vocabulary has all tokens of the book from the start."""
     if settings.answers == "bytes":
         book = rich_book()
         return Vocabulary(dict(book.numbered()), settings.vocabulary), book

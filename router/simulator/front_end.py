@@ -1,8 +1,8 @@
-"""A worker's front end in virtual time: the one process that reads, checks and tokenises every request.
+"""A worker's front end in virtual time: the single process that reads, checks and tokenises every request.
 
-It works on the requests it has side by side, as tasks of one event loop do, so that those of one batch are through
-together, when all their work is done; who comes meanwhile is in the next batch. Pure: knows of time only what it is
-told. Must never let a later batch through before an earlier one.
+It works on its requests in parallel, as tasks of one event loop. So the requests of a batch become ready together, when
+the work for all of them is done; requests that arrive meanwhile form the next batch. Pure: the caller passes the time.
+Must never let a later batch pass an earlier one.
 
     arrived ──front end is free──▶ batch: Σ work ──▶ + latency ──▶ ready for the scheduler
 """
@@ -11,7 +11,7 @@ from router.simulator.generation import Generation
 
 
 class FrontEnd:
-    """Those that wait, and when it will be free. Times must not go back between calls; all is O(1) a request."""
+    """The waiting requests, and the time when the front end is free. Time must not go back. O(1) for each request."""
 
     def __init__(self, latency_ns: int) -> None:
         self._latency_ns = latency_ns
@@ -19,25 +19,25 @@ class FrontEnd:
         self._free_ns = 0
 
     def __len__(self) -> int:
-        """How many wait for a batch to begin."""
+        """How many generations wait for their batch to begin."""
         return len(self._arrived)
 
     def take(self, generation: Generation, now_ns: int, work_ns: int) -> None:
-        """One has arrived now, and needs that much work; what is free begins with it by `begin_batch`."""
+        """Add a generation that arrives now and needs `work_ns` of work. `begin_batch` starts the work."""
         if not self._arrived:
             self._free_ns = max(self._free_ns, now_ns)
         self._arrived[generation] = work_ns
 
     def drop(self, generation: Generation) -> bool:
-        """Forget one whose batch has not begun; whether there was one."""
+        """Remove a generation whose batch has not begun. Returns whether it was there."""
         return self._arrived.pop(generation, None) is not None
 
     def next_batch_ns(self) -> int | None:
-        """When the next batch may begin; None while nobody waits for one."""
+        """The time when the next batch may begin; None while nothing waits."""
         return self._free_ns if self._arrived else None
 
     def begin_batch(self) -> list[Generation]:
-        """Begin with all that have arrived, and return them with the time at which they will be ready."""
+        """Begin a batch with all that have arrived. Returns them and sets their `ready_ns`."""
         batch = list(self._arrived)
         self._free_ns += sum(self._arrived.values())
         self._arrived.clear()

@@ -1,7 +1,4 @@
-"""What the engine works on: a generation, what may befall it, and the engine's own limits.
-
-Values only; the rules are in `engine`.
-"""
+"""The engine's values: generations, their states and events, and the engine's limits. The rules are in `engine`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +15,11 @@ class State(Enum):
 
 
 class Generation:
-    """One prompt and what is to be generated for it; the engine fills in the rest.
+    """One prompt and its answer to generate. The engine sets the other fields.
 
-    hashes: of the prompt's full blocks. output_tokens: exactly how many come; 0 for a prompt that is only pooled.
-    output_hashes: of the full blocks after the prompt's, which can be hit once the request has ended.
-    Times are virtual nanoseconds, and 0 until they are known.
+    hashes: hashes of the prompt's full blocks. output_tokens: the exact length of the answer; 0 for pooling.
+    output_hashes: hashes of the full blocks after the prompt's; a lookup can hit them when the request has ended.
+    Times are virtual nanoseconds, 0 until they are known.
     """
 
     __slots__ = (
@@ -53,7 +50,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A generation's first token, or its last; a generation of one token has both at the same time, in this order."""
+    """The first or the last token of a generation. A generation of one token has both events, first then last."""
 
     generation: Generation
     at_ns: int
@@ -62,7 +59,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """A step's bounds and costs. prefill_rate: tokens/s; attention_cost: s per token per token of context."""
+    """Bounds and costs of a step. prefill_rate: tokens/s. attention_cost: seconds per token per token of context."""
 
     block_tokens: int
     max_num_seqs: int

@@ -1,7 +1,6 @@
-"""From a request's body to what the engine and the wire need, or the error that vLLM would answer.
+"""Turns a request's body into a plan for the engine and the wire, or into the error that vLLM would answer.
 
-Pure. Decides limits, prompts and answers before anything is queued, so that nothing after it can fail for the client's
-fault.
+Pure. It decides limits, prompts and answers before anything is queued, so that no client error can appear later.
 """
 
 from collections.abc import Sequence
@@ -29,13 +28,13 @@ from router.simulator.wire import ChatWire, CompletionWire, MessagesWire, Wire
 
 T = TypeVar("T")
 COMPLETIONS_MAX_TOKENS = 16
-UNDECODABLE = "Bad Request"  # what vLLM calls a body that does not decode, as against one that asks for too much
+UNDECODABLE = "Bad Request"  # vLLM's error type for a body that does not decode; other refusals have other types
 _TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-_Prompt = tuple[bytes, Sequence[int] | None]  # the text, and its token ids where the client gave them
+_Prompt = tuple[bytes, Sequence[int] | None]  # the text, and its token ids if the client sent ids
 
 
 class Refusal(Exception):
-    """A request that is answered with an error, whose shape is the route's question."""
+    """A request that gets an error as its answer. The route decides the error's shape."""
 
     def __init__(self, status: int, message: str, kind: str, param: str | None) -> None:
         super().__init__(message)
@@ -51,7 +50,7 @@ def refuse(status: int, message: str, kind: str = "BadRequestError", param: str 
 
 @dataclass(slots=True, eq=False)
 class PlannedChoice:
-    """One generation, and the place in the book that it reads, or its script where that is not all that counts."""
+    """One generation, and its place in the book. Its script, if it has one, replaces the plain text from there."""
 
     generation: Generation
     place: int
@@ -72,7 +71,7 @@ class Plan:
 
 
 def _stops(request: GenerateRequest) -> Stops | None:
-    """What may end the answer early, or None."""
+    """The request's stop strings and ids; None without any."""
     strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
     strings = [string for string in strings if string]
     if not strings and not request.stop_token_ids:
@@ -81,7 +80,7 @@ def _stops(request: GenerateRequest) -> Stops | None:
 
 
 def _wants_usage(request: GenerateRequest) -> bool:
-    """Whether a stream tells its usage; options that say anything are refused where nothing is streamed."""
+    """Whether the stream sends its usage. Refuses stream options in a request that does not stream."""
     options = request.stream_options
     if options is None or options.include_usage is None:
         return False
@@ -115,14 +114,14 @@ class Intake:
             refuse(400, str(error), UNDECODABLE)
         return decoded
 
-    def model_of(self, asked: str | None) -> tuple[str, str]:
-        """The name to answer under, and what tells its KV apart: an adapter's is not its base model's."""
+    def model_of(self, requested: str | None) -> tuple[str, str]:
+        """The model's name in the answer, and the name that its KV is kept under. An adapter has a KV of its own."""
         settings = self._settings
-        if asked is None or asked in settings.models:
-            return asked or settings.models[0], settings.models[0]
-        if asked not in settings.adapters:
-            refuse(404, f"The model `{asked}` does not exist.", "NotFoundError", "model")
-        return asked, asked
+        if requested is None or requested in settings.models:
+            return requested or settings.models[0], settings.models[0]
+        if requested not in settings.adapters:
+            refuse(404, f"The model `{requested}` does not exist.", "NotFoundError", "model")
+        return requested, requested
 
     def plan_chat(self, body: bytes, request_id: str, created_s: int) -> Plan:
         request = self.decode(body, ChatRequest)
@@ -172,7 +171,7 @@ class Intake:
         return Generation(prompt_tokens=max(total, 1), output_tokens=0, hashes=hashes, finish_reason="stop")
 
     def _prompts(self, prompt: Any) -> list[_Prompt]:
-        """One or many texts, or lists of token ids."""
+        """The prompts of `prompt`: one text or many, or one list of token ids or many."""
         if isinstance(prompt, str):
             return [(prompt.encode("utf-8", "surrogatepass"), None)]
         if prompt == []:
@@ -219,7 +218,7 @@ class Intake:
         if not total:
             refuse(400, "The decoder prompt cannot be empty", param="prompt")
         if limit is not None and limit == self._settings.max_model_len - total:
-            limit = None  # as much as there is room for is what an answer has that is given no limit
+            limit = None  # a limit that fills the context length equals no limit
         self._check_length(total, limit)
         hashes = hash_blocks(text, ends, root)
         place = self._book.place(text, given_ids[-1] if given_ids else -1)
@@ -244,7 +243,10 @@ class Intake:
         return choices
 
     def _blocks(self, text: bytes, ids: Sequence[int] | None) -> tuple[int, list[int]]:
-        """A prompt's tokens, and where its full blocks end: between its ids, if the tokenizer would cut elsewhere."""
+        """A prompt's number of tokens, and the byte offset of each full block's end.
+
+        Blocks end between the given ids if the tokenizer would cut the text elsewhere.
+        """
         block_tokens = self._settings.block_tokens
         total, ends = cut_blocks(text, block_tokens)
         if ids is None or (self._book.first_id is None and total == len(ids)):
@@ -253,7 +255,7 @@ class Intake:
         return len(ids), offsets[block_tokens - 1 :: block_tokens]
 
     def _script(self, place: int, tokens: int, held: bytes, stops: Stops, reason: str) -> Script:
-        """What a choice says and where it stops, token by token."""
+        """The text and the end of a choice, token by token."""
         book, words = self._book, self._book.read_tokens(place, 0, tokens)
         if book.first_id is None:
             ids = self.vocabulary.ids_of(words)
@@ -278,7 +280,7 @@ class Intake:
     def _length(
         self, request: GenerateRequest, text: bytes, place: int, prompt_tokens: int, limit: int | None
     ) -> tuple[int, str]:
-        """How many tokens come, and why no more: a limit is used up, and an answer without one ends by itself."""
+        """The answer's number of tokens and its finish reason: the limit, or without a limit its natural end."""
         if limit is not None:
             return limit, "length"
         room = min(self._settings.max_model_len, self._capacity_tokens) - prompt_tokens
@@ -290,7 +292,7 @@ class Intake:
     def _output_hashes(
         self, text: bytes, ends: list[int], parent: int, place: int, prompt_tokens: int, output_tokens: int
     ) -> list[int]:
-        """Hashes of the blocks that the answer fills. The last token is never in the cache."""
+        """Hashes of the blocks that the answer fills. The cache never holds the last token."""
         block_tokens = self._settings.block_tokens
         blocks = (prompt_tokens + output_tokens - 1) // block_tokens - len(ends)
         if blocks <= 0:

@@ -1,6 +1,6 @@
-"""Embeddings, rerank and score: requests that end with their prefill, and numbers made up from the text.
+"""Embeddings, rerank and score: requests that end with their prefill. The shapes are vLLM's, the numbers invented.
 
-Shapes are vLLM's. Equal texts get equal numbers, on every worker.
+Equal texts get equal numbers on every worker.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from router.simulator.wire import Choice, End, Usage
 
 
 class PoolingWire:
-    """A reply whose data is known beforehand and whose usage is filled in; it is never streamed."""
+    """A reply that is never streamed. Its data is given; its usage is added at the end."""
 
     def __init__(self, body: dict[str, Any], *, has_total_only: bool = False) -> None:
         self._body = body
@@ -39,7 +39,7 @@ class PoolingWire:
 
 
 def _unit(text: str, seed: int) -> float:
-    """A number from 0 to 1 that stands for a text."""
+    """A number from 0 to 1, made of the text."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed) / (1 << 64)
 
 
@@ -91,7 +91,7 @@ def _relevance(result: dict[str, Any]) -> float:
 
 
 def plan_score(intake: Intake, body: bytes, request_id: str, created_s: int) -> Plan:
-    """`/v1/score`: one score a pair; a single first text is paired with each second one."""
+    """`/v1/score`: one score for each pair. A single text_1 is paired with each text_2."""
     request = intake.decode(body, PoolingRequest)
     lefts, rights = _texts(request.text_1, "text_1"), _texts(request.text_2, "text_2")
     if len(lefts) == 1:

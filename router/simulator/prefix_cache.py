@@ -1,8 +1,8 @@
-"""The blocks of one worker's KV cache: who holds them, which prompts' blocks can be hit, which block is evicted next.
+"""The blocks of one worker's KV cache: decides which blocks a prompt hits and which block is evicted next.
 
-Counts blocks and remembers hashes; holds no tensors. A block is *held* by running requests, *idle* (computed, hittable,
-evictable) or blank. Idle blocks leave in LRU order, and a request's tail before its head, because it frees them in
-reverse. Must never give out more blocks than there are, nor evict a held one.
+It counts blocks and keeps their hashes, no tensors. A block is *held* by running requests, *idle* (computed, hittable,
+evictable) or blank. Idle blocks are evicted in LRU order. A request frees its blocks in reverse, so its tail is evicted
+before its head. Must never give out more blocks than the cache has, nor evict a held block.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """The blocks of one running request: computed ones by hash, in order, and the rest as counts."""
+    """The blocks of one running request: hashes of the computed ones in order, counts of the others."""
 
     hashes: list[int]
     uncomputed: int
@@ -21,7 +21,7 @@ class Holding:
 
 
 class PrefixCache:
-    """A pool of `blocks` blocks. All operations are linear in the blocks that they touch, lookups constant."""
+    """A pool of `blocks` blocks. Each operation is linear in the blocks that it touches."""
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
@@ -36,11 +36,11 @@ class PrefixCache:
 
     @property
     def cached_blocks(self) -> int:
-        """How many different blocks a lookup can hit."""
+        """The number of different blocks that a lookup can hit."""
         return len(self._references) + len(self._idle)
 
     def match(self, hashes: Sequence[int]) -> int:
-        """How many leading blocks of a prompt are here. Changes nothing, not even their age."""
+        """How many leading blocks of a prompt are cached. Changes nothing, not even the LRU order."""
         matched = 0
         for block in hashes:
             if block not in self._references and block not in self._idle:
@@ -49,10 +49,10 @@ class PrefixCache:
         return matched
 
     def open(self, hashes: Sequence[int], *, prompt_blocks: int, growth_blocks: int, max_cached: int) -> Holding | None:
-        """Take `prompt_blocks`, of which at most `max_cached` leading ones by hit, and promise `growth_blocks` more.
+        """Take `prompt_blocks` and reserve `growth_blocks` more. At most `max_cached` leading blocks may be hits.
 
-        None when that many cannot be had now; then nothing has changed. A promise is kept by `grow`, so that a
-        running request never finds the cache full.
+        None, without any change, if too few blocks are free. `grow` takes a reserved block, so a running request never
+        finds the cache full.
         """
         cached = self.match(hashes[:max_cached])
         hits = list(hashes[:cached])
@@ -69,7 +69,7 @@ class PrefixCache:
         return Holding(hits, fresh, growth_blocks, cached)
 
     def grow(self, holding: Holding) -> None:
-        """Turn one promised block into a held one."""
+        """Turn one reserved block into a held one."""
         holding.reserved -= 1
         holding.uncomputed += 1
         self._reserved -= 1
@@ -77,7 +77,7 @@ class PrefixCache:
         self._evict()
 
     def commit(self, holding: Holding, hashes: Sequence[int]) -> None:
-        """Blocks of this holding have been computed and can be hit from now on. A duplicate stays unlisted."""
+        """Mark computed blocks of the holding as hittable. A block that is cached already is skipped."""
         for block in hashes:
             if holding.uncomputed == 0:
                 return
@@ -89,7 +89,7 @@ class PrefixCache:
             self._uncomputed -= 1
 
     def close(self, holding: Holding) -> None:
-        """Free everything, the tail first. The holding must not be used again."""
+        """Free all blocks, the tail first. The holding must not be used again."""
         self._uncomputed -= holding.uncomputed
         self._reserved -= holding.reserved
         for block in reversed(holding.hashes):

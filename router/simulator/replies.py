@@ -1,7 +1,4 @@
-"""How replies reach a connection: whole bodies and chunks written to its transport, past aiohttp's own writer.
-
-Must never write a chunk of no bytes, which would end a reply.
-"""
+"""Writes replies to a connection's transport, past aiohttp's writer. Must never write an empty chunk: it ends a reply."""
 
 import asyncio
 import socket
@@ -14,7 +11,7 @@ GARBAGE = b"\x00\xff\x16 this is no chunk \xfe\r\n" * 4
 
 
 class Sent(web.StreamResponse):
-    """A reply that has been written already; tells aiohttp only whether the connection goes on."""
+    """A reply that is already written. It tells aiohttp only whether to keep the connection."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
@@ -29,7 +26,7 @@ class Sent(web.StreamResponse):
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close a connection with RST, as SO_LINGER with no time to linger does (socket(7))."""
+    """Close a connection with RST, by SO_LINGER with a time of 0 (socket(7))."""
     connection = transport.get_extra_info("socket")
     if connection is not None and not transport.is_closing():
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -37,7 +34,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 class ChunkedSink:
-    """A streamed reply: its head now, and then one write for each batch of events; and the ways in which it breaks."""
+    """A streamed reply: the head at once, then one write for each batch of events. It can also break in several ways."""
 
     __slots__ = ("_transport",)
 
@@ -51,14 +48,14 @@ class ChunkedSink:
             self._transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
 
     def drop(self) -> None:
-        """Close without a terminator, after what has been written."""
+        """Close without the last chunk, after all written bytes are sent."""
         self._transport.close()
 
     def reset(self) -> None:
         reset(self._transport)
 
     def garble(self) -> None:
-        """Bytes that are no chunk."""
+        """Write bytes that are not a chunk."""
         if not self._transport.is_closing():
             self._transport.write(GARBAGE)
 

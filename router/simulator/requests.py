@@ -1,7 +1,7 @@
-"""What clients ask, decoded, and the text that the model would see of it.
+"""The shapes of requests, and the prompt text that the model gets from them.
 
-Decodes strictly what the simulator acts on and ignores every other field, as vLLM does. Must never lose a byte that a
-prompt depends on: two prompts render alike only if they are alike.
+The fields that the simulator uses are decoded strictly, all others ignored, as vLLM does. Must never lose a byte that a
+prompt depends on: different prompts give different texts.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ class CompletionRequest(GenerateRequest, kw_only=True):
 
 
 class MessagesRequest(msgspec.Struct, kw_only=True):
-    """Anthropic's shape; also that of count_tokens, which needs no max_tokens."""
+    """Anthropic's messages request. count_tokens has the same shape without max_tokens."""
 
     messages: list[Message]
     model: str | None = None
@@ -83,14 +83,14 @@ class DetokenizeRequest(msgspec.Struct):
 
 
 class FaultRequest(msgspec.Struct, omit_defaults=True):
-    """The simulator's own: a fault that stands, or with `after_events` one that strikes one stream."""
+    """The simulator's own request: a standing fault, or with `after_events` a strike that breaks one stream."""
 
     fault: Fault
     after_events: int | None = None
 
 
 class PoolingRequest(msgspec.Struct):
-    """Embeddings, rerank and score in one; each route reads its own fields."""
+    """Embeddings, rerank and score. Each route reads its own fields."""
 
     model: str | None = None
     input: Any = None
@@ -121,7 +121,7 @@ def _render_content(content: str | list[dict[str, Any]] | None) -> bytes:
 def render_chat(
     messages: list[Message], tools: bytes = b"", *, add_generation_prompt: bool = True, continue_final: bool = False
 ) -> bytes:
-    """The chat template: tools first, then each message between its markers, then the header of the answer."""
+    """The chat template: the tools, each message between its markers, the header of the answer."""
     parts = [b"<|im_start|>tools\n", tools, b"<|im_end|>\n"] if tools not in (b"", b"null", b"[]") else []
     for message in messages:
         parts += (b"<|im_start|>", message.role.encode(), b"\n", _render_content(message.content))
@@ -138,6 +138,6 @@ def render_chat(
 
 
 def render_messages(request: MessagesRequest) -> bytes:
-    """The same template for Anthropic's shape, whose system prompt stands beside the messages."""
+    """The chat template for Anthropic's shape, in which the system prompt is a field beside the messages."""
     system = [Message(role="system", content=request.system)] if request.system else []
     return render_chat(system + request.messages, bytes(request.tools))

@@ -1,14 +1,14 @@
 """A book that is hard to cut: emoji, scripts of many bytes, line separators and quotes, in tokens that split characters.
 
-Pure and deterministic. The text is valid Unicode as a whole; its tokens are runs of one to six bytes wherever they fall,
-so one may be a byte of a character, or the end of one and the beginning of the next.
+Pure and deterministic. The whole text is valid Unicode. Its tokens are runs of one to six bytes that ignore character
+borders: a token may be one byte of a character, or the end of one character and the beginning of the next.
 """
 
 from random import Random
 
 from router.simulator.answers import BOOK_TOKENS, Book, is_inside
 
-FIRST_ID = 1 << 30  # above all that a vocabulary gives
+FIRST_ID = 1 << 30  # above every id of a vocabulary
 _ATOMS = (
     *("🙂", "🚀", "\U0001f469\u200d\U0001f680", "👍🏽", "🇩🇪", "\U0001d4b3", "𐍈"),
     *("请", "求", "词", "元", "こん", "にちは", "한국", "ไทย", "हिन्दी", "עברית", "سلام"),
@@ -20,7 +20,7 @@ _TOKEN_BYTES = (1, 1, 2, 2, 3, 3, 4, 5, 6)
 
 
 def rich_book() -> Book:
-    """The book of the answers called "bytes"."""
+    """The book for the setting `answers="bytes"`."""
     random = Random(20_161)
     text = "".join(random.choices(_ATOMS, k=BOOK_TOKENS * 2)).encode()
     tokens, start = [], 0

@@ -1,7 +1,7 @@
-"""What a stream says token by token, where that is not simply the tokens' text: characters are whole, stops are obeyed.
+"""Decides the text that a stream sends with each token, so that characters are whole and stops are obeyed.
 
-Pure. A worker holds bytes back until they decode without a broken end, and with stop strings one character less than
-the longest of them. Must never let go of a broken end, not even when the answer is over: vLLM does not.
+Pure. As vLLM does, it holds back bytes until they decode without a broken end. With stop strings it also holds back one
+character less than the longest of them. Must never send a broken end, not even at the end of the answer.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _MAX_CHARACTER_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """What ends an answer early. Neither strings nor ids do before `min_tokens`; strings only after them."""
+    """Stop strings and ids, which end an answer early: ids from token `min_tokens` on, strings after that token."""
 
     strings: Sequence[str] = ()
     ids: Sequence[int] = ()
@@ -26,9 +26,9 @@ class Stops:
 
 @dataclass(slots=True, eq=False)
 class Script:
-    """One answer: for each token its id and the text that leaves with it, as the inside of a JSON string; and its end.
+    """One answer: for each token its id, and the text sent with it as the inside of a JSON string.
 
-    stop_reason: the string or the id that stopped it, or None.
+    stop_reason: the string or the id that stopped the answer, or None.
     """
 
     ids: list[int]
@@ -38,14 +38,15 @@ class Script:
 
 
 def ends_broken(text: bytes) -> bool:
-    """Whether it ends inside a character, or in what is none."""
+    """Whether the text ends inside a character, or with bytes that are not a character."""
     return text[-2 * _MAX_CHARACTER_BYTES :].decode("utf-8", "replace").endswith(BROKEN)
 
 
 def leaked(prompt: bytes) -> bytes:
-    """What the worker's decoder holds of a prompt: nothing, or all of it but special tokens, if its end is broken.
+    """The bytes of a prompt that vLLM's decoder sends with the answer.
 
-    The first text that can be decoded whole then begins with the prompt, and that is what leaves.
+    There are none if the prompt ends with a whole character. Otherwise the decoder keeps the whole prompt without its
+    special tokens, and the answer's first text that decodes begins with the prompt.
     """
     if not ends_broken(prompt):
         return b""
@@ -55,7 +56,7 @@ def leaked(prompt: bytes) -> bytes:
 
 
 class _Decoder:
-    """Bytes to text, given out when the end is whole; `held` are bytes that came before the first token."""
+    """Decodes bytes to text and returns it when its end is whole. `held`: bytes from before the first token."""
 
     __slots__ = ("_held",)
 
@@ -73,7 +74,7 @@ class _Decoder:
 
 
 def _find_stop(text: str, old: int, strings: Sequence[str]) -> tuple[str, int] | None:
-    """The stop string whose end comes first and past the `old` characters searched before, and where it begins."""
+    """The first stop string that ends after `old` characters, which were searched before, and the place of its start."""
     found = [
         (at + len(stop), order, at)
         for order, stop in enumerate(strings)
@@ -86,7 +87,7 @@ def _find_stop(text: str, old: int, strings: Sequence[str]) -> tuple[str, int] |
 
 
 def write_script(ids: Sequence[int], tokens: Sequence[bytes], held: bytes, stops: Stops, finish_reason: str) -> Script:
-    """The script of an answer that would have these tokens and end so, unless it stops sooner."""
+    """The script of an answer with these tokens and this finish reason, cut at its first stop."""
     decoder, script = _Decoder(held), Script([], [], finish_reason)
     holds = 0 if stops.are_included else max(map(len, stops.strings), default=1) - 1
     said, sent = "", 0

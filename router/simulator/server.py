@@ -1,7 +1,7 @@
 """The HTTP side of one worker: vLLM's routes over aiohttp's server, with replies written straight to the connection.
 
-aiohttp parses requests and cancels a handler when its client leaves. Heads, bodies and chunks are written here, because
-a simulated fleet shares its cores with what is measured. Must never await between a token and its write.
+aiohttp parses requests and cancels a handler when its client leaves. This module writes heads, bodies and chunks itself,
+because the simulated fleet shares its CPU cores with the measured router. Must never await between a token and its write.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _READ_BUFFER_BYTES = 1 << 20
 
 
 def _encode_refusal(refusal: Refusal, path: str) -> bytes:
-    """A refusal in the shape of its route; a body that did not decode is refused in one shape everywhere."""
+    """The error body in the shape of the route. A body that does not decode gets vLLM's shape on every route."""
     if path.startswith("/v1/messages") and refusal.kind != UNDECODABLE:
         return encode_messages_error(refusal.message, refusal.kind)
     return encode_error(refusal.status, refusal.message, refusal.kind, refusal.param)
@@ -51,7 +51,7 @@ _Handler = Callable[["WorkerServer", web.BaseRequest, str], Awaitable[web.Stream
 
 
 class WorkerServer:
-    """One worker's socket. `start` and `stop` may alternate; each start is a new process with a cold cache."""
+    """One worker's socket. `start` and `stop` may alternate; each start imitates a new process with a cold cache."""
 
     def __init__(self, settings: SimulatorSettings, vocabulary: Vocabulary, book: Book, number: int) -> None:
         self.port = settings.base_port + number if settings.base_port else 0
@@ -70,7 +70,7 @@ class WorkerServer:
         self._exposition = Exposition(self._settings, self._started_s)
 
     async def start(self, host: str) -> None:
-        """Listen; a worker that was stopped comes back on its port, cold. Raises OSError when the port is taken."""
+        """Listen. A stopped worker gets its port again and a cold cache. Raises OSError if the port is taken."""
         if self.worker.is_closed:
             self._restart()
         self._server = web.Server(
@@ -92,10 +92,10 @@ class WorkerServer:
         self.worker.close()
 
     def _crash(self) -> None:
-        """What clients see of a death. It listens again after `stop` and `start`."""
+        """Close the listener and every connection. The worker listens again after `stop` and `start`."""
         self._listener.close()
         for connection in self._server.connections:
-            if connection.transport is not None:  # of whichever loop
+            if connection.transport is not None:
                 connection.transport.abort()
 
     def _make_request(
@@ -136,7 +136,7 @@ class WorkerServer:
         return xxhash.xxh3_128_hexdigest(b"%d %d %d" % (self._number, next(self._numbers), int(self._started_s * 1e6)))
 
     def _head(self, request: web.BaseRequest, request_id: str, status: int, content_type: str) -> bytes:
-        """A head without its framing field and its end."""
+        """A head without its framing field and without the empty line at its end."""
         close = "" if request.keep_alive else "connection: close\r\n"
         return (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nserver: uvicorn\r\n{close}"
@@ -146,7 +146,7 @@ class WorkerServer:
     def _reply(
         self, request: web.BaseRequest, request_id: str, status: int, body: bytes, content_type: str = _JSON
     ) -> web.StreamResponse:
-        """Answer with a whole body. What of the request's own body has not been read ends the connection."""
+        """Answer with a whole body. aiohttp closes the connection if the request's body is not read to its end."""
         transport = request.transport
         if transport is not None and not transport.is_closing():
             head = self._head(request, request_id, status, content_type)
@@ -159,7 +159,7 @@ class WorkerServer:
         return await request.read()
 
     async def _serve(self, request: web.BaseRequest, request_id: str, plan: Plan) -> web.StreamResponse:
-        """Run a planned request to its end; leaving by cancellation, as when the client goes, aborts it."""
+        """Run a planned request to its end. Cancellation, such as the client's departure, aborts it."""
         transport = request.transport
         if transport is None:
             return Sent(keep_alive=False)
@@ -181,7 +181,7 @@ class WorkerServer:
     def _break(
         self, request: web.BaseRequest, request_id: str, transport: asyncio.Transport, body: bytes
     ) -> web.StreamResponse:
-        """What the worker's fault makes of a whole reply."""
+        """Answer an unstreamed request as the worker's fault says."""
         fault = self.worker.fault
         if fault is Fault.DEAD:
             refuse(500, ENGINE_DEAD, "InternalServerError")
@@ -196,11 +196,11 @@ class WorkerServer:
         return Sent(keep_alive=False)
 
     async def _admit(self, request: web.BaseRequest) -> bytes:
-        """The body of a request that is to be served, or what a fault, or poison in it, makes of it."""
+        """The body of a request. Under a fault, or with poison in the body, the request is refused or never served."""
         body = await self._read(request)
         if self._poison and self._poison in body:
             self._crash()
-            await asyncio.get_running_loop().create_future()  # until the handler is cancelled with its connection
+            await asyncio.get_running_loop().create_future()  # the closed connection cancels this handler
         fault = self.worker.fault
         if fault is Fault.HANG:
             await asyncio.get_running_loop().create_future()
@@ -305,7 +305,7 @@ class WorkerServer:
         return self._reply(request, request_id, 200, b'{"success":true}')
 
     async def set_fault(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        """The simulator's own route: `{"fault": NAME}`, and `"after_events": N` for one that breaks one stream."""
+        """The simulator's own route: `{"fault": NAME}`, with `"after_events": N` to break a single stream."""
         asked = self._intake.decode(await self._read(request), FaultRequest)
         try:
             self.worker.set_fault(asked.fault, asked.after_events)

@@ -1,6 +1,6 @@
-"""What a simulated fleet is told: sizes, rates and faults, checked once.
+"""The settings of a simulated fleet: sizes, rates and faults. The constructor checks their bounds.
 
-Decides nothing at run time. Durations are in the workers' own (virtual) time unless a docstring says wall.
+Durations are in the workers' virtual time unless a docstring says wall.
 """
 
 from dataclasses import dataclass
@@ -20,23 +20,23 @@ def _require(holds: bool, key: str, bound: str, value: object) -> None:
 class SimulatorSettings:
     """One fleet of equal workers.
 
-    Raises ValueError, naming key, bound and value, when a value is out of bounds.
+    Raises ValueError with key, bound and value if a value is out of bounds.
 
-    workers: how many, each on its own port. base_port: the first worker's port, the others follow; 0 lets the
-    kernel pick. models: names of the base model; the first is the id of which the others are aliases. adapters: names
-    served as LoRA adapters of it. cache_blocks, block_tokens: the KV cache of each worker. prefill_rate: tokens/s.
-    itl_ms: what a step costs that decodes anything. attention_cost: s per token per token of context, prefill's
-    quadratic term. step_overhead_ms: fixed cost of a step. request_overhead_ms: from a request's arrival until the
-    scheduler sees it, besides the front end's work: request_work_ms for each request, which adds up over requests that
-    come together, and tokenize_us_per_token for each token of its prompts. max_num_batched_tokens: tokens in a step.
-    time_scale: virtual seconds per wall second.
-    answers: "plain" words, a token each, or "bytes": text rich in characters of many bytes, which tokens split.
-    stream_interval_ms (wall): the gap below which tokens of a stream share an event; 0 sends an event for the first
-    token and for each `tokens_per_event` after it, which a request's own `stream_interval` can raise.
-    vocabulary: file in which fleets in several processes keep what their token ids mean; empty: ids of prompts mean
-    nothing to another process.
-    keepalive_s (wall): after which an idle connection is closed. api_key: the bearer token of /v1/*, or None.
-    poison: text in a request's body that crashes the worker which begins it; empty: none does.
+    workers: number of workers, each on its own port. base_port: port of the first worker, the next ports for the
+    others; 0: free ports. models: names of the base model; the first is its id, the others are aliases. adapters: names
+    of LoRA adapters of that model. cache_blocks, block_tokens: size of each worker's KV cache. prefill_rate: tokens/s.
+    itl_ms: time that decoding adds to a step. attention_cost: seconds per token per token of context, the quadratic
+    term of prefill. step_overhead_ms: fixed time of a step. request_overhead_ms: delay from a request's arrival to the
+    scheduler, besides the front end's work. request_work_ms: front-end work for each request, summed over requests that
+    arrive together. tokenize_us_per_token: front-end work for each prompt token. max_num_batched_tokens: most tokens of
+    a step. time_scale: virtual seconds per wall second.
+    answers: "plain": ASCII words of one token each; "bytes": many characters of several bytes, which tokens split.
+    stream_interval_ms (wall): tokens of a stream that come within this time share an event. With 0 the first token and
+    each `tokens_per_event` tokens after it get an event; a request's `stream_interval` can raise that number.
+    vocabulary: file that fleets in several processes share for the meaning of their token ids; empty: a process cannot
+    read ids of another one.
+    keepalive_s (wall): an idle connection is closed after this time. api_key: the bearer token of /v1/*, or None.
+    poison: text that crashes the worker when a request's body contains it; empty: no text does.
     serves_pooling: whether /v1/embeddings, /v1/rerank and /v1/score exist. embedding_dims: length of a vector.
     """
 

@@ -1,7 +1,4 @@
-"""What a worker has counted since it started, in tokens, requests and virtual seconds.
-
-Only adds; how it is shown is `exposition`'s question.
-"""
+"""The counts of a worker since its start, in tokens, requests and virtual seconds. `exposition` writes them out."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -21,7 +18,7 @@ LATENCY_BOUNDS_S = (
 
 
 class Histogram:
-    """Counts per bucket, not cumulative; the last bucket is +Inf."""
+    """Counts for each bucket, not cumulative. The last bucket is +Inf."""
 
     __slots__ = ("bounds", "counts", "total")
 

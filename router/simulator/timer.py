@@ -1,7 +1,7 @@
-"""One alarm on the event loop, to some tens of microseconds where the kernel can.
+"""One alarm on the event loop, exact to some tens of microseconds on Linux.
 
-Event loops round their timers to a millisecond, which can be a step of a simulated engine. Linux tells the time through
-a file descriptor instead (timerfd_create(2)); elsewhere the loop's own timer serves. Must never ring before its time.
+Event loops round their timers to a millisecond, and a step of a simulated engine can be that short. On Linux a timer
+file descriptor rings instead (timerfd_create(2)), elsewhere the loop's own timer. Must never ring before its time.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ _TFD_FLAGS = os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
 
 
 class Alarm(Protocol):
-    """Calls back once at the time that was set last; times are those of `time.monotonic`, None sets none."""
+    """Calls back once, at the time that was set last. Times are `time.monotonic()` seconds; None switches it off."""
 
     def set(self, at_s: float | None) -> None: ...
     def close(self) -> None: ...
 
 
 def make_alarm(ring: Callable[[], None]) -> Alarm:
-    """The most exact alarm that this system has, on the running loop. Whoever makes it closes it."""
+    """The most exact alarm of this system, on the running loop. The caller closes it."""
     if sys.platform == "linux":
         try:
             return _KernelAlarm(ring)
@@ -66,7 +66,7 @@ class _KernelAlarm:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
-            return  # set anew after it had run out
+            return  # the alarm was set again after it ran out
         self._ring()
 
 

@@ -1,10 +1,10 @@
-"""A tokeniser without a vocabulary file: which bytes begin a token, fixed, so that equal prefixes have equal tokens.
+"""A tokeniser without a vocabulary file: a fixed rule says which bytes begin a token. Equal prefixes have equal tokens.
 
-A text is cut into pieces of `PIECE_BYTES`. Token t of a piece begins at the piece's t-th *starting byte* (a class of
-bytes chosen so that prose and random words come to about 3.95 bytes a token, digits to 1, code to 3, CJK to 2), or at
-byte `16 * t`, whichever is earlier. Both depend only on what precedes them, so a longer text never changes an earlier
-token. Must never scan in Python byte by byte on the way of a request: a text is mapped to ones and zeroes in one C
-call, and a piece is counted by another, as the low half of Adler-32 is one more than the sum of its bytes (RFC 1950).
+A text is cut into pieces of `PIECE_BYTES`. Token t of a piece begins at the piece's t-th *starting byte* or at byte
+`16 * t`, whichever is earlier. The starting bytes are chosen so that prose and random words have about 3.95 bytes a
+token, digits 1, code 3, CJK 2. Both places depend only on earlier bytes, so a longer text never changes an earlier
+token. Must never scan a request byte by byte in Python: one C call maps a text to ones and zeroes, and another counts a
+piece, since the low half of Adler-32 is one more than the sum of the bytes (RFC 1950).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ MAX_TOKEN_BYTES = 16
 MAX_VOCABULARY = 2_000_000
 MAX_PIECES = 100_000
 
-# Eight letters that make up 27 % of English prose and 8/26 of random letters; half of the capitals; digits; marks; the
-# lead bytes of UTF-8 and a quarter of its continuation bytes.
+# Eight letters (27 % of English prose, 8/26 of random letters), half of the capitals, digits, punctuation, the lead
+# bytes of UTF-8 and a quarter of its continuation bytes.
 _STARTS = frozenset(b"tdcmpbfw" + b"ACEGIKMOQSUWY" + b"0123456789" + b"\n\"',.:;=([{<") | frozenset(
     byte for byte in range(0x80, 0x100) if byte >= 0xC0 or byte % 4 == 0
 )
@@ -27,13 +27,13 @@ _MARKS = bytes(byte in _STARTS for byte in range(256))
 _NIBBLES = b"aeiouhjkglnrvqyz"  # sixteen bytes that begin no token
 
 
-def _count(watermarks: bytes) -> int:
-    """Tokens of one piece, given as a 1 for each starting byte and a 0 for each other."""
-    return max((adler32(watermarks) & 0xFFFF) - 1, -(-len(watermarks) // MAX_TOKEN_BYTES))
+def _count(marks: bytes) -> int:
+    """Tokens of one piece, given as a 1 for each starting byte and a 0 for each other byte."""
+    return max((adler32(marks) & 0xFFFF) - 1, -(-len(marks) // MAX_TOKEN_BYTES))
 
 
 def _offset_of(piece: bytes, token: int) -> int:
-    """Where the token-th token of a piece of marks begins: its shortest head with more tokens ends one byte later."""
+    """The place in a piece of marks where a token begins: one byte before the shortest head that contains the token."""
     low, high = 1, min(len(piece), MAX_TOKEN_BYTES * token + 1)
     while low < high:
         middle = (low + high) // 2
@@ -46,19 +46,19 @@ def _offset_of(piece: bytes, token: int) -> int:
 
 def count_tokens(text: bytes) -> int:
     """How many tokens `text` has. Linear, about 2 ns a byte."""
-    watermarks = text.translate(_MARKS)
-    return sum(_count(watermarks[start : start + PIECE_BYTES]) for start in range(0, len(watermarks), PIECE_BYTES))
+    marks = text.translate(_MARKS)
+    return sum(_count(marks[start : start + PIECE_BYTES]) for start in range(0, len(marks), PIECE_BYTES))
 
 
 def cut_blocks(text: bytes, block_tokens: int, *, past: int = 0) -> tuple[int, list[int]]:
     """The number of tokens, and the byte offset at which each full block ends, in order.
 
-    `past` tokens came before the text, which must then begin where a piece does; they are counted in.
+    past: tokens before the text, which the number includes. The text must begin at the border of a piece.
     """
     total, ends, due = past, [], (past // block_tokens + 1) * block_tokens
-    watermarks, least = text.translate(_MARKS), PIECE_BYTES // MAX_TOKEN_BYTES
-    for start in range(0, len(watermarks), PIECE_BYTES):
-        piece = watermarks[start : start + PIECE_BYTES]
+    marks, least = text.translate(_MARKS), PIECE_BYTES // MAX_TOKEN_BYTES
+    for start in range(0, len(marks), PIECE_BYTES):
+        piece = marks[start : start + PIECE_BYTES]
         tokens = (adler32(piece) & 0xFFFF) - 1
         if tokens < least:
             tokens = _count(piece)
@@ -72,9 +72,10 @@ def cut_blocks(text: bytes, block_tokens: int, *, past: int = 0) -> tuple[int, l
 
 
 def cut_more_blocks(text: bytes, ends: Sequence[int], more: bytes, block_tokens: int) -> tuple[bytes, list[int]]:
-    """What `text`, already cut at `ends`, goes on to when `more` follows it: the rest's bytes, and its blocks' ends.
+    """Continue the blocks of `text`, which end at `ends`, with the text `more`.
 
-    The rest begins where the last full block of `text` ends, and the offsets count from there.
+    Returns the bytes after the last full block of `text`, `more` included, and the offsets in them at which the further
+    blocks end.
     """
     begin = ends[-1] if ends else 0
     aligned = begin - begin % PIECE_BYTES
@@ -87,7 +88,7 @@ def cut_more_blocks(text: bytes, ends: Sequence[int], more: bytes, block_tokens:
 
 
 def hash_blocks(text: bytes, ends: Sequence[int], root: int) -> list[int]:
-    """Chained hashes of the blocks that end at `ends`: each is the xxh3 of its bytes seeded with the one before."""
+    """Chained hashes of the blocks that end at `ends`: the xxh3 of a block's bytes, seeded with the hash before."""
     view, digest, parent, start = memoryview(text), xxhash.xxh3_64_intdigest, root, 0
     hashes = []
     for end in ends:
@@ -98,12 +99,12 @@ def hash_blocks(text: bytes, ends: Sequence[int], root: int) -> list[int]:
 
 
 def root_hash(model: str, salt: str) -> int:
-    """What a chain begins with: prompts of other adapters or salts share no block."""
+    """The seed of a chain's first hash. Prompts of different adapters or salts share no block."""
     return xxhash.xxh3_64_intdigest(f"{model}\0{salt}".encode())
 
 
 def split_tokens(text: bytes) -> list[bytes]:
-    """The tokens themselves, as many as `count_tokens` says. About 0.3 µs a token."""
+    """The tokens of a text. `count_tokens` gives their number. About 0.3 µs a token."""
     tokens: list[bytes] = []
     for start in range(0, len(text), PIECE_BYTES):
         piece = text[start : start + PIECE_BYTES]
@@ -117,8 +118,7 @@ def split_tokens(text: bytes) -> list[bytes]:
 
 
 class _Ids(dict[bytes, int]):
-    """Token to id, made up on the first sight of a token; `texts` is the way back, `unsaved` what is new since it was
-    last emptied."""
+    """Token → id, created at the first look-up. `texts`: id → token. `unsaved`: new tokens that are not yet in the file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,12 +139,11 @@ class _Ids(dict[bytes, int]):
 
 
 class Vocabulary:
-    """Ids for tokens and the way back, shared by a fleet so that one worker's ids mean the same to another.
+    """Tokens ↔ ids. The workers of a fleet share one, so an id means the same to all of them.
 
-    An id is a hash of the token's bytes, so two processes give one token one id. What a process has not seen it looks
-    up in `file`, to which all of them add theirs; without one it becomes a placeholder of one token. Bounded: it starts
-    anew after `MAX_VOCABULARY` tokens. `own`: tokens with ids of their own, known from the start and never forgotten,
-    which `encode` does not give.
+    An id is a hash of the token's bytes, so all processes give a token the same id. Each process adds its tokens to
+    `file` and looks up unknown ids there. An id that stays unknown decodes to a placeholder of one token. It starts
+    again empty after `MAX_VOCABULARY` tokens. own: ids and tokens that it never forgets and that `encode` does not use.
     """
 
     def __init__(self, own: Mapping[int, bytes] | None = None, file: str = "") -> None:
@@ -158,12 +157,12 @@ class Vocabulary:
         pieces, ids = self._pieces, []
         for start in range(0, len(text), PIECE_BYTES):
             piece = text[start : start + PIECE_BYTES]
-            known = pieces.get(piece)
-            if known is None:
+            cached = pieces.get(piece)
+            if cached is None:
                 if len(pieces) >= MAX_PIECES:
                     pieces.clear()
-                known = pieces[piece] = self.ids_of(split_tokens(piece))
-            ids += known
+                cached = pieces[piece] = self.ids_of(split_tokens(piece))
+            ids += cached
         return ids
 
     def ids_of(self, tokens: Sequence[bytes]) -> list[int]:
@@ -182,7 +181,7 @@ class Vocabulary:
         return [texts.get(number) or own.get(number) or _placeholder(number) for number in ids]
 
     def _save(self) -> None:
-        """One write, before anybody is told the ids: who reads them finds them."""
+        """Write new tokens before their ids leave this process, so that every reader of the ids finds them."""
         if self._file is not None:
             with self._file.open("ab") as file:
                 file.write(b"".join(b"%b\n" % token.hex().encode() for token in self._ids.unsaved))

@@ -1,7 +1,7 @@
-"""Replies as vLLM shapes them: JSON bodies, SSE events, errors. Values to bytes; knows no socket.
+"""Replies in vLLM's shapes: JSON bodies, SSE events, errors. Turns values into bytes, and touches no socket.
 
-One class an API, with the same methods, so that whoever streams need not know which it is. Text of answers comes as
-the inside of a JSON string and is put between prepared bytes; ids and counts are all that is formatted for an event.
+Each API has one class, and all classes have the methods of `Wire`. An answer's text arrives as the inside of a JSON
+string and is put between prepared bytes, so only ids and counts are formatted for each event.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _encode = msgspec.json.encode
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one reply, over all its choices; created_tokens are those of blocks that it added to the cache."""
+    """Tokens of one reply, summed over its choices. created_tokens: tokens of the blocks that it added to the cache."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -39,7 +39,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a choice ended; stop_reason is the string or the id that stopped it."""
+    """The end of a choice. stop_reason: the string or the id that stopped it."""
 
     finish_reason: str
     stop_reason: str | int | None = None
@@ -47,7 +47,7 @@ class End:
 
 @dataclass(slots=True)
 class Choice:
-    """One finished choice of an unstreamed reply. Ids are None unless the client asked for them."""
+    """One finished choice of an unstreamed reply. Ids are None if the client did not ask for them."""
 
     text: bytes
     end: End
@@ -56,9 +56,9 @@ class Choice:
 
 
 class Wire(Protocol):
-    """One reply's shape. `opening` comes with a choice's first token; `closing` after the last of all choices.
+    """One reply's bytes. `opening` belongs to a choice's first token, `closing` to the end of the last choice.
 
-    `delta` is empty where vLLM sends no event: for tokens without text, unless their ids are asked for.
+    `delta` is empty if vLLM sends no event: for tokens without text whose ids the client did not ask for.
     """
 
     def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes: ...
@@ -80,7 +80,7 @@ def _stop_reason(end: End | None) -> bytes:
 
 
 class ChatWire:
-    """`/v1/chat/completions`. The fingerprint comes with a stream's usage, or else where a choice ends."""
+    """`/v1/chat/completions`. The fingerprint comes with the usage of a stream, or without usage at a choice's end."""
 
     def __init__(self, request_id: str, model: str, created_s: int, *, wants_usage: bool = False) -> None:
         self._wants_usage = wants_usage
@@ -146,7 +146,7 @@ class ChatWire:
 
 
 class CompletionWire:
-    """`/v1/completions`, whose usage tells nothing of created tokens."""
+    """`/v1/completions`. Its usage has no created tokens."""
 
     def __init__(self, request_id: str, model: str, created_s: int, *, wants_usage: bool = False) -> None:
         self._wants_usage = wants_usage
@@ -158,7 +158,7 @@ class CompletionWire:
         self._prompt_ids: dict[int, Sequence[int]] = {}
 
     def opening(self, choice: int, usage: Usage, prompt_ids: Sequence[int] | None) -> bytes:
-        """Nothing: the prompt's ids come with the first content."""
+        """Empty, since the first delta carries the prompt's ids."""
         del usage
         if prompt_ids is not None:
             self._prompt_ids[choice] = prompt_ids
@@ -202,7 +202,7 @@ class CompletionWire:
 
 
 class MessagesWire:
-    """`/v1/messages`, Anthropic's events; one choice, and never token ids."""
+    """`/v1/messages` with Anthropic's events: one choice, no token ids."""
 
     _STOP_REASONS = {"stop": b"end_turn", "length": b"max_tokens"}  # noqa: RUF012
 
@@ -219,14 +219,14 @@ class MessagesWire:
         )
 
     def _stop(self, end: End) -> bytes:
-        """A stop string has a reason of its own here."""
+        """The stop fields. Anthropic has a separate reason for a stop string."""
         if isinstance(end.stop_reason, str):
             return b'"stop_reason":"stop_sequence","stop_sequence":%b' % _encode(end.stop_reason)
         return b'"stop_reason":"%b","stop_sequence":null' % self._STOP_REASONS[end.finish_reason]
 
     @staticmethod
     def _usage(usage: Usage) -> bytes:
-        """Of a reply that has ended: its three counts of input add up to the prompt's tokens."""
+        """The usage of an ended reply. Its three input counts add up to the prompt's tokens."""
         return (
             b'{"input_tokens":%d,"output_tokens":%d,"cache_creation_input_tokens":%d,"cache_read_input_tokens":%d}'
             % (
@@ -276,15 +276,15 @@ class MessagesWire:
 
 
 def encode_error(status: int, message: str, kind: str, param: str | None = None) -> bytes:
-    """vLLM's error body; its code is the status as a number."""
+    """vLLM's error body. Its code is the HTTP status as a number."""
     return _encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
 def encode_messages_error(message: str, kind: str) -> bytes:
-    """The error body of `/v1/messages`, in Anthropic's shape with vLLM's words."""
+    """The error body of `/v1/messages`: Anthropic's shape with vLLM's type and message."""
     return _encode({"type": "error", "error": {"type": kind, "message": message}})
 
 
 def encode_error_event(status: int, message: str, kind: str) -> bytes:
-    """The error of a stream that has begun; vLLM ends the stream cleanly after it."""
+    """The error event of a running stream, and the clean end that vLLM sends after it."""
     return b"data: %b\n\n" % encode_error(status, message, kind) + DONE

@@ -1,8 +1,8 @@
-"""One simulated worker without its sockets: the engine's virtual time tied to the wall's, and its tokens to replies.
+"""One simulated worker without its sockets: runs the engine's virtual time by the wall clock and turns tokens to replies.
 
-The engine is advanced to the exact virtual time at every arrival, departure and alarm, so an alarm that rings late
-delays what a client reads and nothing else. A stream's first token is written at once and alone; what follows is
-gathered for `stream_interval_ms` of wall time and written as one event. Must never touch a stream between two writes.
+The engine advances to the exact virtual time at every arrival, departure and alarm, so a late alarm only delays the
+client's bytes. A stream's first token is written at once and alone. Later tokens are collected for `stream_interval_ms`
+of wall time and written as one event. Must never touch a stream between two writes.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _ALARM_SLACK_S = 2e-6
 
 
 class Sink(Protocol):
-    """Where a stream's events go: the transport of its connection, behind the chunked framing."""
+    """The destination of a stream's events, such as the chunked body of a connection."""
 
     def write(self, events: bytes, *, is_last: bool) -> None: ...
     def drop(self) -> None: ...
@@ -36,7 +36,7 @@ class Sink(Protocol):
 
 
 class Exchange:
-    """A request being answered. `done` resolves when its last token is out, to the body of an unstreamed reply."""
+    """A request in progress. `done` resolves after its last token: to the body of an unstreamed reply, else to b""."""
 
     __slots__ = ("done", "is_silent", "open_choices", "outbox", "plan", "runs", "sink")
 
@@ -47,10 +47,10 @@ class Exchange:
         self.outbox: list[bytes] = []
         self.runs = [Run(self, index, choice) for index, choice in enumerate(plan.choices)]
         self.open_choices = len(self.runs)
-        self.is_silent = False  # a fault took it, and it has no end but the client's leaving
+        self.is_silent = False  # a fault silenced it; only the client's departure ends it
 
     def usage(self) -> Usage:
-        """What the whole request has used; prompts count once, however many choices they have."""
+        """The usage of the whole request. A prompt counts once for all its choices."""
         firsts = [run.choice.generation for run in self.runs[:: self.plan.n]]
         prompt_tokens = sum(generation.prompt_tokens for generation in firsts)
         cached_tokens = sum(generation.cached_tokens for generation in firsts)
@@ -59,7 +59,7 @@ class Exchange:
 
 
 class Run:
-    """One choice of an exchange on its way: how much of it the client has."""
+    """One choice of an exchange, and how much of it was sent. wrote_s: monotonic time of its last write."""
 
     __slots__ = ("choice", "created_tokens", "exchange", "index", "sent_tokens", "wrote_s")
 
@@ -73,7 +73,7 @@ class Run:
 
 
 class Worker:
-    """An engine that runs on the event loop. Faults may be set at any time; they hold from the next event on."""
+    """An engine that runs on the event loop. A fault can be set at any time and holds from the next event on."""
 
     def __init__(self, settings: SimulatorSettings, book: Book, ids_of: Callable[[Sequence[bytes]], list[int]]) -> None:
         self._settings = settings
@@ -94,7 +94,7 @@ class Worker:
         self._book = book
         self._ids_of = ids_of
         self._loop = asyncio.get_running_loop()
-        # Not the loop's time, which some loops keep in whole milliseconds. The worker's own time was `_start_ns` then.
+        # Not the loop's time, which some loops keep in whole milliseconds. At `_start_s` the virtual time was `_start_ns`.
         self._start_s, self._start_ns = time.monotonic(), 0
         self._ns_per_wall_s = self._pace()
         self._interval_s = settings.stream_interval_ms / 1e3
@@ -108,31 +108,31 @@ class Worker:
         self._idle.set()
 
     def now_ns(self) -> int:
-        """The worker's own time."""
+        """The worker's virtual time."""
         return self._start_ns + int((time.monotonic() - self._start_s) * self._ns_per_wall_s)
 
     @property
     def fault(self) -> Fault:
-        """The fault that stands."""
+        """The standing fault."""
         return self._faults.fault
 
     def set_fault(self, fault: Fault, after_events: int | None = None) -> None:
-        """Misbehave so from now on; with `after_events`, break one stream after that many more events.
+        """Misbehave from now on. With `after_events`, break one stream after that many more events.
 
-        Raises ValueError for a fault that breaks no stream.
+        Raises ValueError if `after_events` comes with a fault that breaks no stream.
         """
         now_s, now_ns = time.monotonic(), self.now_ns()
         self._faults.set(fault, after_events)
         self._start_s, self._start_ns, self._ns_per_wall_s = now_s, now_ns, self._pace()
-        self._alarm_ns = -1  # whatever it was set to, the wall's time of it has changed
+        self._alarm_ns = -1  # the alarm must be set again, since its wall time has changed
         self._pump(now_ns)
 
     def _pace(self) -> float:
-        """Nanoseconds of the worker's time in a second of the wall's."""
+        """Virtual nanoseconds per wall second."""
         return self._settings.time_scale * NS_PER_S / (SLOWNESS if self.fault is Fault.SLOW else 1)
 
     def begin(self, plan: Plan, sink: Sink | None) -> Exchange:
-        """Queue a request. The caller awaits `done`, and calls `leave` whatever comes of it."""
+        """Queue a request. The caller awaits `done` and always calls `leave` at the end."""
         exchange = Exchange(plan, sink, self._loop.create_future())
         now_ns = self.now_ns()
         work_ns = self._work_ns(exchange)
@@ -145,13 +145,13 @@ class Worker:
         return exchange
 
     def _work_ns(self, exchange: Exchange) -> int:
-        """The front end's work for a whole request, done for its first choice; the others find it done."""
+        """The front end's work for a whole request. `begin` charges it to the first choice."""
         prompts = exchange.runs[:: exchange.plan.n]
         tokens = sum(run.choice.generation.prompt_tokens for run in prompts)
         return round(self._settings.request_work_ms * 1e6 + self._settings.tokenize_us_per_token * 1e3 * tokens)
 
     def leave(self, exchange: Exchange) -> None:
-        """The client has its reply, or has gone: whatever still runs for it is aborted at once."""
+        """Abort all that still runs for an exchange, because its client has the reply or has left."""
         if exchange.open_choices:
             now_ns = self.now_ns()
             for run in exchange.runs:
@@ -164,22 +164,22 @@ class Worker:
             self._idle.set()
 
     def refresh(self) -> None:
-        """Bring the engine to now, for whoever reads its numbers."""
+        """Advance the engine to now, so that its figures are current."""
         self._pump(self.now_ns())
 
     async def wait_idle(self) -> None:
-        """Return when no request runs or waits."""
+        """Return once no request runs or waits."""
         await self._idle.wait()
 
     def close(self) -> None:
-        """Stop the clock; nothing that runs will end."""
+        """Stop the alarm. Requests in progress never end after this."""
         self.is_closed = True
         self._alarm.close()
         if self._tick is not None:
             self._tick.cancel()
 
     def _pump(self, now_ns: int) -> None:
-        """Take what the engine has done by now to the clients, and set the alarm for what it does next."""
+        """Advance the engine, send its events to the clients, and set the alarm for the next event."""
         dirty: dict[Exchange, None] = {}
         for event in self.engine.advance(now_ns):
             run = self._runs.get(event.generation)
@@ -217,7 +217,7 @@ class Worker:
         self._pump(self.now_ns())
 
     def _on_tick(self) -> None:
-        """Write what each stream has gathered, but for those written to a moment ago."""
+        """Write the collected tokens of each stream, except streams with a recent write or a slow reader."""
         self._tick = None
         self._pump(self.now_ns())
         before_s = time.monotonic() - self._interval_s / 2
@@ -229,7 +229,7 @@ class Worker:
                 self._flush(run.exchange)
 
     def _open(self, run: Run) -> None:
-        """The first token is there: the opening of the choice, and that token in an event of its own."""
+        """Send the opening of a choice, and its first token in a separate event."""
         exchange, choice = run.exchange, run.choice
         generation = choice.generation
         block_tokens = self._settings.block_tokens
@@ -245,7 +245,7 @@ class Worker:
             self._streaming[run] = None
 
     def _gather(self, run: Run, tokens: int) -> bool:
-        """Put the events for tokens up to that many in the outbox; whether there were any."""
+        """Put events for the first `tokens` tokens into the outbox, unless sent before. Returns whether there are any."""
         if tokens <= run.sent_tokens:
             return False
         if self._interval_s:
@@ -272,7 +272,7 @@ class Worker:
             run.exchange.outbox.append(delta)
 
     def _end(self, run: Run) -> None:
-        """The last token is there: the rest of the choice, and after the last choice the end of the reply."""
+        """Put the rest of the choice into the outbox, and after the last choice the end of the reply."""
         exchange, generation = run.exchange, run.choice.generation
         del self._runs[generation]
         self._streaming.pop(run, None)
@@ -288,7 +288,7 @@ class Worker:
             exchange.outbox.append(plan.wire.closing(exchange.usage()))
 
     def _flush(self, exchange: Exchange) -> None:
-        """One write for all that is in the outbox; under a fault, what that does to a reply in progress."""
+        """Write the whole outbox at once, or break the reply if a fault says so. Resolves `done` after the last choice."""
         sink = exchange.sink
         if exchange.done.done() or exchange.is_silent:
             return
@@ -304,7 +304,7 @@ class Worker:
             exchange.done.set_result(b"" if sink is not None else self._whole(exchange))
 
     def _is_broken(self, exchange: Exchange) -> bool:
-        """Whether a fault has befallen a reply in progress; if so, what that does to it is done."""
+        """Apply the worker's fault to a reply in progress. Returns whether one hit it."""
         sink = exchange.sink
         if sink is None:
             exchange.is_silent = self.fault is Fault.HANG

@@ -1,1 +1,1 @@
-"""The router in a terminal: what its admin port tells, for people who are logged in somewhere and have no browser."""
+"""The admin port's figures in a terminal, for operators without a browser."""

@@ -1,4 +1,4 @@
-"""Asks the admin port. Whatever goes wrong is said in a line that tells what to do."""
+"""Reads the admin port. Each failure becomes one line that says what to do."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from router.runtime.bounded_body import read_body
 from router.runtime.logs import redact
 
 CONNECT_S, SILENT_S, ANSWER_S = 3.0, 10.0, 30.0
-"""For a connection; for a head, and for each snapshot, however it drips; for a whole list."""
+"""Time-outs: to connect; for a response head and for each whole snapshot; for a whole list."""
 MAX_EVENT_BYTES = 8 << 20
-"""Of 10,000 workers and more."""
+"""A snapshot of 10,000 workers is smaller."""
 MAX_ANSWER_BYTES = 64 << 20
-"""Of as many decisions as ``admin.decisions`` may be."""
+"""The largest list of decisions that ``admin.decisions`` allows is smaller."""
 MAX_ROWS = 100_000
-"""Of a list: likewise, and far more than a fleet has workers. To show so many takes a minute."""
+"""As many rows as ``admin.decisions`` allows, and more than a fleet has workers. To show them takes a minute."""
 _NOT_AN_ANSWER = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, KeyError, RecursionError)
-"""A time-out is an OSError; aiohttp tells of lines that are too long by an error of its parser's, and msgspec of what is nested
-too deep by a RecursionError."""
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a router that listens there is asked on loopback)
+"""A time-out is an OSError, a line that is too long an error of aiohttp's parser, JSON nested too deep a RecursionError."""
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (the client connects by loopback)
 
 
 class AdminError(Exception):
-    """In a line, without passwords and without what a terminal would obey."""
+    """One line for the operator. The text loses passwords and control characters."""
 
     def __init__(self, text: str) -> None:
         super().__init__(printable(redact(text)))
 
 
 class AdminClient:
-    """``url``: of the admin port, without a path."""
+    """A client of one admin port. ``url``: without a path. ``token``: empty if the port needs none."""
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def list(self, path: str, member: str, kind: Any) -> list[dict[str, Any]]:
-        """What is listed under ``member`` of the answer, each as ``kind`` has it. Raises AdminError."""
+        """The list under ``member`` of the answer, with each row decoded as ``kind``. Raises AdminError."""
         async with self._answer(path) as answer, asyncio.timeout(ANSWER_S):
             found: list[dict[str, Any]] = msgspec.json.decode(await _whole(answer), type=dict[str, list[kind]])[member]
             if len(found) > MAX_ROWS:
@@ -54,7 +53,7 @@ class AdminClient:
             return found
 
     async def snapshots(self) -> AsyncGenerator[dict[str, Any], None]:
-        """What the status page shows, once a second, for as long as the router goes on. Raises AdminError."""
+        """The status page's snapshots, one a second, until the router closes the stream. Raises AdminError."""
         async with self._answer("/events") as answer:
             while data := await _next_data(answer.content):
                 shown: Any = msgspec.json.decode(data, type=Snapshot)
@@ -75,19 +74,19 @@ class AdminClient:
                     yield answer
         except _NOT_AN_ANSWER as error:
             raise AdminError(
-                f"{self.url} is no router's admin port, or not now ({error or type(error).__name__}): see admin.host and "
-                "admin.port, or name it with --admin-url"
+                f"{self.url} is no router's admin port, or does not answer ({error or type(error).__name__}): check admin.host "
+                "and admin.port, or give the URL with --admin-url"
             ) from None
 
     async def _refusal(self, answer: aiohttp.ClientResponse) -> str:
         if answer.status == 401:
-            return f"{self.url} asks for a token that this is not: set WARMROUTE_ADMIN__TOKEN to what the router has"
-        told = (await answer.content.read(200)).decode("utf-8", "replace").strip()
-        return f"{self.url} answers {answer.status}: {told.partition(chr(10))[0]}"
+            return f"{self.url} needs the router's token: set WARMROUTE_ADMIN__TOKEN to its admin.token"
+        text = (await answer.content.read(200)).decode("utf-8", "replace").strip()
+        return f"{self.url} answers {answer.status}: {text.partition(chr(10))[0]}"
 
 
 async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    """Raises ValueError."""
+    """The body. Raises ValueError if it is too large."""
     body = await read_body(answer, MAX_ANSWER_BYTES)
     if body is None:
         raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
@@ -95,7 +94,7 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
 
 
 async def _next_data(content: aiohttp.StreamReader) -> bytes:
-    """Of the next event; empty at the end. Raises ValueError where it is too large, TimeoutError."""
+    """The data of the next event; empty at the end. Raises ValueError if a line is too long, and TimeoutError."""
     async with asyncio.timeout(SILENT_S):
         while line := await content.readline():
             if line.startswith(b"data: "):
@@ -104,6 +103,6 @@ async def _next_data(content: aiohttp.StreamReader) -> bytes:
 
 
 def admin_url(admin: AdminConfig) -> str:
-    """Of a router on this machine that has this configuration."""
+    """The admin port's URL for a router on this machine with this configuration."""
     host = _EVERYWHERE.get(admin.host, admin.host)
     return f"http://[{host}]:{admin.port}" if ":" in host else f"http://{host}:{admin.port}"

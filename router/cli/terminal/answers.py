@@ -1,4 +1,4 @@
-"""What the admin port tells, as far as it is shown: whatever answers otherwise is no router, and is not shown at all."""
+"""The admin port's answers, as far as a terminal shows them. An answer of another shape is refused as a whole."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Worker(TypedDict):
     url: str
     state: str
     since: NotRequired[str | None]
-    """When the state began."""
+    """The time when the state began."""
     last_error: NotRequired[str | None]
-    """What is wrong with its answers to probes."""
+    """The cause of its failed probes."""
     in_flight: Number
     queued_prefill_tokens: Number
     prefill_rate: Number
@@ -76,4 +76,4 @@ class Snapshot(TypedDict):
     saved_prefill_s: Number
     sessions: Sessions | None
     history: list[tuple[Number, Number, Number, Number]]
-    """Unix time, and sums of tokens: prompts', predicted, cached."""
+    """Samples: Unix time, then token sums of prompts, predicted hits and actual hits."""

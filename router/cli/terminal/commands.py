@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 PIPED_COLUMNS = 160
 AGAIN_S = 1.0
-"""Behind a router that went away, until it is asked again."""
+"""Pause before the next attempt to reach a router that went away."""
 MIN_SHOWN_S = 0.1
-"""For which a screen stays, however fast others come."""
+"""Shortest time between two screens."""
 
 
 def asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of who is asked. By default the router of this machine that has the same configuration."""
+    """Add the options that choose the router. The default is this machine's router with the same configuration."""
     for option in (
-        click.option("--admin-url", help="Admin port.  [default: by admin.host and admin.port]"),
-        click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of the router."),
+        click.option("--admin-url", help="URL of the router's admin port.  [default: from admin.host and admin.port]"),
+        click.option("--config", "file", type=click.Path(path_type=Path), help="The router's TOML file."),
     ):
         command = option(command)
     return command
@@ -79,14 +79,14 @@ def explain_command(request_id: str, file: Path | None, admin_url: str | None) -
     found = [decision for decision in decisions if decision["request_id"] == request_id]
     if not found:
         raise click.ClickException(
-            f"{client.url} remembers its last {len(decisions)} requests (admin.decisions), and {printable(request_id)} is not "
-            "among them; another router may have had it"
+            f"{printable(request_id)} is not among the last {len(decisions)} requests that {client.url} remembers: raise "
+            "admin.decisions, or try another router with --admin-url"
         )
     click.echo("\n".join(map(explain, found)), nl=False)
 
 
 def _console() -> Console:
-    """As wide as the terminal; where there is none, wide enough."""
+    """A console as wide as the terminal, or wide enough for all columns without one."""
     console = Console(highlight=False)
     if not _is_terminal() and "COLUMNS" not in os.environ:
         console.width = PIPED_COLUMNS
@@ -94,16 +94,16 @@ def _console() -> Console:
 
 
 def _is_terminal() -> bool:
-    """Whether somebody looks at one. ``Console.is_terminal`` only says whether colours are wanted (FORCE_COLOR)."""
+    """Whether the output is a terminal. ``Console.is_terminal`` is also true with FORCE_COLOR."""
     return sys.stdout.isatty()
 
 
 def _as_json(workers: list[dict[str, Any]]) -> str:
-    """In ASCII, so that no text of it commands a terminal."""
+    """JSON in ASCII, so that it contains no control characters for the terminal."""
     try:
         return json.dumps(workers, indent=2)
     except RecursionError:
-        raise click.ClickException("the workers that were told are nested too deep to be shown") from None
+        raise click.ClickException("the admin port's answer is nested too deep to print") from None
 
 
 def _client(file: Path | None, url: str | None) -> AdminClient:
@@ -119,15 +119,15 @@ async def _print_once(client: AdminClient, console: Console) -> None:
         async for shown in snapshots:
             console.print(top_screen(shown))
             return
-    raise AdminError(f"{client.url} told nothing")
+    raise AdminError(f"{client.url} closed the connection before its first snapshot: try again")
 
 
 async def _watch(client: AdminClient, console: Console) -> None:
-    """Until it is interrupted or terminated. A router that was there once is waited for."""
+    """Show snapshots until a signal ends it. If a router goes away after its first snapshot, wait for it."""
     was_there = False
     task = asyncio.current_task()
     assert task is not None  # noqa: S101
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # the screen is given back
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that Live restores the screen
     with Live(console=console, screen=True, auto_refresh=False) as live:
         show = partial(live.update, refresh=True)
         while True:
@@ -140,7 +140,7 @@ async def _watch(client: AdminClient, console: Console) -> None:
             except AdminError as error:
                 if not was_there:
                     raise
-                show(Group(plain(error), "", "Asked again each second; ctrl-C ends."))
+                show(Group(plain(error), "", "Trying again each second. Press Ctrl-C to stop."))
             await asyncio.sleep(AGAIN_S)
 
 

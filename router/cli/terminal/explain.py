@@ -1,4 +1,4 @@
-"""What happened to one request, and why, in words; from what ``/decisions`` told. No clock, no I/O."""
+"""Explains in words what happened to one request, and why, from its row of ``/decisions``. No clock, no I/O."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from router.core.printable import printable
 
 REASONS = {
     "cached": "it holds the most of the prompt",
-    "ring": "the ring places prompts that begin so on it",
-    "load": "it is less busy, which was worth more than what others hold of the prompt",
-    "cold": "nobody holds any of the prompt, and it was expected to be soonest",
-    "over_bound": "the ring's first had more than its share, and this is the next",
-    "session": "its session was there last",
-    "drawn": "the less busy of two that were drawn",
-    "turn": "it was its turn",
-    "lot": "it was drawn by lot",
+    "ring": "the ring puts prompts with this beginning there",
+    "load": "it is less busy, which saves more time than the larger prefix on another worker",
+    "cold": "no worker holds any of the prompt, and this one was expected to answer first",
+    "over_bound": "the ring's first worker had more than its share, and this is the next",
+    "session": "it served the session's last request",
+    "drawn": "it is the less busy of two workers drawn at random",
+    "turn": "it was next in turn",
+    "lot": "it was drawn at random",
 }
-"""By what a policy says of its first choice."""
+"""The meaning of each reason that a policy gives for its first choice."""
 FAILURES = {
     "connect": "could not be connected to",
     "died": "closed the connection before its first byte",
-    "timeout": "said nothing for too long",
+    "timeout": "sent nothing for too long",
     "error": "answered with an error of its own",
     "busy": "said that it is busy",
     "no_model": "does not serve the model any more",
     "left": "left the fleet",
-    "unsafe": "could not go on with it rightly",
-    "too_large": "answered with more than may be held",
-    "overloaded": "answered with more than there was memory for",
+    "unsafe": "could not continue the stream correctly",
+    "too_large": "answered with more bytes than the limit allows",
+    "overloaded": "answered with more bytes than memory was free for",
 }
-"""Of an attempt, by its cause."""
+"""The failure of an attempt, by its cause."""
 BREAKS = {
-    "died": "closed the connection within its stream",
-    "timeout": "fell silent within its stream",
-    "error": "said within its stream that it cannot go on",
+    "died": "closed the connection during its stream",
+    "timeout": "sent nothing for too long during its stream",
+    "error": "reported an error during its stream",
 }
 _RESUMED = {
-    "exact": "another went on behind the very tokens",
-    "text": "another went on behind the text",
-    "finished": "nothing was missing but the end",
-    "unsafe": "it could not be continued rightly, and was ended with an error",
-    "failed": "nobody could go on with it, and it was ended with an error",
+    "exact": "another worker continued after the exact tokens",
+    "text": "another worker continued after the text",
+    "finished": "only the end was missing",
+    "unsafe": "no worker could continue it correctly, and it ended with an error",
+    "failed": "no worker could continue it, and it ended with an error",
 }
 
 
 def explain(decision: dict[str, Any]) -> str:
-    """Lines, the last one ended."""
+    """The explanation's lines, each with its newline."""
     return "".join(f"{printable(line)}\n" for line in _lines(decision))
 
 
@@ -64,29 +64,29 @@ def _lines(one: dict[str, Any]) -> Iterator[str]:
     yield f"  {_answer(one)}; of it {_waits(one)}"
     yield from _attempts(one)
     if one["given_up"]:
-        yield "  given up   workers died under it, one after another; it may be what kills them"
+        yield "  given up   workers died under it, one after another; this request may be what kills them"
 
 
 def _choice(one: dict[str, Any]) -> str:
-    told = f"{one['policy']}'s first choice"
+    choice = f"{one['policy']}'s first choice"
     why = f"({one['reason']}: {REASONS.get(one['reason'], 'see its policy')})"
     first = one["first_choice"]
     if first == one["worker"]:
-        return f", {told} {why}"
-    was_asked = any(attempt["worker"] == first for attempt in one["tried"])
-    return f"; {told} was {first} {why}{'' if was_asked else ', which had no seat free, or had left'}"
+        return f", {choice} {why}"
+    was_tried = any(attempt["worker"] == first for attempt in one["tried"])
+    return f"; {choice} was {first} {why}{'' if was_tried else ', which had no seat free, or had left'}"
 
 
 def _prompt(one: dict[str, Any]) -> str:
     if not one["prompt_tokens"]:
-        return f"no worker said how long; {one['predicted_cached_tokens']:,} tokens were expected in its cache"
-    found = one["actual_cached_tokens"]
-    told = "it did not say how many were" if found is None else f"{found:,} were"
-    return f"{one['prompt_tokens']:,} tokens; {one['predicted_cached_tokens']:,} expected in its cache, {told}"
+        return f"of unknown length; {one['predicted_cached_tokens']:,} tokens expected in its cache"
+    cached = one["actual_cached_tokens"]
+    found = "it did not report how many were" if cached is None else f"{cached:,} were"
+    return f"{one['prompt_tokens']:,} tokens; {one['predicted_cached_tokens']:,} expected in its cache, {found}"
 
 
 def _answer(one: dict[str, Any]) -> str:
-    """An answer that is not streamed shows nothing before its end, and neither does an error."""
+    """The time to the answer. Without a stream, and for an error, the first token comes with the whole answer."""
     if not one["time_to_first_token_s"]:
         return f"no answer  after {_seconds(one['duration_s'])}"
     kind = "first token" if one["stream"] and one["status"] < 400 else "whole answer after"
@@ -94,7 +94,7 @@ def _answer(one: dict[str, Any]) -> str:
 
 
 def _attempts(one: dict[str, Any]) -> Iterator[str]:
-    """Nothing where the only one did not fail."""
+    """A line for each attempt, unless a single one succeeded, and a line for each resumption."""
     tried, stops = one["tried"], iter(one["resumptions"])
     if len(tried) > 1 or tried[0]["failure"]:
         for at, attempt in enumerate(tried, 1):
@@ -113,8 +113,8 @@ def _fate(one: dict[str, Any], attempt: dict[str, Any]) -> str:
 
 
 def _resumed(stop: dict[str, Any]) -> str:
-    told = _RESUMED.get(stop["outcome"], stop["outcome"])
-    return f"{told}, {_seconds(stop['gap_s'])} later" if stop["gap_s"] else told
+    outcome: str = _RESUMED.get(stop["outcome"], stop["outcome"])
+    return f"{outcome}, {_seconds(stop['gap_s'])} later" if stop["gap_s"] else outcome
 
 
 def _waits(one: dict[str, Any]) -> str:

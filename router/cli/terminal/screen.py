@@ -1,6 +1,6 @@
-"""What ``top`` and ``workers`` show, from what the admin port told. No clock, no I/O.
+"""Builds the screens of ``top`` and ``workers`` from the admin port's answers. No clock, no I/O.
 
-What comes from outside, such as a model's name, may hold control characters, which a terminal would obey: none is printed.
+Must never print control characters: a text from outside, such as a model's name, may contain them to command the terminal.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from rich.text import Text
 from router.core.printable import printable
 
 RECENT_SAMPLES = 31
-"""Of the hit ratio: five minutes, a sample each ten seconds."""
+"""Samples behind the recent hit ratio: five minutes, one sample each ten seconds."""
 DECISIONS = 8
 ERRORS = 4
 LEFT_FOR_OTHERS, LEFT_FOR_ERRORS = DECISIONS + 9, ERRORS + 2
-"""Lines of a screen that are not workers'; the latter where probes fail."""
+"""Lines of a screen beside the workers' rows. The second number is added if a probe fails."""
 _STYLES = {"up": "green", "starting": "yellow", "asleep": "blue", "ejected": "red"}
 
 
 def plain(text: object, style: str = "") -> Text:
-    """Printable, and rich reads no markup in it."""
+    """Text without control characters and without rich's markup."""
     return Text(printable(text), style)
 
 
 def top_screen(shown: dict[str, Any], height: int | None = None) -> RenderableType:
-    """``shown``: a snapshot. ``height``: lines of the terminal; None: as many as it takes."""
+    """The screen of ``top``. ``shown``: a snapshot. ``height``: lines of the terminal; None: no limit."""
     most = most_errors = None
     if height is not None:
         left = LEFT_FOR_OTHERS + (LEFT_FOR_ERRORS if any(map(_last_error, shown["workers"])) else 0)
@@ -43,10 +43,10 @@ def top_screen(shown: dict[str, Any], height: int | None = None) -> RenderableTy
 
 
 def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> Table:
-    """Those that are not up first, then the busiest; ``most`` rows of them.
+    """At most ``most`` workers: first those that are not up, then the busiest.
 
-    Live requests; prefill tokens that wait; hits of the prompts' tokens; how full its cache is believed to be; how fast it
-    prefills. Heads are short, since a terminal has 80 columns.
+    live: requests in flight. prefill: queued prefill tokens. hits: cached share of the prompt tokens. warm: share of the
+    cache that the index knows. tokens/s: prefill rate. The heads are short, since a terminal has 80 columns.
     """
     ordered = sorted(workers, key=lambda one: (one["state"] == "up", -one["in_flight"], one["name"]))
     shown = ordered[:most]
@@ -70,7 +70,7 @@ def worker_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> 
 
 
 def error_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> RenderableType:
-    """What is wrong with workers whose probes fail, and since when each is in its state; nothing where none fails."""
+    """The workers with failed probes: state, its start, and the last error. Empty if no probe fails."""
     ill = sorted(filter(_last_error, workers), key=lambda one: (one["state"] == "up", one["name"]))
     if not ill:
         return Group()
@@ -86,7 +86,7 @@ def error_table(workers: Sequence[dict[str, Any]], most: int | None = None) -> R
 
 
 def _last_error(worker: dict[str, Any]) -> str | None:
-    """Of a router that tells it."""
+    """The error of the worker's probes. None without one, and from routers that do not send this field."""
     return worker.get("last_error")
 
 
@@ -109,7 +109,7 @@ def _glance(shown: dict[str, Any]) -> Text:
 
 
 def recent_hits(history: Sequence[Sequence[float]]) -> str:
-    """``history``: samples of time and sums of tokens: prompts', predicted, cached."""
+    """The hit ratio of the last five minutes. ``history``: as in ``Snapshot``."""
     recent = history[-RECENT_SAMPLES:]
     if not recent:
         return "-"
@@ -120,7 +120,7 @@ def recent_hits(history: Sequence[Sequence[float]]) -> str:
 def _decision_table(decisions: Sequence[dict[str, Any]]) -> Table:
     table = _table(("request", "model", "worker", "why", ">status", ">prompt", ">expected", ">cached", ">first"))
     for one in decisions:
-        first = one["time_to_first_token_s"] if one["stream"] else 0.0  # else it is the whole answer's
+        first = one["time_to_first_token_s"] if one["stream"] else 0.0  # without a stream it is the whole answer's time
         table.add_row(
             plain(one["request_id"]),
             plain(one["model"]),
@@ -136,7 +136,7 @@ def _decision_table(decisions: Sequence[dict[str, Any]]) -> Table:
 
 
 def _table(heads: Sequence[str], caption: str | None = None) -> Table:
-    """``>`` before a head: its column is of figures."""
+    """An empty table. A head that begins with ``>`` aligns its column to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     for head in heads:
         right = head.startswith(">")

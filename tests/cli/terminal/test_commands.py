@@ -58,7 +58,7 @@ async def test_explain_tells_of_a_request_by_its_id() -> None:
         assert told.output.startswith("r-77: /v1/chat/completions, model sim\n  ended      ok, status 200")
         unknown = await run(router, "explain", "r-78")
         assert unknown.exit_code == 1
-        assert "r-78 is not among them" in unknown.output
+        assert "r-78 is not among the last" in unknown.output
 
 
 async def test_the_token_is_that_of_the_routers_configuration(tmp_path: Path) -> None:
@@ -138,6 +138,6 @@ async def test_in_a_terminal_it_goes_on_until_it_is_interrupted_and_outlives_the
                 env={**os.environ, "TERM": "xterm", "COLUMNS": "200", "LINES": "50"},
             )
             await _read_until(master, b"2 of 2 workers up")
-        await _read_until(master, b"Asked again each second")
+        await _read_until(master, b"Trying again each second")
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130

@@ -44,12 +44,12 @@ def test_every_worker_that_was_tried_is_named_and_how_it_failed() -> None:
     assert text[text.index("  attempt 1") :] == (
         "  attempt 1  w-1 could not be connected to\n"
         "  attempt 2  w-2 said that it is busy\n"
-        "  attempt 3  w-3 closed the connection within its stream\n"
-        "             another went on behind the very tokens, 100.0 ms later\n"
-        "  attempt 4  w-4 fell silent within its stream\n"
-        "             nobody could go on with it, and it was ended with an error, 2.00 s later\n"
+        "  attempt 3  w-3 closed the connection during its stream\n"
+        "             another worker continued after the exact tokens, 100.0 ms later\n"
+        "  attempt 4  w-4 sent nothing for too long during its stream\n"
+        "             no worker could continue it, and it ended with an error, 2.00 s later\n"
         "  attempt 5  w-5 closed the connection before its first byte\n"
-        "  given up   workers died under it, one after another; it may be what kills them\n"
+        "  given up   workers died under it, one after another; this request may be what kills them\n"
     )
 
 
@@ -58,7 +58,7 @@ def test_the_worker_that_went_on_with_a_stream_is_not_called_the_first_choice() 
     tried = [an_attempt("w-1", "died", broke=True), an_attempt("w-2")]
     text = explain(a_decision(worker="w-2", tried=tried, resumptions=[stop]))
     assert "w-2; cache_aware's first choice was w-1" in text
-    assert "attempt 1  w-1 closed the connection within its stream\n" in text
+    assert "attempt 1  w-1 closed the connection during its stream\n" in text
     assert "attempt 2  w-2 answered\n" in text
 
 
@@ -70,11 +70,11 @@ def test_a_first_choice_that_was_not_asked_is_told_so() -> None:
 
 
 def test_what_is_not_known_is_not_told_as_zero() -> None:
-    assert "it did not say how many were" in explain(a_decision(actual_cached_tokens=None))
+    assert "it did not report how many were" in explain(a_decision(actual_cached_tokens=None))
     unanswered = explain(
         a_decision(prompt_tokens=0, time_to_first_token_s=0.0, status=502, tried=[an_attempt("w-1", "died")])
     )
-    assert "no worker said how long" in unanswered
+    assert "of unknown length" in unanswered
     assert "no answer  after 1.25 s" in unanswered
     assert "first token" not in unanswered
 
