@@ -65,7 +65,7 @@ class _Connection(asyncio.Protocol):
     def send(self, request: list[bytes]) -> asyncio.Future[Outcome]:
         """Send a request. The future resolves at the reply's last byte or the loss of the connection."""
         transport = self._transport
-        assert transport is not None  # noqa: S101 - the loop calls connection_made before anybody can send
+        assert transport is not None  # noqa: S101 - the loop calls connection_made before any send
         self._outcome = Outcome(sent_at=self._now())
         self._overlap, self._finish, self._done = b"", b"", False
         self._reply = asyncio.get_running_loop().create_future()
