@@ -1,0 +1,1 @@
+"""Pure values and rules. Nothing here knows a clock, a socket or a random number."""

@@ -1,0 +1,1 @@
+"""The table of routes, a request, its record, and how attempts fail. Pure."""

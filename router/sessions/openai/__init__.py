@@ -1,4 +1,5 @@
 """OpenAI's Responses and Conversations over chat completions. Pure: ids and times are passed in.
+``sessions.api`` has the routes.
 
 input → messages, tools      a client's request     → chat messages and members of a chat body
 answer → output              a whole completion     → the response, and the message for the log

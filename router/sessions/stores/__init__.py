@@ -1,0 +1,1 @@
+"""Where sessions are kept: ``contract`` is what every store promises; SQLite, Redis, and what may stand before them."""
