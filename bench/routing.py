@@ -1,6 +1,6 @@
 """Policies compared over real HTTP: simulated fleet, router and load run as separate processes.
 
-    python bench/routing.py conversation coding --traces ../shared/traces
+    python bench/routing.py conversation coding --traces DIR
     python bench/routing.py decode-heavy --policies cache_aware,least_loaded
 
 A policy is NAME or NAME:BOUND (prefix_ring's bounded loads; without BOUND there is no bound). With @N there are N routers

@@ -22,7 +22,7 @@ BOUNDS = (
     ("viewers", "status_viewers", "max_status_viewers"),
     ("wrong tokens", "admin_wrong_tokens", "max_admin_wrong_tokens"),
     ("known models", "known_models", "max_known_models"),
-    ("claims to be given back", "give_backs", "max_give_backs"),
+    ("claims to be given back", "waiting_releases", "max_waiting_releases"),
 )
 
 BOARD = Board(

@@ -140,7 +140,7 @@ BOARD = Board(
                     unit="cps",
                     queries=(
                         Query(rate("store_failures_total"), "calls"),
-                        Query(rate("given_up_claims_total"), "claims"),
+                        Query(rate("abandoned_claims_total"), "claims"),
                     ),
                 ),
                 Panel(
@@ -206,12 +206,13 @@ BOARD = Board(
                 ),
                 Panel(
                     title="Histories in memory",
-                    description="Bytes as a share of sessions.max_hot_bytes. Full is normal.",
+                    description="Bytes as a share of sessions.max_cache_bytes. Full is normal.",
                     unit="percentunit",
                     maximum=1,
                     queries=(
                         Query(
-                            f"{now('hot_bytes', by='instance')} / {now('max_hot_bytes', by='instance')}", "{{instance}}"
+                            f"{now('session_cache_bytes', by='instance')} / {now('max_session_cache_bytes', by='instance')}",
+                            "{{instance}}",
                         ),
                     ),
                 ),
@@ -274,8 +275,8 @@ BOARD = Board(
                     description="Beyond the bound a session is compacted after its next turn.",
                     unit="short",
                     queries=(
-                        Query(now("janitor_waiting"), "waiting"),
-                        Query(now("max_janitor_waiting"), "may wait"),
+                        Query(now("compactions_waiting"), "waiting"),
+                        Query(now("max_compactions_waiting"), "may wait"),
                     ),
                 ),
                 Panel(

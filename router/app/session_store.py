@@ -122,8 +122,7 @@ def state_dir(config: SessionsConfig) -> Path:
 
 def kept_secret(path: Path) -> bytes:
     """Creates the secret if it is missing. Of several processes that start at once the first one's secret stays, and no
-    process reads a half-written file. Raises
-    ConfigError."""
+    process reads a half-written file. Raises ConfigError."""
     if not path.exists():
         try:
             with NamedTemporaryFile("w", dir=path.parent) as whole:  # readable by its owner only

@@ -113,7 +113,7 @@ async def build_state(
     opened = await open_store(sessions, clock, wall_clock)
     histories = Histories(
         opened.store,
-        HistoryCache(sessions.max_hot_bytes),
+        HistoryCache(sessions.max_cache_bytes),
         wall_clock,
         clock,
         metrics.observe_load,

@@ -56,7 +56,7 @@ def describe(
     journaled = state.store.journaled
     sessions = {
         "turns": sum(state.turns.counts.turns.values()),
-        "hot": len(state.turns.histories.cache),
+        "cached": len(state.turns.histories.cache),
         "store_up": state.watch.is_up,
         "waiting": journaled.waiting if journaled else 0,
     }

@@ -136,7 +136,7 @@ class SessionsConfig(Section, frozen=True):
         ),
     ] = ""
     encryption_secret_file: Annotated[str, Meta(description="File that holds sessions.encryption_secret.")] = ""
-    max_hot_bytes: Annotated[
+    max_cache_bytes: Annotated[
         int, Meta(ge=1 << 20, le=1 << 40, description="Most bytes of histories kept in memory between turns.")
     ] = 256 << 20
 

@@ -7,6 +7,7 @@ worker ever listed counts as ``other``, and so does every new combination beyond
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -64,8 +65,8 @@ class Metrics:
         self._is_known = is_known
         self._children: dict[tuple[str, str, int, str, str], _Children] = {}
         self._pending: list[Record] = []
-        self._retries = dict.fromkeys(RETRY_CAUSES, 0)
-        self._resumptions = dict.fromkeys(product(BREAKS, ENDINGS), 0)
+        self._retries = collections.Counter(dict.fromkeys(RETRY_CAUSES, 0))
+        self._resumptions = collections.Counter(dict.fromkeys(product(BREAKS, ENDINGS), 0))
         self._given_up = 0
         self._add_counters(registry)
         self._add_histograms(registry)

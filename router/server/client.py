@@ -106,7 +106,7 @@ class ClientConnection:
         self.has_started = False
 
     def __repr__(self) -> str:
-        return f"<ClientConnection {self.route.value} started={self.has_started} ended={self._has_ended}>"
+        return f"<ClientConnection {self.route.path} started={self.has_started} ended={self._has_ended}>"
 
     def add_head(self, name: str, value: str) -> None:
         """Add a header before the answer begins. Characters other than visible ASCII are percent-encoded."""

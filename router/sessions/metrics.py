@@ -111,13 +111,13 @@ def turn_rows(turns: Turns) -> Iterable[Row]:
         ),
         gauge("live_turns", "Turns in progress.", lambda: len(turns.claims.live)),
         gauge(
-            "give_backs",
+            "waiting_releases",
             "Claims on sessions that the router will release when the store answers again.",
             lambda: releaser.waiting,
         ),
-        gauge("max_give_backs", "Most claims that may wait to be released.", lambda: releaser.max_waiting),
+        gauge("max_waiting_releases", "Most claims that may wait to be released.", lambda: releaser.max_waiting),
         counter(
-            "given_up_claims",
+            "abandoned_claims",
             "Claims on sessions that the router could not release; they ended with their lease.",
             lambda: releaser.given_up,
         ),
@@ -141,10 +141,12 @@ def history_rows(turns: Turns) -> Iterable[Row]:
             "Most bytes of a session's log (sessions.max_session_bytes).",
             lambda: config.max_session_bytes,
         ),
-        gauge("hot_sessions", "Sessions whose history is in memory.", lambda: len(cache)),
-        gauge("hot_bytes", "Bytes of the histories in memory.", lambda: cache.bytes),
+        gauge("cached_sessions", "Sessions whose history is in memory.", lambda: len(cache)),
+        gauge("session_cache_bytes", "Bytes of the histories in memory.", lambda: cache.bytes),
         gauge(
-            "max_hot_bytes", "Most bytes of the histories in memory (sessions.max_hot_bytes).", lambda: cache.max_bytes
+            "max_session_cache_bytes",
+            "Most bytes of the histories in memory (sessions.max_cache_bytes).",
+            lambda: cache.max_bytes,
         ),
         counter("store_failures", "Calls to the session store that failed.", lambda: histories.failures),
         counter(
@@ -193,8 +195,10 @@ def context_rows(window: ContextWindow, tenants: Callable[[], Sequence[TenantRul
             lambda: compactor.tokens,
             "kind",
         ),
-        gauge("janitor_waiting", "Sessions that wait for the compactor.", lambda: compactor.waiting),
-        gauge("max_janitor_waiting", "Most sessions that may wait for the compactor.", lambda: compactor.max_waiting),
+        gauge("compactions_waiting", "Sessions that wait for the compactor.", lambda: compactor.waiting),
+        gauge(
+            "max_compactions_waiting", "Most sessions that may wait for the compactor.", lambda: compactor.max_waiting
+        ),
         gauge(
             "tenant_summary_tokens_left",
             "Tokens that summaries of the tenant's sessions may still use until midnight UTC.",

@@ -47,7 +47,7 @@ class Choice(msgspec.Struct):
     text: str | None = None
     logprobs: Any = None
     finish_reason: str | None = None
-    stop_reason: int | str | None = None
+    stop_reason: Any = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
 

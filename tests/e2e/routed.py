@@ -37,7 +37,7 @@ QUICK = {
 CONSTANTS = {
     "probes.ill_interval_s": "router.upstream.health_check.ILL_INTERVAL_S",
     "probes.models_interval_s": "router.upstream.health_check.MODELS_INTERVAL_S",
-    "sessions.max_give_backs": "router.sessions.release.MAX_WAITING",
+    "sessions.max_waiting_releases": "router.sessions.release.MAX_WAITING",
     "context.max_waiting": "router.sessions.compactor.MAX_WAITING",
     "limits.max_header_bytes": "router.server.client_server.MAX_FIELD_BYTES",
     "limits.max_headers": "router.server.client_server.MAX_FIELDS",

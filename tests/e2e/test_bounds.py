@@ -94,7 +94,7 @@ BOUNDS = (
     Bound("resumption.max_total_kept_bytes", 4 * MB, "long_streams", 60, "resumption_kept_bytes", bytes=12 * MB),
     Bound("index.max_blocks", 1024, "prompts", 10, "prefix_index_blocks", reaches=0.45, stays=True),
     Bound("index.max_sessions", 100, "prompts", 10, "remembered_sessions", stays=True),
-    Bound("sessions.max_hot_bytes", 4 * MB, "turns", 50, "hot_bytes", bytes=32 * MB, stays=True),
+    Bound("sessions.max_cache_bytes", 4 * MB, "turns", 50, "session_cache_bytes", bytes=32 * MB, stays=True),
     Bound("admin.decisions", 50, "quick_answers", 20, "remembered_decisions", stays=True),
     # The admin port
     Bound("admin.max_viewers", 4, "viewers", 20, "status_viewers"),

@@ -26,7 +26,7 @@ SHOWN_NOWHERE = {
     "warmroute_max_remembered_decisions": BOUND,
     "warmroute_max_keys": BOUND,
     "warmroute_audit_waiting_lines": BOUND,
-    "warmroute_hot_sessions": DETAIL,
+    "warmroute_cached_sessions": DETAIL,
     "warmroute_known_token_counts": BOUND,
     "warmroute_live_turns": DETAIL,
     "warmroute_max_known_token_counts": BOUND,

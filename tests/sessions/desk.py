@@ -203,8 +203,8 @@ class Replica:
         *,
         max_wait_s: float = 60.0,
         max_waiting: int = 64,
-        max_give_backs: int = 100,
-        max_hot_bytes: int = 1 << 20,
+        max_waiting_releases: int = 100,
+        max_cache_bytes: int = 1 << 20,
         bytes_per_token: Callable[[str], float] = lambda _model: 4.0,
         **context_window: Any,
     ) -> None:
@@ -213,7 +213,7 @@ class Replica:
         self.points = points
         self.clock = clock
         self.workers: list[str] = []
-        self.histories = Histories(store, HistoryCache(max_hot_bytes), clock, clock)
+        self.histories = Histories(store, HistoryCache(max_cache_bytes), clock, clock)
         self.planner = Planner(self.histories, bytes_per_token, resumes=True)
         self.turns = Turns(
             SessionsConfig(lease_s=15.0, max_wait_s=max_wait_s, max_waiting=max_waiting),
@@ -225,7 +225,7 @@ class Replica:
             clock,
             lambda _seconds: None,
         )
-        self.turns.claims.releaser.max_waiting = max_give_backs
+        self.turns.claims.releaser.max_waiting = max_waiting_releases
 
     def begin(
         self, *messages: dict[str, Any], client: FakeClient | None = None, **overrides: Any

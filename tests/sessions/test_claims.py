@@ -125,7 +125,7 @@ async def test_a_claim_is_not_given_back_for_longer_than_its_lease(monkeypatch: 
 
 async def test_only_so_many_claims_wait_to_be_given_back_and_others_leases_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "REPEAT_S", 0.0)
-    desk = Desk(max_give_backs=2)
+    desk = Desk(max_waiting_releases=2)
     desk.store.fails = {"behind begin": 3, "before leave": 1 << 30}
     for number in range(3):
         with pytest.raises(StateUnavailable):

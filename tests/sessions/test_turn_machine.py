@@ -87,11 +87,11 @@ class TurnMachine(RuleBasedStateMachine):
         return self.runner.run(call)
 
     async def start(self) -> None:
-        for max_hot_bytes in (1 << 20, 1500, 1 << 20):
-            self.routers.append(await self.new_router(max_hot_bytes))
+        for max_cache_bytes in (1 << 20, 1500, 1 << 20):
+            self.routers.append(await self.new_router(max_cache_bytes))
 
-    async def new_router(self, max_hot_bytes: int = 1 << 20) -> Router:
-        router = Router(self.world, self.journals, max_hot_bytes)
+    async def new_router(self, max_cache_bytes: int = 1 << 20) -> Router:
+        router = Router(self.world, self.journals, max_cache_bytes)
         await router.start()
         return router
 

@@ -234,7 +234,7 @@ class Reader(FakeClient):
 class Router(Replica):
     """A replica that can die. ``journals``: where its journal is; None: it has none."""
 
-    def __init__(self, world: World, journals: Path | None, max_hot_bytes: int) -> None:
+    def __init__(self, world: World, journals: Path | None, max_cache_bytes: int) -> None:
         self.handle = Handle(world)
         self.journaled: JournaledStore | None = None
         store = cast(Store, self.handle)
@@ -248,7 +248,7 @@ class Router(Replica):
             asyncio.get_running_loop().time,
             max_wait_s=8.0,
             max_waiting=3,
-            max_hot_bytes=max_hot_bytes,
+            max_cache_bytes=max_cache_bytes,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self.releaser: set[asyncio.Task[None]] = set()

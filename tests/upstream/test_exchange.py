@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from router.config.workers import FleetConfig, TimeoutsConfig
 from router.core.fleet.patience import Signs
-from router.core.index.fingerprint import NO_PROMPT
+from router.core.index.fingerprint import Fingerprint
 from router.core.request.attempt import AttemptFailed, CannotConnect, WorkerDied, WorkerErred, WorkerSilent
 from router.core.request.record import Record
 from router.core.request.reply import Reply, StreamEnd
@@ -71,7 +71,7 @@ def a_request(body: bytes = b'{"model":"m"}', traceparent: str = "") -> Request:
         model="m",
         stream=False,
         body=body,
-        fingerprint=NO_PROMPT,
+        fingerprint=Fingerprint((), 0),
         anchor=0,
         earlier_bytes=0,
         session=None,

@@ -25,9 +25,6 @@ class Fingerprint(msgspec.Struct, frozen=True):
     prompt_bytes: int
 
 
-NO_PROMPT = Fingerprint((), 0)
-
-
 class Chain:
     """A fingerprint that grows with its prompt: an extension costs only its own bytes."""
 

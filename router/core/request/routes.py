@@ -10,11 +10,9 @@ from enum import Enum
 
 
 class BodyCodec(Enum):
-    """How a request's body is written; the value is its Content-Type."""
+    """How a request's body is written. The value is its Content-Type. JSON is the only codec that the router reads."""
 
     JSON = "application/json"
-    MULTIPART = "multipart/form-data"
-    OPAQUE = "application/octet-stream"
 
 
 class PromptForm(Enum):

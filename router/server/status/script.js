@@ -134,7 +134,7 @@ function showGlance() {
     ["GPU seconds saved", short.format(newest.saved_prefill_s)],
   ];
   if (s) {
-    figures.push(["Turns", short.format(s.turns)], ["Sessions in memory", short.format(s.hot)]);
+    figures.push(["Turns", short.format(s.turns)], ["Sessions in memory", short.format(s.cached)]);
     figures.push(["Session store", s.store_up ? "up" : "away"]);
     if (s.waiting) figures.push(["Ends yet to be stored", whole.format(s.waiting)]);
   }

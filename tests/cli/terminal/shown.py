@@ -62,7 +62,7 @@ def a_snapshot(**members: Any) -> dict[str, Any]:
         "live_requests": 3,
         "queued": 2,
         "saved_prefill_s": 1234.5,
-        "sessions": {"turns": 7, "hot": 1, "store_up": True, "waiting": 0},
+        "sessions": {"turns": 7, "cached": 1, "store_up": True, "waiting": 0},
         "history": [[0.0, 100.0, 0.0, 0.0], [10.0, 1100.0, 700.0, 800.0]],
         **members,
     }

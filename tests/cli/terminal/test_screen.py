@@ -38,7 +38,7 @@ def test_a_router_without_sessions_or_a_past_is_shown() -> None:
 
 
 def test_a_store_that_is_away_is_said() -> None:
-    sessions = {"turns": 7, "hot": 1, "store_up": False, "waiting": 4}
+    sessions = {"turns": 7, "cached": 1, "store_up": False, "waiting": 4}
     assert "store AWAY" in printed(top_screen(a_snapshot(sessions=sessions)))
 
 

@@ -228,17 +228,17 @@ async def test_sessions_that_wait_for_the_compactor_are_counted_and_bounded() ->
     notes = Notes().held()
     settings = {**ALWAYS, "context__strategy": "summary", "context__compactors": 1, "context__max_waiting": 1}
     async with serving(notes, **settings) as (_, router):
-        assert await metric(router, "warmroute_max_janitor_waiting") == 1
+        assert await metric(router, "warmroute_max_compactions_waiting") == 1
         await say(router, "a", **user(LONG))
         await until(lambda: notes.asked)
-        assert await metric(router, "warmroute_janitor_waiting") == 0
+        assert await metric(router, "warmroute_compactions_waiting") == 0
         await say(router, "b", **user(LONG))
-        assert await metric(router, "warmroute_janitor_waiting") == 1
+        assert await metric(router, "warmroute_compactions_waiting") == 1
         await say(router, "c", **user(LONG))
         assert await metric(router, "warmroute_compactions_total", result="dropped") == 1
         notes.may_write.set()
         await compacted(router, "summarized", 2)
-        assert await metric(router, "warmroute_janitor_waiting") == 0
+        assert await metric(router, "warmroute_compactions_waiting") == 0
 
 
 async def test_the_lag_of_a_cut_has_its_summaries_in_it() -> None:

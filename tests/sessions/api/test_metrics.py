@@ -154,20 +154,20 @@ async def test_ends_of_turns_that_redis_does_not_take_show_in_the_journal_until_
 async def test_claims_that_a_hung_store_has_yet_to_take_back_are_counted_and_bounded(
     redis_server: RedisProcess, tmp_path: Path
 ) -> None:
-    async with serving(**stored_in(redis_server, tmp_path), sessions__max_give_backs=1) as (_, router):
+    async with serving(**stored_in(redis_server, tmp_path), sessions__max_waiting_releases=1) as (_, router):
         assert (await say(router)).status == 200
-        assert await metric(router, "warmroute_max_give_backs") == 1
+        assert await metric(router, "warmroute_max_waiting_releases") == 1
         redis_server.send(signal.SIGSTOP)
         try:
             assert (await say(router, "a")).status == 503
-            await becomes(router, "give_backs", lambda waiting: waiting == 1)
-            assert await metric(router, "warmroute_given_up_claims_total") == 0
+            await becomes(router, "waiting_releases", lambda waiting: waiting == 1)
+            assert await metric(router, "warmroute_abandoned_claims_total") == 0
             assert (await say(router, "b")).status == 503
-            await becomes(router, "given_up_claims_total", lambda given_up: given_up == 1)
+            await becomes(router, "abandoned_claims_total", lambda given_up: given_up == 1)
         finally:
             redis_server.send(signal.SIGCONT)
-        await becomes(router, "give_backs", lambda waiting: waiting == 0)
-        assert await metric(router, "warmroute_given_up_claims_total") == 1
+        await becomes(router, "waiting_releases", lambda waiting: waiting == 0)
+        assert await metric(router, "warmroute_abandoned_claims_total") == 1
 
 
 @pytest.mark.usefixtures("quick_looks")

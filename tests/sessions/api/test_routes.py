@@ -708,8 +708,12 @@ async def test_what_sessions_did_is_in_the_metrics() -> None:
         assert await metric(router, "warmroute_turns_total", outcome="ok") == 2
         assert await metric(router, "warmroute_turns_total", outcome="repeated") == 1
         assert await metric(router, "warmroute_turn_overhead_seconds_count") == 2
-        assert await metric(router, "warmroute_hot_sessions") == 1
-        assert 0 < await metric(router, "warmroute_hot_bytes") < await metric(router, "warmroute_max_hot_bytes")
+        assert await metric(router, "warmroute_cached_sessions") == 1
+        assert (
+            0
+            < await metric(router, "warmroute_session_cache_bytes")
+            < await metric(router, "warmroute_max_session_cache_bytes")
+        )
         assert await metric(router, "warmroute_spared_bytes_total") > 0
         assert await metric(router, "warmroute_live_turns") == 0
         for name in ("turn_conflicts", "prefix_breaks", "turn_prefixes", "fence_rejections", "resent_messages"):

@@ -69,6 +69,19 @@ async def test_what_is_no_database_is_unavailable(path: Path) -> None:
         await SqliteIndex.open(path)
 
 
+async def test_a_file_system_without_shared_memory_still_holds_an_index(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_connection: sqlite3.Connection, _synchronous: str) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("router.sessions.recall.sqlite.file.begin_wal", refused)
+    index = await SqliteIndex.open(path)
+    await index.add(SID, ANN, [Passage(1, "apple")])
+    assert await find(index, "apple") == [1]
+    await index.close()
+
+
 async def test_a_file_of_another_release_is_begun_anew(path: Path) -> None:
     index = await SqliteIndex.open(path)
     await index.add(SID, ANN, [Passage(1, "apple")])

@@ -125,7 +125,8 @@ class IndexFile:
         _check(connection)
         # NORMAL: what a power failure takes away is indexed anew. Deleted words of FTS5 are overwritten from SQLite 3.42 on;
         # older releases keep them until their segments merge.
-        begin_wal(connection, "NORMAL")
+        with suppress(sqlite3.OperationalError):  # an index that may be thrown away works without a write-ahead log too
+            begin_wal(connection, "NORMAL")
         self._thread.transact("BEGIN IMMEDIATE", _migrate)
 
 
