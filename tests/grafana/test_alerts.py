@@ -154,9 +154,9 @@ CASES = {
     ),
     "WarmrouteSummariesFail": Case(
         gauge("compactions_total", 'result="rejected_empty"', "0+9")
-        | gauge("compactions_total", 'result="told"', "0+1"),
+        | gauge("compactions_total", 'result="summarized"', "0+1"),
         gauge("compactions_total", 'result="rejected_empty"', "0+1")
-        | gauge("compactions_total", 'result="told"', "0+9"),
+        | gauge("compactions_total", 'result="summarized"', "0+9"),
         "90m",
         W,
     ),
