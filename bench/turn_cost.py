@@ -16,10 +16,10 @@ import msgspec
 from router.config.sessions import SessionsConfig
 from router.core.request.record import Record
 from router.core.request.reply import Reply
-from router.core.request.request import NO_TENANT, Request, Tenant
+from router.core.request.request import Request, Tenant
 from router.core.request.routes import Route
-from router.core.tenants.memory import MemoryBudget
 from router.core.tenants.tenant import TenantRules, make_caller
+from router.proxy.internal_client import InternalClient
 from router.proxy.ports import Client
 from router.runtime import memory_trim
 from router.sessions.api.chat_codec import ChatCodec
@@ -60,35 +60,6 @@ class Worker:
         self.asked_at = time.perf_counter()
         await client.answer(Reply(200, {}, ANSWER, is_stream=False), record())
         self.done_at = time.perf_counter()
-
-
-class Reader:
-    is_chunked = True
-    memory = MemoryBudget(1 << 30).hold(NO_TENANT)
-
-    async def answer(self, reply: Reply, record: Record) -> None: ...
-
-    def stream_head(self, reply: Reply, record: Record) -> bytes:  # noqa: ARG002
-        return b""
-
-    def write(self, data: bytes) -> None: ...
-
-    def write_last(self, data: bytes) -> None: ...
-
-    def is_closing(self) -> bool:
-        return False
-
-    def is_full(self) -> bool:
-        return False
-
-    async def drained(self) -> bool:
-        return True
-
-    def end_stream(self, events: bytes) -> None: ...
-
-    def break_off(self, error: Exception) -> None: ...
-
-    def break_off_with(self, event: bytes) -> None: ...
 
 
 def record() -> Record:
@@ -149,7 +120,7 @@ async def measure(items: int) -> dict[str, float]:
 
 async def talk(turns: Turns, sid: Sid, body: bytes) -> None:
     incoming = read_chat(body, CALLER, LIMITS)
-    await turns.run(ask(sid, incoming), ChatCodec(record(), stream=False, wants_usage=False), Reader())
+    await turns.run(ask(sid, incoming), ChatCodec(record(), stream=False, wants_usage=False), InternalClient())
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ if not TYPE_CHECKING:  # each policy declares its own parameters, which stand in
 
 
 class IndexConfig(Section, frozen=True):
-    """What the router remembers of prefixes and sessions."""
+    """Bounds of what the router remembers of prefixes and sessions."""
 
     max_blocks: Annotated[
         int,

@@ -196,7 +196,7 @@ class LimitsConfig(Section, frozen=True):
 
 
 class LogConfig(Section, frozen=True):
-    """What is written to standard error."""
+    """The log, which goes to standard error."""
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")

@@ -31,7 +31,7 @@ class Flight:
     client: Client
     record: Record
     transcript: Transcript | None
-    """What the client has of a stream that other workers can continue."""
+    """The part of a stream that the client has, if other workers can continue the stream."""
     poison_guard: PoisonGuard
 
 

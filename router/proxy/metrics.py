@@ -296,7 +296,7 @@ def tenant_rows(admission: Admission, wall_clock: Callable[[], float]) -> Iterab
 
 
 def _days(accounts: Mapping[Tenant, Account], wall_s: float) -> Iterator[tuple[tuple[str, str], float, int]]:
-    """Of each budget of a day: its labels, what is left of it, and all of it."""
+    """Labels, tokens left and limit of each day's budget."""
     for tenant, account in accounts.items():
         for kind, left, limit in account.day_tokens(wall_s):
             yield (tenant, kind), left, limit

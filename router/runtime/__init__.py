@@ -1,1 +1,1 @@
-"""What any room may use: background tasks, logs, tables of metrics, the SQLite thread, clocks. Knows no other room."""
+"""Services that any room may use: background tasks, logs, tables of metrics, the SQLite thread, clocks. Knows no other room."""

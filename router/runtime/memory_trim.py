@@ -14,7 +14,7 @@ from resource import getpagesize
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Constants of malloc.h."""
 KEPT_FREE_BYTES, LARGE_BYTES = 16 << 20, 512 << 10
-"""What stays at the end of the heap, and the size from which glibc returns a block by itself. Such blocks are rare."""
+"""Bytes that stay at the end of the heap, and the size from which glibc returns a block by itself. Such blocks are rare."""
 
 CHECK_EVERY_S = 5.0
 GROWN_BYTES = 16 << 20

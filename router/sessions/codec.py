@@ -57,7 +57,7 @@ class AnswerCodec(Protocol):
         ...
 
     def note(self) -> bytes:
-        """What a repetition of the request needs of the answer; JSON."""
+        """JSON of the answer that a repetition of the request needs."""
         ...
 
     async def repeat(self, note: bytes, client: Client) -> None:

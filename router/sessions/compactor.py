@@ -57,7 +57,7 @@ class CompactionJob(NamedTuple):
 
 
 class Result(StrEnum):
-    """What a job came to: labels of the compaction counter."""
+    """Results of a job: labels of the compaction counter."""
 
     CUT = "cut"
     SUMMARIZED = "summarized"

@@ -20,7 +20,7 @@ class HistoryCache:
         return len(self._histories)
 
     def known(self, sid: Sid) -> Cursor:
-        """What is known of the session, and need not be read again."""
+        """The part of the session that is in memory and need not be read again."""
         history = self._histories.get(sid)
         return EMPTY if history is None else Cursor(history.generation, history.head, history.epoch)
 

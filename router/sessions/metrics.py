@@ -23,7 +23,7 @@ LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 3
 
 
 class SessionMetrics:
-    """What turns, searches and compactions observe as they happen."""
+    """Histograms that turns, searches and compactions observe as they happen."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         add = partial(Histogram, registry=registry)

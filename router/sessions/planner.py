@@ -99,7 +99,7 @@ class TurnRequest:
 
 
 class Plan(NamedTuple):
-    """What a turn adds to the log and sends."""
+    """The entries that a turn adds to the log, and the request that it sends."""
 
     turn: int
     drafts: list[Draft]

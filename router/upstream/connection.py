@@ -81,7 +81,7 @@ class WorkerConnection(asyncio.Protocol):
     def __repr__(self) -> str:
         return f"<WorkerConnection {self.peer_host or 'closed'} {self.state.name} error={self.error!r}>"
 
-    # What the owner calls
+    # Calls of the owner
 
     @property
     def is_usable(self) -> bool:
@@ -221,7 +221,7 @@ class WorkerConnection(asyncio.Protocol):
     def _is_awaited(self) -> bool:
         return self.state in _AWAITED and not self._is_paused
 
-    # What the event loop calls
+    # Calls of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a socket's transport reads and writes
@@ -265,7 +265,7 @@ class WorkerConnection(asyncio.Protocol):
         else:
             self.abort()  # bytes that nobody asked for
 
-    # What is read
+    # Reading
 
     def _on_head(self, data: bytes) -> None:
         try:

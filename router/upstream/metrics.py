@@ -122,7 +122,7 @@ def fleet_rows(fleet: Fleet, index: PrefixIndex) -> Iterable[Row]:
 
 
 def _cache_rows(each: Callable[[Callable[[Member], float]], Callable[[], Mapping[str, float]]]) -> Iterable[Row]:
-    """What each worker's cache did, since the worker joined."""
+    """Hits and misses of each worker's cache since the worker joined."""
     return (
         counter(
             "worker_requests",

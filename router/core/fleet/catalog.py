@@ -43,7 +43,7 @@ class Catalog:
         """Names that are remembered."""
         return len(self._known)
 
-    # What may be tried
+    # Eligible workers
 
     def eligible(self, model: str) -> Eligible:
         """Raises ModelNotFound, ModelUnavailable, NoWorkerAvailable."""
@@ -90,7 +90,7 @@ class Catalog:
     def is_ready(self) -> bool:
         return any(member.models and member.state is WorkerState.UP for member in self._members)
 
-    # What is served
+    # Served models
 
     def serves(self, model: str) -> bool:
         """True if some worker lists it now."""

@@ -1,4 +1,4 @@
-"""What the fleet learns of its workers and models: prefill rates, bytes per token, and the size of caches."""
+"""Learns from workers' answers and polls: prefill rates, bytes per token, and the size of caches."""
 
 from __future__ import annotations
 

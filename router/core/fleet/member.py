@@ -97,7 +97,7 @@ class Lease:
         self.shows_first_token = shows_first_token
         self.answered = False
         self.recorded: Recorded = (None, 0)
-        """What the index recorded of this request."""
+        """The blocks that the index recorded for this request."""
         self.service_s = 0.0
         """Seconds that the worker spent on this prefill alone, once the first token is back. 0.0 if it also waited for a
         seat."""

@@ -1,4 +1,4 @@
-"""What the fleet starts from, before it has learnt anything."""
+"""Values that the fleet starts from, before it has learnt its own."""
 
 from __future__ import annotations
 

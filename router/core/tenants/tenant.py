@@ -13,7 +13,7 @@ from router.core.request.request import NO_TENANT, Tenant
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 OnBusy = Literal["queue", "reject", "fork"]
-"""What a turn does while another turn of its session is under way."""
+"""How a turn behaves while another turn of its session is under way."""
 ContextStrategy = Literal["none", "window", "summary", "recall", "hybrid"]
 """How a session's history is kept within its model's window."""
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
@@ -45,7 +45,7 @@ class TenantRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cached_token_weight: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """How much a prompt token that hit the cache counts, 0 … 1."""
     on_busy: OnBusy | None = None
-    """What a turn of its sessions does while another is under way; None: as configured for all."""
+    """How a turn behaves while another turn of its session is under way; None: as configured for all."""
     session_lifetime_s: Annotated[float, Meta(ge=0, le=10**9)] | None = None
     """How long a session that clients name is kept after its last use; 0: for ever; None: as configured for all."""
     context_strategy: ContextStrategy | None = None

@@ -21,7 +21,7 @@ ANY = 1 << 40
 
 
 class Source(NamedTuple):
-    """What a summary is made of: earlier summaries, which it replaces, and items. ``since``: the position that it starts after.
+    """The source of a summary: earlier summaries, which it replaces, and items. ``since``: the position that it starts after.
     ``head``: of the log, as it was read."""
 
     since: LogPosition

@@ -1,4 +1,4 @@
-"""What of a session's log is sent, under its view. Kept between turns, so that a turn costs what is new."""
+"""The part of a session's log that is sent, under its view. Kept between turns, so that a turn costs what is new."""
 
 from __future__ import annotations
 

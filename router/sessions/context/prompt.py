@@ -19,7 +19,7 @@ from router.sessions.context.messages import Message, digest, find_overlap, mess
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks of a session, by any API."""
+    """A client's request to a session, by any API."""
 
     model: str
     messages: Sequence[Message]
@@ -57,7 +57,7 @@ class NothingNew(Exception):
 
 
 def find_news(history: History, incoming: Incoming, bytes_per_token: float) -> list[Draft]:
-    """What the turn adds to the log; empty if it answers what others added. Raises HistoryDiffers, NothingNew."""
+    """Entries that the turn adds to the log; empty if it answers what others added. Raises HistoryDiffers, NothingNew."""
     system, messages = split_system(incoming.messages) if incoming.resends else ((), incoming.messages)
     drafts: list[Draft] = []
     if system and list(map(digest, system)) != list(map(digest, history.log.system.values)):

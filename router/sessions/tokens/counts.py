@@ -95,7 +95,7 @@ class TokenCounts:
         return max(1, round(n_bytes / self._calibration.bytes_per_token(model))) if n_bytes else 0
 
     def overhead(self, model: str) -> Overhead:
-        """What the chat template adds. Nothing where tokens are estimated: bytes per token are learnt of whole prompts."""
+        """Tokens that the chat template adds. None where tokens are estimated, since whole prompts teach bytes per token."""
         if self._counter(model) is None:
             return NO_OVERHEAD
         fit = self._fits.get(model)

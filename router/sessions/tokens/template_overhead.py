@@ -1,4 +1,4 @@
-"""What a model's chat template adds to its messages, learnt from what workers count. Pure.
+"""Learns the tokens that a model's chat template adds to its messages, from workers' counts. Pure.
 
 A template puts a few tokens around each message (``<|im_start|>user … <|im_end|>``) and some around all of them (a beginning, a
 preamble, the prompt to answer). So it adds ``per_message · m + fixed`` to ``m`` messages: the line, by least squares, through
